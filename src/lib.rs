@@ -1,0 +1,10 @@
+//! Hugging Face Storage Buckets as an encrypted filesystem.
+//!
+//! The layers, from the bottom up. Each imports only from the layers listed before it
+//! (`tests/layering.rs` holds them to it), and each has its own error type.
+//!
+//! | layer | holds |
+//! |---|---|
+//! | [`crypto`] | keys, names and containers: bytes in, bytes out, no I/O |
+
+pub mod crypto;
