@@ -6,5 +6,7 @@
 //! | layer | holds |
 //! |---|---|
 //! | [`crypto`] | keys, names and containers: bytes in, bytes out, no I/O |
+//! | [`xet`] | the Xet formats and a client of the Xet CAS; knows nothing of encryption or the Hub |
 
 pub mod crypto;
+pub mod xet;

@@ -1,0 +1,60 @@
+//! The CAS as the sessions see it: a small trait, and where its tokens come from.
+//!
+//! Every call may be repeated: all of them are idempotent (content is addressed by hash). Implementations retry what the
+//! protocol says is transient (bounded by count and deadline) and map the rest to [`Error`].
+
+use super::reconstruction::Reconstruction;
+use super::{Error, Hash};
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::ops::Range;
+
+/// What a CAS token may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// Reconstructions and chunk queries.
+    Read,
+    /// Xorbs and shards, and all that `Read` may.
+    Write,
+}
+
+/// A CAS base URL and the token for it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CasToken {
+    /// Base URL without a trailing slash.
+    pub url: String,
+    /// Bearer token.
+    pub token: String,
+    /// Unix seconds.
+    pub expires: u64,
+}
+
+impl std::fmt::Debug for CasToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CasToken").field("url", &self.url).field("expires", &self.expires).finish_non_exhaustive()
+    }
+}
+
+/// Where CAS tokens come from (the Hub's token routes). Caches, refreshes before expiry, single flight.
+#[async_trait]
+pub trait TokenSource: Send + Sync + 'static {
+    /// A token that is good for a while. `refused`: one that the CAS has just answered 401 to; it is not handed out again.
+    async fn token(&self, scope: Scope, refused: Option<&CasToken>) -> Result<CasToken, Error>;
+}
+
+/// A content-addressed store of xorbs, shards and files.
+#[async_trait]
+pub trait Cas: Send + Sync + 'static {
+    /// Where the bytes of `file` are; `range` is half-open file bytes, `None` the whole file. `Err(RangeNotSatisfiable)` where it
+    /// starts at or behind the end.
+    async fn reconstruction(&self, file: &Hash, range: Option<Range<u64>>) -> Result<Reconstruction, Error>;
+    /// Bytes of a data URL of a reconstruction, exactly `bytes` (end exclusive). `Err(Forbidden)` where the URL has expired: ask for the
+    /// reconstruction again.
+    async fn fetch(&self, url: &str, bytes: Range<u64>) -> Result<Bytes, Error>;
+    /// Stores a serialised xorb (chunk area only). `false` where it was there already.
+    async fn put_xorb(&self, hash: &Hash, body: Bytes) -> Result<bool, Error>;
+    /// Registers the files of an upload-form shard, all of whose xorbs are stored.
+    async fn put_shard(&self, body: Bytes) -> Result<(), Error>;
+    /// The dedup shard that knows `chunk`, if any (upload form 7.6 "dedup response").
+    async fn query_chunk(&self, chunk: &Hash) -> Result<Option<Bytes>, Error>;
+}

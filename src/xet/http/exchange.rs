@@ -1,0 +1,330 @@
+//! One request to the CAS or to a pre-signed URL: token, tries, deadlines, bounded bodies (Xet spec, sections 9 and 11).
+//!
+//! A try is bounded three ways: no byte in either direction for `idle`; a total that a slow but honest peer keeps
+//! (`patience` plus the size at [`LEAST_RATE`]); and the number of tries. Dropping the future of [`HttpCas::call`] frees the connection and
+//! the permit at once. Neither tokens nor pre-signed URLs reach an error or a log line.
+
+use super::retry::{Backoff, Failure, asked_wait};
+use super::{HttpCas, Options};
+use crate::xet::error::is_transient;
+use crate::xet::{CasToken, Error, Scope, foreign};
+use bytes::{Bytes, BytesMut};
+use futures::stream;
+use reqwest::Method;
+use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, USER_AGENT};
+use std::convert::Infallible;
+use std::future::{Future, ready};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+/// Bytes per second below which a peer is as good as dead: a 64 MiB xorb then takes 68 minutes.
+const LEAST_RATE: u64 = 16 * 1024;
+/// Bytes of a request body handed to the socket at a time: how finely progress is seen.
+const PIECE: usize = 64 * 1024;
+/// Bytes of an error answer that are looked at.
+const ERROR_TEXT: usize = 2 * 1024;
+/// How long the text of an error answer is waited for: it is a courtesy.
+const ERROR_TEXT_WAIT: Duration = Duration::from_secs(5);
+
+/// Where a request goes.
+#[derive(Clone, Copy)]
+pub(super) enum Target<'a> {
+    /// A path of the CAS, with a token of this scope.
+    Cas(&'a str, Scope),
+    /// A pre-signed URL: no token, never shown.
+    Signed(&'a str),
+}
+
+/// One request, as data: it can be sent any number of times.
+pub(super) struct Request<'a> {
+    /// What it is about, for errors and logs.
+    pub(super) what: &'static str,
+    pub(super) method: Method,
+    pub(super) target: Target<'a>,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Option<Bytes>,
+    /// Bytes expected back.
+    pub(super) answer_len: u64,
+    pub(super) idle: Duration,
+    pub(super) patience: Duration,
+    pub(super) backoff: Backoff,
+}
+
+impl<'a> Request<'a> {
+    pub(super) fn new(what: &'static str, method: Method, target: Target<'a>, options: &Options) -> Self {
+        let (idle, patience) = (options.idle, options.idle.saturating_mul(4));
+        let backoff = Backoff::new(options);
+        Self { what, method, target, headers: HeaderMap::new(), body: None, answer_len: 0, idle, patience, backoff }
+    }
+
+    pub(super) fn header(mut self, name: reqwest::header::HeaderName, value: HeaderValue) -> Self {
+        self.headers.insert(name, value);
+        self
+    }
+
+    pub(super) fn body(mut self, body: Bytes) -> Self {
+        self.body = Some(body);
+        self
+    }
+
+    fn budget(&self) -> Duration {
+        let sent = self.body.as_ref().map_or(0, |body| body.len() as u64);
+        self.patience.saturating_add(Duration::from_secs(sent.saturating_add(self.answer_len) / LEAST_RATE))
+    }
+}
+
+impl HttpCas {
+    /// Sends `request` until `read` makes something of an answer or the tries are used up. `read` sees every status but those that are
+    /// transient, and 401. A 401 is answered with one fresh token.
+    pub(super) async fn call<T, F>(&self, mut request: Request<'_>, read: impl Fn(Answer) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let mut refused: Option<CasToken> = None;
+        loop {
+            let token = match request.target {
+                Target::Cas(_, scope) => Some(self.tokens.token(scope, refused.as_ref()).await?),
+                Target::Signed(_) => None,
+            };
+            let failure = match self.attempt(&request, token.as_ref(), &read).await {
+                Ok(value) => return Ok(value),
+                Err(failure) => failure,
+            };
+            match (failure, token) {
+                (Failure::Final(Error::Unauthorized), Some(token)) if refused.is_none() => refused = Some(token),
+                (failure, _) => {
+                    let wait = request.backoff.next(failure, getrandom::u32().unwrap_or(0))?;
+                    tracing::debug!(what = request.what, ?wait, "trying again");
+                    sleep(wait).await;
+                }
+            }
+        }
+    }
+
+    async fn attempt<T, F>(
+        &self,
+        request: &Request<'_>,
+        token: Option<&CasToken>,
+        read: &impl Fn(Answer) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
+        let exchange = async {
+            let answer = self.send(request, token).await?;
+            match answer.status() {
+                401 => Err(Failure::Final(Error::Unauthorized)),
+                status if is_transient(status) => {
+                    let after = asked_wait(answer.response.status(), answer.headers());
+                    Err(Failure::Transient { error: answer.refusal().await, after })
+                }
+                _ => read(answer).await,
+            }
+        };
+        timeout(request.budget(), exchange).await.unwrap_or_else(|_| Err(too_slow(request.what)))
+    }
+
+    async fn send(&self, request: &Request<'_>, token: Option<&CasToken>) -> Result<Answer, Failure> {
+        let builder = match (request.target, token) {
+            (Target::Cas(path, _), Some(token)) => {
+                let url = format!("{}{path}", token.url.trim_end_matches('/'));
+                self.http.request(request.method.clone(), url).bearer_auth(&token.token)
+            }
+            (Target::Cas(url, _) | Target::Signed(url), _) => self.http.request(request.method.clone(), url),
+        };
+        let progress = Arc::new(Progress::new());
+        let mut builder = builder.headers(request.headers.clone()).header("x-xet-session-id", &self.session);
+        builder = builder.header(USER_AGENT, super::AGENT);
+        if let Some(body) = &request.body {
+            builder = builder.header(CONTENT_LENGTH, body.len()).body(paced(body.clone(), Arc::clone(&progress)));
+        }
+        let response = tokio::select! {
+            sent = builder.send() => sent.map_err(|error| network(request.what, error))?,
+            () = progress.stalled(request.idle) => return Err(stalled(request.what)),
+        };
+        Ok(Answer {
+            response,
+            what: request.what,
+            idle: request.idle,
+            signed: matches!(request.target, Target::Signed(_)),
+            secure: token.is_some_and(|token| is_https(&token.url)),
+            token: token.map(|token| token.token.clone()),
+        })
+    }
+}
+
+/// An answer whose body has yet to come.
+pub(super) struct Answer {
+    response: reqwest::Response,
+    what: &'static str,
+    idle: Duration,
+    signed: bool,
+    secure: bool,
+    /// What the request was sent with: what is shown of the answer must not repeat it.
+    token: Option<String>,
+}
+
+impl Answer {
+    pub(super) fn status(&self) -> u16 {
+        self.response.status().as_u16()
+    }
+
+    pub(super) fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+
+    /// Whether the CAS itself was spoken to over TLS.
+    pub(super) fn is_secure(&self) -> bool {
+        self.secure
+    }
+
+    /// The next bytes of the body.
+    pub(super) async fn piece(&mut self) -> Result<Option<Bytes>, Failure> {
+        match timeout(self.idle, self.response.chunk()).await {
+            Ok(piece) => piece.map_err(|error| network(self.what, error)),
+            Err(_) => Err(stalled(self.what)),
+        }
+    }
+
+    /// The whole body, at most `cap` bytes of it.
+    pub(super) async fn collect(mut self, cap: usize) -> Result<Bytes, Failure> {
+        let mut body = BytesMut::new();
+        while let Some(piece) = self.piece().await? {
+            if piece.len() > cap - body.len() {
+                let why = format!("it is longer than {cap} bytes");
+                return Err(Failure::Final(Error::Malformed { what: self.what, why }));
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(body.freeze())
+    }
+
+    /// A body of exactly `len` bytes; the caller has capped `len`.
+    pub(super) async fn exactly(mut self, len: usize) -> Result<Bytes, Failure> {
+        let wrong = |what| Failure::damaged(what, format!("the answer is not the {len} bytes that were asked for"));
+        if self.response.content_length().is_some_and(|announced| announced != len as u64) {
+            return Err(wrong(self.what));
+        }
+        let mut body = BytesMut::with_capacity(len);
+        while let Some(piece) = self.piece().await? {
+            if piece.len() > len - body.len() {
+                return Err(wrong(self.what));
+            }
+            body.extend_from_slice(&piece);
+        }
+        if body.len() == len { Ok(body.freeze()) } else { Err(wrong(self.what)) }
+    }
+
+    /// The error for a status that means nothing else.
+    pub(super) async fn refusal(mut self) -> Error {
+        let status = self.status();
+        if let Some(id) = self.headers().get("x-request-id") {
+            let id = self.tame(&String::from_utf8_lossy(id.as_bytes()));
+            tracing::debug!(what = self.what, status, request_id = id, "refused");
+        }
+        // What a storage service says about a pre-signed request repeats its signature.
+        let said = if self.signed { self.what.to_owned() } else { self.text().await };
+        let silence = || self.response.status().canonical_reason().unwrap_or("no reason given").to_owned();
+        let message = if said.is_empty() { silence() } else { said };
+        match status {
+            403 => Error::Forbidden(message),
+            _ => Error::Status { status, message },
+        }
+    }
+
+    async fn text(&mut self) -> String {
+        let mut text = Vec::new();
+        let read = async {
+            while let Ok(Some(piece)) = self.piece().await {
+                text.extend_from_slice(&piece[..piece.len().min(ERROR_TEXT - text.len())]);
+                if text.len() == ERROR_TEXT {
+                    break;
+                }
+            }
+        };
+        // Whatever has come by then is shown.
+        let _ = timeout(ERROR_TEXT_WAIT, read).await;
+        self.tame(&foreign::spoken(&text).unwrap_or_default())
+    }
+
+    /// The server's text as an error may show it.
+    pub(super) fn tame(&self, text: &str) -> String {
+        foreign::tame(text, self.token.as_deref())
+    }
+}
+
+/// When the last byte of a request body left.
+struct Progress(Mutex<Instant>);
+
+impl Progress {
+    fn new() -> Self {
+        Self(Mutex::new(Instant::now()))
+    }
+
+    fn mark(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Returns when nothing has been marked for `idle`.
+    async fn stalled(&self, idle: Duration) {
+        loop {
+            let deadline = *self.0.lock().unwrap_or_else(PoisonError::into_inner) + idle;
+            if deadline <= Instant::now() {
+                return;
+            }
+            sleep_until(deadline).await;
+        }
+    }
+}
+
+/// `body` in pieces that share its memory; each one that the connection asks for is progress.
+fn paced(body: Bytes, progress: Arc<Progress>) -> reqwest::Body {
+    if body.is_empty() {
+        return body.into();
+    }
+    reqwest::Body::wrap_stream(stream::unfold(body, move |mut rest| {
+        progress.mark();
+        let piece = rest.split_to(rest.len().min(PIECE));
+        ready((!piece.is_empty()).then_some((Ok::<_, Infallible>(piece), rest)))
+    }))
+}
+
+pub(super) fn is_https(url: &str) -> bool {
+    url.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"))
+}
+
+fn stalled(what: &str) -> Failure {
+    Failure::network(format!("{what}: no byte went either way for too long"))
+}
+
+fn too_slow(what: &str) -> Failure {
+    Failure::network(format!("{what}: too slow"))
+}
+
+/// What went wrong below HTTP, without the URL.
+fn network(what: &'static str, error: reqwest::Error) -> Failure {
+    let error = error.without_url();
+    if error.is_builder() {
+        return Failure::Final(Error::Malformed { what, why: "its URL or a header cannot be used".to_owned() });
+    }
+    let mut text = format!("{what}: {error}");
+    let mut cause = std::error::Error::source(&error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    Failure::network(foreign::tame(&text, None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn https_is_told_from_the_rest() {
+        assert!(is_https("HTTPS://x/"));
+        assert!(!is_https("http://x/") && !is_https("https:/") && !is_https("ü"));
+    }
+}
