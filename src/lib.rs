@@ -7,6 +7,8 @@
 //! |---|---|
 //! | [`crypto`] | keys, names and containers: bytes in, bytes out, no I/O |
 //! | [`xet`] | the Xet formats and a client of the Xet CAS; knows nothing of encryption or the Hub |
+//! | [`hub`] | the Hub client and the embedded Hub; knows nothing of encryption |
 
 pub mod crypto;
+pub mod hub;
 pub mod xet;

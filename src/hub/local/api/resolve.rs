@@ -1,0 +1,115 @@
+//! `HEAD|GET /buckets/{ns}/{name}/resolve/{path}` (Hub API spec, 4.5): a file's headers, and its bytes.
+//!
+//! Answered with 200 and the bytes themselves, never a redirect: that every client can read.
+
+use super::access::{Bucket, Found, find};
+use super::json::http_time;
+use super::tree::Object;
+use super::{Call, Target};
+use crate::hub::local::errors::ApiError;
+use crate::hub::local::range::wanted_ranges;
+use axum::body::Body;
+use axum::http::header::{
+    ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE,
+    LAST_MODIFIED, LINK, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::response::Response;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use std::ops::Range;
+
+/// What files are served as when their uploader said nothing, or nothing that fits a header.
+const DEFAULT_TYPE: HeaderValue = HeaderValue::from_static("application/octet-stream");
+
+/// Answers for one file.
+pub(super) async fn answer(call: Call, target: Target, key: String) -> Result<Response, ApiError> {
+    if !matches!(call.method(), &Method::GET | &Method::HEAD) {
+        return Err(ApiError::method_not_allowed());
+    }
+    let bucket = match find(&call, &target).await? {
+        Found::Here(bucket) => bucket,
+        Found::Elsewhere(redirect) => return Ok(redirect),
+    };
+    let row = bucket.id;
+    let object = call.site.shared.db.read(move |c| Ok::<_, ApiError>(Object::find(c, row, key.as_bytes())?)).await?;
+    let object = object.ok_or_else(ApiError::entry_not_found)?;
+    let mut response = Response::new(Body::empty());
+    *response.headers_mut() = describe(&call, &bucket, &object).map_err(|e| ApiError::internal(&e))?;
+    let etag = etag(&object);
+    if call.headers().get_all(IF_NONE_MATCH).iter().any(|value| names(value, &etag)) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return Ok(response);
+    }
+    let mut bytes = 0..object.size;
+    if call.method() == Method::GET
+        && let Some(range) = wanted(call.headers(), &etag, object.size)?
+    {
+        let shown = format!("bytes {}-{}/{}", range.start, range.end - 1, object.size);
+        let shown = HeaderValue::try_from(shown).map_err(|e| ApiError::internal(&e))?;
+        response.headers_mut().insert(CONTENT_RANGE, shown);
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        bytes = range;
+    }
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(bytes.end - bytes.start));
+    if call.method() == Method::GET && !bytes.is_empty() {
+        let content = call.site.shared.cas.read_file(&object.hash, bytes).await.map_err(|e| ApiError::internal(&e))?;
+        *response.body_mut() = Body::from_stream(content);
+    }
+    Ok(response)
+}
+
+fn describe(
+    call: &Call,
+    bucket: &Bucket,
+    object: &Object,
+) -> Result<HeaderMap, axum::http::header::InvalidHeaderValue> {
+    let (base, hash) = (call.base(), object.hash);
+    let auth = format!("{base}/api/buckets/{}/{}/xet-read-token", bucket.namespace, bucket.name);
+    let cas = call.site.cas_base(call.headers());
+    let link =
+        format!("<{auth}>; rel=\"xet-auth\", <{cas}/v1/reconstructions/{hash}>; rel=\"xet-reconstruction-info\"");
+    let kind = object.content_type.as_ref().and_then(|kind| HeaderValue::try_from(kind).ok());
+    let mut headers = HeaderMap::new();
+    for (name, value) in [
+        (HeaderName::from_static("x-xet-hash"), HeaderValue::try_from(hash.to_string())?),
+        (HeaderName::from_static("x-xet-refresh-route"), HeaderValue::try_from(auth)?),
+        (HeaderName::from_static("x-linked-size"), HeaderValue::from(object.size)),
+        (HeaderName::from_static("x-linked-etag"), HeaderValue::try_from(etag(object))?),
+        (LINK, HeaderValue::try_from(link)?),
+        (ETAG, HeaderValue::try_from(etag(object))?),
+        (LAST_MODIFIED, HeaderValue::try_from(http_time(object.uploaded))?),
+        (ACCEPT_RANGES, HeaderValue::from_static("bytes")),
+        (CONTENT_TYPE, kind.unwrap_or(DEFAULT_TYPE)),
+        // Whoever uploads a page with a script in it shall not have a browser run it on this origin.
+        (CONTENT_DISPOSITION, HeaderValue::try_from(disposition(object))?),
+        (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    ] {
+        headers.insert(name, value);
+    }
+    Ok(headers)
+}
+
+fn disposition(object: &Object) -> String {
+    let name = object.key.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+    let name = String::from_utf8_lossy(name);
+    format!("attachment; filename*=UTF-8''{}", utf8_percent_encode(&name, NON_ALPHANUMERIC))
+}
+
+fn etag(object: &Object) -> String {
+    format!("\"{}\"", object.hash)
+}
+
+/// Whether a list of entity tags has this one, or is `*`.
+fn names(list: &HeaderValue, etag: &str) -> bool {
+    let Ok(list) = list.to_str() else { return false };
+    list.split(',').map(str::trim).any(|tag| tag == "*" || tag.trim_start_matches("W/") == etag)
+}
+
+/// The part of the file that the request asks for; `None` is the whole of it, as it is for a `Range` that is malformed, names several
+/// parts or was meant for another version (RFC 9110, 14.2).
+fn wanted(headers: &HeaderMap, etag: &str, size: u64) -> Result<Option<Range<u64>>, ApiError> {
+    let ranges = wanted_ranges(headers).ok().flatten();
+    let ranges = ranges.filter(|_| headers.get(IF_RANGE).is_none_or(|tag| tag == etag));
+    let Some([wanted]) = ranges.as_deref() else { return Ok(None) };
+    wanted.resolve(size).map(Some).ok_or_else(|| ApiError::range_not_satisfiable(size))
+}

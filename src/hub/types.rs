@@ -1,0 +1,169 @@
+//! What the Hub API speaks of, as types (Hub API spec, sections 2 to 4).
+
+use crate::xet::Hash;
+use std::fmt;
+use std::str::FromStr;
+use time::OffsetDateTime;
+
+/// `namespace/name` of a bucket. Both parts are checked: letters, digits, `-`, `_`, `.`; not empty, not `.` or `..`, at most 96 bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BucketId {
+    namespace: String,
+    name: String,
+}
+
+impl BucketId {
+    /// Checks and joins the two parts.
+    pub fn new(namespace: &str, name: &str) -> Result<Self, super::Error> {
+        for part in [namespace, name] {
+            let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+            if part.is_empty() || part.len() > 96 || part == "." || part == ".." || !part.bytes().all(legal) {
+                return Err(super::Error::InvalidId(format!("{namespace}/{name}")));
+            }
+        }
+        Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+    }
+
+    /// The owner.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The bucket's own name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl fmt::Display for BucketId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl FromStr for BucketId {
+    type Err = super::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (namespace, name) = text.split_once('/').ok_or_else(|| super::Error::InvalidId(text.to_owned()))?;
+        Self::new(namespace, name)
+    }
+}
+
+/// Who a token belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// User name.
+    pub name: String,
+    /// Organisations.
+    pub orgs: Vec<String>,
+}
+
+/// A bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BucketInfo {
+    /// Its id.
+    pub id: BucketId,
+    /// Whether only its owners see it.
+    pub private: bool,
+    /// Sum of file sizes in bytes.
+    pub size: u64,
+    /// Number of files.
+    pub total_files: u64,
+    /// Creation time.
+    pub created_at: Option<OffsetDateTime>,
+    /// Changes with every change of its files; opaque.
+    pub updated_at: Option<String>,
+}
+
+/// A file of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileEntry {
+    /// Full object key.
+    pub key: String,
+    /// Stored size in bytes.
+    pub size: u64,
+    /// Xet hash; `None` for entries without one (they are no containers).
+    pub hash: Option<Hash>,
+    /// The writer's time.
+    pub mtime: Option<OffsetDateTime>,
+    /// The Hub's time of the last upload.
+    pub uploaded_at: Option<OffsetDateTime>,
+}
+
+/// An entry of a listing.
+///
+/// Keys are as the Hub stores them, and that may be anything: empty, `.` or `..` components, control characters. Whoever turns them into names
+/// judges them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TreeEntry {
+    /// An object.
+    File(FileEntry),
+    /// A key prefix.
+    Directory {
+        /// Full key of the directory, no trailing slash.
+        key: String,
+        /// Newest upload inside.
+        uploaded_at: Option<OffsetDateTime>,
+    },
+}
+
+impl TreeEntry {
+    /// Full key.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::File(file) => &file.key,
+            Self::Directory { key, .. } => key,
+        }
+    }
+}
+
+/// Where the next page of a listing is: a URL. Checked to be of the same origin as the endpoint before it is followed with a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor(pub(crate) String);
+
+/// One page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TreePage {
+    /// Its entries.
+    pub entries: Vec<TreeEntry>,
+    /// The next page, if there is one.
+    pub next: Option<Cursor>,
+}
+
+/// One line of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BatchOp {
+    /// Puts a registered file hash at a key; replaces what is there.
+    Add {
+        /// Object key.
+        key: String,
+        /// File hash ([`Hash::ZERO`]: empty).
+        hash: Hash,
+        /// Time of the content, sent in milliseconds; one before 1970 is sent as 1970.
+        mtime: OffsetDateTime,
+        /// Content type; never guessed for ciphertext.
+        content_type: Option<String>,
+    },
+    /// Removes a key; a missing one is fine.
+    Delete {
+        /// Object key.
+        key: String,
+    },
+}
+
+impl BatchOp {
+    /// The key it is about.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Add { key, .. } | Self::Delete { key } => key,
+        }
+    }
+}
+
+/// What became of a batch that was answered: the lines that failed. All others succeeded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BatchOutcome {
+    /// Key and the Hub's words.
+    pub failed: Vec<(String, String)>,
+}
