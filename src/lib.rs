@@ -8,7 +8,9 @@
 //! | [`crypto`] | keys, names and containers: bytes in, bytes out, no I/O |
 //! | [`xet`] | the Xet formats and a client of the Xet CAS; knows nothing of encryption or the Hub |
 //! | [`hub`] | the Hub client and the embedded Hub; knows nothing of encryption |
+//! | [`store`] | where they meet: a source as plaintext paths, sizes and byte ranges |
 
 pub mod crypto;
 pub mod hub;
+pub mod store;
 pub mod xet;

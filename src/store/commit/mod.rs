@@ -1,0 +1,601 @@
+//! The one place that changes a bucket's namespace: checks expectations, forms batches, orders them, and finds out what became of them
+//! (format spec, section 5 "Operations"; Hub API spec, 4.3; DESIGN, promises 4 and 5).
+//!
+//! Operations are cut into rounds of ones that touch no common path; a round goes out as few batches. What is at each key is read right
+//! before and compared with what the operation expects; what was read more than five seconds ago is read again before a line is sent. A batch
+//! without an answer is not taken for failed: its keys are read and compared with the old and the new hash.
+//!
+//! Errors carry no plaintext. Everything may be repeated: a change that finds its own result in place counts it as done.
+
+mod batches;
+mod plan;
+#[cfg(test)]
+mod tests;
+
+pub(super) use plan::{Held, Place, SidecarKey, Slot, Spot};
+
+use super::memory::{Memory, Sharing};
+use super::remote::Remote;
+use super::{Change, Error, Expect, Op, Outcome, PlainPath, Side, Stored, Version};
+use crate::hub::FileEntry;
+use crate::xet::Hash;
+use async_trait::async_trait;
+use batches::Batches;
+use bytes::Bytes;
+use plan::{Impossible, Plan};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+/// Operations of one round, so that what was read at its start is still fresh for most of its lines.
+const MAX_ROUND: usize = 2000;
+
+/// What a kind of view adds to a commit.
+#[async_trait]
+pub(super) trait Layout: Send + Sync {
+    /// Where a path is stored. An error where nothing may be written there.
+    fn place(&self, path: &PlainPath) -> Result<Place, Error>;
+    /// The side and format that a slot means.
+    fn side(&self, slot: Slot) -> Side;
+    /// Which of these paths, where nothing of our own is, hold a plaintext file that is read-only.
+    async fn occupied(&self, paths: &[PlainPath]) -> Result<Vec<bool>, Error>;
+    /// Whether a directory may be moved there at all.
+    async fn check_directory_move(&self, from: &PlainPath, to: &PlainPath) -> Result<(), Error>;
+    /// Every file below a directory, in both formats.
+    async fn files_below(&self, directory: &PlainPath) -> Result<Subtree, Error>;
+    /// Whether these may be overwritten: a damaged file may be another program's good data (format spec, section 5).
+    async fn check_replaceable(&self, versions: &[Version]) -> Vec<Result<(), Error>>;
+    /// The same content in the newer format: what a path has in format 2 is never written in format 1 again.
+    async fn in_newer_format(&self, stored: &Stored) -> Result<Stored, Error>;
+    /// Takes note of the content of sidecars that were made.
+    async fn keep_sidecars(&self, sidecars: Vec<(Hash, Bytes)>);
+    /// Takes note of paths (by primary key) that now hold a file of our own, and of those that don't any more.
+    async fn settled(&self, added: Vec<String>, removed: Vec<String>);
+}
+
+/// A directory's files.
+#[derive(Default)]
+pub(super) struct Subtree {
+    /// By path.
+    pub(super) files: BTreeMap<PlainPath, [Option<Held>; 2]>,
+    /// Entries that this key can't read.
+    pub(super) unreadable: u64,
+}
+
+/// Carries out operations.
+pub(super) struct Committer<'a> {
+    pub(super) remote: &'a Remote,
+    pub(super) memory: &'a Memory,
+    pub(super) layout: &'a dyn Layout,
+}
+
+/// Why a change didn't happen.
+enum Failure {
+    Conflict(Option<Hash>),
+    Error(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<Failure> for Outcome {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Conflict(found) => Outcome::Conflict { found },
+            Failure::Error(error) => Outcome::Failed(error),
+        }
+    }
+}
+
+impl From<Impossible> for Failure {
+    fn from(why: Impossible) -> Self {
+        Self::Error(match why {
+            Impossible::NameTooLong => Error::NameTooLong,
+            Impossible::NoContent => Error::NoContent,
+        })
+    }
+}
+
+/// An operation's paths as keys.
+struct Target {
+    from: Place,
+    to: Option<Place>,
+}
+
+/// What is at an operation's paths.
+struct Spots {
+    from: Spot,
+    to: Option<Spot>,
+}
+
+/// An operation that may go ahead.
+struct Decided {
+    change: plan::Change,
+    /// The version that will be at the (new) path.
+    version: Option<Version>,
+}
+
+/// What is at a key: nothing, or an object with (or without) a Xet hash.
+type Seen = Option<Option<Hash>>;
+
+/// What was read of the bucket.
+struct Snapshot {
+    files: HashMap<String, FileEntry>,
+    at: Instant,
+}
+
+impl Snapshot {
+    fn held(&self, key: &str) -> Option<Held> {
+        self.files.get(key).map(held)
+    }
+
+    fn seen(&self, key: &str) -> Seen {
+        self.held(key).map(|held| held.hash)
+    }
+
+    fn spot(&self, place: &Place) -> Spot {
+        let right = |sidecar: &&SidecarKey| self.seen(&sidecar.key) == Some(Some(sidecar.hash));
+        Spot {
+            primary: self.held(&place.primary),
+            legacy: place.legacy.as_deref().and_then(|key| self.held(key)),
+            sidecars: place.sidecars.iter().filter(right).map(|sidecar| sidecar.key.clone()).collect(),
+            place: place.clone(),
+        }
+    }
+}
+
+/// An object of a listing as far as a commit cares.
+pub(super) fn held(file: &FileEntry) -> Held {
+    Held { hash: file.hash, size: file.size, mtime: file.mtime.or(file.uploaded_at) }
+}
+
+impl Committer<'_> {
+    /// Carries out `operations` in order; one outcome each.
+    pub(super) async fn commit(&self, operations: &[Op]) -> Vec<Outcome> {
+        let mut outcomes = Vec::with_capacity(operations.len());
+        for round in rounds(operations) {
+            match &operations[round.clone()] {
+                [Op { path, change: Change::RenameDirectory { to }, .. }] => {
+                    let outcome = self.move_directory(path, to).await;
+                    outcomes.push(outcome.map_or_else(Outcome::from, |()| Outcome::Done(None)));
+                }
+                several => outcomes.extend(self.round(several).await),
+            }
+        }
+        outcomes
+    }
+
+    /// Carries out operations that touch no common path.
+    async fn round(&self, operations: &[Op]) -> Vec<Outcome> {
+        let targets: Vec<Result<Target, Error>> = operations.iter().map(|op| self.target(op)).collect();
+        let keys: BTreeSet<String> = targets.iter().flatten().flat_map(Target::keys).collect();
+        let snapshot = match self.read(keys.into_iter().collect()).await {
+            Ok(snapshot) => snapshot,
+            Err(error) => return operations.iter().map(|_| Outcome::Failed(error.again())).collect(),
+        };
+        let mut spots: Vec<Result<Spots, Error>> = Vec::with_capacity(operations.len());
+        for target in targets {
+            spots.push(
+                target.map(|Target { from, to }| Spots {
+                    from: snapshot.spot(&from),
+                    to: to.map(|to| snapshot.spot(&to)),
+                }),
+            );
+        }
+        self.refuse_plaintext(operations, &mut spots).await;
+        let mut decisions: Vec<Result<Decided, Outcome>> = Vec::with_capacity(operations.len());
+        for (op, spots) in operations.iter().zip(spots) {
+            decisions.push(match spots {
+                Ok(spots) => self.decide(op, spots).await,
+                Err(error) => Err(Outcome::Failed(error)),
+            });
+        }
+        self.refuse_damaged(&mut decisions).await;
+        self.refuse_unmarked(&mut decisions).await;
+        let going: Vec<&Decided> = decisions.iter().flatten().collect();
+        let changes: Vec<plan::Change> = going.iter().map(|decided| decided.change.clone()).collect();
+        let mut results = self.run(changes, &snapshot).await.into_iter();
+        let mut outcomes = Vec::with_capacity(operations.len());
+        for decision in decisions {
+            outcomes.push(match decision {
+                Err(outcome) => outcome,
+                Ok(decided) => match results.next() {
+                    Some(Ok(())) => Outcome::Done(decided.version),
+                    Some(Err(failure)) => failure.into(),
+                    None => Outcome::Failed(Error::Refused("not carried out".into())),
+                },
+            });
+        }
+        outcomes
+    }
+
+    fn target(&self, op: &Op) -> Result<Target, Error> {
+        let to = target_path(op).map(|to| self.layout.place(to)).transpose()?;
+        Ok(Target { from: self.layout.place(&op.path)?, to })
+    }
+
+    async fn read(&self, keys: Vec<String>) -> Result<Snapshot, Error> {
+        let at = Instant::now();
+        Ok(Snapshot { files: self.remote.files(&keys).await?, at })
+    }
+
+    /// Refuses what would touch the plaintext side of a view with a key.
+    async fn refuse_plaintext(&self, operations: &[Op], spots: &mut [Result<Spots, Error>]) {
+        let mut asked = Vec::new();
+        for (index, (op, spots)) in operations.iter().zip(&*spots).enumerate() {
+            let Ok(Spots { from, to }) = spots else { continue };
+            let paths = [(Some(&op.path), Some(from)), (target_path(op), to.as_ref())];
+            for (path, spot) in paths {
+                if let (Some(path), Some(spot)) = (path, spot)
+                    && spot.shown().is_none()
+                {
+                    asked.push((index, path.clone()));
+                }
+            }
+        }
+        let (indexes, paths): (Vec<usize>, Vec<PlainPath>) = asked.into_iter().unzip();
+        let occupied = match self.layout.occupied(&paths).await {
+            Ok(occupied) => occupied,
+            Err(error) => {
+                indexes.into_iter().for_each(|index| spots[index] = Err(error.again()));
+                return;
+            }
+        };
+        for (index, _) in indexes.into_iter().zip(occupied).filter(|(_, occupied)| *occupied) {
+            spots[index] = Err(Error::ReadOnly);
+        }
+    }
+
+    /// Compares what is there with what the operation expects.
+    async fn decide(&self, op: &Op, Spots { from, to }: Spots) -> Result<Decided, Outcome> {
+        let decided = match (&op.change, to) {
+            (Change::Put { stored, mtime }, _) => self.decide_put(op.expect, stored, *mtime, from).await?,
+            (Change::Delete, _) => decide_delete(op.expect, from)?,
+            (Change::Rename { expect_to, .. }, Some(to)) => self.decide_move(op.expect, *expect_to, from, to, true)?,
+            (Change::Copy { expect_to, .. }, Some(to)) => self.decide_move(op.expect, *expect_to, from, to, false)?,
+            // A directory has a round of its own; the others have a target.
+            _ => return Err(Outcome::Failed(Error::InvalidName)),
+        };
+        decided.change.check().map_err(|why| Outcome::from(Failure::from(why)))?;
+        Ok(decided)
+    }
+
+    async fn decide_put(
+        &self,
+        expect: Expect,
+        stored: &Stored,
+        mtime: OffsetDateTime,
+        at: Spot,
+    ) -> Result<Decided, Outcome> {
+        let mut stored = *stored;
+        if stored.version.side != self.layout.side(Slot::Primary) {
+            if stored.version.side != self.layout.side(Slot::Legacy) {
+                return Err(Outcome::Failed(Error::WrongSide));
+            }
+            if at.primary.is_some() {
+                stored = self.layout.in_newer_format(&stored).await.map_err(Outcome::Failed)?;
+            }
+        }
+        let slot = if stored.version.side == self.layout.side(Slot::Primary) { Slot::Primary } else { Slot::Legacy };
+        let hash = stored.version.hash;
+        let (shown, legacy) = (at.shown(), at.legacy.and_then(|held| held.hash));
+        let already = shown.is_some_and(|(at, held)| at == slot && held.hash == Some(hash));
+        if !already && !meets(expect, &at) {
+            return Err(Outcome::Conflict { found: at.shown_hash() });
+        }
+        // A hidden format-1 object isn't what the new version began from, unless an earlier try made it hidden.
+        let began_from_legacy = matches!(expect, Expect::Is(base) if legacy == Some(base));
+        let replaces_legacy = at.primary.is_none() || (already && began_from_legacy);
+        let change = plan::Change::Put { at, slot, hash, mtime, replaces_legacy };
+        Ok(Decided { change, version: Some(stored.version) })
+    }
+
+    fn decide_move(
+        &self,
+        expect: Expect,
+        expect_to: Expect,
+        from: Spot,
+        to: Spot,
+        moves: bool,
+    ) -> Result<Decided, Outcome> {
+        let Some((slot, held)) = from.shown() else {
+            return Err(match (expect, to.shown()) {
+                // An earlier try did it all.
+                (Expect::Is(hash), Some((slot, held))) if moves && held.hash == Some(hash) => {
+                    Outcome::Done(self.version(slot, held))
+                }
+                (Expect::Is(_), _) => Outcome::Conflict { found: None },
+                _ => Outcome::Failed(Error::NotFound),
+            });
+        };
+        if !meets(expect, &from) {
+            return Err(Outcome::Conflict { found: from.shown_hash() });
+        }
+        let version = self.version(slot, held);
+        if from.place.primary == to.place.primary {
+            return Err(Outcome::Done(version));
+        }
+        let already = held.hash.is_some() && to.shown_hash() == held.hash;
+        if !already && !meets(expect_to, &to) {
+            return Err(Outcome::Conflict { found: to.shown_hash() });
+        }
+        let change = if moves { plan::Change::Move { from, to } } else { plan::Change::Copy { from, to } };
+        Ok(Decided { change, version })
+    }
+
+    fn version(&self, slot: Slot, held: Held) -> Option<Version> {
+        held.hash.map(|hash| Version { hash, stored_len: held.size, side: self.layout.side(slot) })
+    }
+
+    /// Refuses changes that would overwrite a file that doesn't open.
+    async fn refuse_damaged(&self, decisions: &mut [Result<Decided, Outcome>]) {
+        let mut asked: Vec<(usize, Version)> = Vec::new();
+        for (index, decision) in decisions.iter_mut().enumerate() {
+            let Ok(decided) = decision else { continue };
+            for (slot, held) in decided.change.replaced() {
+                match self.version(slot, held) {
+                    Some(version) => asked.push((index, version)),
+                    None if self.layout.side(slot) == Side::Plain => {}
+                    None => {
+                        *decision = Err(Outcome::Failed(Error::NoContent));
+                        break;
+                    }
+                }
+            }
+        }
+        let versions: Vec<Version> = asked.iter().map(|(_, version)| *version).collect();
+        for ((index, _), answer) in asked.iter().zip(self.layout.check_replaceable(&versions).await) {
+            if let Err(error) = answer {
+                decisions[*index] = Err(Outcome::Failed(error));
+            }
+        }
+    }
+
+    /// Marks what is about to be under two paths, on disk, before the second one is sent (format spec, section 4, last row of the table).
+    async fn refuse_unmarked(&self, decisions: &mut [Result<Decided, Outcome>]) {
+        let changes = decisions.iter().flatten().map(|decided| &decided.change);
+        let Err(error) = self.mark_shared(changes).await else { return };
+        for decision in decisions {
+            if decision.as_ref().is_ok_and(|decided| !shared_hashes(&decided.change).is_empty()) {
+                *decision = Err(Outcome::Failed(error.again()));
+            }
+        }
+    }
+
+    async fn mark_shared(&self, changes: impl Iterator<Item = &plan::Change>) -> Result<(), Error> {
+        let (mut moved, mut copied) = (Vec::new(), Vec::new());
+        for change in changes {
+            let marks = if matches!(change, plan::Change::Copy { .. }) { &mut copied } else { &mut moved };
+            marks.extend(shared_hashes(change));
+        }
+        self.memory.mark_shared(Sharing::Copied, copied).await?;
+        self.memory.mark_shared(Sharing::Moving, moved).await
+    }
+
+    /// Moves everything below a directory.
+    async fn move_directory(&self, from: &PlainPath, to: &PlainPath) -> Result<(), Failure> {
+        if from == to {
+            return Ok(());
+        }
+        if from.is_root() || to.is_within(from) {
+            return Err(Error::InvalidName.into());
+        }
+        let begun = (self.layout.place(from)?.primary, self.layout.place(to)?.primary);
+        self.layout.check_directory_move(from, to).await?;
+        let at = Instant::now();
+        let subtree = self.layout.files_below(from).await?;
+        if subtree.unreadable > 0 {
+            return Err(Error::NotEmpty(subtree.unreadable).into());
+        }
+        // An earlier try may have stopped half way: what it added is at the target, and is ours to go on with.
+        let resumes = self.memory.is_moving(&begun.0, &begun.1).await?;
+        let there = self.layout.files_below(to).await?;
+        let occupied = there.files.len() as u64 + there.unreadable;
+        if occupied > 0 && !resumes && !subtree.files.is_empty() {
+            return Err(Error::NotEmpty(occupied).into());
+        }
+        let (changes, mut files) = self.directory_changes(from, to, subtree, &there).await?;
+        self.memory.set_moving(&begun.0, &begun.1, true).await?;
+        self.mark_shared(changes.iter()).await?;
+        files.extend(changes.iter().flat_map(known_files));
+        for result in self.run(changes, &Snapshot { files, at }).await {
+            result?;
+        }
+        self.memory.set_moving(&begun.0, &begun.1, false).await?;
+        Ok(())
+    }
+
+    /// The moves of all files, and the sidecars that they need or leave, as far as they are there.
+    async fn directory_changes(
+        &self,
+        from: &PlainPath,
+        to: &PlainPath,
+        subtree: Subtree,
+        there: &Subtree,
+    ) -> Result<(Vec<plan::Change>, HashMap<String, FileEntry>), Failure> {
+        let mut moves = Vec::with_capacity(subtree.files.len());
+        let mut sidecars = BTreeSet::new();
+        for (path, held) in subtree.files {
+            let target = path.rebase(from, to).ok_or(Error::InvalidName)?;
+            let places = (self.layout.place(&path)?, self.layout.place(&target)?);
+            let both = places.0.sidecars.iter().chain(&places.1.sidecars);
+            sidecars.extend(both.map(|sidecar| sidecar.key.clone()));
+            moves.push((places, held, there.files.get(&target).copied().unwrap_or_default()));
+        }
+        let sidecars = self.read(sidecars.into_iter().collect()).await?;
+        let mut changes = Vec::with_capacity(moves.len());
+        for ((from, to), held, there) in moves {
+            for (moved, found) in held.iter().zip(there) {
+                let differs = |found: &Held| moved.is_none_or(|moved| moved.hash != found.hash);
+                if let Some(found) = found.filter(differs) {
+                    return Err(Failure::Conflict(found.hash));
+                }
+            }
+            let [primary, legacy] = held;
+            let from = Spot { primary, legacy, ..sidecars.spot(&from) };
+            let [primary, legacy] = there;
+            let to = Spot { primary, legacy, ..sidecars.spot(&to) };
+            let change = plan::Change::Move { from, to };
+            change.check()?;
+            changes.push(change);
+        }
+        Ok((changes, sidecars.files))
+    }
+
+    /// Carries out changes; one result each.
+    async fn run(&self, changes: Vec<plan::Change>, snapshot: &Snapshot) -> Vec<Result<(), Failure>> {
+        let plan = Plan::new(&changes, OffsetDateTime::now_utc());
+        let mut batches = Batches::new(self.remote, plan, &changes, snapshot);
+        let sidecars = batches.upload_sidecars(&changes).await;
+        self.layout.keep_sidecars(sidecars).await;
+        batches.send_all().await;
+        let results = batches.results(changes.len());
+        self.take_note(&changes, &results).await;
+        results
+    }
+
+    async fn take_note(&self, changes: &[plan::Change], results: &[Result<(), Failure>]) {
+        let (mut added, mut removed, mut moved) = (Vec::new(), Vec::new(), Vec::new());
+        for (change, _) in changes.iter().zip(results).filter(|(_, result)| result.is_ok()) {
+            match change {
+                plan::Change::Put { at, .. } => added.push(at.place.primary.clone()),
+                plan::Change::Delete { at } => removed.push(at.place.primary.clone()),
+                plan::Change::Copy { to, .. } => added.push(to.place.primary.clone()),
+                plan::Change::Move { from, to } => {
+                    moved.extend(shared_hashes(change));
+                    added.push(to.place.primary.clone());
+                    removed.push(from.place.primary.clone());
+                }
+            }
+        }
+        // A rename that went through leaves one path again.
+        self.memory.unmark_moved(moved).await;
+        self.layout.settled(added, removed).await;
+    }
+}
+
+impl Target {
+    fn keys(&self) -> Vec<String> {
+        let places = [Some(&self.from), self.to.as_ref()];
+        let mut keys = Vec::new();
+        for place in places.into_iter().flatten() {
+            keys.push(place.primary.clone());
+            keys.extend(place.legacy.clone());
+            keys.extend(place.sidecars.iter().map(|sidecar| sidecar.key.clone()));
+        }
+        keys
+    }
+}
+
+/// The other path of an operation on a file.
+fn target_path(op: &Op) -> Option<&PlainPath> {
+    match &op.change {
+        Change::Rename { to, .. } | Change::Copy { to, .. } => Some(to),
+        Change::Put { .. } | Change::Delete | Change::RenameDirectory { .. } => None,
+    }
+}
+
+fn meets(expect: Expect, spot: &Spot) -> bool {
+    match expect {
+        Expect::Any => true,
+        Expect::Absent => spot.shown().is_none(),
+        Expect::Is(hash) => spot.shown_hash() == Some(hash),
+    }
+}
+
+fn decide_delete(expect: Expect, at: Spot) -> Result<Decided, Outcome> {
+    // What is gone already is done, also in a repeat; its sidecars may still be there.
+    if at.shown().is_some() && !meets(expect, &at) {
+        return Err(Outcome::Conflict { found: at.shown_hash() });
+    }
+    Ok(Decided { change: plan::Change::Delete { at }, version: None })
+}
+
+/// Hashes that the change leaves under two paths, at least for a while, and whose file id an edit in place would keep.
+fn shared_hashes(change: &plan::Change) -> Vec<Hash> {
+    let large = |held: &Held| held.size > super::draft::NEW_ID_LIMIT;
+    let spot = match change {
+        plan::Change::Put { .. } | plan::Change::Delete { .. } => return vec![],
+        plan::Change::Move { from, .. } | plan::Change::Copy { from, .. } => from,
+    };
+    spot.primary.iter().chain(&spot.legacy).filter(|held| large(held)).filter_map(|held| held.hash).collect()
+}
+
+/// What a change takes to be at its keys.
+fn known_files(change: &plan::Change) -> Vec<(String, FileEntry)> {
+    let mut files = Vec::new();
+    for spot in change.spots() {
+        let keys = [Some(&spot.place.primary), spot.place.legacy.as_ref()];
+        for (key, held) in keys.into_iter().zip([spot.primary, spot.legacy]) {
+            if let (Some(key), Some(held)) = (key, held) {
+                let file = FileEntry {
+                    key: key.clone(),
+                    size: held.size,
+                    hash: held.hash,
+                    mtime: held.mtime,
+                    uploaded_at: None,
+                };
+                files.push((key.clone(), file));
+            }
+        }
+    }
+    files
+}
+
+/// Cuts operations into consecutive rounds that touch no common path. Directories are moved in a round of their own.
+fn rounds(operations: &[Op]) -> Vec<std::ops::Range<usize>> {
+    let mut rounds = Vec::new();
+    let mut touched = Touched::default();
+    let mut start = 0;
+    for (index, op) in operations.iter().enumerate() {
+        let paths: Vec<&PlainPath> = match &op.change {
+            Change::Rename { to, .. } | Change::Copy { to, .. } | Change::RenameDirectory { to } => vec![&op.path, to],
+            Change::Put { .. } | Change::Delete => vec![&op.path],
+        };
+        let alone = matches!(op.change, Change::RenameDirectory { .. });
+        let full = index - start >= MAX_ROUND;
+        if index > start && (alone || full || touched.alone || paths.iter().any(|path| touched.meets(path))) {
+            rounds.push(start..index);
+            (start, touched) = (index, Touched::default());
+        }
+        touched.alone = alone;
+        paths.into_iter().for_each(|path| touched.add(path));
+    }
+    if start < operations.len() {
+        rounds.push(start..operations.len());
+    }
+    rounds
+}
+
+/// Paths of a round, and all their ancestors.
+#[derive(Default)]
+struct Touched {
+    paths: HashSet<PlainPath>,
+    ancestors: HashSet<PlainPath>,
+    alone: bool,
+}
+
+impl Touched {
+    fn add(&mut self, path: &PlainPath) {
+        self.ancestors.extend(ancestors(path));
+        self.paths.insert(path.clone());
+    }
+
+    fn meets(&self, path: &PlainPath) -> bool {
+        self.paths.contains(path)
+            || self.ancestors.contains(path)
+            || ancestors(path).any(|ancestor| self.paths.contains(&ancestor))
+    }
+}
+
+fn ancestors(path: &PlainPath) -> impl Iterator<Item = PlainPath> {
+    let mut next = path.split().map(|(parent, _)| parent);
+    std::iter::from_fn(move || {
+        let current = next.take()?;
+        next = current.split().map(|(parent, _)| parent);
+        (!current.is_root()).then_some(current)
+    })
+}

@@ -1,0 +1,111 @@
+//! Opening the store's local SQLite files.
+//!
+//! Two kinds: a cache that may vanish at any time ([`super::headers`]), and what this machine remembers ([`super::memory`]). Neither holds
+//! plaintext, names or keys. A file that SQLite can't read is set aside, said so, and begun anew: a mount must not depend on a cache.
+//! Several processes may have one open.
+
+use super::Error;
+use rusqlite::{Connection, ErrorCode};
+use std::fs::{DirBuilder, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long a statement waits for another process's transaction.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// An opened database. Calls block on local I/O.
+pub(super) struct Database {
+    /// Never held over an await.
+    connection: Mutex<Connection>,
+}
+
+/// How much a power cut may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Durability {
+    /// The last transactions: it can all be learnt again.
+    Cache,
+    /// Nothing that was committed.
+    Full,
+}
+
+impl Database {
+    /// Opens `name` in `folder`, or a database in memory without one. `schema` is idempotent SQL.
+    pub(super) fn open(folder: Option<&Path>, name: &str, durability: Durability, schema: &str) -> Result<Self, Error> {
+        let connection = match folder {
+            None => Connection::open_in_memory().and_then(|connection| prepare(connection, durability, schema)),
+            Some(folder) => return Self::open_file(folder, name, durability, schema),
+        };
+        Ok(Self { connection: Mutex::new(connection.map_err(failed)?) })
+    }
+
+    fn open_file(folder: &Path, name: &str, durability: Durability, schema: &str) -> Result<Self, Error> {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        let path = folder.join(name);
+        // SQLite would make it with the mode of the umask.
+        drop(OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?);
+        let open = || Connection::open(&path).and_then(|connection| prepare(connection, durability, schema));
+        let connection = match open() {
+            Err(error) if is_damaged(&error) => {
+                tracing::warn!(file = name, %error, "a local database is damaged: it is set aside and begun anew");
+                set_aside(&path)?;
+                open()
+            }
+            other => other,
+        };
+        Ok(Self { connection: Mutex::new(connection.map_err(failed)?) })
+    }
+
+    /// Runs `work` on the connection.
+    pub(super) fn with<T>(&self, work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, Error> {
+        // A panic inside a transaction rolled it back.
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        work(&mut connection).map_err(failed)
+    }
+
+    /// The same off the async workers.
+    pub(super) async fn run<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let database = self.clone();
+        tokio::task::spawn_blocking(move || database.with(work)).await.map_err(|e| Error::Io(io::Error::other(e)))?
+    }
+}
+
+fn prepare(connection: Connection, durability: Durability, schema: &str) -> rusqlite::Result<Connection> {
+    connection.busy_timeout(BUSY)?;
+    connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
+    let synchronous = match durability {
+        Durability::Cache => "normal",
+        Durability::Full => "full",
+    };
+    connection.pragma_update(None, "synchronous", synchronous)?;
+    connection.execute_batch(schema)?;
+    Ok(connection)
+}
+
+fn is_damaged(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt))
+}
+
+/// Keeps the latest damaged file for whoever wants to know; its journal means nothing without it.
+fn set_aside(path: &Path) -> io::Result<()> {
+    std::fs::rename(path, path.with_extension("damaged"))?;
+    for suffix in ["-wal", "-shm"] {
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(suffix);
+        match std::fs::remove_file(&beside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    drop(OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?);
+    Ok(())
+}
+
+fn failed(error: rusqlite::Error) -> Error {
+    Error::Io(io::Error::other(error))
+}

@@ -1,0 +1,630 @@
+//! Drafts: versions being edited, as records in slots (DESIGN, "Staging and journal").
+//!
+//! A draft is a map from record index to where the record is: a slot, the base version, or nowhere (zeros). With a key each slot holds one
+//! sealed record; without, plain bytes. The owner of the slots and of the journal is `fs`; it gets a [`Delta`] to append for whatever
+//! changed, and restores a draft from a [`DraftState`]. No slot that a durable entry may name is ever overwritten: every settled record goes
+//! to a fresh slot.
+
+mod hot;
+#[cfg(test)]
+mod over;
+#[cfg(test)]
+mod tests;
+
+use super::{Error, Object, Version};
+use crate::crypto::geometry::{self, NONCE_LEN, Padding, PlainLen, RECORD_LEN, RECORD_PLAIN};
+use crate::crypto::{FileId, Format, Header, Keys, Random, RecordCipher, SystemRandom};
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use hot::HotBuffer;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as MapEntry;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use zeroize::Zeroize;
+
+/// A place in the staging pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SlotId(pub u64);
+
+/// The pool of slots, on disk. Calls block on local I/O only; the draft makes them off the async workers where they are large.
+pub trait SlotIo: Send + Sync + 'static {
+    /// A free slot, reserved until it is freed. Fails with `StorageFull` before anything is written where there is no room.
+    fn allocate(&self) -> io::Result<SlotId>;
+    /// Gives back a slot that was allocated but never named in a delta.
+    fn cancel(&self, slot: SlotId);
+    /// Reads a whole slot.
+    fn read(&self, slot: SlotId, out: &mut [u8]) -> io::Result<()>;
+    /// Writes a whole slot.
+    fn write(&self, slot: SlotId, bytes: &[u8]) -> io::Result<()>;
+}
+
+/// What a slot's record was sealed under (a file id; zeros without a key). Opaque above the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Binding(pub [u8; 24]);
+
+/// A record in a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordRef {
+    /// The slot.
+    pub slot: SlotId,
+    /// Sealed under.
+    pub binding: Binding,
+}
+
+/// All that a journal must keep to restore a draft.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct DraftState {
+    /// Plaintext size.
+    pub len: u64,
+    /// What new records are sealed under.
+    pub binding: Binding,
+    /// The version it was begun from, and how many plaintext bytes of it are still visible (a truncation lowers it for good).
+    pub base: Option<(Version, u64)>,
+    /// Records in slots.
+    pub records: BTreeMap<u64, RecordRef>,
+}
+
+/// What changed since the last delta: to be journalled as one entry.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Delta {
+    /// Size now.
+    pub len: u64,
+    /// Binding now.
+    pub binding: Binding,
+    /// Visible bytes of the base now (0 without one).
+    pub base_len: u64,
+    /// Records that are now in these slots.
+    pub placed: Vec<(u64, RecordRef)>,
+    /// Records at or behind this index are no longer in slots (a truncation), before `placed` is applied.
+    pub cut: Option<u64>,
+    /// Slots that are free once this entry is durable.
+    pub freed: Vec<SlotId>,
+}
+
+/// A version whose bytes will not change any more: a sealed header and the slots of its records. Kept in the journal, so that every retry
+/// sends the same bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frozen {
+    /// The header's 70 bytes; none without a key.
+    pub header: Option<Vec<u8>>,
+    /// Plaintext size.
+    pub len: u64,
+    /// The slot of each record, in order; all of them.
+    pub records: Vec<SlotId>,
+}
+
+/// Records that one draft keeps decrypted after a write, at most (2 MiB): two writes of the largest size the kernel sends.
+const MAX_HOT: usize = 32;
+
+/// Up to this size every frozen version takes a new file id, so its records can't be mixed with another version's; above it an edit in place
+/// keeps the id, so that untouched records stay the same bytes and deduplicate (format spec, section 4, "Writing"). Bytes.
+pub const NEW_ID_LIMIT: u64 = 64 << 20;
+
+/// Records that are filled from the base or sealed anew between two looks at the clock of the runtime while freezing (4 MiB).
+const FREEZE_BATCH: u64 = 64;
+
+const PLAIN: u64 = RECORD_PLAIN as u64;
+
+/// What the slots of a draft hold.
+#[derive(Clone)]
+pub(super) enum Medium {
+    /// Plain bytes, 65536 a slot.
+    Plain,
+    /// Sealed records, 65568 a slot.
+    Sealed {
+        /// The key.
+        keys: Arc<Keys>,
+        /// Format of the versions that are frozen.
+        format: Format,
+        /// How many records they get.
+        padding: Padding,
+    },
+}
+
+impl Medium {
+    /// Bytes of a slot.
+    pub(super) fn slot_len(&self) -> usize {
+        match self {
+            Self::Plain => RECORD_PLAIN,
+            Self::Sealed { .. } => RECORD_LEN,
+        }
+    }
+}
+
+/// What a draft needs to know of the versions it may be based on.
+#[async_trait]
+pub(super) trait Bases: Send + Sync + 'static {
+    /// Opens a version.
+    async fn open(&self, version: &Version) -> Result<Arc<dyn Object>, Error>;
+    /// The verified file id of an encrypted version.
+    async fn file_id(&self, version: &Version) -> Result<FileId, Error>;
+    /// Whether another path may hold the same object, so that an edit must take a new file id.
+    fn is_shared(&self, version: &Version) -> bool;
+}
+
+/// A decrypted record and whether a slot holds it already.
+struct Hot {
+    buffer: Arc<HotBuffer>,
+    dirty: bool,
+}
+
+/// A version being edited. One writer at a time: the owner serialises calls that take `&mut self`.
+///
+/// Every call may be dropped half way (a deadline): what was written before stays, in memory or in slots.
+pub struct Draft {
+    medium: Medium,
+    bases: Arc<dyn Bases>,
+    slots: Arc<dyn SlotIo>,
+    /// Size with unsettled writes; `state.len` is that of the last settle.
+    len: u64,
+    /// Slots as of now, also those that a settle inside `write_at` filled.
+    state: DraftState,
+    hot: BTreeMap<u64, Hot>,
+    /// The record written last: kept hot when settled, for the next small append.
+    newest: Option<u64>,
+    /// What the next delta will say.
+    unsaid: Unsaid,
+}
+
+/// Changes of the state that no delta has told yet.
+#[derive(Default)]
+struct Unsaid {
+    changed: bool,
+    placed: BTreeMap<u64, RecordRef>,
+    cut: Option<u64>,
+    freed: Vec<SlotId>,
+}
+
+/// Slots that were filled on a blocking thread; given back unless the draft takes them over.
+struct Filled {
+    slots: Arc<dyn SlotIo>,
+    records: Vec<(u64, RecordRef)>,
+}
+
+impl Filled {
+    fn take(mut self) -> Vec<(u64, RecordRef)> {
+        std::mem::take(&mut self.records)
+    }
+}
+
+impl Drop for Filled {
+    fn drop(&mut self) {
+        self.records.drain(..).for_each(|(_, record)| self.slots.cancel(record.slot));
+    }
+}
+
+/// The cipher for slots of one binding; plain media have none.
+fn cipher(medium: &Medium, binding: Binding) -> Option<RecordCipher> {
+    match medium {
+        Medium::Plain => None,
+        Medium::Sealed { keys, format, .. } => Some(keys.records(*format, &FileId(binding.0))),
+    }
+}
+
+/// Seals `buffer`s (by copy: the draft keeps them until the slots are its own) and writes each to a fresh slot.
+fn fill_slots(
+    slots: &Arc<dyn SlotIo>,
+    cipher: Option<&RecordCipher>,
+    binding: Binding,
+    records: &[(u64, Arc<HotBuffer>)],
+) -> Result<Filled, Error> {
+    let mut filled = Filled { slots: slots.clone(), records: Vec::with_capacity(records.len()) };
+    let mut sealed = Box::new([0u8; RECORD_LEN]);
+    for (index, buffer) in records {
+        let slot = slots.allocate()?;
+        filled.records.push((*index, RecordRef { slot, binding }));
+        match cipher {
+            None => slots.write(slot, buffer.plain())?,
+            Some(cipher) => {
+                let mut nonce = [0; NONCE_LEN];
+                SystemRandom.fill(&mut nonce)?;
+                sealed.copy_from_slice(buffer.slot());
+                cipher.seal(*index, &nonce, &mut sealed);
+                slots.write(slot, &sealed[..])?;
+            }
+        }
+    }
+    Ok(filled)
+}
+
+/// Reads one slot and leaves its plaintext in `buffer`.
+fn load_slot(
+    slots: &dyn SlotIo,
+    cipher: Option<&RecordCipher>,
+    index: u64,
+    slot: SlotId,
+    buffer: &mut HotBuffer,
+) -> Result<(), Error> {
+    match cipher {
+        None => slots.read(slot, buffer.plain_mut())?,
+        Some(cipher) => {
+            slots.read(slot, buffer.slot_mut())?;
+            cipher.open(index, buffer.slot_mut())?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs local I/O and ciphers off the async workers.
+async fn off_worker<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(Error::Io(io::Error::other(e))))
+}
+
+/// The records that `[start, end)` touches, and the part of each, relative to the record.
+fn parts(start: u64, end: u64) -> impl Iterator<Item = (u64, Range<usize>)> {
+    geometry::records_of_range(PlainLen(start), PlainLen(end)).map(move |index| {
+        let base = index * PLAIN;
+        let from = start.saturating_sub(base).min(PLAIN) as usize;
+        let to = (end - base).min(PLAIN) as usize;
+        (index, from..to)
+    })
+}
+
+impl Draft {
+    pub(super) fn new(medium: Medium, bases: Arc<dyn Bases>, slots: Arc<dyn SlotIo>, state: DraftState) -> Self {
+        let len = state.len;
+        Self { medium, bases, slots, len, state, hot: BTreeMap::new(), newest: None, unsaid: Unsaid::default() }
+    }
+
+    /// Plaintext size now, unsettled writes included.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The state as of the last settle: what the deltas so far add up to.
+    pub fn state(&self) -> &DraftState {
+        &self.state
+    }
+
+    /// Tells the draft that the version frozen last is committed as `version`: later versions are edits of it.
+    pub fn rebase(&mut self, version: Version) {
+        // All its records are in slots, so no byte of it is needed: only its identity counts (file id, sharing).
+        self.state.base = Some((version, 0));
+    }
+
+    /// Plaintext bytes `[offset, offset + len)`, cut at the end. Fetches from the base what isn't local.
+    pub async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes, Error> {
+        let end = offset.saturating_add(len as u64).min(self.len);
+        if offset >= end {
+            return Ok(Bytes::new());
+        }
+        let mut out = BytesMut::zeroed((end - offset) as usize);
+        self.read_base(offset, end, &mut out).await?;
+        let mut local = Vec::new();
+        for (index, part) in parts(offset, end) {
+            let at = (index * PLAIN + part.start as u64 - offset) as usize;
+            if let Some(hot) = self.hot.get(&index) {
+                out[at..at + part.len()].copy_from_slice(&hot.buffer.plain()[part]);
+            } else if let Some(record) = self.state.records.get(&index) {
+                local.push((index, *record, part, at));
+            }
+        }
+        if local.is_empty() {
+            return Ok(out.freeze());
+        }
+        let (slots, medium) = (self.slots.clone(), self.medium.clone());
+        off_worker(move || {
+            let mut buffer = HotBuffer::zeroed();
+            let mut current: Option<(Binding, Option<RecordCipher>)> = None;
+            for (index, record, part, at) in local {
+                if current.as_ref().is_none_or(|(binding, _)| *binding != record.binding) {
+                    current = Some((record.binding, cipher(&medium, record.binding)));
+                }
+                let cipher = current.as_ref().and_then(|(_, cipher)| cipher.as_ref());
+                load_slot(&*slots, cipher, index, record.slot, &mut buffer)?;
+                out[at..at + part.len()].copy_from_slice(&buffer.plain()[part]);
+            }
+            Ok(out.freeze())
+        })
+        .await
+    }
+
+    /// Fills `out`, which stands for `[offset, end)` and holds zeros, with the bytes that only the base has.
+    async fn read_base(&self, offset: u64, end: u64, out: &mut [u8]) -> Result<(), Error> {
+        let Some((version, visible)) = self.state.base else { return Ok(()) };
+        let end = end.min(visible);
+        if offset >= end {
+            return Ok(());
+        }
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for (index, part) in parts(offset, end) {
+            if self.hot.contains_key(&index) || self.state.records.contains_key(&index) {
+                continue;
+            }
+            let start = index * PLAIN + part.start as u64;
+            let stop = index * PLAIN + part.end as u64;
+            match runs.last_mut() {
+                Some(run) if run.end == start => run.end = stop,
+                _ => runs.push(start..stop),
+            }
+        }
+        if runs.is_empty() {
+            return Ok(());
+        }
+        let base = self.bases.open(&version).await?;
+        for run in runs {
+            let bytes = base.read(run.start, (run.end - run.start) as usize).await?;
+            let at = (run.start - offset) as usize;
+            // An `Object` is never short inside its size; a base that is shorter than what it was when the draft began is not the same object.
+            let target = out.get_mut(at..at + bytes.len()).ok_or(Error::LengthMismatch)?;
+            if bytes.len() as u64 != run.end - run.start {
+                return Err(Error::LengthMismatch);
+            }
+            target.copy_from_slice(&bytes);
+        }
+        Ok(())
+    }
+
+    /// Writes; a gap behind the end reads as zeros. The touched records become hot (decrypted in a bounded, locked, wiped buffer) until they are
+    /// settled. When too many are hot it settles some itself; what that changed comes out of the next [`Draft::settle`].
+    pub async fn write_at(&mut self, offset: u64, data: &[u8]) -> Result<(), Error> {
+        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= i64::MAX as u64);
+        let end = end.ok_or(Error::Crypto(crate::crypto::Error::OutOfRange))?;
+        if self.hot.len() > MAX_HOT {
+            // An earlier write could not settle (a full disk): no more is taken until that works.
+            self.settle_hot().await?;
+        }
+        let mut rest = data;
+        for (index, part) in parts(offset, end) {
+            let (now, later) = rest.split_at(part.len());
+            rest = later;
+            let whole = part.len() == RECORD_PLAIN;
+            let buffer = self.heat(index, whole).await?;
+            buffer.plain_mut()[part.clone()].copy_from_slice(now);
+            self.newest = Some(index);
+            // Per record, so that a write that fails half way leaves no bytes behind the size.
+            self.len = self.len.max(index * PLAIN + part.end as u64);
+        }
+        if self.hot.len() > MAX_HOT || HotBuffer::over_budget() {
+            self.settle_hot().await?;
+        }
+        Ok(())
+    }
+
+    /// Makes record `index` hot and dirty. Unless it is going to be overwritten whole, its present bytes are loaded.
+    async fn heat(&mut self, index: u64, overwrite: bool) -> Result<&mut HotBuffer, Error> {
+        if !self.hot.contains_key(&index) {
+            let buffer = if overwrite { HotBuffer::zeroed() } else { self.load(index).await? };
+            self.hot.insert(index, Hot { buffer: Arc::new(buffer), dirty: true });
+        }
+        let MapEntry::Occupied(hot) = self.hot.entry(index) else { unreachable!("inserted above") };
+        let hot = hot.into_mut();
+        hot.dirty = true;
+        // Shared only where a settle was dropped half way and its thread still reads the old bytes.
+        Ok(Arc::make_mut(&mut hot.buffer))
+    }
+
+    /// The present bytes of a record that isn't hot, zeros behind the end.
+    async fn load(&self, index: u64) -> Result<HotBuffer, Error> {
+        if let Some(record) = self.state.records.get(&index).copied() {
+            let (slots, medium) = (self.slots.clone(), self.medium.clone());
+            return off_worker(move || {
+                let mut buffer = HotBuffer::zeroed();
+                load_slot(&*slots, cipher(&medium, record.binding).as_ref(), index, record.slot, &mut buffer)?;
+                Ok(buffer)
+            })
+            .await;
+        }
+        let mut buffer = HotBuffer::zeroed();
+        let start = index.saturating_mul(PLAIN);
+        self.read_base(start, start.saturating_add(PLAIN), buffer.plain_mut()).await?;
+        Ok(buffer)
+    }
+
+    /// Cuts or extends with zeros.
+    pub async fn truncate(&mut self, len: u64) -> Result<(), Error> {
+        if len > i64::MAX as u64 {
+            return Err(Error::Crypto(crate::crypto::Error::OutOfRange));
+        }
+        if len < self.len {
+            self.shrink(len).await?;
+        }
+        if len != self.len {
+            self.len = len;
+            self.unsaid.changed = true;
+        }
+        Ok(())
+    }
+
+    async fn shrink(&mut self, len: u64) -> Result<(), Error> {
+        let kept = len.div_ceil(PLAIN);
+        let tail = (len % PLAIN) as usize;
+        let last = kept.checked_sub(1).filter(|_| tail != 0);
+        // What was behind the new end must neither come back when the file grows nor be uploaded.
+        if let Some(last) = last.filter(|i| self.hot.contains_key(i) || self.state.records.contains_key(i)) {
+            self.heat(last, false).await?.plain_mut()[tail..].fill(0);
+        }
+        self.hot.split_off(&kept);
+        for (index, record) in self.state.records.split_off(&kept) {
+            self.unsaid.placed.remove(&index);
+            self.unsaid.freed.push(record.slot);
+        }
+        self.unsaid.cut = Some(self.unsaid.cut.map_or(kept, |cut| cut.min(kept)));
+        if let Some((_, visible)) = &mut self.state.base {
+            *visible = (*visible).min(len);
+        }
+        if len == 0 {
+            // A whole rewrite: nothing of the old version is left, so nothing may share its file id.
+            if matches!(self.medium, Medium::Sealed { .. }) {
+                self.state.binding = fresh()?;
+            }
+        }
+        self.unsaid.changed = true;
+        Ok(())
+    }
+
+    /// Seals hot records into fresh slots. `None` where nothing changed. The caller syncs nothing before it has appended the delta.
+    pub async fn settle(&mut self) -> Result<Option<Delta>, Error> {
+        self.settle_hot().await?;
+        self.unsaid.changed |= self.state.len != self.len;
+        Ok(self.say())
+    }
+
+    /// Drops what isn't in a slot and gives what no delta told yet: the last word of a draft whose content isn't needed any more.
+    pub fn abandon(&mut self) -> Option<Delta> {
+        self.hot.clear();
+        self.say()
+    }
+
+    fn say(&mut self) -> Option<Delta> {
+        let Unsaid { changed, placed, cut, freed } = std::mem::take(&mut self.unsaid);
+        self.state.len = self.len;
+        changed.then(|| Delta {
+            len: self.len,
+            binding: self.state.binding,
+            base_len: self.state.base.map_or(0, |(_, visible)| visible),
+            placed: placed.into_iter().collect(),
+            cut,
+            freed,
+        })
+    }
+
+    /// Puts every dirty hot record into a slot. All but the newest cool down.
+    async fn settle_hot(&mut self) -> Result<(), Error> {
+        let dirty: Vec<_> =
+            self.hot.iter().filter(|(_, hot)| hot.dirty).map(|(i, hot)| (*i, hot.buffer.clone())).collect();
+        if !dirty.is_empty() {
+            let binding = self.binding().await?;
+            let (slots, medium) = (self.slots.clone(), self.medium.clone());
+            let filled =
+                off_worker(move || fill_slots(&slots, cipher(&medium, binding).as_ref(), binding, &dirty)).await?;
+            self.place(filled);
+        }
+        // Many files may be waiting for their upload at once: what each keeps for its next append counts.
+        let newest = self.newest.filter(|_| !HotBuffer::over_budget());
+        self.hot.retain(|index, hot| {
+            hot.dirty = false;
+            Some(*index) == newest
+        });
+        Ok(())
+    }
+
+    /// Takes over filled slots: the ones they replace are freed.
+    fn place(&mut self, filled: Filled) {
+        for (index, record) in filled.take() {
+            self.unsaid.placed.insert(index, record);
+            if let Some(old) = self.state.records.insert(index, record) {
+                self.unsaid.freed.push(old.slot);
+            }
+            self.unsaid.changed = true;
+        }
+    }
+
+    /// What new records are sealed under; chosen at the first one.
+    async fn binding(&mut self) -> Result<Binding, Error> {
+        if matches!(self.medium, Medium::Sealed { .. }) && self.state.binding == Binding::default() {
+            self.state.binding = match self.in_place_id().await? {
+                Some(id) => id,
+                None => fresh()?,
+            };
+            self.unsaid.changed = true;
+        }
+        Ok(self.state.binding)
+    }
+
+    /// The base's file id, where an edit may keep it: large, not shared, and of the format that is written.
+    async fn in_place_id(&self) -> Result<Option<Binding>, Error> {
+        let Medium::Sealed { format, padding, .. } = &self.medium else { return Ok(None) };
+        let Some((version, _)) = self.state.base else { return Ok(None) };
+        let large = self.len > NEW_ID_LIMIT && version.stored_len > NEW_ID_LIMIT;
+        let same_format = version.side == super::Side::Encrypted(*format);
+        // With padding an edit in place that changes the size would show where the end was: then the id must be new anyway, and whether the
+        // size will change isn't known when the first record is sealed.
+        if !large || !same_format || *padding != Padding::None || self.bases.is_shared(&version) {
+            return Ok(None);
+        }
+        Ok(Some(Binding(self.bases.file_id(&version).await?.0)))
+    }
+
+    /// Makes the version whole (fetching what still lies in the base), under a new file id where the format demands one, and seals its header.
+    /// The delta holds what that changed. The draft goes on in new slots: those of the frozen version are pinned by the caller.
+    pub async fn freeze(&mut self) -> Result<(Frozen, Option<Delta>), Error> {
+        self.settle_hot().await?;
+        let binding = self.binding_to_freeze().await?;
+        let records = match &self.medium {
+            Medium::Plain => self.len.div_ceil(PLAIN),
+            Medium::Sealed { format, padding, .. } => geometry::records_for(*format, PlainLen(self.len), *padding)?,
+        };
+        let mut index = 0;
+        while index < records {
+            let stop = records.min(index + FREEZE_BATCH);
+            self.complete(index..stop, binding).await?;
+            index = stop;
+        }
+        let header = match &self.medium {
+            Medium::Plain => None,
+            Medium::Sealed { keys, format, .. } => {
+                let header =
+                    Header { format: *format, plain_len: PlainLen(self.len), records, file_id: FileId(binding.0) };
+                Some(keys.seal_header(&header)?.to_vec())
+            }
+        };
+        let slots = self.state.records.range(..records).map(|(_, record)| record.slot).collect();
+        let frozen = Frozen { header, len: self.len, records: slots };
+        if self.len <= NEW_ID_LIMIT || !matches!(self.medium, Medium::Sealed { padding: Padding::None, .. }) {
+            // What is written from now on belongs to the next version.
+            self.state.binding = Binding::default();
+            self.unsaid.changed = true;
+        }
+        self.unsaid.changed |= self.state.len != self.len;
+        Ok((frozen, self.say()))
+    }
+
+    /// The file id of the version to be frozen.
+    async fn binding_to_freeze(&mut self) -> Result<Binding, Error> {
+        let binding = self.binding().await?;
+        let Some((version, _)) = self.state.base else { return Ok(binding) };
+        if binding == Binding::default() || version.stored_len <= NEW_ID_LIMIT {
+            return Ok(binding);
+        }
+        let keeps = self.len > NEW_ID_LIMIT && !self.bases.is_shared(&version);
+        if !keeps && self.bases.file_id(&version).await?.0 == binding.0 {
+            self.state.binding = fresh()?;
+            self.unsaid.changed = true;
+        }
+        Ok(self.state.binding)
+    }
+
+    /// Brings records into slots under `binding`, from wherever they are.
+    async fn complete(&mut self, range: Range<u64>, binding: Binding) -> Result<(), Error> {
+        let missing: Vec<u64> = range
+            .clone()
+            .filter(|i| self.state.records.get(i).is_none_or(|record| record.binding != binding))
+            .collect();
+        let (Some(first), Some(last)) = (missing.first(), missing.last()) else { return Ok(()) };
+        let (start, end) = (first * PLAIN, (last + 1) * PLAIN);
+        let mut plain = self
+            .read_at(start, (end - start) as usize)
+            .await?
+            .try_into_mut()
+            .unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+        let mut buffers = Vec::with_capacity(missing.len());
+        for index in &missing {
+            let at = (index * PLAIN - start) as usize;
+            let mut buffer = HotBuffer::zeroed();
+            // Behind the end of the file the record is zeros: the last one's rest and pad records.
+            if let Some(bytes) = plain.get(at..plain.len().min(at + RECORD_PLAIN)) {
+                buffer.plain_mut()[..bytes.len()].copy_from_slice(bytes);
+            }
+            buffers.push((*index, Arc::new(buffer)));
+        }
+        plain.zeroize();
+        let (slots, medium) = (self.slots.clone(), self.medium.clone());
+        let filled =
+            off_worker(move || fill_slots(&slots, cipher(&medium, binding).as_ref(), binding, &buffers)).await?;
+        self.place(filled);
+        Ok(())
+    }
+}
+
+/// A new file id as a binding.
+fn fresh() -> Result<Binding, Error> {
+    Ok(Binding(FileId::generate(&mut SystemRandom)?.0))
+}

@@ -1,0 +1,702 @@
+//! The encrypted view: what lies under `.enc/` and is this key's, in both formats (format spec, sections 4b "Two formats in one tree" and 5).
+//!
+//! A stored directory is read with the format that opened it, the root with both. Every stored child is own, an extension, foreign or
+//! suspicious; only own ones are shown, the others are counted. Logs name stored paths only.
+
+use super::commit::{Committer, Held, Layout, Place, Slot, Subtree, held};
+use super::draft::{Bases, Medium};
+use super::headers::Headers;
+use super::hidden::HiddenSums;
+use super::memory::{Memory, Seen};
+use super::names::{BOTH, Class, Names, StoredDirectory};
+use super::object::Opener;
+use super::put::{Sealing, Session};
+use super::remote::{Child, Remote};
+use super::{
+    Content, Draft, DraftState, Entry, Error, Hidden, Kind, Len, Listing, Object, Op, Outcome, PlainPath, PutSession,
+    Sealer, Side, SlotIo, Stored, Version, View,
+};
+use crate::crypto::geometry::Padding;
+use crate::crypto::names::{LONG_PREFIX, ROOT, SIDECAR_LEN, SIDECAR_PREFIX};
+use crate::crypto::{Format, Keys, SystemRandom};
+use crate::hub::FileEntry;
+use crate::xet::Hash;
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio_util::io::StreamReader;
+
+/// Bytes read at once where content is sealed anew in the other format.
+const RESEAL_STEP: usize = 4 << 20;
+/// Names decrypted before other tasks get their turn: about a millisecond.
+const CHILDREN_AT_ONCE: usize = 1024;
+/// Directories whose last listing is known to be in the memory already; the oldest knowledge isn't worth more.
+const MAX_NOTED: usize = 16_384;
+/// Contents whose form in the newer format is known.
+const MAX_RESEALED: usize = 4096;
+
+/// How a view with a key is set up.
+pub(super) struct Setup {
+    pub(super) remote: Arc<Remote>,
+    pub(super) keys: Arc<Keys>,
+    pub(super) prefix: PlainPath,
+    pub(super) format: Format,
+    pub(super) padding: Padding,
+    pub(super) headers: Arc<Headers>,
+    pub(super) memory: Arc<Memory>,
+    pub(super) read_only: bool,
+    pub(super) identity: [u8; 32],
+}
+
+/// The encrypted side of a bucket under one key.
+pub(super) struct Encrypted {
+    setup: Setup,
+    names: Names,
+    opener: Arc<Opener>,
+    hidden: HiddenSums,
+    /// Whether format 1 was seen in the tree. A tree that never had it has nothing that a server could bring back in it.
+    legacy_seen: AtomicBool,
+    /// Whether the memory has it that the tree has entries.
+    tree_noted: AtomicBool,
+    /// Digests of the own names of directories that the memory has. Never held over an await.
+    noted: Mutex<HashMap<String, u64>>,
+    /// Format-1 content that was sealed anew in format 2, so that a repeated commit finds its own result. Never held over an await.
+    resealed: Mutex<HashMap<Hash, Stored>>,
+    /// One commit at a time: what it has read of the bucket must not be changed by the next one.
+    committing: tokio::sync::Mutex<()>,
+}
+
+/// A directory's children, decrypted.
+#[derive(Default)]
+pub(super) struct Decrypted {
+    pub(super) names: BTreeMap<String, Node>,
+    hidden: Hidden,
+    /// Something of it is in format 1.
+    legacy: bool,
+}
+
+/// What has one plaintext name.
+#[derive(Default)]
+pub(super) struct Node {
+    directory: bool,
+    primary: Option<FileEntry>,
+    legacy: Option<FileEntry>,
+}
+
+impl Node {
+    fn file(&self) -> Option<(Format, &FileEntry)> {
+        let primary = self.primary.as_ref().map(|file| (Format::V2, file));
+        primary.or(self.legacy.as_ref().map(|file| (Format::V1, file)))
+    }
+
+    /// Objects that the shown one hides.
+    fn shadowed(&self) -> u64 {
+        let files = u64::from(self.primary.is_some()) + u64::from(self.legacy.is_some());
+        if self.directory { files } else { files.saturating_sub(1) }
+    }
+}
+
+/// Entries that are reported together: a server may have any number of them.
+#[derive(Default)]
+pub(super) struct Unlisted {
+    count: u64,
+    first: Option<String>,
+}
+
+impl Unlisted {
+    pub(super) fn add(&mut self, stored: String) {
+        self.count += 1;
+        self.first.get_or_insert(stored);
+    }
+
+    pub(super) fn report(&self, directory: &str, what: &'static str) {
+        if let Some(first) = &self.first {
+            tracing::warn!(directory, count = self.count, ?first, "{what}");
+        }
+    }
+}
+
+/// What the root of the tree says about the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KeyVerdict {
+    NewTree,
+    RightKey,
+    WrongKey { entries: u64 },
+}
+
+impl Encrypted {
+    pub(super) fn new(setup: Setup, legacy_seen: bool) -> Self {
+        let sealed = Some((setup.keys.clone(), setup.headers.clone()));
+        let opener = Arc::new(Opener { remote: setup.remote.clone(), memory: setup.memory.clone(), sealed });
+        Self {
+            names: Names::new(setup.keys.clone(), setup.prefix.clone()),
+            opener,
+            hidden: HiddenSums::default(),
+            legacy_seen: AtomicBool::new(legacy_seen),
+            tree_noted: AtomicBool::new(false),
+            noted: Mutex::default(),
+            resealed: Mutex::default(),
+            committing: tokio::sync::Mutex::new(()),
+            setup,
+        }
+    }
+
+    pub(super) fn memory(&self) -> &Memory {
+        &self.setup.memory
+    }
+
+    /// The key that stands for a path in this machine's memory; `None` where it can't be stored.
+    pub(super) fn memory_key(&self, path: &PlainPath) -> Option<String> {
+        self.names.sealed(Format::V2, path).ok().map(|sealed| sealed.key)
+    }
+
+    /// Lists the stored directories of a directory and decrypts their children.
+    pub(super) async fn decrypt_directory(&self, directory: &PlainPath) -> Result<Decrypted, Error> {
+        let stored = self.names.directories(directory)?;
+        let listings = stored.iter().map(|stored| self.setup.remote.children(&stored.key));
+        let listings = futures::future::try_join_all(listings).await?;
+        let parent = self.names.full(directory);
+        let mut all = Decrypted::default();
+        for (stored, children) in stored.iter().zip(listings) {
+            self.decrypt_children(stored, parent.as_str(), children, &mut all).await?;
+        }
+        all.names.values().for_each(|node| all.hidden.shadowed += node.shadowed());
+        self.note_formats(&all).await;
+        self.hidden.note(&stored[0].key, all.hidden);
+        Ok(all)
+    }
+
+    async fn decrypt_children(
+        &self,
+        stored: &StoredDirectory,
+        parent: &str,
+        children: Vec<Child>,
+        all: &mut Decrypted,
+    ) -> Result<(), Error> {
+        let sidecars = self.sidecars_beside(stored.formats, &children).await?;
+        let mut authentic = Vec::new();
+        let mut suspicious = Unlisted::default();
+        for (index, Child { name, file }) in children.into_iter().enumerate() {
+            if index % CHILDREN_AT_ONCE == CHILDREN_AT_ONCE - 1 {
+                tokio::task::yield_now().await;
+            }
+            let beside = |text: &str| sidecars.get(text).map(|(_, bytes)| &bytes[..]);
+            let class = self.names.classify(stored.formats, parent, &name, beside);
+            if matches!(class, Class::Own(..) | Class::Suspicious)
+                && let Some(token) = name.strip_prefix(LONG_PREFIX)
+            {
+                authentic.extend(sidecars.get(&format!("{SIDECAR_PREFIX}{token}")).cloned());
+            }
+            match class {
+                Class::Extension => {}
+                Class::Foreign => all.hidden.foreign += 1,
+                Class::Suspicious => suspicious.add(name),
+                Class::Own(format, plain) => {
+                    all.legacy |= format == Format::V1;
+                    let node = all.names.entry(plain).or_default();
+                    match (file, format) {
+                        (None, _) => node.directory = true,
+                        (Some(file), Format::V2) => node.primary = Some(file),
+                        (Some(file), Format::V1) => node.legacy = Some(file),
+                    }
+                }
+            }
+        }
+        all.hidden.suspicious += suspicious.count;
+        suspicious.report(&stored.key, "stored names authenticate but break a rule: not shown");
+        self.setup.headers.learn(authentic).await;
+        Ok(())
+    }
+
+    /// The content of the sidecars that children need, by stored name.
+    async fn sidecars_beside(
+        &self,
+        formats: &[Format],
+        children: &[Child],
+    ) -> Result<HashMap<String, (Hash, Bytes)>, Error> {
+        let wanted: HashSet<String> =
+            children.iter().filter_map(|child| self.names.sidecar_of(formats, &child.name)).collect();
+        let there = children.iter().filter(|child| wanted.contains(&child.name));
+        let there = there.filter_map(|child| Some((child.name.clone(), sidecar_hash(child.file.as_ref()?)?)));
+        self.fetch_sidecars(there.collect()).await
+    }
+
+    async fn fetch_sidecars(&self, there: Vec<(String, Hash)>) -> Result<HashMap<String, (Hash, Bytes)>, Error> {
+        if there.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let hashes: HashSet<Hash> = there.iter().map(|(_, hash)| *hash).collect();
+        let contents = self.setup.headers.sidecars(hashes.into_iter().collect()).await?;
+        let content = |(name, hash): (String, Hash)| Some((name, (hash, contents.get(&hash)?.clone())));
+        Ok(there.into_iter().filter_map(content).collect())
+    }
+
+    /// Reports the first entry of format 1 in a tree that had none.
+    async fn note_formats(&self, decrypted: &Decrypted) {
+        if !decrypted.legacy || self.legacy_seen.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::warn!(bucket = %self.setup.remote.bucket, "entries of format 1 have appeared in a tree that had none");
+        if let Err(error) = self.memory().note_seen(Seen { legacy: true }).await {
+            tracing::warn!(%error, "cannot remember that the tree has format 1");
+        }
+    }
+
+    /// Remembers the files of a listing as our own, unless that is known already.
+    async fn note_own(&self, directory: &PlainPath, decrypted: &Decrypted) {
+        let files: Vec<&String> =
+            decrypted.names.iter().filter(|(_, node)| node.file().is_some()).map(|(name, _)| name).collect();
+        let mut hasher = DefaultHasher::new();
+        files.hash(&mut hasher);
+        let digest = hasher.finish();
+        let Some(directory_key) = self.memory_key(directory) else { return };
+        {
+            let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+            if noted.get(&directory_key) == Some(&digest) {
+                return;
+            }
+            if noted.len() >= MAX_NOTED {
+                noted.clear();
+            }
+            noted.insert(directory_key.clone(), digest);
+        }
+        let keys =
+            files.into_iter().filter_map(|name| self.memory_key(&directory.join(name).ok()?)).collect::<Vec<_>>();
+        if let Err(error) = self.memory().note_own(&keys, &[]).await {
+            tracing::warn!(%error, directory = %directory_key, "cannot remember which files are our own");
+            self.noted.lock().unwrap_or_else(PoisonError::into_inner).remove(&directory_key);
+        }
+    }
+
+    /// Entries of a directory. Sizes that are in the local cache are known.
+    pub(super) async fn list_own(&self, directory: &PlainPath) -> Result<Listing, Error> {
+        let decrypted = self.decrypt_directory(directory).await?;
+        self.note_own(directory, &decrypted).await;
+        let mut entries: Vec<Entry> = Vec::with_capacity(decrypted.names.len());
+        let mut versions = Vec::new();
+        for (name, node) in &decrypted.names {
+            let kind = match node.file() {
+                Some((format, file)) if !node.directory => {
+                    let kind = file_kind(format, file);
+                    if let Kind::File { version: Some(version), .. } = &kind {
+                        versions.push((entries.len(), *version));
+                    }
+                    kind
+                }
+                _ => Kind::Directory { read_only: false },
+            };
+            entries.push(Entry { name: name.clone(), kind });
+        }
+        self.mark_copies(versions.iter().map(|(_, version)| version)).await;
+        let known =
+            self.setup.headers.cached_lens(&versions.iter().map(|(_, version)| *version).collect::<Vec<_>>()).await;
+        for ((index, _), known) in versions.into_iter().zip(known) {
+            if let Kind::File { len, .. } = &mut entries[index].kind {
+                *len = known;
+            }
+        }
+        Ok(Listing { entries, hidden: decrypted.hidden })
+    }
+
+    /// Two large files of one hash are copies that another machine made: an edit of either takes a new file id (format spec, section 4).
+    async fn mark_copies(&self, versions: impl Iterator<Item = &Version>) {
+        let mut seen = HashSet::new();
+        let large = versions.filter(|version| version.stored_len > super::draft::NEW_ID_LIMIT);
+        let copies = large.filter(|version| !seen.insert(version.hash)).map(|version| version.hash);
+        let copies: Vec<Hash> = copies.filter(|hash| !self.memory().is_shared(hash)).collect();
+        if let Err(error) = self.memory().mark_shared(super::memory::Sharing::Copied, copies).await {
+            tracing::warn!(%error, "cannot mark copies");
+        }
+    }
+
+    /// What is at a path on this side; its size isn't read.
+    pub(super) async fn find(&self, path: &PlainPath) -> Result<Option<Kind>, Error> {
+        if path.is_root() {
+            return Ok(Some(Kind::Directory { read_only: false }));
+        }
+        let place = self.names.place(path)?;
+        let keys: Vec<String> = std::iter::once(&place.primary).chain(&place.legacy).cloned().collect();
+        let directories = futures::future::try_join_all(keys.iter().map(|key| self.is_stored_directory(key)));
+        let (files, directories) = tokio::try_join!(self.setup.remote.files(&keys), directories)?;
+        if directories.contains(&true) {
+            return Ok(Some(Kind::Directory { read_only: false }));
+        }
+        let primary = files.get(&place.primary).map(|file| file_kind(Format::V2, file));
+        let legacy = || Some(file_kind(Format::V1, files.get(place.legacy.as_ref()?)?));
+        Ok(primary.or_else(legacy))
+    }
+
+    /// Whether anything but orphaned sidecars lies below a key: those keep no directory alive.
+    async fn is_stored_directory(&self, key: &str) -> Result<bool, Error> {
+        let mut any = false;
+        let entry = |child: &Child| {
+            any |= !child.name.starts_with(SIDECAR_PREFIX);
+            any
+        };
+        self.setup.remote.children_until(key, entry).await?;
+        Ok(any)
+    }
+
+    /// Whether one of these paths is a file of our own.
+    pub(super) async fn any_file(&self, paths: &[PlainPath]) -> Result<bool, Error> {
+        let places = paths.iter().filter_map(|path| self.names.place(path).ok());
+        let keys: Vec<String> = places.flat_map(|place| std::iter::once(place.primary).chain(place.legacy)).collect();
+        Ok(!self.setup.remote.files(&keys).await?.is_empty())
+    }
+
+    /// Reads the size of a file.
+    pub(super) async fn with_len(&self, mut kind: Kind) -> Result<Kind, Error> {
+        if let Kind::File { version: Some(version), len, .. } = &mut kind {
+            let mut lens = self.setup.headers.lens(std::slice::from_ref(version)).await;
+            *len = lens.pop().unwrap_or(Ok(Len::Unread))?;
+        }
+        Ok(kind)
+    }
+
+    /// Looks at the root of the tree (format spec, section 5 "Wrong key is an error").
+    pub(super) async fn check_key(&self) -> Result<KeyVerdict, Error> {
+        let (mut entries, mut authentic) = (0, false);
+        let (mut long, mut sidecars) = (Vec::new(), Vec::new());
+        let look = |child: &Child| {
+            if child.name.starts_with(SIDECAR_PREFIX) {
+                sidecars.extend(child.file.as_ref().and_then(sidecar_hash).map(|hash| (child.name.clone(), hash)));
+                return false;
+            }
+            entries += 1;
+            match self.names.classify(BOTH, "", &child.name, |_| None) {
+                Class::Own(..) | Class::Suspicious => authentic = true,
+                Class::Foreign | Class::Extension => {
+                    long.extend(self.names.sidecar_of(BOTH, &child.name).map(|beside| (child.name.clone(), beside)))
+                }
+            }
+            authentic
+        };
+        self.setup.remote.children_until(ROOT, look).await?;
+        if authentic {
+            return Ok(KeyVerdict::RightKey);
+        }
+        let wanted: HashSet<&String> = long.iter().map(|(_, beside)| beside).collect();
+        sidecars.retain(|(name, _)| wanted.contains(name));
+        let contents = self.fetch_sidecars(sidecars).await?;
+        let opens = |(stored, _): &(String, String)| {
+            let beside = |text: &str| contents.get(text).map(|(_, bytes)| &bytes[..]);
+            matches!(self.names.classify(BOTH, "", stored, beside), Class::Own(..) | Class::Suspicious)
+        };
+        Ok(match entries {
+            _ if long.iter().any(opens) => KeyVerdict::RightKey,
+            0 => KeyVerdict::NewTree,
+            _ => KeyVerdict::WrongKey { entries },
+        })
+    }
+
+    /// Whether the tree holds anything in format 1: then its root does, since a path is of one format in all its components.
+    pub(super) async fn has_legacy(&self) -> Result<bool, Error> {
+        let mut found = false;
+        let look = |child: &Child| {
+            found |= matches!(self.names.classify(BOTH, "", &child.name, |_| None), Class::Own(Format::V1, _));
+            found
+        };
+        self.setup.remote.children_until(ROOT, look).await?;
+        Ok(found)
+    }
+
+    /// Seals for new content.
+    fn sealing(&self, format: Format) -> Sealing {
+        let Setup { keys, padding, headers, .. } = &self.setup;
+        Sealing { keys: keys.clone(), format, padding: *padding, headers: headers.clone() }
+    }
+
+    /// Carries out operations with the rules of `layout`, which is this view or the merged one around it.
+    pub(super) async fn commit_as(&self, layout: &dyn Layout, operations: &[Op]) -> Vec<Outcome> {
+        if self.setup.read_only {
+            return operations.iter().map(|_| Outcome::Failed(Error::ReadOnly)).collect();
+        }
+        let _one_at_a_time = self.committing.lock().await;
+        let committer = Committer { remote: &self.setup.remote, memory: &self.setup.memory, layout };
+        let outcomes = committer.commit(operations).await;
+        // What was noted of a directory may have been taken away again.
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        outcomes
+    }
+
+    /// Every object below a stored directory, decrypted.
+    async fn stored_below(
+        &self,
+        stored: &StoredDirectory,
+        directory: &PlainPath,
+        all: &mut Subtree,
+    ) -> Result<(), Error> {
+        let objects = self.setup.remote.subtree(&stored.key).await?;
+        let sidecars = self.fetch_sidecars(sidecars_needed(&objects)).await?;
+        let mut opened: HashMap<&str, Option<PlainPath>> = HashMap::new();
+        for (key, file) in &objects {
+            // A sidecar goes along with what it names; an orphan isn't an entry.
+            if stored.formats.contains(&Format::V2) && named_by_sidecar(key).is_some() {
+                continue;
+            }
+            let (mut path, mut at) = (Some(directory.clone()), "");
+            for prefix in prefixes(key) {
+                let open = || self.open_below(stored.formats, path.as_ref()?, at, prefix, &sidecars);
+                let known = opened.get(prefix).cloned();
+                path = known.unwrap_or_else(open);
+                opened.entry(prefix).or_insert_with(|| path.clone());
+                at = prefix;
+            }
+            match path {
+                Some(path) => {
+                    let slot = usize::from(stored.formats != [Format::V2]);
+                    all.files.entry(path).or_insert([None::<Held>; 2])[slot] = Some(held(file));
+                }
+                None => all.unreadable += 1,
+            }
+        }
+        Ok(())
+    }
+
+    /// The path of `key`, a child of the stored directory `directory` that is `parent`. Keys are relative.
+    fn open_below(
+        &self,
+        formats: &[Format],
+        parent: &PlainPath,
+        directory: &str,
+        key: &str,
+        sidecars: &HashMap<String, (Hash, Bytes)>,
+    ) -> Option<PlainPath> {
+        let name = key.rsplit_once('/').map_or(key, |(_, name)| name);
+        let beside = |text: &str| {
+            let key = if directory.is_empty() { text.to_owned() } else { format!("{directory}/{text}") };
+            sidecars.get(&key).map(|(_, bytes)| &bytes[..])
+        };
+        match self.names.classify(formats, self.names.full(parent).as_str(), name, beside) {
+            Class::Own(_, name) => parent.join(&name).ok(),
+            // What would be left behind counts, whatever it is.
+            Class::Extension | Class::Foreign | Class::Suspicious => None,
+        }
+    }
+}
+
+/// The hash of what may be a sidecar: others needn't be fetched.
+fn sidecar_hash(file: &FileEntry) -> Option<Hash> {
+    if file.size == SIDECAR_LEN as u64 { file.hash } else { None }
+}
+
+/// A file as it is listed. Without a Xet hash it is no container.
+fn file_kind(format: Format, file: &FileEntry) -> Kind {
+    let version = file.hash.map(|hash| Version { hash, stored_len: file.size, side: Side::Encrypted(format) });
+    let len = if version.is_some() { Len::Unread } else { Len::Damaged };
+    Kind::File { version, len, mtime: file.mtime.or(file.uploaded_at), read_only: false }
+}
+
+/// `a/b/c` gives `a`, `a/b`, `a/b/c`.
+fn prefixes(key: &str) -> impl Iterator<Item = &str> {
+    key.match_indices('/').map(|(at, _)| &key[..at]).chain(std::iter::once(key))
+}
+
+/// The key of what a sidecar key names, if it is one.
+fn named_by_sidecar(key: &str) -> Option<String> {
+    let (directory, name) = key.rsplit_once('/').map_or(("", key), |(directory, name)| (directory, name));
+    let token = name.strip_prefix(SIDECAR_PREFIX)?;
+    Some(if directory.is_empty() {
+        format!("{LONG_PREFIX}{token}")
+    } else {
+        format!("{directory}/{LONG_PREFIX}{token}")
+    })
+}
+
+/// Sidecars that something below needs, by relative key.
+fn sidecars_needed(objects: &[(String, FileEntry)]) -> Vec<(String, Hash)> {
+    let keys: HashSet<&str> = objects.iter().flat_map(|(key, _)| prefixes(key)).collect();
+    let needed = |(key, file): &(String, FileEntry)| {
+        let named = named_by_sidecar(key)?;
+        keys.contains(named.as_str()).then_some((key.clone(), sidecar_hash(file)?))
+    };
+    objects.iter().filter_map(needed).collect()
+}
+
+#[async_trait]
+impl Layout for Encrypted {
+    fn place(&self, path: &PlainPath) -> Result<Place, Error> {
+        if path.is_root() {
+            return Err(Error::InvalidName);
+        }
+        self.names.place(path)
+    }
+
+    fn side(&self, slot: Slot) -> Side {
+        Side::Encrypted(match slot {
+            Slot::Primary => Format::V2,
+            Slot::Legacy => Format::V1,
+        })
+    }
+
+    async fn occupied(&self, paths: &[PlainPath]) -> Result<Vec<bool>, Error> {
+        Ok(vec![false; paths.len()])
+    }
+
+    async fn check_directory_move(&self, _from: &PlainPath, _to: &PlainPath) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn files_below(&self, directory: &PlainPath) -> Result<Subtree, Error> {
+        let mut all = Subtree::default();
+        for stored in self.names.directories(directory)? {
+            self.stored_below(&stored, directory, &mut all).await?;
+        }
+        Ok(all)
+    }
+
+    async fn check_replaceable(&self, versions: &[Version]) -> Vec<Result<(), Error>> {
+        let lens = self.setup.headers.lens(versions).await;
+        let check = async |(version, len): (&Version, Result<Len, Error>)| match len {
+            // The reason is worth more than "damaged".
+            Ok(Len::Damaged) => self.setup.headers.header(version).await.map(|_| ()),
+            Ok(Len::Known(_) | Len::Unread) => Ok(()),
+            Err(error) => Err(error),
+        };
+        futures::future::join_all(versions.iter().zip(lens).map(check)).await
+    }
+
+    async fn in_newer_format(&self, stored: &Stored) -> Result<Stored, Error> {
+        let known = self.resealed.lock().unwrap_or_else(PoisonError::into_inner).get(&stored.version.hash).copied();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let object = self.opener.open(&stored.version).await?;
+        let len = object.len();
+        let pieces = futures::stream::try_unfold((object, 0), |(object, offset)| async move {
+            let piece = object.read(offset, RESEAL_STEP).await.map_err(std::io::Error::other)?;
+            let next = offset + piece.len() as u64;
+            Ok::<_, std::io::Error>((!piece.is_empty()).then_some((piece, (object, next))))
+        });
+        let session = Box::new(Session::new(self.setup.remote.cas.clone(), Some(self.sealing(Format::V2))));
+        let reader = Box::new(StreamReader::new(pieces.boxed()));
+        let newer = session.add(Content::Stream { reader, len }).await?;
+        session.finish().await?;
+        let mut resealed = self.resealed.lock().unwrap_or_else(PoisonError::into_inner);
+        if resealed.len() >= MAX_RESEALED {
+            resealed.clear();
+        }
+        resealed.insert(stored.version.hash, newer);
+        Ok(newer)
+    }
+
+    async fn keep_sidecars(&self, sidecars: Vec<(Hash, Bytes)>) {
+        self.setup.headers.learn(sidecars).await;
+    }
+
+    async fn settled(&self, added: Vec<String>, removed: Vec<String>) {
+        if let Err(error) = self.memory().note_own(&added, &removed).await {
+            tracing::warn!(%error, "cannot remember which files are our own");
+        }
+        if added.is_empty() || self.tree_noted.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if let Err(error) = self.memory().note_seen(Seen { legacy: false }).await {
+            tracing::warn!(%error, "cannot remember the tree");
+        }
+    }
+}
+
+/// Seals journals with the journal subkey.
+struct JournalSealer(Arc<Keys>);
+
+impl Sealer for JournalSealer {
+    fn seal(&self, journal: &[u8; 32], sequence: u64, payload: &[u8]) -> Result<Vec<u8>, Error> {
+        Ok(self.0.journal().seal(journal, sequence, payload, &mut SystemRandom)?)
+    }
+
+    fn open(&self, journal: &[u8; 32], sequence: u64, sealed: &[u8]) -> Result<Vec<u8>, Error> {
+        Ok(std::mem::take(&mut *self.0.journal().open(journal, sequence, sealed)?))
+    }
+}
+
+#[async_trait]
+impl View for Encrypted {
+    async fn list(&self, directory: &PlainPath) -> Result<Listing, Error> {
+        self.list_own(directory).await
+    }
+
+    async fn stat(&self, path: &PlainPath) -> Result<Option<Entry>, Error> {
+        let name = path.split().map(|(_, name)| name.to_owned()).unwrap_or_default();
+        match self.find(path).await? {
+            Some(kind) => Ok(Some(Entry { name, kind: self.with_len(kind).await? })),
+            None => Ok(None),
+        }
+    }
+
+    async fn lens(&self, versions: &[Version]) -> Vec<Result<Len, Error>> {
+        let sealed: Vec<Version> = versions.iter().filter(|version| version.side != Side::Plain).copied().collect();
+        let mut lens = self.setup.headers.lens(&sealed).await.into_iter();
+        let len = |version: &Version| match version.side {
+            Side::Plain => Ok(Len::Known(version.stored_len)),
+            Side::Encrypted(_) => lens.next().unwrap_or(Ok(Len::Unread)),
+        };
+        versions.iter().map(len).collect()
+    }
+
+    async fn open(&self, version: &Version) -> Result<Arc<dyn Object>, Error> {
+        self.opener.open(version).await
+    }
+
+    async fn put(&self) -> Result<Box<dyn PutSession>, Error> {
+        if self.setup.read_only {
+            return Err(Error::ReadOnly);
+        }
+        let sealing = self.sealing(self.setup.format);
+        Ok(Box::new(Session::new(self.setup.remote.cas.clone(), Some(sealing))))
+    }
+
+    async fn commit(&self, operations: &[Op]) -> Vec<Outcome> {
+        self.commit_as(self, operations).await
+    }
+
+    fn check_name(&self, parent: &PlainPath, name: &str) -> Result<(), Error> {
+        self.names.check(self.setup.format, parent, name)
+    }
+
+    fn draft(&self, state: DraftState, slots: Arc<dyn SlotIo>) -> Result<Draft, Error> {
+        // What is in format 2 is never written in format 1 again.
+        let format = match state.base {
+            Some((Version { side: Side::Encrypted(Format::V2), .. }, _)) => Format::V2,
+            _ => self.setup.format,
+        };
+        let medium = Medium::Sealed { keys: self.setup.keys.clone(), format, padding: self.setup.padding };
+        Ok(Draft::new(medium, self.opener.clone(), slots, state))
+    }
+
+    fn slot_len(&self) -> usize {
+        crate::crypto::geometry::RECORD_LEN
+    }
+
+    fn sealer(&self) -> Arc<dyn Sealer> {
+        Arc::new(JournalSealer(self.setup.keys.clone()))
+    }
+
+    async fn revision(&self) -> Result<Option<String>, Error> {
+        self.setup.remote.revision().await
+    }
+
+    fn read_only(&self) -> bool {
+        self.setup.read_only
+    }
+
+    fn identity(&self) -> [u8; 32] {
+        self.setup.identity
+    }
+
+    fn key_id(&self) -> Option<String> {
+        Some(self.setup.keys.id().to_string())
+    }
+
+    fn log_name(&self, path: &PlainPath) -> String {
+        self.names.log_name(path)
+    }
+
+    fn hidden(&self) -> Hidden {
+        self.hidden.sum()
+    }
+}

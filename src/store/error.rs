@@ -1,0 +1,268 @@
+use crate::{crypto, hub, xet};
+
+/// What can go wrong with a source. Texts name no plaintext path: who reports the error adds what it may.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing is there.
+    #[error("not found")]
+    NotFound,
+    /// Empty, `.`, `..`, NUL or `/` in a name.
+    #[error("invalid name")]
+    InvalidName,
+    /// Longer than the format or the backend can store.
+    #[error("name too long")]
+    NameTooLong,
+    /// Plaintext entries of a view with a key, and everything in a read-only source.
+    #[error("read-only here")]
+    ReadOnly,
+    /// A directory that isn't empty as stored (entries of other keys count).
+    #[error("not empty: it holds {0} entries that this key can't read")]
+    NotEmpty(u64),
+    /// A header, record or slot that doesn't authenticate. Never transient.
+    #[error("integrity: {0}")]
+    Unauthentic(#[source] crypto::Error),
+    /// Xet data that doesn't match its hash.
+    #[error("integrity: {0}")]
+    Corrupt(#[source] xet::Error),
+    /// The key opens nothing in a tree that isn't empty.
+    #[error("this key opens nothing in this bucket; it has {entries} encrypted entries")]
+    WrongKey {
+        /// Entries seen.
+        entries: u64,
+    },
+    /// An object without a Xet hash.
+    #[error("the object has no Xet hash")]
+    NoContent,
+    /// Ciphertext for a plaintext path, or plaintext for the encrypted tree.
+    #[error("content of the other side of the bucket")]
+    WrongSide,
+    /// The Hub took the request but refused this key's line of it, several times (Hub API spec, 4.3: such refusals have been seen to pass).
+    #[error("the Hub refused the change: {0}")]
+    Refused(String),
+    /// A stream that was shorter or longer than announced.
+    #[error("the content is not of the announced length")]
+    LengthMismatch,
+    /// At the Hub.
+    #[error(transparent)]
+    Hub(#[from] hub::Error),
+    /// At the CAS.
+    #[error(transparent)]
+    Cas(xet::Error),
+    /// Sealing failed (size out of range, no randomness).
+    #[error(transparent)]
+    Crypto(crypto::Error),
+    /// The staging file, the header cache or a content reader failed.
+    #[error("local I/O: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl Error {
+    /// Whether the same call may succeed later without anybody changing anything.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Hub(e) => e.is_transient(),
+            Self::Cas(e) => e.is_transient(),
+            Self::Refused(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether bytes or names failed to authenticate.
+    pub fn is_integrity(&self) -> bool {
+        matches!(self, Self::Unauthentic(_) | Self::Corrupt(_))
+    }
+}
+
+impl Error {
+    /// The same error once more: one request fails for many operations at once.
+    pub(super) fn again(&self) -> Self {
+        match self {
+            Self::NotFound => Self::NotFound,
+            Self::InvalidName => Self::InvalidName,
+            Self::NameTooLong => Self::NameTooLong,
+            Self::ReadOnly => Self::ReadOnly,
+            Self::NotEmpty(count) => Self::NotEmpty(*count),
+            Self::Unauthentic(error) => Self::Unauthentic(error.clone()),
+            Self::Corrupt(error) => Self::Corrupt(xet_again(error)),
+            Self::WrongKey { entries } => Self::WrongKey { entries: *entries },
+            Self::NoContent => Self::NoContent,
+            Self::WrongSide => Self::WrongSide,
+            Self::Refused(words) => Self::Refused(words.clone()),
+            Self::LengthMismatch => Self::LengthMismatch,
+            Self::Hub(error) => Self::Hub(hub_again(error)),
+            Self::Cas(error) => Self::Cas(xet_again(error)),
+            Self::Crypto(error) => Self::Crypto(error.clone()),
+            Self::Io(error) => Self::Io(io_again(error)),
+        }
+    }
+}
+
+fn io_again(error: &std::io::Error) -> std::io::Error {
+    match error.raw_os_error() {
+        Some(code) => std::io::Error::from_raw_os_error(code),
+        None => std::io::Error::new(error.kind(), error.to_string()),
+    }
+}
+
+fn hub_again(error: &hub::Error) -> hub::Error {
+    use hub::Error as E;
+    match error {
+        E::InvalidId(id) => E::InvalidId(id.clone()),
+        E::Endpoint { endpoint, why } => E::Endpoint { endpoint: endpoint.clone(), why: why.clone() },
+        E::BucketNotFound(id) => E::BucketNotFound(id.clone()),
+        E::NotABucket { id, kind } => E::NotABucket { id: id.clone(), kind },
+        E::Conflict(id) => E::Conflict(id.clone()),
+        E::Unauthorized(why) => E::Unauthorized(why.clone()),
+        E::Forbidden(why) => E::Forbidden(why.clone()),
+        E::Quota(why) => E::Quota(why.clone()),
+        E::Status { status, message } => E::Status { status: *status, message: message.clone() },
+        E::Network(why) => E::Network(why.clone()),
+        E::Partial { answered, outcome, source } => {
+            E::Partial { answered: *answered, outcome: outcome.clone(), source: Box::new(hub_again(source)) }
+        }
+        E::Malformed(why) => E::Malformed(why.clone()),
+        E::TokenFile { path, source } => E::TokenFile { path: path.clone(), source: io_again(source) },
+        E::Local(why) => E::Local(why.clone()),
+    }
+}
+
+fn xet_again(error: &xet::Error) -> xet::Error {
+    use xet::Error as E;
+    match error {
+        E::Malformed { what, why } => E::Malformed { what, why: why.clone() },
+        E::HashMismatch { what, expected } => E::HashMismatch { what, expected: *expected },
+        E::NotFound(hash) => E::NotFound(*hash),
+        E::RangeNotSatisfiable => E::RangeNotSatisfiable,
+        E::Unauthorized => E::Unauthorized,
+        E::Forbidden(why) => E::Forbidden(why.clone()),
+        E::Status { status, message } => E::Status { status: *status, message: message.clone() },
+        E::Network(why) => E::Network(why.clone()),
+        E::Token(source) => E::Token(source.to_string().into()),
+        E::Io(error) => E::Io(io_again(error)),
+    }
+}
+
+/// What kind of failure it is, whichever layer it comes from: all that a front end's table of codes needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Nothing is there.
+    NotFound,
+    /// A name that can't be.
+    InvalidName,
+    /// A name that is too long.
+    NameTooLong,
+    /// Read-only here.
+    ReadOnly,
+    /// A directory that isn't empty.
+    NotEmpty,
+    /// Something doesn't authenticate or match its hash.
+    Integrity,
+    /// The Hub or the CAS denied it.
+    Denied,
+    /// A quota of the Hub, or the local disk, is full.
+    NoSpace,
+    /// A local quota is full.
+    LocalQuota,
+    /// Larger than a file may be.
+    TooLarge,
+    /// Anything else.
+    Other,
+}
+
+impl Error {
+    /// What kind of failure it is.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::NotFound => Cause::NotFound,
+            Self::InvalidName => Cause::InvalidName,
+            Self::NameTooLong => Cause::NameTooLong,
+            Self::ReadOnly => Cause::ReadOnly,
+            Self::NotEmpty(_) => Cause::NotEmpty,
+            Self::Unauthentic(_) | Self::Corrupt(_) | Self::WrongKey { .. } => Cause::Integrity,
+            Self::Hub(error) => cause_at_hub(error),
+            Self::Cas(error) => cause_at_cas(error),
+            Self::Io(error) => cause_of_io(error),
+            Self::Crypto(crypto::Error::OutOfRange) => Cause::TooLarge,
+            Self::NoContent | Self::LengthMismatch | Self::WrongSide | Self::Refused(_) | Self::Crypto(_) => {
+                Cause::Other
+            }
+        }
+    }
+}
+
+fn cause_at_hub(error: &hub::Error) -> Cause {
+    use hub::Error as E;
+    match error {
+        E::Unauthorized(_) | E::Forbidden(_) => Cause::Denied,
+        E::Quota(_) => Cause::NoSpace,
+        E::Status { status, .. } => cause_of_status(*status),
+        E::Partial { source, .. } => cause_at_hub(source),
+        E::InvalidId(_)
+        | E::Endpoint { .. }
+        | E::BucketNotFound(_)
+        | E::NotABucket { .. }
+        | E::Conflict(_)
+        | E::Network(_)
+        | E::Malformed(_)
+        | E::TokenFile { .. }
+        | E::Local(_) => Cause::Other,
+    }
+}
+
+fn cause_at_cas(error: &xet::Error) -> Cause {
+    use xet::Error as E;
+    match error {
+        E::Unauthorized | E::Forbidden(_) => Cause::Denied,
+        E::Status { status, .. } => cause_of_status(*status),
+        E::Io(error) => cause_of_io(error),
+        E::Malformed { .. } | E::HashMismatch { .. } => Cause::Integrity,
+        // Why there is no token is for the Hub's error to say.
+        E::Token(source) => {
+            source.downcast_ref::<std::sync::Arc<hub::Error>>().map_or(Cause::Other, |error| cause_at_hub(error))
+        }
+        E::NotFound(_) | E::RangeNotSatisfiable | E::Network(_) => Cause::Other,
+    }
+}
+
+fn cause_of_status(status: u16) -> Cause {
+    match status {
+        401 | 403 => Cause::Denied,
+        413 | 507 => Cause::NoSpace,
+        _ => Cause::Other,
+    }
+}
+
+fn cause_of_io(error: &std::io::Error) -> Cause {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull => Cause::NoSpace,
+        std::io::ErrorKind::QuotaExceeded => Cause::LocalQuota,
+        std::io::ErrorKind::FileTooLarge => Cause::TooLarge,
+        _ => Cause::Other,
+    }
+}
+
+impl From<xet::Error> for Error {
+    fn from(error: xet::Error) -> Self {
+        match error {
+            xet::Error::HashMismatch { .. } | xet::Error::Malformed { .. } => Self::Corrupt(error),
+            other => Self::Cas(other),
+        }
+    }
+}
+
+impl From<crypto::Error> for Error {
+    fn from(error: crypto::Error) -> Self {
+        use crypto::Error as E;
+        match error {
+            E::Unauthentic
+            | E::UnauthenticRecord(_)
+            | E::BytesBehindEnd(_)
+            | E::Malformed(_)
+            | E::NewerVersion(_)
+            | E::FormatMismatch => Self::Unauthentic(error),
+            E::NameTooLong(_) => Self::NameTooLong,
+            E::NameInvalid(_) => Self::InvalidName,
+            other => Self::Crypto(other),
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! What this machine remembers of a bucket under a key (format spec, sections 4, 5 and 6).
+//!
+//! - files seen as our own: one that vanished isn't shown from the plaintext side;
+//! - content that two paths share: the next edit of it takes a new file id;
+//! - directory moves that have begun: a repeat goes on instead of finding its own files in the way;
+//! - whether the tree had entries, and any of format 1: then an emptied one is reported.
+//!
+//! Paths are kept as digests of the tree's identity and the stored key: no name, not even a sealed one.
+
+use super::Error;
+use super::database::{Database, Durability};
+use crate::xet::Hash;
+use rusqlite::{Connection, OptionalExtension, params};
+use sha2::{Digest, Sha256};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Files remembered as our own, over all buckets: about 60 MB. Further ones aren't remembered.
+const MAX_OWN: u64 = 2_000_000;
+
+const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS own (path BLOB PRIMARY KEY) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS shared (hash BLOB PRIMARY KEY, copied INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS moving (paths BLOB PRIMARY KEY) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS trees (tree BLOB PRIMARY KEY, legacy INTEGER NOT NULL) WITHOUT ROWID;
+";
+
+/// The memory of one tree.
+pub(super) struct Memory {
+    database: Arc<Database>,
+    tree: [u8; 32],
+    /// Rows of `own`, as far as this process knows.
+    own: Arc<AtomicU64>,
+}
+
+/// Why two paths have the same content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sharing {
+    /// For good.
+    Copied,
+    /// Until the old path of a rename is gone.
+    Moving,
+}
+
+/// What was seen of a tree before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// It had entries of format 1.
+    pub(super) legacy: bool,
+}
+
+/// A path as it is remembered.
+type PathDigest = [u8; 16];
+
+impl Memory {
+    /// Opens what is remembered of the tree `tree` in `folder`; in memory without one.
+    pub(super) fn open(folder: Option<&Path>, tree: [u8; 32]) -> Result<Self, Error> {
+        let database = Database::open(folder, "memory.sqlite", Durability::Full, SCHEMA)?;
+        let own = database.with(|c| c.query_row("SELECT count(*) FROM own", [], |row| row.get::<_, i64>(0)))?;
+        Ok(Self { database: Arc::new(database), tree, own: Arc::new(AtomicU64::new(own.unsigned_abs())) })
+    }
+
+    fn digest(&self, parts: &[&str]) -> PathDigest {
+        let mut hasher = Sha256::new_with_prefix(self.tree);
+        for part in parts {
+            hasher.update((part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+        let full: [u8; 32] = hasher.finalize().into();
+        *full.first_chunk().expect("16 of 32 bytes")
+    }
+
+    /// Notes that files of our own are at `added` keys, and that we took away those at `removed`.
+    pub(super) async fn note_own(&self, added: &[String], removed: &[String]) -> Result<(), Error> {
+        if added.is_empty() && removed.is_empty() {
+            return Ok(());
+        }
+        let digests = |keys: &[String]| keys.iter().map(|key| self.digest(&[key])).collect::<Vec<_>>();
+        let (added, removed, count) = (digests(added), digests(removed), self.own.clone());
+        self.database
+            .run(move |connection| {
+                let transaction = connection.transaction()?;
+                let mut rows = count.load(Ordering::Relaxed);
+                {
+                    let mut delete = transaction.prepare_cached("DELETE FROM own WHERE path = ?1")?;
+                    for path in &removed {
+                        rows = rows.saturating_sub(delete.execute(params![path])? as u64);
+                    }
+                    let mut insert = transaction.prepare_cached("INSERT OR IGNORE INTO own VALUES (?1)")?;
+                    for path in &added {
+                        if rows < MAX_OWN {
+                            rows += insert.execute(params![path])? as u64;
+                        }
+                    }
+                }
+                count.store(rows, Ordering::Relaxed);
+                transaction.commit()
+            })
+            .await
+    }
+
+    /// Which of these keys have held a file of our own that we didn't take away.
+    pub(super) async fn were_own(&self, keys: &[String]) -> Result<Vec<bool>, Error> {
+        if keys.is_empty() {
+            return Ok(vec![]);
+        }
+        let paths: Vec<PathDigest> = keys.iter().map(|key| self.digest(&[key])).collect();
+        self.database.run(move |connection| paths.iter().map(|path| is_own(connection, path)).collect()).await
+    }
+
+    /// The same for one key, at once: a look at a local index.
+    pub(super) fn was_own(&self, key: &str) -> Result<bool, Error> {
+        let path = self.digest(&[key]);
+        self.database.with(|connection| is_own(connection, &path))
+    }
+
+    /// Marks content that is about to be under two paths. On disk when it returns.
+    pub(super) async fn mark_shared(&self, sharing: Sharing, hashes: Vec<Hash>) -> Result<(), Error> {
+        if hashes.is_empty() {
+            return Ok(());
+        }
+        let copied = sharing == Sharing::Copied;
+        let mark = "INSERT INTO shared VALUES (?1, ?2) ON CONFLICT DO UPDATE SET copied = max(copied, excluded.copied)";
+        self.database
+            .run(move |connection| {
+                let transaction = connection.transaction()?;
+                for hash in &hashes {
+                    transaction.prepare_cached(mark)?.execute(params![hash.0, copied])?;
+                }
+                transaction.commit()
+            })
+            .await
+    }
+
+    /// Takes the mark of renames that went through. A failure leaves it: it only costs a new file id.
+    pub(super) async fn unmark_moved(&self, hashes: Vec<Hash>) {
+        if hashes.is_empty() {
+            return;
+        }
+        let unmarked = self.database.run(move |connection| {
+            let transaction = connection.transaction()?;
+            for hash in &hashes {
+                transaction
+                    .prepare_cached("DELETE FROM shared WHERE hash = ?1 AND copied = 0")?
+                    .execute(params![hash.0])?;
+            }
+            transaction.commit()
+        });
+        if let Err(error) = unmarked.await {
+            tracing::warn!(%error, "cannot take back the mark of a finished rename");
+        }
+    }
+
+    /// Whether another path may hold this content. What can't be looked up counts as shared.
+    pub(super) fn is_shared(&self, hash: &Hash) -> bool {
+        let found = self.database.with(|connection| {
+            let mut select = connection.prepare_cached("SELECT 1 FROM shared WHERE hash = ?1")?;
+            select.exists(params![hash.0])
+        });
+        found.unwrap_or(true)
+    }
+
+    /// Whether a directory move between these keys has begun and not ended.
+    pub(super) async fn is_moving(&self, from: &str, to: &str) -> Result<bool, Error> {
+        let paths = self.digest(&[from, to]);
+        self.database
+            .run(move |connection| {
+                connection.prepare_cached("SELECT 1 FROM moving WHERE paths = ?1")?.exists(params![paths])
+            })
+            .await
+    }
+
+    /// Notes that a directory move begins or has ended.
+    pub(super) async fn set_moving(&self, from: &str, to: &str, moving: bool) -> Result<(), Error> {
+        let paths = self.digest(&[from, to]);
+        let statement =
+            if moving { "INSERT OR IGNORE INTO moving VALUES (?1)" } else { "DELETE FROM moving WHERE paths = ?1" };
+        self.database.run(move |connection| connection.execute(statement, params![paths]).map(|_| ())).await
+    }
+
+    /// Whether the tree had entries before.
+    pub(super) async fn seen(&self) -> Result<Option<Seen>, Error> {
+        let tree = self.tree;
+        self.database
+            .run(move |connection| {
+                let select = "SELECT legacy FROM trees WHERE tree = ?1";
+                let legacy: Option<bool> = connection.query_row(select, params![tree], |row| row.get(0)).optional()?;
+                Ok(legacy.map(|legacy| Seen { legacy }))
+            })
+            .await
+    }
+
+    /// Notes that the tree has entries.
+    pub(super) async fn note_seen(&self, seen: Seen) -> Result<(), Error> {
+        let tree = self.tree;
+        let note = "INSERT INTO trees VALUES (?1, ?2) ON CONFLICT DO UPDATE SET legacy = max(legacy, excluded.legacy)";
+        self.database.run(move |connection| connection.execute(note, params![tree, seen.legacy]).map(|_| ())).await
+    }
+}
+
+fn is_own(connection: &Connection, path: &PathDigest) -> rusqlite::Result<bool> {
+    connection.prepare_cached("SELECT 1 FROM own WHERE path = ?1")?.exists(params![path])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hash(byte: u8) -> Hash {
+        Hash([byte; 32])
+    }
+
+    #[tokio::test]
+    async fn own_files_are_remembered_until_we_take_them_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let memory = Memory::open(Some(folder.path()), [1; 32]).unwrap();
+        let keys = ["a".to_owned(), "b".to_owned()];
+        memory.note_own(&keys, &[]).await.unwrap();
+        memory.note_own(&[], &keys[..1]).await.unwrap();
+        drop(memory);
+        let memory = Memory::open(Some(folder.path()), [1; 32]).unwrap();
+        assert_eq!(memory.were_own(&keys).await.unwrap(), [false, true]);
+        assert!(memory.was_own("b").unwrap());
+        let other_tree = Memory::open(Some(folder.path()), [2; 32]).unwrap();
+        assert!(!other_tree.was_own("b").unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_finished_rename_takes_only_its_own_mark() {
+        let memory = Memory::open(None, [0; 32]).unwrap();
+        memory.mark_shared(Sharing::Copied, vec![hash(1)]).await.unwrap();
+        memory.mark_shared(Sharing::Moving, vec![hash(1), hash(2)]).await.unwrap();
+        assert!(memory.is_shared(&hash(1)) && memory.is_shared(&hash(2)) && !memory.is_shared(&hash(3)));
+        memory.unmark_moved(vec![hash(1), hash(2)]).await;
+        assert!(memory.is_shared(&hash(1)) && !memory.is_shared(&hash(2)));
+    }
+
+    #[tokio::test]
+    async fn a_directory_move_is_remembered_by_both_its_ends() {
+        let memory = Memory::open(None, [0; 32]).unwrap();
+        memory.set_moving("a", "b", true).await.unwrap();
+        assert!(memory.is_moving("a", "b").await.unwrap());
+        assert!(!memory.is_moving("b", "a").await.unwrap());
+        assert!(!memory.is_moving("", "ab").await.unwrap());
+        memory.set_moving("a", "b", false).await.unwrap();
+        assert!(!memory.is_moving("a", "b").await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn format_1_once_seen_stays_seen() {
+        let memory = Memory::open(None, [0; 32]).unwrap();
+        assert_eq!(memory.seen().await.unwrap(), None);
+        for legacy in [false, true, false] {
+            memory.note_seen(Seen { legacy }).await.unwrap();
+        }
+        assert_eq!(memory.seen().await.unwrap(), Some(Seen { legacy: true }));
+    }
+
+    #[tokio::test]
+    async fn a_damaged_file_is_set_aside_and_no_stored_key_is_in_a_good_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("memory.sqlite");
+        std::fs::write(&path, b"this is no database, but long enough to be looked at as one ....................")
+            .unwrap();
+        let memory = Memory::open(Some(folder.path()), [1; 32]).unwrap();
+        assert!(folder.path().join("memory.damaged").exists());
+        memory.note_own(&["stored-name-canary".to_owned()], &[]).await.unwrap();
+        drop(memory);
+        for file in std::fs::read_dir(folder.path()).unwrap() {
+            let bytes = std::fs::read(file.unwrap().path()).unwrap();
+            assert!(!bytes.windows(18).any(|window| window == b"stored-name-canary"));
+        }
+    }
+}

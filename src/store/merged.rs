@@ -1,0 +1,230 @@
+//! The merged view, default with a key: the encrypted tree, and the bucket's plaintext beside it, read-only (format spec, section 5 "Mixed
+//! buckets").
+//!
+//! Own entries win, also ones that can't be opened. Directories of one name merge. The plaintext side is not authenticated: a server can
+//! invent what it likes there, so a path that this machine knows as its own is never shown from it. A listing needs both sides.
+
+use super::beside::Beside;
+use super::commit::{Layout, Place, Slot, Subtree};
+use super::encrypted::{Encrypted, Unlisted};
+use super::hidden::HiddenSums;
+use super::{
+    Draft, DraftState, Entry, Error, Hidden, Kind, Len, Listing, Object, Op, Outcome, PlainPath, PutSession, Sealer,
+    Side, SlotIo, Stored, Version, View,
+};
+use crate::xet::Hash;
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Both sides of a bucket under one key.
+pub(super) struct Merged {
+    own: Encrypted,
+    plain: Beside,
+    /// Of the plaintext side.
+    hidden: HiddenSums,
+}
+
+impl Merged {
+    pub(super) fn new(own: Encrypted, plain: Beside) -> Self {
+        Self { own, plain, hidden: HiddenSums::default() }
+    }
+
+    /// Merges the plaintext entries of a directory into our own.
+    async fn merge(
+        &self,
+        directory: &PlainPath,
+        own: Vec<Entry>,
+        plain: Listing,
+    ) -> Result<(Vec<Entry>, Hidden), Error> {
+        let mut hidden = plain.hidden;
+        let mut entries: BTreeMap<String, Kind> = own.into_iter().map(|entry| (entry.name, entry.kind)).collect();
+        if entries.is_empty() && !plain.entries.is_empty() && self.is_below_own_file(directory).await? {
+            hidden.shadowed += plain.entries.len() as u64;
+            return Ok((vec![], hidden));
+        }
+        let mut beside = Vec::new();
+        for Entry { name, kind } in plain.entries {
+            match (entries.get_mut(&name), &kind) {
+                (None, _) => beside.push((name, kind)),
+                (Some(Kind::Directory { read_only }), Kind::Directory { .. }) => *read_only = true,
+                (Some(_), _) => hidden.shadowed += 1,
+            }
+        }
+        let keys: Vec<Option<String>> =
+            beside.iter().map(|(name, _)| self.own.memory_key(&directory.join(name).ok()?)).collect();
+        let known: Vec<String> = keys.iter().flatten().cloned().collect();
+        let mut were_own = self.own.memory().were_own(&known).await?.into_iter();
+        let mut vanished = Unlisted::default();
+        for ((name, kind), key) in beside.into_iter().zip(keys) {
+            match key {
+                Some(key) if were_own.next().unwrap_or(false) => {
+                    hidden.shadowed += 1;
+                    vanished.add(key);
+                }
+                _ => drop(entries.insert(name, kind)),
+            }
+        }
+        let log_name = self.own.log_name(directory);
+        vanished.report(&log_name, "paths known as encrypted have vanished and are there in plaintext: not shown");
+        Ok((entries.into_iter().map(|(name, kind)| Entry { name, kind }).collect(), hidden))
+    }
+
+    /// Whether the path or one above it is a file of our own, or was one: then nothing of the plaintext side is at or below it.
+    async fn is_below_own_file(&self, path: &PlainPath) -> Result<bool, Error> {
+        let mut paths = Vec::new();
+        let mut at = path.clone();
+        while let Some((parent, _)) = at.split() {
+            paths.push(std::mem::replace(&mut at, parent));
+        }
+        let keys: Vec<String> = paths.iter().filter_map(|path| self.own.memory_key(path)).collect();
+        Ok(self.own.memory().were_own(&keys).await?.contains(&true) || self.own.any_file(&paths).await?)
+    }
+
+    /// What our own side has at a path; nothing where the path can't be stored there.
+    async fn find_own(&self, path: &PlainPath) -> Result<Option<Kind>, Error> {
+        match self.own.find(path).await {
+            Err(Error::NameTooLong) => Ok(None),
+            found => found,
+        }
+    }
+
+    async fn kind(&self, path: &PlainPath) -> Result<Option<Kind>, Error> {
+        match self.find_own(path).await? {
+            Some(Kind::Directory { .. }) => {
+                Ok(Some(Kind::Directory { read_only: self.plain.is_directory(path).await? }))
+            }
+            Some(file) => Ok(Some(self.own.with_len(file).await?)),
+            None => match self.plain.stat(path).await? {
+                Some(kind) if !self.is_below_own_file(path).await? => Ok(Some(kind)),
+                _ => Ok(None),
+            },
+        }
+    }
+}
+
+#[async_trait]
+impl Layout for Merged {
+    fn place(&self, path: &PlainPath) -> Result<Place, Error> {
+        self.own.place(path)
+    }
+
+    fn side(&self, slot: Slot) -> Side {
+        self.own.side(slot)
+    }
+
+    async fn occupied(&self, paths: &[PlainPath]) -> Result<Vec<bool>, Error> {
+        let mut occupied = Vec::with_capacity(paths.len());
+        for path in paths {
+            // What isn't shown from the plaintext side doesn't stand in the way.
+            let was_own = match self.own.memory_key(path) {
+                Some(key) => self.own.memory().was_own(&key)?,
+                None => false,
+            };
+            occupied.push(!was_own && self.plain.is_file(path).await?);
+        }
+        Ok(occupied)
+    }
+
+    async fn check_directory_move(&self, from: &PlainPath, to: &PlainPath) -> Result<(), Error> {
+        let directories = self.plain.is_directory(from).await? || self.plain.is_directory(to).await?;
+        let occupied = self.occupied(std::slice::from_ref(to)).await?.contains(&true);
+        if directories || occupied { Err(Error::ReadOnly) } else { Ok(()) }
+    }
+
+    async fn files_below(&self, directory: &PlainPath) -> Result<Subtree, Error> {
+        self.own.files_below(directory).await
+    }
+
+    async fn check_replaceable(&self, versions: &[Version]) -> Vec<Result<(), Error>> {
+        self.own.check_replaceable(versions).await
+    }
+
+    async fn in_newer_format(&self, stored: &Stored) -> Result<Stored, Error> {
+        self.own.in_newer_format(stored).await
+    }
+
+    async fn keep_sidecars(&self, sidecars: Vec<(Hash, Bytes)>) {
+        self.own.keep_sidecars(sidecars).await;
+    }
+
+    async fn settled(&self, added: Vec<String>, removed: Vec<String>) {
+        self.own.settled(added, removed).await;
+    }
+}
+
+#[async_trait]
+impl View for Merged {
+    async fn list(&self, directory: &PlainPath) -> Result<Listing, Error> {
+        let (own, plain) = tokio::try_join!(self.own.list_own(directory), self.plain.list(directory))?;
+        let (entries, beside) = self.merge(directory, own.entries, plain).await?;
+        self.hidden.note(directory.as_str(), beside);
+        let mut hidden = own.hidden;
+        hidden += beside;
+        Ok(Listing { entries, hidden })
+    }
+
+    async fn stat(&self, path: &PlainPath) -> Result<Option<Entry>, Error> {
+        let name = path.split().map(|(_, name)| name.to_owned()).unwrap_or_default();
+        Ok(self.kind(path).await?.map(|kind| Entry { name, kind }))
+    }
+
+    async fn lens(&self, versions: &[Version]) -> Vec<Result<Len, Error>> {
+        self.own.lens(versions).await
+    }
+
+    async fn open(&self, version: &Version) -> Result<Arc<dyn Object>, Error> {
+        self.own.open(version).await
+    }
+
+    async fn put(&self) -> Result<Box<dyn PutSession>, Error> {
+        self.own.put().await
+    }
+
+    async fn commit(&self, operations: &[Op]) -> Vec<Outcome> {
+        self.own.commit_as(self, operations).await
+    }
+
+    fn check_name(&self, parent: &PlainPath, name: &str) -> Result<(), Error> {
+        self.own.check_name(parent, name)
+    }
+
+    fn draft(&self, state: DraftState, slots: Arc<dyn SlotIo>) -> Result<Draft, Error> {
+        self.own.draft(state, slots)
+    }
+
+    fn slot_len(&self) -> usize {
+        self.own.slot_len()
+    }
+
+    fn sealer(&self) -> Arc<dyn Sealer> {
+        self.own.sealer()
+    }
+
+    async fn revision(&self) -> Result<Option<String>, Error> {
+        self.own.revision().await
+    }
+
+    fn read_only(&self) -> bool {
+        self.own.read_only()
+    }
+
+    fn identity(&self) -> [u8; 32] {
+        self.own.identity()
+    }
+
+    fn key_id(&self) -> Option<String> {
+        self.own.key_id()
+    }
+
+    fn log_name(&self, path: &PlainPath) -> String {
+        self.own.log_name(path)
+    }
+
+    fn hidden(&self) -> Hidden {
+        let mut hidden = self.own.hidden();
+        hidden += self.hidden.sum();
+        hidden
+    }
+}

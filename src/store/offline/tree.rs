@@ -1,0 +1,271 @@
+//! A whole `.enc/` tree as local files: reading a downloaded one, making one to upload (format spec, sections 3, 4b and 5).
+
+use super::{open_container, seal};
+use crate::crypto::geometry::Padding;
+use crate::crypto::{Format, Keys, NameCipher, SystemRandom, Verdict, names};
+use crate::store::{Error, Hidden, PlainPath};
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Deepest tree that is walked: a path of 1024 bytes, the longest object key, can't be deeper.
+const MAX_DEPTH: usize = 512;
+
+/// A file of an encrypted tree.
+#[derive(Clone, Debug)]
+pub struct Object {
+    /// Its plaintext path.
+    pub path: PlainPath,
+    /// The local file that holds its container.
+    pub stored: PathBuf,
+    /// Format of its name.
+    pub format: Format,
+    /// Stored bytes.
+    pub stored_len: u64,
+}
+
+/// What a walk found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Files of this key, by plaintext path.
+    pub objects: Vec<Object>,
+    /// What is not shown.
+    pub hidden: Hidden,
+    /// Stored names that authenticated in any way: 0 in a tree that isn't empty means the wrong key.
+    pub authentic: u64,
+    /// Stored entries seen at the root of the tree.
+    pub root_entries: u64,
+}
+
+impl Found {
+    /// The verdict of format spec, section 5: a key that opens nothing in a tree that isn't empty is the wrong one.
+    pub fn check_key(&self) -> Result<(), Error> {
+        if self.authentic == 0 && self.root_entries > 0 {
+            return Err(Error::WrongKey { entries: self.root_entries });
+        }
+        Ok(())
+    }
+}
+
+/// The `.enc` folder that `folder` holds or is.
+pub fn root_of(folder: &Path) -> Option<PathBuf> {
+    if folder.file_name().is_some_and(|name| name == names::ROOT) {
+        return Some(folder.to_owned());
+    }
+    let inner = folder.join(names::ROOT);
+    inner.is_dir().then_some(inner)
+}
+
+/// Walks the tree below `root` (a local `.enc` folder). Links aren't followed: a download has none.
+pub fn walk(keys: &Keys, root: &Path) -> Result<Found, Error> {
+    let mut found = Found::default();
+    let mut files = BTreeMap::new();
+    let mut opened = HashSet::new();
+    found.root_entries = fs::read_dir(root)?.count() as u64;
+    for format in [Format::V2, Format::V1] {
+        let mut walk =
+            Walk { names: keys.names(format), format, found: &mut found, files: &mut files, opened: &mut opened };
+        walk.directory(root, &PlainPath::root(), 0)?;
+    }
+    // A file against a directory of the same plain path, whatever the formats: the directory is shown.
+    let mut directories = HashSet::new();
+    for path in files.keys() {
+        let mut at = path.clone();
+        while let Some((parent, _)) = at.split() {
+            directories.insert(parent.clone());
+            at = parent;
+        }
+    }
+    for (path, object) in files {
+        if directories.contains(&path) {
+            found.hidden.shadowed += 1;
+        } else {
+            found.objects.push(object);
+        }
+    }
+    Ok(found)
+}
+
+struct Walk<'a> {
+    names: &'a NameCipher,
+    format: Format,
+    found: &'a mut Found,
+    files: &'a mut BTreeMap<PlainPath, Object>,
+    /// Stored names at the root that format 2 opened: the pass of format 1 takes them for another key's.
+    opened: &'a mut HashSet<String>,
+}
+
+impl Walk<'_> {
+    fn directory(&mut self, stored: &Path, plain: &PlainPath, depth: usize) -> Result<(), Error> {
+        if depth > MAX_DEPTH {
+            self.found.hidden.unreachable += 1;
+            return Ok(());
+        }
+        for entry in fs::read_dir(stored)? {
+            let entry = entry?;
+            let text = entry.file_name().into_string();
+            let verdict = match &text {
+                Ok(text) => self.verdict(stored, plain, text)?,
+                Err(_) => Verdict::Foreign,
+            };
+            let text = text.unwrap_or_default();
+            let name = match verdict {
+                Verdict::Own(name) => name,
+                Verdict::Suspicious => {
+                    self.found.authentic += 1;
+                    self.found.hidden.suspicious += 1;
+                    self.opened.insert(text);
+                    continue;
+                }
+                Verdict::Extension => continue,
+                Verdict::Foreign | Verdict::NeedsSidecar(_) => {
+                    self.count_foreign(plain, &text);
+                    continue;
+                }
+            };
+            self.found.authentic += 1;
+            self.own(&entry, &plain.join(&name)?, depth)?;
+            if plain.is_root() {
+                self.opened.insert(text);
+            }
+        }
+        Ok(())
+    }
+
+    fn own(&mut self, entry: &fs::DirEntry, path: &PlainPath, depth: usize) -> Result<(), Error> {
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            return self.directory(&entry.path(), path, depth + 1);
+        }
+        if !kind.is_file() {
+            self.found.hidden.unreachable += 1;
+        } else if self.files.contains_key(path) {
+            // Format 2 was walked first and wins.
+            self.found.hidden.shadowed += 1;
+        } else {
+            let object = Object {
+                path: path.clone(),
+                stored: entry.path(),
+                format: self.format,
+                stored_len: entry.metadata()?.len(),
+            };
+            self.files.insert(path.clone(), object);
+        }
+        Ok(())
+    }
+
+    /// At the root each entry is seen by both formats, and is foreign only if neither opens it.
+    fn count_foreign(&mut self, plain: &PlainPath, text: &str) {
+        let counted_by_the_other = match self.format {
+            Format::V2 => true,
+            Format::V1 => self.opened.contains(text),
+        };
+        if !(plain.is_root() && counted_by_the_other) {
+            self.found.hidden.foreign += 1;
+        }
+    }
+
+    fn verdict(&self, stored: &Path, plain: &PlainPath, text: &str) -> Result<Verdict, Error> {
+        match self.names.open(plain.as_str(), text) {
+            Verdict::NeedsSidecar(sidecar) => match read_sidecar(&stored.join(sidecar))? {
+                Some(bytes) => Ok(self.names.open_long(plain.as_str(), text, &bytes)),
+                None => Ok(Verdict::Foreign),
+            },
+            other => Ok(other),
+        }
+    }
+}
+
+/// A sidecar of the right size; any other is no sidecar.
+pub fn read_sidecar(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() && metadata.len() == names::SIDECAR_LEN as u64 => Ok(Some(fs::read(path)?)),
+        Ok(_) => Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Runs `work` over all items on `threads` threads and gives the failures, in item order.
+pub fn in_parallel<T: Sync, E: Send>(
+    items: &[T],
+    threads: usize,
+    work: impl Fn(&T) -> Result<(), E> + Sync,
+) -> Vec<(usize, E)> {
+    let next = AtomicUsize::new(0);
+    let failures = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..threads.clamp(1, items.len().max(1)) {
+            scope.spawn(|| {
+                while let Some((index, item)) =
+                    Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, items.get(i)?)))
+                {
+                    if let Err(error) = work(item) {
+                        failures.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((index, error));
+                    }
+                }
+            });
+        }
+    });
+    let mut failures = failures.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    failures.sort_by_key(|(index, _)| *index);
+    failures
+}
+
+/// Writes `target` through a temporary file beside it, so that it is never partial, and never over another file. Parents are made.
+pub fn write_whole(
+    target: &Path,
+    write: impl FnOnce(&mut BufWriter<&File>) -> Result<u64, Error>,
+) -> Result<u64, Error> {
+    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent)?;
+    let temporary = tempfile::Builder::new()
+        .prefix(".hfcrypt-")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
+        .tempfile_in(parent)?;
+    let mut writer = BufWriter::with_capacity(256 * 1024, temporary.as_file());
+    let len = write(&mut writer)?;
+    writer.flush()?;
+    drop(writer);
+    temporary.persist_noclobber(target).map_err(|e| e.error)?;
+    Ok(len)
+}
+
+/// Decrypts one object of a walk to its place below `out`.
+pub fn decrypt(keys: &Keys, object: &Object, out: &Path) -> Result<u64, Error> {
+    let mut stored = File::open(&object.stored)?;
+    write_whole(&out.join(object.path.as_str()), |writer| {
+        open_container(keys, Some(object.format), &mut stored, object.stored_len, writer)
+    })
+}
+
+/// Verifies every record of one object of a walk.
+pub fn verify(keys: &Keys, object: &Object) -> Result<u64, Error> {
+    open_container(keys, Some(object.format), &mut File::open(&object.stored)?, object.stored_len, &mut io::sink())
+}
+
+/// Encrypts one local file to its place below `out` (`out/.enc/…`), with the sidecars it needs. `path` is its plaintext path in the bucket.
+pub fn encrypt(
+    keys: &Keys,
+    format: Format,
+    padding: Padding,
+    file: &Path,
+    path: &PlainPath,
+    out: &Path,
+) -> Result<u64, Error> {
+    let sealed = keys.names(format).seal_path(path.as_str())?;
+    for sidecar in &sealed.sidecars {
+        write_whole(&out.join(&sidecar.text), |writer| {
+            writer.write_all(&sidecar.bytes)?;
+            Ok(sidecar.bytes.len() as u64)
+        })?;
+    }
+    let mut plain = File::open(file)?;
+    let len = plain.metadata()?.len();
+    write_whole(&out.join(&sealed.key), |writer| {
+        seal(keys, format, padding, len, &mut plain, writer, &mut SystemRandom).map(|sealed| sealed.stored_len)
+    })
+}

@@ -1,0 +1,283 @@
+//! The plain view: a bucket, or a subfolder of it, as it is. Also the plaintext side of a merged view.
+//!
+//! The encrypted tree shows as a folder of odd names. Nothing below it may be written without its key: a rename there would leave names
+//! that nobody can read (format spec, section 5 "Mixed buckets").
+
+use super::commit::{Committer, Held, Layout, Place, Slot, Subtree, held};
+use super::draft::{Bases, Medium};
+use super::hidden::HiddenSums;
+use super::memory::Memory;
+use super::names::is_in_encrypted_tree;
+use super::object::Opener;
+use super::put::Session;
+use super::remote::{Child, Remote};
+use super::{
+    Draft, DraftState, Entry, Error, Hidden, Kind, Len, Listing, Object, Op, Outcome, PlainPath, PutSession, Sealer,
+    Side, SlotIo, Stored, Version, View,
+};
+use crate::hub::FileEntry;
+use crate::xet::Hash;
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Bytes of the longest name that file systems take.
+const MAX_NAME: usize = 255;
+
+/// The plaintext objects of a bucket below a prefix.
+pub(super) struct PlainTree {
+    pub(super) remote: Arc<Remote>,
+    pub(super) prefix: PlainPath,
+    /// It is the other side of a view with a key: nothing may be written, and the encrypted tree isn't shown.
+    pub(super) beside_encrypted: bool,
+}
+
+impl PlainTree {
+    /// The object key of a path.
+    pub(super) fn key(&self, path: &PlainPath) -> String {
+        path.rebase(&PlainPath::root(), &self.prefix).unwrap_or_default().as_str().to_owned()
+    }
+
+    fn read_only(&self, key: &str) -> bool {
+        self.beside_encrypted || is_in_encrypted_tree(key)
+    }
+
+    /// Entries of a directory.
+    pub(super) async fn list(&self, directory: &PlainPath) -> Result<Listing, Error> {
+        self.list_key(&self.key(directory)).await
+    }
+
+    /// Entries of the directory with this full key.
+    pub(super) async fn list_key(&self, key: &str) -> Result<Listing, Error> {
+        let mut listing = Listing::default();
+        let mut entries: BTreeMap<String, Kind> = BTreeMap::new();
+        for Child { name, file } in self.remote.children(key).await? {
+            let child = if key.is_empty() { name.clone() } else { format!("{key}/{name}") };
+            if self.beside_encrypted && is_in_encrypted_tree(&child) {
+                continue;
+            }
+            if name.len() > MAX_NAME || PlainPath::root().join(&name).is_err() {
+                listing.hidden.unreachable += 1;
+                continue;
+            }
+            let kind = self.kind(&child, file.as_ref());
+            match entries.get_mut(&name) {
+                None => drop(entries.insert(name, kind)),
+                Some(shown) => {
+                    // The directory is shown: all that is below it would be out of reach.
+                    listing.hidden.shadowed += 1;
+                    if matches!(kind, Kind::Directory { .. }) {
+                        *shown = kind;
+                    }
+                }
+            }
+        }
+        listing.entries = entries.into_iter().map(|(name, kind)| Entry { name, kind }).collect();
+        Ok(listing)
+    }
+
+    fn kind(&self, key: &str, file: Option<&FileEntry>) -> Kind {
+        let read_only = self.read_only(key);
+        let Some(file) = file else { return Kind::Directory { read_only } };
+        let version = file.hash.map(|hash| Version { hash, stored_len: file.size, side: Side::Plain });
+        Kind::File { version, len: Len::Known(file.size), mtime: file.mtime.or(file.uploaded_at), read_only }
+    }
+
+    /// One entry.
+    pub(super) async fn stat(&self, path: &PlainPath) -> Result<Option<Kind>, Error> {
+        let key = self.key(path);
+        if path.is_root() {
+            return Ok(Some(Kind::Directory { read_only: self.read_only(&key) }));
+        }
+        if path.as_str().split('/').any(|name| name.len() > MAX_NAME) {
+            return Ok(None);
+        }
+        let keys = [key.clone()];
+        let (files, is_directory) = tokio::try_join!(self.remote.files(&keys), self.remote.has_children(&key))?;
+        if is_directory {
+            return Ok(Some(self.kind(&key, None)));
+        }
+        Ok(files.get(&key).map(|file| self.kind(&key, Some(file))))
+    }
+
+    /// Every file below a directory.
+    async fn files_below(&self, directory: &PlainPath) -> Result<Subtree, Error> {
+        let key = self.key(directory);
+        let mut subtree = Subtree::default();
+        for (rest, file) in self.remote.subtree(&key).await? {
+            match rest.split('/').try_fold(directory.clone(), |path, name| path.join(name)) {
+                Ok(path) => drop(subtree.files.insert(path, [Some(held(&file)), None::<Held>])),
+                Err(_) => subtree.unreadable += 1,
+            }
+        }
+        Ok(subtree)
+    }
+}
+
+/// A source without a key.
+pub(super) struct Plain {
+    tree: PlainTree,
+    memory: Arc<Memory>,
+    opener: Arc<Opener>,
+    hidden: HiddenSums,
+    read_only: bool,
+    identity: [u8; 32],
+    /// One commit at a time: what it has read of the bucket must not be changed by the next one.
+    committing: tokio::sync::Mutex<()>,
+}
+
+impl Plain {
+    pub(super) fn new(
+        remote: Arc<Remote>,
+        prefix: PlainPath,
+        memory: Arc<Memory>,
+        read_only: bool,
+        identity: [u8; 32],
+    ) -> Self {
+        let opener = Arc::new(Opener { remote: remote.clone(), memory: memory.clone(), sealed: None });
+        let tree = PlainTree { remote, prefix, beside_encrypted: false };
+        let committing = tokio::sync::Mutex::new(());
+        Self { tree, memory, opener, hidden: HiddenSums::default(), read_only, identity, committing }
+    }
+}
+
+/// Journals of a source without a key hold nothing that the bucket doesn't.
+struct Unsealed;
+
+impl Sealer for Unsealed {
+    fn seal(&self, _journal: &[u8; 32], _sequence: u64, payload: &[u8]) -> Result<Vec<u8>, Error> {
+        Ok(payload.to_vec())
+    }
+
+    fn open(&self, _journal: &[u8; 32], _sequence: u64, sealed: &[u8]) -> Result<Vec<u8>, Error> {
+        Ok(sealed.to_vec())
+    }
+}
+
+#[async_trait]
+impl Layout for Plain {
+    fn place(&self, path: &PlainPath) -> Result<Place, Error> {
+        let key = self.tree.key(path);
+        if self.tree.read_only(&key) {
+            return Err(Error::ReadOnly);
+        }
+        if path.is_root() {
+            return Err(Error::InvalidName);
+        }
+        Ok(Place { primary: key, sidecars: vec![], legacy: None })
+    }
+
+    fn side(&self, _slot: Slot) -> Side {
+        Side::Plain
+    }
+
+    async fn occupied(&self, paths: &[PlainPath]) -> Result<Vec<bool>, Error> {
+        Ok(vec![false; paths.len()])
+    }
+
+    async fn check_directory_move(&self, _from: &PlainPath, _to: &PlainPath) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn files_below(&self, directory: &PlainPath) -> Result<Subtree, Error> {
+        self.tree.files_below(directory).await
+    }
+
+    async fn check_replaceable(&self, versions: &[Version]) -> Vec<Result<(), Error>> {
+        versions.iter().map(|_| Ok(())).collect()
+    }
+
+    async fn in_newer_format(&self, stored: &Stored) -> Result<Stored, Error> {
+        Ok(*stored)
+    }
+
+    async fn keep_sidecars(&self, _sidecars: Vec<(Hash, Bytes)>) {}
+
+    async fn settled(&self, _added: Vec<String>, _removed: Vec<String>) {}
+}
+
+#[async_trait]
+impl View for Plain {
+    async fn list(&self, directory: &PlainPath) -> Result<Listing, Error> {
+        let listing = self.tree.list(directory).await?;
+        self.hidden.note(&self.tree.key(directory), listing.hidden);
+        Ok(listing)
+    }
+
+    async fn stat(&self, path: &PlainPath) -> Result<Option<Entry>, Error> {
+        let name = path.split().map(|(_, name)| name.to_owned()).unwrap_or_default();
+        Ok(self.tree.stat(path).await?.map(|kind| Entry { name, kind }))
+    }
+
+    async fn lens(&self, versions: &[Version]) -> Vec<Result<Len, Error>> {
+        let len = |version: &Version| match version.side {
+            Side::Plain => Ok(Len::Known(version.stored_len)),
+            Side::Encrypted(_) => Err(Error::WrongSide),
+        };
+        versions.iter().map(len).collect()
+    }
+
+    async fn open(&self, version: &Version) -> Result<Arc<dyn Object>, Error> {
+        self.opener.open(version).await
+    }
+
+    async fn put(&self) -> Result<Box<dyn PutSession>, Error> {
+        if self.read_only {
+            return Err(Error::ReadOnly);
+        }
+        Ok(Box::new(Session::new(self.tree.remote.cas.clone(), None)))
+    }
+
+    async fn commit(&self, operations: &[Op]) -> Vec<Outcome> {
+        if self.read_only {
+            return operations.iter().map(|_| Outcome::Failed(Error::ReadOnly)).collect();
+        }
+        let _one_at_a_time = self.committing.lock().await;
+        Committer { remote: &self.tree.remote, memory: &self.memory, layout: self }.commit(operations).await
+    }
+
+    fn check_name(&self, parent: &PlainPath, name: &str) -> Result<(), Error> {
+        let path = parent.join(name)?;
+        if name.len() > MAX_NAME {
+            return Err(Error::NameTooLong);
+        }
+        self.place(&path).map(|_| ())
+    }
+
+    fn draft(&self, state: DraftState, slots: Arc<dyn SlotIo>) -> Result<Draft, Error> {
+        Ok(Draft::new(Medium::Plain, self.opener.clone(), slots, state))
+    }
+
+    fn slot_len(&self) -> usize {
+        Medium::Plain.slot_len()
+    }
+
+    fn sealer(&self) -> Arc<dyn Sealer> {
+        Arc::new(Unsealed)
+    }
+
+    async fn revision(&self) -> Result<Option<String>, Error> {
+        self.tree.remote.revision().await
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn identity(&self) -> [u8; 32] {
+        self.identity
+    }
+
+    fn key_id(&self) -> Option<String> {
+        None
+    }
+
+    fn log_name(&self, path: &PlainPath) -> String {
+        self.tree.key(path)
+    }
+
+    fn hidden(&self) -> Hidden {
+        self.hidden.sum()
+    }
+}

@@ -1,0 +1,148 @@
+//! One bucket: its Hub, its CAS, and what the views ask of them.
+//!
+//! Keys here are raw object keys. Whatever the Hub answers is filtered to what was asked for: the tree API matches raw prefixes
+//! (Hub API spec, 4.1), and nothing else a server adds may reach a view.
+
+use super::Error;
+use crate::hub::{self, BucketId, Endpoint, FileEntry, Hub, TreeEntry};
+use crate::xet::{Cas, Downloader};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+/// Pages of one listing: a Hub that links them in a circle has to stop.
+const MAX_PAGES: u32 = 200_000;
+
+/// A bucket and the ways to it.
+pub(super) struct Remote {
+    pub(super) hub: Arc<dyn Hub>,
+    pub(super) bucket: BucketId,
+    pub(super) cas: Arc<dyn Cas>,
+    pub(super) downloader: Downloader,
+    /// Kept alive: an embedded Hub stops when it is dropped.
+    pub(super) _endpoint: Option<Arc<Endpoint>>,
+}
+
+/// A direct child of a listed key.
+pub(super) struct Child {
+    /// Its last component.
+    pub(super) name: String,
+    /// The object; a key prefix where there is none.
+    pub(super) file: Option<FileEntry>,
+}
+
+impl Remote {
+    /// Direct children of `key`. The same name comes twice where an object and a prefix share it.
+    pub(super) async fn children(&self, key: &str) -> Result<Vec<Child>, Error> {
+        let entries = self.hub.tree(&self.bucket, key, false).await?;
+        Ok(children_of(key, entries))
+    }
+
+    /// One page of [`Remote::children`] at a time, until `enough` says so.
+    pub(super) async fn children_until(&self, key: &str, mut enough: impl FnMut(&Child) -> bool) -> Result<(), Error> {
+        let mut cursor = None;
+        for _ in 0..MAX_PAGES {
+            let page = self.hub.tree_page(&self.bucket, key, false, cursor.as_ref()).await?;
+            if children_of(key, page.entries).iter().any(&mut enough) {
+                return Ok(());
+            }
+            match page.next {
+                Some(next) => cursor = Some(next),
+                None => return Ok(()),
+            }
+        }
+        Err(hub::Error::Malformed("a listing without an end".into()).into())
+    }
+
+    /// Whether anything lies below `key`.
+    pub(super) async fn has_children(&self, key: &str) -> Result<bool, Error> {
+        let mut any = false;
+        self.children_until(key, |_| {
+            any = true;
+            true
+        })
+        .await?;
+        Ok(any)
+    }
+
+    /// All objects below `key`, with their keys relative to it.
+    pub(super) async fn subtree(&self, key: &str) -> Result<Vec<(String, FileEntry)>, Error> {
+        let entries = self.hub.tree(&self.bucket, key, true).await?;
+        let files = entries.into_iter().filter_map(|entry| match entry {
+            TreeEntry::File(file) => Some(file),
+            TreeEntry::Directory { .. } => None,
+        });
+        Ok(files.filter_map(|file| Some((relative(key, &file.key)?.to_owned(), file))).collect())
+    }
+
+    /// The objects among `keys`, by key.
+    pub(super) async fn files(&self, keys: &[String]) -> Result<HashMap<String, FileEntry>, Error> {
+        if keys.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let asked: HashSet<&str> = keys.iter().map(String::as_str).collect();
+        let found = self.hub.paths_info(&self.bucket, keys).await?;
+        let found = found.into_iter().filter(|file| asked.contains(file.key.as_str()));
+        Ok(found.map(|file| (file.key.clone(), file)).collect())
+    }
+
+    /// A text that changes with every change of the bucket's files.
+    pub(super) async fn revision(&self) -> Result<Option<String>, Error> {
+        Ok(self.hub.bucket_info(&self.bucket).await?.updated_at)
+    }
+}
+
+fn children_of(key: &str, entries: Vec<TreeEntry>) -> Vec<Child> {
+    let child = |entry: TreeEntry| {
+        let name = relative(key, entry.key())?;
+        // One level only: a deeper key in a flat listing is a server's mistake that must not become a name with a slash.
+        if name.contains('/') && matches!(entry, TreeEntry::File(_)) {
+            return None;
+        }
+        let name = name.to_owned();
+        let file = match entry {
+            TreeEntry::File(file) => Some(file),
+            TreeEntry::Directory { .. } => None,
+        };
+        Some(Child { name, file })
+    };
+    entries.into_iter().filter_map(child).collect()
+}
+
+/// `key` relative to the directory key `directory`, if it lies strictly below.
+pub(super) fn relative<'a>(directory: &str, key: &'a str) -> Option<&'a str> {
+    if directory.is_empty() {
+        return (!key.is_empty()).then_some(key);
+    }
+    key.strip_prefix(directory)?.strip_prefix('/').filter(|rest| !rest.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_keys_strictly_below_are_children() {
+        assert_eq!(relative("a/b", "a/b/c"), Some("c"));
+        assert_eq!(relative("a/b", "a/b/c/d"), Some("c/d"));
+        assert_eq!(relative("", "x"), Some("x"));
+        for key in ["a/b", "a/bc", "a/b#1", "a/b/", "a", "b", ""] {
+            assert_eq!(relative("a/b", key), None, "{key}");
+        }
+        assert_eq!(relative("", ""), None);
+    }
+
+    #[test]
+    fn directories_and_files_of_one_name_are_both_given() {
+        let file = FileEntry { key: "d/x".into(), size: 1, hash: None, mtime: None, uploaded_at: None };
+        let deep = FileEntry { key: "d/y/z".into(), ..file.clone() };
+        let entries = vec![
+            TreeEntry::File(file),
+            TreeEntry::Directory { key: "d/x".into(), uploaded_at: None },
+            TreeEntry::File(deep),
+            TreeEntry::Directory { key: "dx".into(), uploaded_at: None },
+        ];
+        let children = children_of("d", entries);
+        let seen: Vec<_> = children.iter().map(|c| (c.name.as_str(), c.file.is_some())).collect();
+        assert_eq!(seen, [("x", true), ("x", false)]);
+    }
+}

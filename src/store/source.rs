@@ -1,0 +1,169 @@
+//! Opening a source: which bucket, which subfolder, which key; the wrong-key check (format spec, section 5).
+
+use super::beside::Beside;
+use super::encrypted::{Encrypted, KeyVerdict, Setup};
+use super::headers::Headers;
+use super::memory::{Memory, Seen};
+use super::merged::Merged;
+use super::plain::{Plain, PlainTree};
+use super::remote::Remote;
+use super::{Error, PlainPath, View};
+use crate::crypto::{Format, Keys, geometry::Padding};
+use crate::hub::client::bucket_tokens;
+use crate::hub::{self, BucketId, Endpoint, Hub};
+use crate::xet::http::{self, HttpCas};
+use crate::xet::{Cas, Downloader, download};
+use sha2::{Digest, Sha256};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What is mounted or served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A bucket, or a plaintext subfolder of it.
+    Bucket {
+        /// Its id.
+        id: BucketId,
+        /// Plaintext subfolder; empty for the whole bucket.
+        prefix: String,
+    },
+}
+
+/// How it is opened.
+#[derive(Clone, Default)]
+pub struct OpenOptions {
+    /// The key; none: a plain view.
+    pub keys: Option<Arc<Keys>>,
+    /// Format of new files (default 2).
+    pub format: Option<Format>,
+    /// Padding policy of new files.
+    pub padding: Padding,
+    /// Hide the plaintext side of a view with a key.
+    pub encrypted_only: bool,
+    /// Start a further key in a bucket that this key can't read.
+    pub new_key: bool,
+    /// Make a missing bucket, private.
+    pub create: bool,
+    /// Refuse all writes.
+    pub read_only: bool,
+    /// Folder of the local header cache and of what this machine remembers of the source; none: memory only.
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// Opens a source: checks that the bucket is there (or makes it), that it is a bucket, and that the key fits. The view keeps `endpoint`
+/// alive.
+pub async fn open(endpoint: Arc<Endpoint>, source: &Source, options: OpenOptions) -> Result<Arc<dyn View>, Error> {
+    let Source::Bucket { id, .. } = source;
+    let hub: Arc<dyn Hub> = endpoint.client();
+    let tokens = bucket_tokens(hub.clone(), id.clone());
+    let cas = Arc::new(HttpCas::new(endpoint.http(), tokens, http::Options::default()));
+    let identity = endpoint.identity().to_owned();
+    open_over(Ends { hub, cas, identity, endpoint: Some(endpoint) }, source, options).await
+}
+
+/// What a source is reached through.
+pub(super) struct Ends {
+    pub(super) hub: Arc<dyn Hub>,
+    pub(super) cas: Arc<dyn Cas>,
+    /// Stable name of the endpoint.
+    pub(super) identity: String,
+    /// Kept alive.
+    pub(super) endpoint: Option<Arc<Endpoint>>,
+}
+
+/// [`open`] over any Hub and CAS.
+pub(super) async fn open_over(ends: Ends, source: &Source, options: OpenOptions) -> Result<Arc<dyn View>, Error> {
+    let Source::Bucket { id, prefix } = source;
+    let prefix = PlainPath::new(prefix.trim_matches('/'))?;
+    require_bucket(&*ends.hub, id, &options).await?;
+    let downloader = Downloader::new(ends.cas.clone(), download::Options::default());
+    let (endpoint, identity) = (ends.endpoint, ends.identity);
+    let remote = Arc::new(Remote { hub: ends.hub, bucket: id.clone(), cas: ends.cas, downloader, _endpoint: endpoint });
+    match options.keys.clone() {
+        None => open_plain(remote, &identity, prefix, &options),
+        Some(keys) => open_keyed(remote, &identity, prefix, keys, &options).await,
+    }
+}
+
+async fn require_bucket(hub: &dyn Hub, id: &BucketId, options: &OpenOptions) -> Result<(), Error> {
+    match hub.bucket_info(id).await {
+        Err(hub::Error::BucketNotFound(_)) if options.create && !options.read_only => {
+            // Somebody else may have made it meanwhile.
+            Ok(hub.create_bucket(id, true, true).await?)
+        }
+        other => Ok(other.map(|_| ())?),
+    }
+}
+
+fn open_plain(
+    remote: Arc<Remote>,
+    endpoint: &str,
+    prefix: PlainPath,
+    options: &OpenOptions,
+) -> Result<Arc<dyn View>, Error> {
+    let bucket = remote.bucket.to_string();
+    let tree = identity(&["hfcrypt tree", endpoint, "bucket", &bucket, "plain"]);
+    let memory = Arc::new(Memory::open(options.cache_dir.as_deref(), tree)?);
+    let identity = identity(&["hfcrypt source", endpoint, "bucket", &bucket, "plain", prefix.as_str()]);
+    Ok(Arc::new(Plain::new(remote, prefix, memory, options.read_only, identity)))
+}
+
+async fn open_keyed(
+    remote: Arc<Remote>,
+    endpoint: &str,
+    prefix: PlainPath,
+    keys: Arc<Keys>,
+    options: &OpenOptions,
+) -> Result<Arc<dyn View>, Error> {
+    let (bucket, key_id) = (remote.bucket.to_string(), keys.id().to_string());
+    let stored_prefix = keys.names(Format::V2).seal_path(prefix.as_str())?.key;
+    let identity_of = |last: &[&str]| {
+        let parts = [&[last[0], endpoint, "bucket", &bucket, &key_id], &last[1..]].concat();
+        identity(&parts)
+    };
+    let folder = options.cache_dir.as_deref();
+    let memory = Arc::new(Memory::open(folder, identity_of(&["hfcrypt tree"]))?);
+    let headers = Arc::new(Headers::open(folder, keys.clone(), remote.clone())?);
+    let seen = memory.seen().await?;
+    let setup = Setup {
+        remote: remote.clone(),
+        keys,
+        prefix: prefix.clone(),
+        format: options.format.unwrap_or(Format::V2),
+        padding: options.padding,
+        headers,
+        memory: memory.clone(),
+        read_only: options.read_only,
+        identity: identity_of(&["hfcrypt source", &stored_prefix]),
+    };
+    // In a tree that is seen for the first time format 1 is no news.
+    let own = Encrypted::new(setup, seen.is_none_or(|seen| seen.legacy));
+    match own.check_key().await? {
+        KeyVerdict::RightKey => {
+            if seen.is_none() {
+                memory.note_seen(Seen { legacy: own.has_legacy().await? }).await?;
+            }
+        }
+        KeyVerdict::NewTree if seen.is_some() => {
+            tracing::warn!(%bucket, %key_id, "the encrypted tree is empty, and it wasn't when this machine last saw it");
+        }
+        KeyVerdict::NewTree => {}
+        KeyVerdict::WrongKey { .. } if options.new_key => {}
+        KeyVerdict::WrongKey { entries } => return Err(Error::WrongKey { entries }),
+    }
+    if options.encrypted_only {
+        return Ok(Arc::new(own));
+    }
+    let beside = Beside::new(PlainTree { remote, prefix, beside_encrypted: true });
+    Ok(Arc::new(Merged::new(own, beside)))
+}
+
+/// SHA-256 over the parts, each with its length, so that no two lists of parts are the same bytes.
+fn identity(parts: &[&str]) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.finalize().into()
+}

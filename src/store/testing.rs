@@ -1,0 +1,467 @@
+//! What the tests of this layer share: an in-memory Hub that refuses and loses what it is told to, a CAS that takes anything, keys, names.
+
+use super::commit::{Held, Place};
+use super::encrypted::{Encrypted, Setup};
+use super::headers::Headers;
+use super::memory::Memory;
+use super::names::Names;
+use super::remote::Remote;
+use super::{Change, Expect, Op, Outcome, PlainPath, Side, Stored, Version, View};
+use crate::crypto::geometry::{Padding, PlainLen};
+use crate::crypto::{FileId, Format, Header, Keys, MasterKey};
+use crate::hub::{
+    BatchOp, BatchOutcome, BucketId, BucketInfo, Cursor, Error, FileEntry, Hub, Identity, TreeEntry, TreePage,
+};
+use crate::xet::reconstruction::Reconstruction;
+use crate::xet::{self, Cas, CasToken, Downloader, Hash, Scope};
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use time::OffsetDateTime;
+
+/// The master key of the vectors: bytes 0 to 31.
+pub(super) fn counting_keys() -> Arc<Keys> {
+    Arc::new(Keys::derive(&MasterKey::from_bytes(std::array::from_fn(|i| i as u8))))
+}
+
+/// Another one.
+pub(super) fn other_keys() -> Arc<Keys> {
+    Arc::new(Keys::derive(&MasterKey::from_bytes([0xa5; 32])))
+}
+
+/// A bucket id.
+pub(super) fn bucket() -> BucketId {
+    BucketId::new("local", "bucket").unwrap()
+}
+
+/// A vector file.
+pub(super) fn vectors(file: &str) -> serde_json::Value {
+    let path = format!("{}/tests/vectors/crypto/{file}", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// A hash that stands for some content.
+pub(super) fn hash_of(content: &str) -> Hash {
+    xet::hash::chunk_hash(content.as_bytes())
+}
+
+/// What the Hub is to do with the next batch.
+#[derive(Clone, Debug)]
+pub(super) enum Fault {
+    /// Refuses the lines of these keys.
+    Refuse(BTreeSet<String>),
+    /// Applies so many lines, then is heard of no more.
+    Lose(usize),
+    /// Refuses the request.
+    Deny,
+}
+
+/// A Hub in memory with one bucket. Any hash is known to it.
+#[derive(Default)]
+pub(super) struct MemoryHub {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    files: BTreeMap<String, FileEntry>,
+    batches: Vec<Vec<BatchOp>>,
+    /// For the next batches, in order; the default is to do as asked.
+    faults: std::collections::VecDeque<Option<Fault>>,
+    always: Option<Fault>,
+    /// Run before each batch.
+    meddle: Option<Meddle>,
+    /// Contents after every line that was applied.
+    history: Vec<BTreeMap<String, Hash>>,
+    /// So many reads are still answered.
+    reads_left: Option<usize>,
+    /// Run by each look at keys, which takes this long.
+    on_read: Option<(Duration, Meddle)>,
+}
+
+type Meddle = Box<dyn FnMut(&mut BTreeMap<String, FileEntry>) + Send>;
+
+impl MemoryHub {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    pub(super) fn put(&self, key: &str, hash: Hash, size: u64) {
+        self.state().files.insert(key.to_owned(), file(key, hash, size));
+    }
+
+    pub(super) fn remove(&self, key: &str) {
+        self.state().files.remove(key);
+    }
+
+    pub(super) fn fault(&self, fault: Option<Fault>) {
+        self.state().faults.push_back(fault);
+    }
+
+    pub(super) fn always(&self, fault: Option<Fault>) {
+        self.state().always = fault;
+    }
+
+    pub(super) fn no_more_faults(&self) {
+        let mut state = self.state();
+        state.faults.clear();
+        (state.always, state.reads_left) = (None, None);
+    }
+
+    pub(super) fn reads_fail_after(&self, reads: usize) {
+        self.state().reads_left = Some(reads);
+    }
+
+    pub(super) fn on_read(&self, takes: Duration, with: impl FnMut(&mut BTreeMap<String, FileEntry>) + Send + 'static) {
+        self.state().on_read = Some((takes, Box::new(with)));
+    }
+
+    pub(super) fn meddle(&self, with: impl FnMut(&mut BTreeMap<String, FileEntry>) + Send + 'static) {
+        self.state().meddle = Some(Box::new(with));
+    }
+
+    pub(super) fn take_batches(&self) -> Vec<Vec<BatchOp>> {
+        std::mem::take(&mut self.state().batches)
+    }
+
+    pub(super) fn take_history(&self) -> Vec<BTreeMap<String, Hash>> {
+        std::mem::take(&mut self.state().history)
+    }
+
+    pub(super) fn contents(&self) -> BTreeMap<String, Hash> {
+        contents(&self.state().files)
+    }
+}
+
+fn contents(files: &BTreeMap<String, FileEntry>) -> BTreeMap<String, Hash> {
+    files.iter().filter_map(|(key, file)| Some((key.clone(), file.hash?))).collect()
+}
+
+fn file(key: &str, hash: Hash, size: u64) -> FileEntry {
+    FileEntry { key: key.to_owned(), size, hash: Some(hash), mtime: None, uploaded_at: None }
+}
+
+impl State {
+    fn read(&mut self) -> Result<(), Error> {
+        match &mut self.reads_left {
+            Some(0) => Err(Error::Network("unplugged".into())),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn apply(&mut self, operation: &BatchOp) {
+        match operation {
+            BatchOp::Add { key, hash, .. } => {
+                // As the real Hub takes the size from the CAS: here from whatever has that content already.
+                let known = self.files.values().find(|file| file.hash == Some(*hash)).map(|file| file.size);
+                let size = known.unwrap_or(if key.contains("/-N2") { 293 } else { 65_638 });
+                self.files.insert(key.clone(), file(key, *hash, size));
+            }
+            BatchOp::Delete { key } => drop(self.files.remove(key)),
+        }
+        self.history.push(contents(&self.files));
+    }
+}
+
+#[async_trait]
+impl Hub for MemoryHub {
+    async fn whoami(&self) -> Result<Identity, Error> {
+        Ok(Identity { name: "local".into(), orgs: vec![] })
+    }
+
+    async fn create_bucket(&self, _: &BucketId, _: bool, _: bool) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn bucket_info(&self, bucket: &BucketId) -> Result<BucketInfo, Error> {
+        let id = bucket.clone();
+        Ok(BucketInfo { id, private: true, size: 0, total_files: 0, created_at: None, updated_at: None })
+    }
+
+    async fn list_buckets(&self, _: &str) -> Result<Vec<BucketInfo>, Error> {
+        Ok(vec![])
+    }
+
+    async fn delete_bucket(&self, _: &BucketId) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn tree_page(
+        &self,
+        _: &BucketId,
+        prefix: &str,
+        recursive: bool,
+        _: Option<&Cursor>,
+    ) -> Result<TreePage, Error> {
+        let mut state = self.state();
+        state.read()?;
+        let mut entries: BTreeMap<(String, bool), TreeEntry> = BTreeMap::new();
+        for (key, file) in &state.files {
+            let Some(rest) = super::remote::relative(prefix, key) else { continue };
+            match rest.split_once('/').filter(|_| !recursive) {
+                None => drop(entries.insert((key.clone(), true), TreeEntry::File(file.clone()))),
+                Some((name, _)) => {
+                    let key = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
+                    entries.insert((key.clone(), false), TreeEntry::Directory { key, uploaded_at: None });
+                }
+            }
+        }
+        Ok(TreePage { entries: entries.into_values().collect(), next: None })
+    }
+
+    async fn paths_info(&self, _: &BucketId, keys: &[String]) -> Result<Vec<FileEntry>, Error> {
+        let takes = self.state().on_read.as_ref().map(|(takes, _)| *takes);
+        if let Some(takes) = takes {
+            tokio::time::sleep(takes).await;
+        }
+        let mut state = self.state();
+        state.read()?;
+        if let Some((takes, mut meddle)) = state.on_read.take() {
+            meddle(&mut state.files);
+            state.on_read = Some((takes, meddle));
+        }
+        Ok(keys.iter().filter_map(|key| state.files.get(key).cloned()).collect())
+    }
+
+    async fn batch(&self, _: &BucketId, operations: &[BatchOp]) -> Result<BatchOutcome, Error> {
+        let mut state = self.state();
+        if let Some(mut meddle) = state.meddle.take() {
+            meddle(&mut state.files);
+            state.meddle = Some(meddle);
+        }
+        state.batches.push(operations.to_vec());
+        let fault = state.faults.pop_front().unwrap_or_else(|| state.always.clone());
+        match fault {
+            Some(Fault::Deny) => Err(Error::Forbidden("no".into())),
+            Some(Fault::Lose(lines)) => {
+                operations.iter().take(lines).for_each(|operation| state.apply(operation));
+                Err(Error::Network("cut".into()))
+            }
+            Some(Fault::Refuse(keys)) => {
+                let (refused, taken): (Vec<_>, Vec<_>) = operations.iter().partition(|op| keys.contains(op.key()));
+                taken.into_iter().for_each(|operation| state.apply(operation));
+                Ok(BatchOutcome {
+                    failed: refused.iter().map(|op| (op.key().to_owned(), "not today".into())).collect(),
+                })
+            }
+            None => {
+                operations.iter().for_each(|operation| state.apply(operation));
+                Ok(BatchOutcome::default())
+            }
+        }
+    }
+
+    async fn cas_token(&self, _: &BucketId, _: Scope) -> Result<CasToken, Error> {
+        Err(Error::Network("there is no CAS".into()))
+    }
+}
+
+/// A CAS that takes everything and gives nothing back.
+pub(super) struct Sink;
+
+#[async_trait]
+impl Cas for Sink {
+    async fn reconstruction(&self, file: &Hash, _: Option<Range<u64>>) -> Result<Reconstruction, xet::Error> {
+        Err(xet::Error::NotFound(*file))
+    }
+
+    async fn fetch(&self, _: &str, _: Range<u64>) -> Result<Bytes, xet::Error> {
+        Err(xet::Error::Forbidden("nothing here".into()))
+    }
+
+    async fn put_xorb(&self, _: &Hash, _: Bytes) -> Result<bool, xet::Error> {
+        Ok(true)
+    }
+
+    async fn put_shard(&self, _: Bytes) -> Result<(), xet::Error> {
+        Ok(())
+    }
+
+    async fn query_chunk(&self, _: &Hash) -> Result<Option<Bytes>, xet::Error> {
+        Ok(None)
+    }
+}
+
+/// An object with this content.
+pub(super) fn held_of(content: &str) -> Held {
+    Held { hash: Some(hash_of(content)), size: 65_638, mtime: None }
+}
+
+/// A view with a key over a Hub in memory.
+pub(super) struct Keyed {
+    pub(super) hub: Arc<MemoryHub>,
+    pub(super) view: Encrypted,
+    pub(super) memory: Arc<Memory>,
+    remote: Arc<Remote>,
+    headers: Arc<Headers>,
+    keys: Arc<Keys>,
+    names: Names,
+    format: Format,
+}
+
+impl Keyed {
+    pub(super) async fn new() -> Self {
+        Self::of_format(Format::V2)
+    }
+
+    pub(super) fn of_format(format: Format) -> Self {
+        let (hub, keys) = (Arc::new(MemoryHub::default()), counting_keys());
+        let cas: Arc<dyn Cas> = Arc::new(Sink);
+        let downloader = Downloader::new(cas.clone(), xet::download::Options::default());
+        let remote = Arc::new(Remote { hub: hub.clone(), bucket: bucket(), cas, downloader, _endpoint: None });
+        let memory = Arc::new(Memory::open(None, [0; 32]).unwrap());
+        let headers = Arc::new(Headers::open(None, keys.clone(), remote.clone()).unwrap());
+        let names = Names::new(keys.clone(), PlainPath::root());
+        let setup = setup(&remote, &keys, &headers, &memory, format);
+        Self { hub, view: Encrypted::new(setup, true), memory, remote, headers, keys, names, format }
+    }
+
+    pub(super) fn remote(&self) -> Arc<Remote> {
+        self.remote.clone()
+    }
+
+    /// Another view of the same.
+    pub(super) fn encrypted(&self) -> Encrypted {
+        self.encrypted_with(true)
+    }
+
+    pub(super) fn encrypted_with(&self, legacy_seen: bool) -> Encrypted {
+        Encrypted::new(setup(&self.remote, &self.keys, &self.headers, &self.memory, self.format), legacy_seen)
+    }
+
+    /// Puts a sidecar there whose content is to be had.
+    pub(super) fn sidecar(&self, key: &str, bytes: Vec<u8>) {
+        self.hub.put(key, hash_of(key), bytes.len() as u64);
+        self.remember(hash_of(key), bytes.into());
+    }
+
+    pub(super) fn remember(&self, hash: Hash, bytes: Bytes) {
+        self.headers.remember_only(hash, bytes);
+    }
+
+    /// The header of a small file.
+    pub(super) fn head(&self, format: Format) -> Vec<u8> {
+        let header = Header { format, plain_len: PlainLen(1), records: 1, file_id: FileId([7; 24]) };
+        self.keys.seal_header(&header).unwrap().to_vec()
+    }
+
+    /// Every object opens as a small file of the format that its key is of.
+    pub(super) fn learn_all_headers(&self) {
+        let all = vectors("format2_names.json");
+        for entry in all["merged"]["view"].as_array().unwrap() {
+            let format = if entry["format"] == 1 { Format::V1 } else { Format::V2 };
+            if let Some(key) = entry["object_key"].as_str() {
+                self.remember(hash_of(key), self.head(format).into());
+            }
+        }
+    }
+
+    pub(super) fn place(&self, at: &str) -> Place {
+        self.names.place(&path(at)).unwrap()
+    }
+
+    pub(super) fn key(&self, at: &str, format: Format) -> String {
+        self.names.sealed(format, &path(at)).unwrap().key
+    }
+
+    /// Puts an object there behind the view's back. Its sidecars aren't.
+    pub(super) fn object(&self, at: &str, format: Format, content: &str) {
+        self.sized_object(at, format, content, 1);
+    }
+
+    pub(super) fn sized_object(&self, at: &str, format: Format, content: &str, records: u64) {
+        let header = Header { format, plain_len: PlainLen(records * 65_536), records, file_id: FileId([7; 24]) };
+        let head = Bytes::copy_from_slice(&self.keys.seal_header(&header).unwrap());
+        self.headers.remember_only(hash_of(content), head);
+        self.hub.put(&self.key(at, format), hash_of(content), 70 + 65_568 * records);
+    }
+
+    /// The content that a reader sees at a path: its sidecars must be there too.
+    pub(super) fn shown(&self, at: &str) -> Option<Hash> {
+        shown(&self.place(at), &self.hub.contents())
+    }
+
+    pub(super) async fn commit(&self, operation: Op) -> Outcome {
+        self.learn(&operation);
+        self.view.commit(&[operation]).await.pop().unwrap()
+    }
+
+    pub(super) async fn commit_all(&self, operations: &[Op]) {
+        for outcome in self.view.commit(operations).await {
+            assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
+        }
+    }
+
+    /// New content opens, as if it had been uploaded.
+    pub(super) fn learn(&self, operation: &Op) {
+        if let Change::Put { stored, .. } = operation.change {
+            let Side::Encrypted(format) = stored.version.side else { return };
+            self.remember(stored.version.hash, self.head(format).into());
+        }
+    }
+
+    pub(super) fn move_directory(&self, from: &str, to: &str) -> Op {
+        Op { path: path(from), expect: Expect::Any, change: Change::RenameDirectory { to: path(to) } }
+    }
+}
+
+fn setup(
+    remote: &Arc<Remote>,
+    keys: &Arc<Keys>,
+    headers: &Arc<Headers>,
+    memory: &Arc<Memory>,
+    format: Format,
+) -> Setup {
+    Setup {
+        remote: remote.clone(),
+        keys: keys.clone(),
+        prefix: PlainPath::root(),
+        format,
+        padding: Padding::None,
+        headers: headers.clone(),
+        memory: memory.clone(),
+        read_only: false,
+        identity: [0; 32],
+    }
+}
+
+/// The content that a reader sees at a place.
+pub(super) fn shown(place: &Place, contents: &BTreeMap<String, Hash>) -> Option<Hash> {
+    let readable = place.sidecars.iter().all(|sidecar| contents.get(&sidecar.key) == Some(&sidecar.hash));
+    let primary = contents.get(&place.primary).filter(|_| readable);
+    primary.or_else(|| contents.get(place.legacy.as_ref()?)).copied()
+}
+
+/// A path.
+pub(super) fn path(text: &str) -> PlainPath {
+    PlainPath::new(text).unwrap()
+}
+
+/// The long names of the vectors: base-36 digits in steps of 7.
+pub(super) fn long_name(len: usize, start: usize) -> String {
+    (0..len).map(|i| char::from_digit(((start + 7 * i) % 36) as u32, 36).unwrap()).collect()
+}
+
+/// New content in format 2.
+pub(super) fn put(at: &str, content: &str, expect: Expect) -> Op {
+    put_as(at, content, expect, Format::V2)
+}
+
+/// New content.
+pub(super) fn put_as(at: &str, content: &str, expect: Expect, format: Format) -> Op {
+    let version = Version { hash: hash_of(content), stored_len: 65_638, side: Side::Encrypted(format) };
+    let stored = Stored { version, plain_len: 1 };
+    Op { path: path(at), expect, change: Change::Put { stored, mtime: OffsetDateTime::UNIX_EPOCH } }
+}
+
+/// A rename of a file.
+pub(super) fn rename(from: &str, to: &str, expect: Expect, expect_to: Expect) -> Op {
+    Op { path: path(from), expect, change: Change::Rename { to: path(to), expect_to } }
+}

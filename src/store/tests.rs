@@ -1,0 +1,5 @@
+//! The views over a Hub in memory, and over the embedded Hub with everything below.
+
+#[cfg(feature = "local-hub")]
+mod full;
+mod listing;
