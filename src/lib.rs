@@ -9,8 +9,10 @@
 //! | [`xet`] | the Xet formats and a client of the Xet CAS; knows nothing of encryption or the Hub |
 //! | [`hub`] | the Hub client and the embedded Hub; knows nothing of encryption |
 //! | [`store`] | where they meet: a source as plaintext paths, sizes and byte ranges |
+//! | [`fs`] | inodes, handles, staging, journal, flush; the FUSE front end |
 
 pub mod crypto;
+pub mod fs;
 pub mod hub;
 pub mod store;
 pub mod xet;

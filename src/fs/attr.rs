@@ -1,0 +1,123 @@
+//! Attributes: `stat`, `chmod`, `chown`, `utimes`, extended attributes, `statfs`.
+
+use super::inode::{Attr, Ino};
+use super::{Error, Vfs, lock};
+use crate::store::Side;
+use std::time::SystemTime;
+use time::OffsetDateTime;
+
+/// 0 or 1: whether the entry is stored encrypted.
+const XATTR_ENCRYPTED: &str = "user.hf.encrypted";
+/// The Xet hash of the stored object, while the source has the file's content.
+const XATTR_HASH: &str = "user.hf.hash";
+
+/// Size of a block in `statfs`, bytes.
+pub const STATFS_BLOCK: u32 = 4096;
+/// Blocks in all, and free ones (4 PiB): a bucket has no size, and programs refuse to copy into what looks full.
+pub const STATFS_BLOCKS: u64 = 1 << 40;
+/// Longest name, bytes.
+pub const STATFS_NAME: u32 = super::dir::NAME_MAX as u32;
+
+/// What `setattr` is to change.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SetAttr {
+    /// Permission bits.
+    pub mode: Option<u16>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size.
+    pub len: Option<u64>,
+    /// Last access.
+    pub atime: Option<SystemTime>,
+    /// Last change of the content.
+    pub mtime: Option<SystemTime>,
+}
+
+impl Vfs {
+    /// What `stat` tells. What may have changed at the source is looked at again.
+    pub async fn getattr(&self, ino: Ino) -> Result<Attr, Error> {
+        let parent = {
+            let tree = lock(&self.tree);
+            let node = tree.node(ino)?;
+            let clean = node.as_file().map_or(true, |file| file.edit.is_none());
+            // What was removed, or replaced while it was open, has no state at the source any more.
+            node.place.as_ref().filter(|_| clean && tree.path(ino).is_ok()).map(|(parent, _)| *parent)
+        };
+        if let Some(parent) = parent {
+            self.load(parent).await?;
+        }
+        self.measure(&[ino]).await?;
+        lock(&self.tree).attr(ino, &self.options)
+    }
+
+    /// Changes attributes. All but the size, and the time of a file that isn't committed yet, are remembered in memory only.
+    pub async fn setattr(&self, ino: Ino, set: SetAttr) -> Result<Attr, Error> {
+        self.check_writable()?;
+        if let Some(len) = set.len {
+            self.truncate(ino, len).await?;
+        }
+        if let Some(mtime) = set.mtime {
+            self.set_mtime(ino, mtime)?;
+        }
+        {
+            let mut tree = lock(&self.tree);
+            let looks = &mut tree.node_mut(ino)?.looks;
+            looks.mode = set.mode.map(|mode| mode & 0o7777).or(looks.mode);
+            looks.uid = set.uid.or(looks.uid);
+            looks.gid = set.gid.or(looks.gid);
+            looks.atime = set.atime.or(looks.atime);
+            looks.mtime = set.mtime.or(looks.mtime);
+            looks.ctime = Some(SystemTime::now());
+        }
+        self.measure(&[ino]).await?;
+        lock(&self.tree).attr(ino, &self.options)
+    }
+
+    fn set_mtime(&self, ino: Ino, mtime: SystemTime) -> Result<(), Error> {
+        let edit = lock(&self.tree).node(ino)?.as_file().ok().and_then(|file| file.edit.clone());
+        let Some(edit) = edit else { return Ok(()) };
+        let Ok(mtime) = to_date(mtime) else { return Ok(()) };
+        edit.set_mtime(&self.journal, mtime).map(|_| ())
+    }
+
+    /// The value of an extended attribute.
+    pub fn getxattr(&self, ino: Ino, name: &str) -> Result<Vec<u8>, Error> {
+        let tree = lock(&self.tree);
+        let file = tree.node(ino)?.as_file().map_err(|_| Error::NoAttribute)?;
+        let value = match name {
+            XATTR_ENCRYPTED => {
+                let encrypted = match (&file.edit, file.version) {
+                    (Some(_), _) => self.view.key_id().is_some(),
+                    (None, Some(version)) => matches!(version.side, Side::Encrypted(_)),
+                    (None, None) => false,
+                };
+                u8::from(encrypted).to_string()
+            }
+            XATTR_HASH => {
+                let stored = file.edit.as_ref().is_none_or(|edit| !edit.is_dirty());
+                file.version.filter(|_| stored).ok_or(Error::NoAttribute)?.hash.to_string()
+            }
+            _ => return Err(Error::NoAttribute),
+        };
+        Ok(value.into_bytes())
+    }
+
+    /// The names of a file's extended attributes, each ended by NUL.
+    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>, Error> {
+        let names = [XATTR_ENCRYPTED, XATTR_HASH];
+        let here = names.iter().filter(|name| self.getxattr(ino, name).is_ok());
+        lock(&self.tree).node(ino)?;
+        Ok(here.flat_map(|name| name.bytes().chain([0])).collect())
+    }
+}
+
+/// Fails for years that no journal can say.
+fn to_date(time: SystemTime) -> Result<OffsetDateTime, time::error::ComponentRange> {
+    let nanos = match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(after) => i128::try_from(after.as_nanos()).unwrap_or(i128::MAX),
+        Err(before) => -i128::try_from(before.duration().as_nanos()).unwrap_or(i128::MAX),
+    };
+    OffsetDateTime::from_unix_timestamp_nanos(nanos)
+}

@@ -1,0 +1,282 @@
+//! The flusher's second half: carrying out the queue of operations at the source.
+//!
+//! Operations that overlap no earlier one go together in a batch; a directory's rename, which may take long, goes alone. What must be
+//! at a path for its change to happen is looked up in the ledger at that moment. Where something else is there, nothing is overwritten: see
+//! [`super::conflict`].
+
+use super::journal::Purpose;
+use super::ledger::{Entry, FileNo, FrozenRecord, Ledger, OpNo, QueuedOp, Remote};
+use super::{Error, Vfs, lock};
+use crate::store::{Change, Expect, Len, Op, Outcome, Stored, Version};
+use std::sync::{Arc, Weak};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+/// Operations in one batch.
+const BATCH: usize = 256;
+/// Directories that are renamed at once.
+const DIRECTORIES: usize = 2;
+
+/// How an operation is carried out.
+enum Step {
+    /// There is nothing to do at the source: these entries finish it.
+    Nothing(Vec<Entry>),
+    /// This has to be done there.
+    Remote(Op),
+}
+
+impl Vfs {
+    /// Carries out what is queued until the mount stops.
+    pub(super) async fn commit_loop(vfs: Weak<Self>, mut stop: watch::Receiver<bool>) {
+        let (batches, directories) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(DIRECTORIES)));
+        loop {
+            let Some(this) = vfs.upgrade() else { return };
+            this.start_ready(&batches, BATCH, |op| !matches!(op, QueuedOp::RenameDirectory { .. }));
+            for _ in 0..DIRECTORIES {
+                this.start_ready(&directories, 1, |op| matches!(op, QueuedOp::RenameDirectory { .. }));
+            }
+            let next = this.flusher.next_op();
+            tokio::select! {
+                () = this.flusher.commits_wanted() => {}
+                () = tokio::time::sleep_until(next.into()) => {}
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+        }
+    }
+
+    /// Starts ready operations of one sort, if their turn is free.
+    fn start_ready(self: &Arc<Self>, turn: &Arc<Semaphore>, limit: usize, sort: impl Fn(&QueuedOp) -> bool) {
+        let Ok(permit) = turn.clone().try_acquire_owned() else { return };
+        let ready = {
+            let ledger = self.journal.ledger();
+            let ready = ledger.ready(|op| self.flusher.is_waiting(op), &sort, limit);
+            ready.iter().for_each(|(op, _)| self.flusher.op_started(*op));
+            ready
+        };
+        if !ready.is_empty() {
+            tokio::spawn(self.clone().carry_out(ready, permit));
+        }
+    }
+
+    async fn carry_out(self: Arc<Self>, ready: Vec<(OpNo, QueuedOp)>, permit: OwnedSemaphorePermit) {
+        let _running = Running { vfs: &self, ops: ready.iter().map(|(op, _)| *op).collect() };
+        let mut asked = Vec::new();
+        let mut ops = Vec::new();
+        for (op, what) in ready {
+            let step = prepare(&self.journal.ledger(), op, &what);
+            match step {
+                Step::Nothing(entries) => self.finish(op, &what, entries),
+                Step::Remote(request) => {
+                    asked.push((op, what));
+                    ops.push(request);
+                }
+            }
+        }
+        if !ops.is_empty() {
+            let outcomes = self.view.commit(&ops).await;
+            for (((op, what), request), outcome) in asked.into_iter().zip(ops).zip(outcomes) {
+                self.settle_op(op, what, &request, outcome).await;
+            }
+        }
+        drop(permit);
+        self.flusher.wake_commits();
+    }
+
+    async fn settle_op(self: &Arc<Self>, op: OpNo, what: QueuedOp, request: &Op, outcome: Outcome) {
+        match outcome {
+            Outcome::Done(version) => self.done(op, &what, request, version),
+            Outcome::Conflict { found } => self.resolve(op, what, request, found).await,
+            Outcome::Failed(error) => self.failed(op, &what, error),
+        }
+    }
+
+    /// Takes an operation out of the queue.
+    pub(super) fn finish(&self, op: OpNo, what: &QueuedOp, entries: Vec<Entry>) {
+        self.finish_as(op, what, |_| entries);
+    }
+
+    /// The same with entries that depend on what the ledger says at that moment.
+    fn finish_as(&self, op: OpNo, what: &QueuedOp, decide: impl FnOnce(&Ledger) -> Vec<Entry>) {
+        let noted = self.journal.transact(Purpose::Relief, |ledger| {
+            let mut entries = decide(ledger);
+            entries.push(Entry::Finish { op });
+            Ok((entries, ()))
+        });
+        if let Err(error) = noted {
+            return self.flusher.op_failed(op, error);
+        }
+        self.flusher.op_finished(op, put_file(what));
+    }
+
+    /// Notes that the source did what was asked.
+    pub(super) fn done(self: &Arc<Self>, op: OpNo, what: &QueuedOp, request: &Op, version: Option<Version>) {
+        match what {
+            QueuedOp::Put { file, generation, .. } => {
+                let Change::Put { stored, .. } = &request.change else { return };
+                let stored = Stored { version: version.unwrap_or(stored.version), ..*stored };
+                self.put_done(op, what, *file, *generation, stored);
+            }
+            QueuedOp::Delete { file, .. } => {
+                self.finish(op, what, vec![Entry::Remote { file: *file, remote: Remote::Absent }]);
+            }
+            QueuedOp::Rename { file, replaced, .. } => {
+                let entries = {
+                    let ledger = self.journal.ledger();
+                    match (&request.change, ledger.file(*file).map(|record| record.remote)) {
+                        // The place was another file's; what this one finds at its new place is what it replaced there.
+                        (Change::Delete, _) => after_local_move(&ledger, *file, *replaced),
+                        (_, Some(Remote::Own(old, len))) => {
+                            let version = version.filter(|new| new.hash == old.hash).unwrap_or(old);
+                            vec![Entry::Remote { file: *file, remote: Remote::Own(version, len) }]
+                        }
+                        _ => Vec::new(),
+                    }
+                };
+                self.finish(op, what, entries);
+            }
+            QueuedOp::RenameDirectory { .. } | QueuedOp::RemoveDirectory { .. } => self.finish(op, what, Vec::new()),
+        }
+    }
+
+    /// A file's content is at the source.
+    pub(super) fn put_done(self: &Arc<Self>, op: OpNo, what: &QueuedOp, file: FileNo, generation: u64, stored: Stored) {
+        let version = stored.version;
+        let mtime = {
+            let ledger = self.journal.ledger();
+            let draft = ledger.file(file).and_then(|record| record.draft.as_ref());
+            draft.and_then(|draft| draft.frozen.as_ref()).map(|frozen| frozen.mtime)
+        };
+        let note = |ledger: &Ledger| {
+            let has_draft = ledger.file(file).is_some_and(|record| record.draft.is_some());
+            vec![match has_draft {
+                true => Entry::Committed { file, generation, version },
+                // It was removed meanwhile; the operation that removes it is in the queue.
+                false => Entry::Remote { file, remote: Remote::Own(version, stored.plain_len) },
+            }]
+        };
+        if let Some(edit) = self.flusher.edit(file) {
+            let writing = self.show_commit(edit.ino(), &stored, mtime);
+            edit.committed(generation, version, writing);
+            self.flusher.file_committed(file);
+            self.finish_as(op, what, note);
+            // Its lock may be held over a long read: not here.
+            let this = self.clone();
+            tokio::spawn(async move {
+                let ended = match edit.ino() {
+                    Some(ino) => this.end_if_idle(ino, &edit).await,
+                    None => this.end_if_unseen(&edit).await,
+                };
+                if let Err(error) = ended {
+                    tracing::warn!(%error, "cannot give up the staging of a committed file");
+                }
+            });
+        } else {
+            self.finish_as(op, what, note);
+        }
+    }
+
+    /// Makes the inode that of the committed version; says whether somebody is writing to it.
+    fn show_commit(
+        &self,
+        ino: Option<super::inode::Ino>,
+        stored: &Stored,
+        mtime: Option<time::OffsetDateTime>,
+    ) -> bool {
+        let mut tree = lock(&self.tree);
+        let Some(node) = ino.and_then(|ino| tree.node_mut(ino).ok()) else { return false };
+        let writing = node.writers > 0;
+        if let Ok(file) = node.as_file_mut() {
+            file.version = Some(stored.version);
+            file.len = Len::Known(stored.plain_len);
+            file.mtime = mtime.or(file.mtime);
+            file.epoch += 1;
+        }
+        writing
+    }
+
+    /// An operation failed. What may work later stays in the queue; a commit that was refused for good leaves it, and its file is parked.
+    fn failed(&self, op: OpNo, what: &QueuedOp, error: crate::store::Error) {
+        let error = Error::Store(error);
+        match what {
+            QueuedOp::Put { file, generation, .. } if !error.is_transient() => {
+                self.finish(op, what, Vec::new());
+                self.flusher.file_failed(*file, *generation, Arc::new(error));
+            }
+            _ => self.flusher.op_failed(op, error),
+        }
+    }
+}
+
+/// Operations that were started. What is left of them when this goes, after a panic or for want of an outcome, is tried again.
+struct Running<'a> {
+    vfs: &'a Vfs,
+    ops: Vec<OpNo>,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.vfs.flusher.abandon_ops(&self.ops);
+    }
+}
+
+/// The file whose commit an operation is.
+pub(super) fn put_file(what: &QueuedOp) -> Option<FileNo> {
+    match what {
+        QueuedOp::Put { file, .. } => Some(*file),
+        _ => None,
+    }
+}
+
+/// What an operation asks of the source now.
+fn prepare(ledger: &Ledger, op: OpNo, what: &QueuedOp) -> Step {
+    let nothing = Step::Nothing(Vec::new());
+    let request = match what {
+        QueuedOp::Put { file, generation, path } => {
+            let Some(record) = ledger.file(*file) else { return nothing };
+            let frozen = record.draft.as_ref().and_then(|draft| draft.frozen.as_ref());
+            let Some((frozen, stored)) = frozen.filter(|frozen| frozen.generation == *generation).and_then(uploaded)
+            else {
+                return nothing;
+            };
+            let change = Change::Put { stored, mtime: frozen.mtime };
+            Op { path: path.clone(), expect: record.remote.expect(), change }
+        }
+        QueuedOp::Delete { file, path } => {
+            let Some(record) = ledger.file(*file).filter(|record| record.remote != Remote::Absent) else {
+                return nothing;
+            };
+            Op { path: path.clone(), expect: record.remote.expect(), change: Change::Delete }
+        }
+        QueuedOp::Rename { file, from, to, replaced } => {
+            let Some(record) = ledger.file(*file) else { return nothing };
+            let expect = record.remote.expect();
+            let change = match record.remote {
+                Remote::Absent => return Step::Nothing(after_local_move(ledger, *file, *replaced)),
+                Remote::Own(..) => Change::Rename { to: to.clone(), expect_to: left_by(ledger, *replaced).expect() },
+                Remote::Replaced(_) | Remote::Unhashed => Change::Delete,
+            };
+            Op { path: from.clone(), expect, change }
+        }
+        QueuedOp::RenameDirectory { from, to } => {
+            Op { path: from.clone(), expect: Expect::Any, change: Change::RenameDirectory { to: to.clone() } }
+        }
+        QueuedOp::RemoveDirectory { .. } => return nothing,
+    };
+    let _ = op;
+    Step::Remote(request)
+}
+
+fn uploaded(frozen: &FrozenRecord) -> Option<(&FrozenRecord, Stored)> {
+    Some((frozen, frozen.stored?))
+}
+
+/// What a replaced file leaves at the source.
+pub(super) fn left_by(ledger: &Ledger, replaced: Option<FileNo>) -> Remote {
+    replaced.and_then(|file| ledger.file(file)).map_or(Remote::Absent, |record| record.remote.replaced())
+}
+
+/// What becomes of a file that moved here but had nothing to move at the source.
+pub(super) fn after_local_move(ledger: &Ledger, file: FileNo, replaced: Option<FileNo>) -> Vec<Entry> {
+    let entry = Entry::Remote { file, remote: left_by(ledger, replaced) };
+    let emptied = replaced.map(|file| Entry::Remote { file, remote: Remote::Absent });
+    std::iter::once(entry).chain(emptied).collect()
+}

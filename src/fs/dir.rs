@@ -1,0 +1,397 @@
+//! Directories: listing the source, laying local state over it, looking names up, paging.
+
+use super::handle::{DirectoryHandle, HandleNo, Listed};
+use super::inode::{Attr, Body, Ino, Node, Tree};
+use super::journal::Journal;
+use super::ledger::{Ledger, Remote};
+use super::overlay::{LocalChild, Overlay};
+use super::{Error, Vfs, lock};
+use crate::store::{Entry, Kind, Len, PlainPath, Version};
+use futures::StreamExt;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Instant, SystemTime};
+
+/// Sizes that are read ahead while a directory is paged through.
+const SIZES_AHEAD: usize = 512;
+/// Longest name, bytes.
+pub(super) const NAME_MAX: usize = 255;
+/// Listings of a subtree under way at once.
+const LISTINGS: usize = 8;
+
+/// A listing of the source while it is under way.
+struct Listing<'a> {
+    journal: &'a Journal,
+    stamp: u64,
+}
+
+impl<'a> Listing<'a> {
+    fn begin(journal: &'a Journal) -> Self {
+        Self { journal, stamp: journal.ledger().begin_listing() }
+    }
+}
+
+impl Drop for Listing<'_> {
+    fn drop(&mut self) {
+        self.journal.ledger().end_listing(self.stamp);
+    }
+}
+
+impl Vfs {
+    /// Makes sure that a directory was listed not longer ago than the metadata TTL.
+    pub(super) async fn load(&self, ino: Ino) -> Result<(), Error> {
+        loop {
+            let gate = {
+                let tree = lock(&self.tree);
+                let directory = tree.directory(ino)?;
+                if self.is_fresh(directory.loaded) {
+                    return Ok(());
+                }
+                directory.gate.clone()
+            };
+            let asked = Instant::now();
+            let _one_at_a_time = gate.lock().await;
+            let path = {
+                let tree = lock(&self.tree);
+                let loaded = tree.directory(ino)?.loaded;
+                // Somebody else's listing that began after we asked is as good as ours, whatever the TTL.
+                if self.is_fresh(loaded) || loaded.is_some_and(|at| at >= asked) {
+                    return Ok(());
+                }
+                tree.path(ino)?
+            };
+            if self.list(ino, &path).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn is_fresh(&self, loaded: Option<Instant>) -> bool {
+        loaded.is_some_and(|at| at.elapsed() < self.options.metadata_ttl)
+    }
+
+    /// Lists a directory and merges; false where it was renamed meanwhile.
+    async fn list(&self, ino: Ino, path: &PlainPath) -> Result<bool, Error> {
+        let began = Instant::now();
+        let listing = Listing::begin(&self.journal);
+        let sources = self.journal.ledger().overlay(path, None).sources;
+        let mut found = BTreeMap::new();
+        let (mut unreadable, mut reported) = (0, 0);
+        for source in sources {
+            let listed = self.view.list(&source).await?;
+            unreadable += listed.hidden.foreign + listed.hidden.suspicious;
+            reported += listed.hidden.shadowed + listed.hidden.unreachable;
+            for entry in listed.entries {
+                // An entry that is being moved shows in two sources; a directory of both is one.
+                match found.get_mut(&entry.name) {
+                    Some(Entry { kind: Kind::Directory { .. }, .. }) => {}
+                    Some(older) => *older = entry,
+                    None => {
+                        found.insert(entry.name.clone(), entry);
+                    }
+                }
+            }
+        }
+        if unreadable + reported > 0 {
+            tracing::debug!(directory = self.view.log_name(path), unreadable, reported, "entries are not shown");
+        }
+        let mut tree = lock(&self.tree);
+        if tree.path(ino)? != *path {
+            return Ok(false);
+        }
+        let ledger = self.journal.ledger();
+        let overlay = ledger.overlay(path, Some(listing.stamp));
+        let merge = Merge { vfs: self, ledger: &ledger, path, overlay };
+        merge.run(&mut tree, ino, found)?;
+        let directory = tree.directory_mut(ino)?;
+        directory.loaded = Some(began);
+        directory.unreadable = unreadable;
+        drop(ledger);
+        drop(tree);
+        Ok(true)
+    }
+
+    /// Lists everything below a directory that isn't fresh.
+    pub(super) async fn load_below(&self, ino: Ino) -> Result<(), Error> {
+        let mut listed = BTreeSet::new();
+        loop {
+            let stale: Vec<Ino> = {
+                let tree = lock(&self.tree);
+                let below = std::iter::once(ino).chain(tree.below(ino));
+                below.filter(|at| !listed.contains(at) && tree.directory(*at).is_ok()).collect()
+            };
+            if stale.is_empty() {
+                return Ok(());
+            }
+            listed.extend(stale.iter().copied());
+            let mut loads = futures::stream::iter(stale.into_iter().map(|at| self.load(at))).buffer_unordered(LISTINGS);
+            while let Some(loaded) = loads.next().await {
+                match loaded {
+                    // It went away meanwhile.
+                    Err(Error::NotFound) => {}
+                    other => other?,
+                }
+            }
+        }
+    }
+
+    /// The inode of a name. Local state answers alone where it can.
+    pub(super) async fn find_child(&self, parent: Ino, name: &str) -> Result<Option<Ino>, Error> {
+        if name.len() > NAME_MAX {
+            return Err(Error::Store(crate::store::Error::NameTooLong));
+        }
+        let local = {
+            let tree = lock(&self.tree);
+            let child = tree.child(parent, name)?;
+            child.filter(|ino| tree.file(*ino).is_ok_and(|file| file.edit.is_some()))
+        };
+        if local.is_some() {
+            return Ok(local);
+        }
+        self.load(parent).await?;
+        lock(&self.tree).child(parent, name)
+    }
+
+    /// Finds a name and makes the kernel's reference to it: give it back with [`Vfs::forget`].
+    pub async fn lookup(&self, parent: Ino, name: &str) -> Result<Attr, Error> {
+        let ino = self.find_child(parent, name).await?.ok_or(Error::NotFound)?;
+        self.measure(&[ino]).await?;
+        let mut tree = lock(&self.tree);
+        let attr = tree.attr(ino, &self.options)?;
+        tree.remember(ino);
+        Ok(attr)
+    }
+
+    /// Gives `count` references of the kernel back.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        lock(&self.tree).forget(ino, count);
+    }
+
+    /// Reads the sizes of files that aren't known yet. Fails if one can't be had.
+    pub(super) async fn measure(&self, inos: &[Ino]) -> Result<(), Error> {
+        let unread: Vec<(Ino, Version)> = {
+            let tree = lock(&self.tree);
+            let version = |ino: &Ino| {
+                let file = tree.file(*ino).ok().filter(|file| file.edit.is_none() && file.len == Len::Unread)?;
+                Some((*ino, file.version?))
+            };
+            inos.iter().filter_map(version).collect()
+        };
+        if unread.is_empty() {
+            return Ok(());
+        }
+        let versions: Vec<Version> = unread.iter().map(|(_, version)| *version).collect();
+        let lens = self.view.lens(&versions).await;
+        let mut failed = None;
+        let mut tree = lock(&self.tree);
+        for ((ino, version), len) in unread.into_iter().zip(lens) {
+            match (tree.file_mut(ino), len) {
+                (Ok(file), Ok(len)) if file.version == Some(version) => file.len = len,
+                (_, Ok(_)) => {}
+                (_, Err(error)) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Opens a directory: what it holds now is what paging shows.
+    pub async fn opendir(&self, ino: Ino) -> Result<HandleNo, Error> {
+        self.load(ino).await?;
+        let mut tree = lock(&self.tree);
+        let parent = tree.node(ino)?.place.as_ref().map_or(ino, |(parent, _)| *parent);
+        let dot = |ino, name: &str| Listed { ino, name: name.to_owned(), is_directory: true };
+        let mut entries = vec![dot(ino, "."), dot(parent, "..")];
+        let children = tree.directory(ino)?.children.iter().map(|(name, child)| Listed {
+            ino: *child,
+            name: name.clone(),
+            is_directory: tree.node(*child).is_ok_and(Node::is_directory),
+        });
+        entries.extend(children);
+        tree.opened(ino, false)?;
+        drop(tree);
+        Ok(self.handles.add_directory(DirectoryHandle { ino, entries }))
+    }
+
+    /// Hands the entries of an open directory from `offset` on to `sink`, until it is full. An entry's own offset is its place plus one.
+    pub fn readdir(
+        &self,
+        handle: HandleNo,
+        offset: u64,
+        mut sink: impl FnMut(&Listed, u64) -> bool,
+    ) -> Result<(), Error> {
+        let handle = self.handles.directory(handle)?;
+        for (entry, next) in handle.from(offset) {
+            if sink(entry, next) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the sizes of the entries that follow `offset`, as far as that is possible.
+    pub async fn measure_page(&self, handle: HandleNo, offset: u64) -> Result<(), Error> {
+        let handle = self.handles.directory(handle)?;
+        let ahead: Vec<Ino> = handle.from(offset).take(SIZES_AHEAD).map(|(entry, _)| entry.ino).collect();
+        if let Err(error) = self.measure(&ahead).await {
+            tracing::warn!(%error, "some sizes of a directory can't be read");
+        }
+        Ok(())
+    }
+
+    /// As [`Vfs::readdir`], with attributes as far as they are known. Each entry that was taken is a reference to be given back, dots excepted.
+    /// What was removed since is left out. An entry without a known size is uncertain, so that whoever asks for it alone gets the error.
+    pub fn readdirplus(
+        &self,
+        handle: HandleNo,
+        offset: u64,
+        mut sink: impl FnMut(&Listed, &Attr, u64) -> bool,
+    ) -> Result<(), Error> {
+        let handle = self.handles.directory(handle)?;
+        let mut tree = lock(&self.tree);
+        for (entry, next) in handle.from(offset) {
+            let Ok(attr) = tree.attr(entry.ino, &self.options) else { continue };
+            if sink(entry, &attr, next) {
+                break;
+            }
+            if entry.name != "." && entry.name != ".." {
+                tree.remember(entry.ino);
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes a directory.
+    pub fn releasedir(&self, handle: HandleNo) -> Result<(), Error> {
+        let handle = self.handles.remove_directory(handle)?;
+        lock(&self.tree).closed(handle.ino, false);
+        Ok(())
+    }
+}
+
+/// Lays local state over what the source showed.
+struct Merge<'a> {
+    vfs: &'a Vfs,
+    ledger: &'a Ledger,
+    path: &'a PlainPath,
+    overlay: Overlay,
+}
+
+impl Merge<'_> {
+    fn run(&self, tree: &mut Tree, ino: Ino, mut found: BTreeMap<String, Entry>) -> Result<(), Error> {
+        let mut names: BTreeSet<String> = found.keys().cloned().collect();
+        names.extend(tree.directory(ino)?.children.keys().cloned());
+        names.extend(self.overlay.children.keys().cloned());
+        let mut changed = false;
+        for name in names {
+            changed |= self.name(tree, ino, &name, found.remove(&name))?;
+        }
+        if changed {
+            tree.directory_mut(ino)?.mtime = SystemTime::now();
+        }
+        Ok(())
+    }
+
+    /// Decides on one name; says whether it came or went.
+    fn name(&self, tree: &mut Tree, parent: Ino, name: &str, found: Option<Entry>) -> Result<bool, Error> {
+        let here = tree.child(parent, name)?;
+        let known = self.overlay.children.get(name);
+        if self.overlay.governed.contains(name) || (known.is_some() && found.is_none()) {
+            let Some(known) = known.filter(|_| here.is_none()) else { return Ok(false) };
+            return self.restore(tree, parent, name, *known);
+        }
+        match (here, found) {
+            (None, None) => Ok(false),
+            (Some(_), None) => {
+                tree.remove(parent, name);
+                Ok(true)
+            }
+            (None, Some(entry)) => {
+                tree.insert(parent, name, node(&entry.kind))?;
+                Ok(true)
+            }
+            (Some(ino), Some(entry)) => {
+                if update(tree.node_mut(ino)?, &entry.kind) {
+                    return Ok(false);
+                }
+                tree.remove(parent, name);
+                tree.insert(parent, name, node(&entry.kind))?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Brings back what only the ledger knows: after a restart, the table is empty.
+    fn restore(&self, tree: &mut Tree, parent: Ino, name: &str, known: LocalChild) -> Result<bool, Error> {
+        let node = match known {
+            LocalChild::Directory => Node::directory(false),
+            LocalChild::File(no) => {
+                let Some(record) = self.ledger.file(no) else { return Ok(false) };
+                match (self.vfs.flusher.edit(no), record.remote) {
+                    (Some(edit), remote) => {
+                        let mut node = Node::edited(edit);
+                        if let Remote::Own(version, len) = remote {
+                            // What is committed already stays when the local content ends.
+                            let file = node.as_file_mut()?;
+                            (file.version, file.len, file.mtime) = (Some(version), Len::Known(len), record.mtime);
+                        }
+                        node
+                    }
+                    (None, Remote::Own(version, len)) => {
+                        let mut node = Node::file(Some(version), Len::Known(len), record.mtime, false);
+                        node.as_file_mut()?.file = Some(no);
+                        node
+                    }
+                    (None, _) => {
+                        tracing::error!(
+                            directory = self.vfs.view.log_name(self.path),
+                            "a file of the journal has no content"
+                        );
+                        return Ok(false);
+                    }
+                }
+            }
+        };
+        let edit = node.as_file().ok().and_then(|file| file.edit.clone());
+        let ino = tree.insert(parent, name, node)?;
+        edit.iter().for_each(|edit| edit.set_ino(ino));
+        Ok(true)
+    }
+}
+
+fn node(kind: &Kind) -> Node {
+    match kind {
+        Kind::Directory { read_only } => Node::directory(*read_only),
+        Kind::File { version, len, mtime, read_only } => Node::file(*version, *len, *mtime, *read_only),
+    }
+}
+
+/// Brings an inode up to date with what the source shows; false where it must be another inode: another kind, or another version while
+/// handles are open (the kernel's pages belong to the inode, and no reader may mix two versions).
+fn update(node: &mut Node, kind: &Kind) -> bool {
+    let open = node.opens > 0;
+    match (&mut node.body, kind) {
+        (Body::Directory(directory), Kind::Directory { read_only }) => {
+            directory.read_only = *read_only;
+            true
+        }
+        (Body::File(file), Kind::File { version, len, mtime, read_only }) => {
+            if file.edit.is_some() {
+                return true;
+            }
+            if file.version == *version {
+                if *len != Len::Unread {
+                    file.len = *len;
+                }
+            } else if open {
+                return false;
+            } else {
+                file.version = *version;
+                file.len = *len;
+                node.looks.mtime = None;
+            }
+            file.mtime = *mtime;
+            file.read_only = *read_only;
+            true
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,324 @@
+//! A file's local content: a draft, who may touch it when, and how much of it is in the journal.
+//!
+//! Locks, in this order: the draft (async; held over base reads, which are bounded), the tree, `meta`, the journal. Whoever holds the draft for writing
+//! appends to the journal before letting go, so that deltas are journalled in the order they were made.
+
+use super::inode::Ino;
+use super::journal::{Journal, Purpose, Ticket};
+use super::ledger::{Entry, FileNo};
+use super::slots::Pool;
+use super::{Error, lock};
+use crate::store::{Delta, Draft, DraftState, Frozen, Version};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+use time::OffsetDateTime;
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// See the module.
+pub(super) struct Edit {
+    /// Its number in the ledger.
+    pub(super) file: FileNo,
+    /// `None` once it has ended: the content is the inode's version.
+    draft: RwLock<Option<Draft>>,
+    meta: Mutex<Meta>,
+    /// The inode, once there is one (after a restart, not before its directory is listed).
+    ino: OnceLock<Ino>,
+}
+
+struct Meta {
+    len: u64,
+    mtime: OffsetDateTime,
+    /// Counts changes; 0: the same as what it was begun from.
+    generation: u64,
+    /// The generation that the journal has.
+    settled: u64,
+    /// When the journal has it.
+    ticket: Ticket,
+    committed: u64,
+    /// The oldest change that is not committed, and the newest.
+    first_change: Instant,
+    last_change: Instant,
+    /// Deltas that the journal refused to take so far.
+    backlog: Vec<Delta>,
+    /// What the source has now, if the draft doesn't know yet.
+    rebase: Option<Version>,
+    /// Generations up to this one are flushed without waiting for quiet.
+    hurry: u64,
+    /// Commits made while somebody was writing.
+    early: u32,
+    /// The last write failed.
+    stuck: bool,
+}
+
+impl Edit {
+    /// An edit whose journal entries up to `ticket` say `generation`, of which the source has `committed`.
+    pub(super) fn new(
+        file: FileNo,
+        draft: Draft,
+        mtime: OffsetDateTime,
+        generation: u64,
+        committed: u64,
+        ticket: Ticket,
+    ) -> Self {
+        let now = Instant::now();
+        let meta = Meta {
+            len: draft.len(),
+            mtime,
+            generation,
+            settled: generation,
+            ticket,
+            committed,
+            first_change: now,
+            last_change: now,
+            backlog: Vec::new(),
+            rebase: None,
+            hurry: 0,
+            early: 0,
+            stuck: false,
+        };
+        Self { file, draft: RwLock::new(Some(draft)), meta: Mutex::new(meta), ino: OnceLock::new() }
+    }
+
+    /// Tells which inode it is the content of.
+    pub(super) fn set_ino(&self, ino: Ino) {
+        // A second inode for the same content can only be the same file found again; the first stays.
+        let _ = self.ino.set(ino);
+    }
+
+    /// Its inode.
+    pub(super) fn ino(&self) -> Option<Ino> {
+        self.ino.get().copied()
+    }
+
+    /// Size now.
+    pub(super) fn len(&self) -> u64 {
+        lock(&self.meta).len
+    }
+
+    /// Time of the last change.
+    pub(super) fn mtime(&self) -> OffsetDateTime {
+        lock(&self.meta).mtime
+    }
+
+    /// The current generation.
+    pub(super) fn generation(&self) -> u64 {
+        lock(&self.meta).generation
+    }
+
+    /// Whether the source lacks something of it.
+    pub(super) fn is_dirty(&self) -> bool {
+        let meta = lock(&self.meta);
+        meta.generation > meta.committed
+    }
+
+    /// Whether the source has this generation.
+    pub(super) fn has_committed(&self, generation: u64) -> bool {
+        lock(&self.meta).committed >= generation
+    }
+
+    /// Whether the journal lacks something of it.
+    pub(super) fn is_unsettled(&self) -> bool {
+        let meta = lock(&self.meta);
+        meta.generation > meta.settled || !meta.backlog.is_empty()
+    }
+
+    /// When it should be flushed: after `debounce` of quiet, at the latest `window` after the first change. While somebody writes, each
+    /// flush doubles the window, so that a long copy isn't uploaded over and over.
+    pub(super) fn due(&self, debounce: Duration, window: Duration) -> Option<Instant> {
+        let meta = lock(&self.meta);
+        if meta.generation <= meta.committed {
+            return None;
+        }
+        if meta.hurry > meta.committed {
+            return Some(meta.first_change);
+        }
+        let window = window.saturating_mul(1 << meta.early.min(16));
+        Some((meta.last_change + debounce).min(meta.first_change + window))
+    }
+
+    /// Makes what it is now due at once.
+    pub(super) fn hurry(&self) {
+        let mut meta = lock(&self.meta);
+        meta.hurry = meta.generation;
+    }
+
+    /// The draft, to read it; `None` inside once the edit has ended.
+    pub(super) async fn reader(&self) -> RwLockReadGuard<'_, Option<Draft>> {
+        self.draft.read().await
+    }
+
+    /// The draft, to change it.
+    pub(super) async fn writer(&self) -> RwLockWriteGuard<'_, Option<Draft>> {
+        let mut draft = self.draft.write().await;
+        let version = lock(&self.meta).rebase.take();
+        if let (Some(draft), Some(version)) = (draft.as_mut(), version) {
+            draft.rebase(version);
+        }
+        draft
+    }
+
+    /// Notes a change of `draft`, which is held for writing.
+    pub(super) fn change(&self, draft: &Draft) {
+        let mut meta = lock(&self.meta);
+        let now = Instant::now();
+        meta.len = draft.len();
+        meta.mtime = OffsetDateTime::now_utc();
+        if meta.generation == meta.committed {
+            meta.first_change = now;
+        }
+        meta.last_change = now;
+        meta.generation += 1;
+    }
+
+    /// Sets the time to be committed, if nothing was frozen since the last change; says whether that worked.
+    pub(super) fn set_mtime(&self, journal: &Journal, mtime: OffsetDateTime) -> Result<bool, Error> {
+        let mut meta = lock(&self.meta);
+        if meta.generation <= meta.committed {
+            return Ok(false);
+        }
+        let (file, generation) = (self.file, meta.settled);
+        let (_, done) = journal.transact(Purpose::Work, |ledger| {
+            let draft = ledger.file(file).and_then(|record| record.draft.as_ref());
+            let frozen = draft.and_then(|draft| draft.frozen.as_ref());
+            if draft.is_none() || frozen.is_some_and(|frozen| frozen.generation == meta.generation) {
+                return Ok((Vec::new(), false));
+            }
+            Ok((vec![Entry::Extend { file, generation, mtime, delta: None, checksums: Vec::new() }], true))
+        })?;
+        if done {
+            meta.mtime = mtime;
+        }
+        Ok(done)
+    }
+
+    /// Brings every change into the journal; wait for the ticket to be written.
+    pub(super) async fn settle(&self, journal: &Journal, pool: &Pool) -> Result<Ticket, Error> {
+        let mut guard = self.writer().await;
+        match guard.as_mut() {
+            Some(draft) => self.settle_locked(draft, journal, pool).await,
+            None => Ok(lock(&self.meta).ticket),
+        }
+    }
+
+    /// See [`Edit::settle`]; `draft` is this edit's, held for writing.
+    pub(super) async fn settle_locked(
+        &self,
+        draft: &mut Draft,
+        journal: &Journal,
+        pool: &Pool,
+    ) -> Result<Ticket, Error> {
+        let delta = draft.settle().await?;
+        let ticket = self.journal(Purpose::Work, delta, journal, pool, Vec::new())?;
+        lock(&self.meta).stuck = false;
+        Ok(ticket)
+    }
+
+    /// Writes to `draft`, which is held for writing. Once a write has failed, nothing more is taken into memory until what is there could be
+    /// settled: a program that doesn't look at errors can't fill it.
+    pub(super) async fn write(
+        &self,
+        draft: &mut Draft,
+        offset: u64,
+        data: &[u8],
+        journal: &Journal,
+        pool: &Pool,
+    ) -> Result<(), Error> {
+        if lock(&self.meta).stuck {
+            self.settle_locked(draft, journal, pool).await?;
+        }
+        let outcome = draft.write_at(offset, data).await;
+        lock(&self.meta).stuck = outcome.is_err();
+        // Also where it failed: part of it may be there.
+        self.change(draft);
+        Ok(outcome?)
+    }
+
+    /// Appends `delta`, whatever is left of earlier ones, and `more`. A delta that isn't taken now goes with the next.
+    fn journal(
+        &self,
+        purpose: Purpose,
+        delta: Option<Delta>,
+        journal: &Journal,
+        pool: &Pool,
+        more: Vec<Entry>,
+    ) -> Result<Ticket, Error> {
+        let mut meta = lock(&self.meta);
+        meta.backlog.extend(delta);
+        if meta.backlog.is_empty() && meta.settled == meta.generation && more.is_empty() {
+            return Ok(meta.ticket);
+        }
+        let (file, generation, mtime) = (self.file, meta.generation, meta.mtime);
+        let extend = |delta: Option<&Delta>| {
+            let checksums = delta.map_or_else(Vec::new, |delta| {
+                delta.placed.iter().map(|(_, record)| pool.checksum(record.slot)).collect()
+            });
+            Entry::Extend { file, generation, mtime, delta: delta.cloned(), checksums }
+        };
+        let mut entries: Vec<Entry> = meta.backlog.iter().map(|delta| extend(Some(delta))).collect();
+        if entries.is_empty() && meta.settled != meta.generation {
+            entries.push(extend(None));
+        }
+        entries.extend(more);
+        meta.ticket = journal.append(purpose, entries)?;
+        meta.backlog.clear();
+        meta.settled = generation;
+        Ok(meta.ticket)
+    }
+
+    /// Forgets what is decrypted in memory, once the journal has all of it: `again` makes the same draft from its state. Thousands of files that
+    /// wait for their flush would each keep a record otherwise.
+    pub(super) async fn cool(&self, again: impl FnOnce(DraftState) -> Result<Draft, Error>) -> Result<(), Error> {
+        let mut guard = self.writer().await;
+        if let Some(draft) = guard.as_mut().filter(|_| !self.is_unsettled()) {
+            *draft = again(draft.state().clone())?;
+        }
+        Ok(())
+    }
+
+    /// Freezes the current generation; the journal has it when the ticket is written. `None`: the edit has ended.
+    pub(super) async fn freeze(&self, journal: &Journal, pool: &Pool) -> Result<Option<(u64, Arc<Frozen>)>, Error> {
+        let mut guard = self.writer().await;
+        let Some(draft) = guard.as_mut() else { return Ok(None) };
+        let (frozen, delta) = draft.freeze().await?;
+        let frozen = Arc::new(frozen);
+        let (generation, mtime) = {
+            let meta = lock(&self.meta);
+            (meta.generation, meta.mtime)
+        };
+        let entry = Entry::Freeze { file: self.file, generation, mtime, frozen: frozen.clone() };
+        // On a full disk this is the way out: what is committed gives its slots back.
+        self.journal(Purpose::Relief, delta, journal, pool, vec![entry])?;
+        Ok(Some((generation, frozen)))
+    }
+
+    /// The source has `generation` now, as `version`. `writing`: somebody has the file open for writing.
+    pub(super) fn committed(&self, generation: u64, version: Version, writing: bool) {
+        let mut meta = lock(&self.meta);
+        meta.committed = meta.committed.max(generation);
+        meta.rebase = Some(version);
+        meta.early = if writing { meta.early + 1 } else { 0 };
+        meta.first_change = Instant::now();
+    }
+
+    /// Ends the edit if `give_up` agrees with everybody else locked out: what is in the journal of it is given up. `give_up` decides under the
+    /// tree's lock and calls what it is handed, which journals the end, before it lets go of the tree: nobody may begin anew in between.
+    pub(super) async fn end(
+        &self,
+        journal: &Journal,
+        pool: &Pool,
+        give_up: impl FnOnce(&mut dyn FnMut() -> Result<(), Error>) -> Result<bool, Error>,
+    ) -> Result<bool, Error> {
+        let mut guard = self.writer().await;
+        let Some(draft) = guard.as_mut() else { return Ok(false) };
+        // Under the tree's lock nothing may wait: what isn't in a slot yet is dropped, and what no entry told yet is given back with the rest.
+        let mut end = || {
+            let delta = draft.abandon();
+            self.journal(Purpose::Relief, delta, journal, pool, vec![Entry::End { file: self.file }]).map(|_| ())
+        };
+        let ended = give_up(&mut end)?;
+        if ended {
+            *guard = None;
+        }
+        Ok(ended)
+    }
+}

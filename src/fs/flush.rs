@@ -1,0 +1,570 @@
+//! The flusher's first half: which files are due, and getting their content to the store.
+//!
+//! A file goes from dirty to frozen (its bytes fixed, so retries send the same ones) to uploaded to committed. Here it is frozen and uploaded; then a
+//! `Put` joins the queue of operations, which [`super::commit`] carries out. Many small files share one upload session; a large one has its own, so
+//! that it keeps nobody waiting. What fails in passing is tried again by itself, ever more rarely; what is refused for good is *parked*: its
+//! data stays, `status` counts it, and the next change or explicit flush tries again.
+
+use super::edit::Edit;
+use super::journal::Purpose;
+use super::ledger::{Entry, FileNo, OpNo, QueuedOp};
+use super::{Drained, Error, Vfs, lock};
+use crate::store::{Content, Frozen, PutSession, Stored};
+use futures::StreamExt;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, Semaphore, watch};
+
+/// Bytes up to which files share an upload session (64 MiB: one xorb), and how many may.
+const GROUP_BYTES: u64 = 64 << 20;
+const GROUP_FILES: usize = 256;
+/// Sessions at once.
+const SESSIONS: usize = 4;
+/// Files of one session that are frozen and sent at once.
+const FILES_AT_ONCE: usize = 4;
+/// Pause after a first failure; doubled each time, up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Pause after an operation was refused for good: somebody has to change something, and may.
+const PARKED_PAUSE: Duration = Duration::from_secs(300);
+/// The uploader looks around at least this often.
+const LOOK: Duration = Duration::from_secs(3600);
+
+/// What went wrong with a file or an operation, and when to try again.
+#[derive(Clone)]
+struct Trouble {
+    attempts: u32,
+    /// Not before.
+    next: Instant,
+    /// Refused for good.
+    parked: bool,
+    /// The generation that failed; a newer one starts afresh.
+    generation: u64,
+    error: Arc<Error>,
+}
+
+#[derive(Default)]
+struct Work {
+    /// Files being frozen or uploaded.
+    busy: HashSet<FileNo>,
+    /// Files with a commit in the queue.
+    launched: HashSet<FileNo>,
+    /// Operations being carried out.
+    running: HashSet<OpNo>,
+    files: HashMap<FileNo, Trouble>,
+    ops: HashMap<OpNo, Trouble>,
+}
+
+/// What `status` tells.
+#[derive(Default)]
+pub(super) struct Tally {
+    pub(super) flushed: u64,
+    pub(super) conflicts: u64,
+    pub(super) last_error: Option<String>,
+}
+
+/// State of the flusher.
+pub(super) struct Flusher {
+    /// All local content. Nothing is locked under it.
+    edits: Mutex<HashMap<FileNo, Arc<Edit>>>,
+    /// What is to be flushed. Locked before an edit's own lock.
+    dirty: Mutex<HashMap<FileNo, Arc<Edit>>>,
+    /// Nothing is locked under it: it is asked while the journal is locked.
+    work: Mutex<Work>,
+    /// Nothing is locked under it.
+    tally: Mutex<Tally>,
+    /// When the uploader looks next. Nothing is locked under it.
+    next_look: Mutex<Instant>,
+    debounce: Duration,
+    window: Duration,
+    uploads: Notify,
+    commits: Notify,
+    sessions: Arc<Semaphore>,
+    /// Counts everything that was achieved or failed.
+    progress: watch::Sender<u64>,
+}
+
+impl Flusher {
+    pub(super) fn new(debounce: Duration, window: Duration) -> Self {
+        Self {
+            next_look: Mutex::new(Instant::now()),
+            debounce,
+            window,
+            edits: Mutex::default(),
+            dirty: Mutex::default(),
+            work: Mutex::default(),
+            tally: Mutex::default(),
+            uploads: Notify::new(),
+            commits: Notify::new(),
+            sessions: Arc::new(Semaphore::new(SESSIONS)),
+            progress: watch::channel(0).0,
+        }
+    }
+
+    /// Makes local content known.
+    pub(super) fn add(&self, edit: Arc<Edit>) {
+        lock(&self.edits).insert(edit.file, edit);
+    }
+
+    /// The local content of a file.
+    pub(super) fn edit(&self, file: FileNo) -> Option<Arc<Edit>> {
+        lock(&self.edits).get(&file).cloned()
+    }
+
+    /// All local content.
+    pub(super) fn edits(&self) -> Vec<Arc<Edit>> {
+        lock(&self.edits).values().cloned().collect()
+    }
+
+    /// Local content that ended.
+    pub(super) fn remove(&self, edit: &Arc<Edit>) {
+        {
+            let mut edits = lock(&self.edits);
+            // The file may have been opened for writing again since: that is another edit.
+            if !edits.get(&edit.file).is_some_and(|now| Arc::ptr_eq(now, edit)) {
+                return;
+            }
+            edits.remove(&edit.file);
+        }
+        self.forget(edit.file);
+    }
+
+    /// A file whose commit is in the queue already: it isn't frozen again before that is done.
+    pub(super) fn claim(&self, file: FileNo) {
+        lock(&self.work).busy.insert(file);
+    }
+
+    /// A file that isn't to be flushed any more.
+    pub(super) fn forget(&self, file: FileNo) {
+        lock(&self.dirty).remove(&file);
+        lock(&self.work).files.remove(&file);
+        self.moved();
+    }
+
+    /// A file changed.
+    pub(super) fn touch(&self, edit: &Arc<Edit>) {
+        let is_new = lock(&self.dirty).insert(edit.file, edit.clone()).is_none();
+        // Looking costs as much as there is dirty: not for every file anew.
+        if is_new && edit.due(self.debounce, self.window).is_some_and(|due| due < *lock(&self.next_look)) {
+            self.uploads.notify_one();
+        }
+    }
+
+    /// Looks at everything again.
+    pub(super) fn wake(&self) {
+        self.uploads.notify_one();
+        self.commits.notify_one();
+    }
+
+    /// Operations were queued.
+    pub(super) fn wake_commits(&self) {
+        self.commits.notify_one();
+    }
+
+    /// Waits for [`Flusher::wake_commits`].
+    pub(super) async fn commits_wanted(&self) {
+        self.commits.notified().await;
+    }
+
+    fn moved(&self) {
+        self.progress.send_modify(|count| *count += 1);
+    }
+
+    /// Whether an operation is being carried out.
+    pub(super) fn is_running(&self, op: OpNo) -> bool {
+        lock(&self.work).running.contains(&op)
+    }
+
+    /// Whether an operation has to wait, because it is being carried out or failed not long ago.
+    pub(super) fn is_waiting(&self, op: OpNo) -> bool {
+        let work = lock(&self.work);
+        work.running.contains(&op) || work.ops.get(&op).is_some_and(|trouble| trouble.next > Instant::now())
+    }
+
+    /// When the next operation that failed may be tried again.
+    pub(super) fn next_op(&self) -> Instant {
+        let work = lock(&self.work);
+        let times = work.ops.iter().filter(|(op, _)| !work.running.contains(op)).map(|(_, trouble)| trouble.next);
+        times.min().unwrap_or_else(|| Instant::now() + LOOK)
+    }
+
+    /// An operation begins.
+    pub(super) fn op_started(&self, op: OpNo) {
+        lock(&self.work).running.insert(op);
+    }
+
+    /// An operation left the queue. `file`: it was that file's commit.
+    pub(super) fn op_finished(&self, op: OpNo, file: Option<FileNo>) {
+        {
+            let mut work = lock(&self.work);
+            work.running.remove(&op);
+            work.ops.remove(&op);
+            file.map(|file| work.launched.remove(&file));
+        }
+        self.moved();
+        self.wake();
+    }
+
+    /// An operation failed and stays in the queue.
+    pub(super) fn op_failed(&self, op: OpNo, error: Error) {
+        self.note(&error);
+        {
+            let mut work = lock(&self.work);
+            work.running.remove(&op);
+            let attempts = work.ops.get(&op).map_or(0, |trouble| trouble.attempts) + 1;
+            let parked = !error.is_transient();
+            let pause = if parked { PARKED_PAUSE } else { pause(attempts) };
+            let trouble =
+                Trouble { attempts, next: Instant::now() + pause, parked, generation: 0, error: Arc::new(error) };
+            work.ops.insert(op, trouble);
+        }
+        self.moved();
+        self.wake();
+    }
+
+    /// An operation stays in the queue and may be carried out again at once.
+    pub(super) fn op_again(&self, op: OpNo) {
+        lock(&self.work).running.remove(&op);
+        self.wake();
+    }
+
+    /// A file's upload or commit failed.
+    pub(super) fn file_failed(&self, file: FileNo, generation: u64, error: Arc<Error>) {
+        self.note(&error);
+        {
+            let mut work = lock(&self.work);
+            let attempts = work.files.get(&file).map_or(0, |trouble| trouble.attempts) + 1;
+            // A full disk may be emptied by what is committed meanwhile.
+            let parked = !error.is_transient() && error.errno() != libc::ENOSPC;
+            let next = Instant::now() + pause(attempts);
+            work.files.insert(file, Trouble { attempts, next, parked, generation, error });
+        }
+        self.moved();
+        self.uploads.notify_one();
+    }
+
+    /// A file is at the source.
+    pub(super) fn file_committed(&self, file: FileNo) {
+        lock(&self.tally).flushed += 1;
+        lock(&self.work).files.remove(&file);
+    }
+
+    /// A foreign change was kept.
+    pub(super) fn conflict(&self) {
+        lock(&self.tally).conflicts += 1;
+    }
+
+    fn note(&self, error: &Error) {
+        tracing::warn!(%error, "cannot flush");
+        lock(&self.tally).last_error = Some(error.to_string());
+    }
+
+    /// Counts and the last error.
+    pub(super) fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
+        lock(&self.tally)
+    }
+
+    /// Files that the source lacks, their bytes, and how many of them are parked.
+    pub(super) fn pending(&self) -> (u64, u64, u64) {
+        let dirty: Vec<_> = lock(&self.dirty).values().filter(|edit| edit.is_dirty()).cloned().collect();
+        let bytes = dirty.iter().map(|edit| edit.len()).sum();
+        let generations: Vec<_> = dirty.iter().map(|edit| (edit.file, edit.generation())).collect();
+        let work = lock(&self.work);
+        let parked = generations.iter().filter(|(file, generation)| work.is_parked(*file, *generation)).count();
+        (dirty.len() as u64, bytes, parked as u64)
+    }
+
+    /// Files that are due, now marked busy, and when to look again.
+    fn take_due(&self) -> (Vec<Arc<Edit>>, Instant) {
+        // Whoever comes meanwhile must wake us.
+        *lock(&self.next_look) = Instant::now() + LOOK;
+        let mut dirty = Vec::new();
+        lock(&self.dirty).retain(|_, edit| match edit.due(self.debounce, self.window) {
+            Some(at) => {
+                dirty.push((edit.clone(), edit.generation(), at));
+                true
+            }
+            None => false,
+        });
+        let now = Instant::now();
+        let mut next = now + LOOK;
+        let mut due = Vec::new();
+        let mut work = lock(&self.work);
+        for (edit, generation, mut at) in dirty {
+            let under_way = work.busy.contains(&edit.file) || work.launched.contains(&edit.file);
+            if under_way || work.is_parked(edit.file, generation) {
+                continue;
+            }
+            if let Some(trouble) = work.files.get(&edit.file) {
+                at = at.max(trouble.next);
+            }
+            if at <= now {
+                work.busy.insert(edit.file);
+                due.push(edit);
+            } else {
+                next = next.min(at);
+            }
+        }
+        *lock(&self.next_look) = next;
+        (due, next)
+    }
+
+    /// A commit of the file is in the queue.
+    pub(super) fn launch(&self, file: FileNo) {
+        lock(&self.work).launched.insert(file);
+    }
+
+    /// Gives operations up that nobody has dealt with.
+    pub(super) fn abandon_ops(&self, ops: &[OpNo]) {
+        let left: Vec<_> = ops.iter().copied().filter(|op| self.is_running(*op)).collect();
+        left.into_iter().for_each(|op| self.op_failed(op, Error::TimedOut));
+    }
+
+    /// Forgets failures, so that everything is tried again at once.
+    fn forgive(&self) {
+        let mut work = lock(&self.work);
+        work.files.clear();
+        work.ops.clear();
+    }
+
+    /// Flushes one file and waits until the source has what it is now, or an attempt failed.
+    pub(super) async fn commit_now(&self, edit: &Arc<Edit>) -> Result<(), Error> {
+        let generation = edit.generation();
+        lock(&self.work).files.remove(&edit.file);
+        edit.hurry();
+        self.touch(edit);
+        self.wake();
+        let outcome = || {
+            if edit.has_committed(generation) || !lock(&self.dirty).contains_key(&edit.file) {
+                return Some(Ok(()));
+            }
+            lock(&self.work).files.get(&edit.file).map(|trouble| Err(Error::Flush(trouble.error.clone())))
+        };
+        let mut progress = self.progress.subscribe();
+        loop {
+            if let Some(outcome) = outcome() {
+                return outcome;
+            }
+            if progress.changed().await.is_err() {
+                return Err(Error::Stopping);
+            }
+        }
+    }
+}
+
+impl Work {
+    fn is_parked(&self, file: FileNo, generation: u64) -> bool {
+        self.files.get(&file).is_some_and(|trouble| trouble.parked && trouble.generation >= generation)
+    }
+}
+
+/// Files of an upload; whatever becomes of it, they may be looked at again afterwards.
+struct Busy<'a> {
+    flusher: &'a Flusher,
+    files: Vec<FileNo>,
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        {
+            let mut work = lock(&self.flusher.work);
+            work.busy.retain(|file| !self.files.contains(file));
+        }
+        self.flusher.moved();
+        self.flusher.uploads.notify_one();
+    }
+}
+
+fn pause(attempts: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LONGEST_PAUSE)
+}
+
+/// A file's version, frozen.
+struct Fixed {
+    edit: Arc<Edit>,
+    generation: u64,
+    frozen: Arc<Frozen>,
+    stored: Option<Stored>,
+}
+
+impl Vfs {
+    /// Uploads what is due until the mount stops.
+    pub(super) async fn upload_loop(vfs: Weak<Self>, mut stop: watch::Receiver<bool>) {
+        loop {
+            let Some(this) = vfs.upgrade() else { return };
+            let (due, next) = this.flusher.take_due();
+            for group in groups(due) {
+                tokio::spawn(this.clone().upload(group));
+            }
+            tokio::select! {
+                () = this.flusher.uploads.notified() => {}
+                () = tokio::time::sleep_until(next.into()) => {}
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+        }
+    }
+
+    /// Uploads some files in one session.
+    async fn upload(self: Arc<Self>, group: Vec<Arc<Edit>>) {
+        let Ok(_permit) = self.flusher.sessions.clone().acquire_owned().await else { return };
+        // A panic below must not keep the files from being tried again.
+        let _busy = Busy { flusher: &self.flusher, files: group.iter().map(|edit| edit.file).collect() };
+        let generations: Vec<_> = group.iter().map(|edit| (edit.file, edit.generation())).collect();
+        let mut added = Vec::new();
+        let outcome = match self.view.put().await {
+            Ok(session) => {
+                added = self.add_all(&*session, group).await;
+                session.finish().await
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = outcome {
+            let error = Arc::new(Error::Store(error));
+            for (file, generation) in generations {
+                self.flusher.file_failed(file, generation, error.clone());
+            }
+            return;
+        }
+        for (fixed, stored) in added {
+            if let Err(error) = self.queue_put(&fixed, stored) {
+                self.flusher.file_failed(fixed.edit.file, fixed.generation, Arc::new(error));
+            }
+        }
+        self.flusher.wake();
+    }
+
+    /// Freezes and sends; what failed or isn't wanted any more is left out.
+    async fn add_all(&self, session: &dyn PutSession, group: Vec<Arc<Edit>>) -> Vec<(Fixed, Stored)> {
+        let one = |edit: Arc<Edit>| async move {
+            let (file, generation) = (edit.file, edit.generation());
+            match self.add(session, edit).await {
+                Ok(Some(added)) => return Some(added),
+                Ok(None) => {}
+                Err(error) => self.flusher.file_failed(file, generation, Arc::new(error)),
+            }
+            None
+        };
+        let all = futures::stream::iter(group.into_iter().map(one)).buffer_unordered(FILES_AT_ONCE);
+        all.filter_map(std::future::ready).collect().await
+    }
+
+    async fn add(&self, session: &dyn PutSession, edit: Arc<Edit>) -> Result<Option<(Fixed, Stored)>, Error> {
+        let Some(fixed) = self.fix(edit).await? else { return Ok(None) };
+        if let Some(stored) = fixed.stored {
+            return Ok(Some((fixed, stored)));
+        }
+        // The file may be removed while it is read: its slots mustn't be given to another one then.
+        let _pins = self.pool.pin(&fixed.frozen.records);
+        let content = Content::Frozen { frozen: fixed.frozen.clone(), slots: self.pool.clone() };
+        let stored = session.add(content).await?;
+        Ok(Some((fixed, stored)))
+    }
+
+    /// The version to send: the one frozen before, if nothing changed since.
+    async fn fix(&self, edit: Arc<Edit>) -> Result<Option<Fixed>, Error> {
+        let generation = edit.generation();
+        let earlier = {
+            let ledger = self.journal.ledger();
+            let Some(record) = ledger.file(edit.file).filter(|record| record.path.is_some()) else { return Ok(None) };
+            let frozen = record.draft.as_ref().and_then(|draft| draft.frozen.clone());
+            frozen.filter(|frozen| frozen.generation == generation)
+        };
+        if let Some(earlier) = earlier {
+            return Ok(Some(Fixed { edit, generation, frozen: earlier.frozen, stored: earlier.stored }));
+        }
+        let frozen = edit.freeze(&self.journal, &self.pool).await?;
+        Ok(frozen.map(|(generation, frozen)| Fixed { edit, generation, frozen, stored: None }))
+    }
+
+    /// Queues the commit at the path the file has now; nothing where it lost its name.
+    fn queue_put(&self, fixed: &Fixed, stored: Stored) -> Result<(), Error> {
+        let (file, generation) = (fixed.edit.file, fixed.generation);
+        let _ = self.journal.transact(Purpose::Relief, |ledger| {
+            let record = ledger.file(file);
+            let path = record.and_then(|record| record.path.clone());
+            let frozen = record.and_then(|record| record.draft.as_ref()?.frozen.as_ref());
+            let (Some(path), Some(frozen)) = (path, frozen.filter(|frozen| frozen.generation == generation)) else {
+                return Ok((Vec::new(), ()));
+            };
+            self.flusher.launch(file);
+            let uploaded = frozen.stored.is_none().then_some(Entry::Uploaded { file, generation, stored });
+            let put = Entry::Queue { op: ledger.new_op(), what: QueuedOp::Put { file, generation, path } };
+            Ok((uploaded.into_iter().chain([put]).collect(), ()))
+        })?;
+        Ok(())
+    }
+
+    /// Waits until all that was pending when it was called is at the source, or the deadline is over.
+    pub async fn flush(&self, deadline: Option<Duration>) -> Drained {
+        let before = self.flusher.tally().flushed;
+        let targets: Vec<_> = self.flusher.edits().into_iter().filter(|edit| edit.is_dirty()).collect();
+        let targets: Vec<_> = targets.into_iter().map(|edit| (edit.generation(), edit)).collect();
+        let last = self.journal.ledger().ops().next_back().map(|(op, _)| op);
+        self.flusher.forgive();
+        targets.iter().for_each(|(_, edit)| edit.hurry());
+        self.flusher.wake();
+        let mut progress = self.flusher.progress.subscribe();
+        let wait = async {
+            while !self.is_flushed(&targets, last) {
+                if progress.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let over = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut stop = self.stop.subscribe();
+        // What isn't done by then is counted below.
+        tokio::select! {
+            () = wait => {}
+            () = over => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+        let pending = self.flusher.pending().0 + self.queued_changes();
+        let tally = self.flusher.tally();
+        Drained { flushed: tally.flushed - before, pending, conflicts: tally.conflicts }
+    }
+
+    /// Operations on names in the queue.
+    pub(super) fn queued_changes(&self) -> u64 {
+        let ledger = self.journal.ledger();
+        let counts = |op: &QueuedOp| !matches!(op, QueuedOp::Put { .. } | QueuedOp::RemoveDirectory { .. });
+        ledger.ops().filter(|(_, op)| counts(op)).count() as u64
+    }
+
+    fn is_flushed(&self, targets: &[(u64, Arc<Edit>)], last: Option<OpNo>) -> bool {
+        let ops: Vec<_> = self.journal.ledger().ops().map(|(op, _)| op).take_while(|op| Some(*op) <= last).collect();
+        let dirty: HashSet<_> = lock(&self.flusher.dirty).keys().copied().collect();
+        let left =
+            targets.iter().filter(|(generation, edit)| !edit.has_committed(*generation) && dirty.contains(&edit.file));
+        let left: Vec<_> = left.map(|(_, edit)| (edit.file, edit.generation())).collect();
+        let work = lock(&self.flusher.work);
+        ops.iter().all(|op| work.ops.get(op).is_some_and(|trouble| trouble.parked))
+            && left.iter().all(|(file, generation)| work.is_parked(*file, *generation))
+    }
+}
+
+/// Small files together, large ones alone.
+fn groups(due: Vec<Arc<Edit>>) -> Vec<Vec<Arc<Edit>>> {
+    let mut groups: Vec<Vec<Arc<Edit>>> = Vec::new();
+    let mut bytes = 0;
+    for edit in due {
+        let len = edit.len();
+        match groups.last_mut() {
+            Some(group) if group.len() < GROUP_FILES && bytes + len <= GROUP_BYTES => {
+                bytes += len;
+                group.push(edit);
+            }
+            _ => {
+                bytes = len;
+                groups.push(vec![edit]);
+            }
+        }
+    }
+    groups
+}

@@ -1,0 +1,160 @@
+//! The FUSE front end: decodes, calls [`Vfs`], encodes. Every request is answered from an async task.
+//!
+//! The kernel is spoken to directly, without libfuse; where mounting needs privilege that this process lacks, the system's `fusermount3` does it.
+//! A reply that is dropped unsent answers `EIO`, so a task that panics answers too.
+
+mod adapter;
+mod answer;
+
+use super::{Error, Vfs};
+use adapter::Adapter;
+use fuser::{Config, MountOption, Session, SessionACL};
+use rustix::mount::UnmountFlags;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// FUSE options.
+#[derive(Clone, Debug)]
+pub struct FuseOptions {
+    /// Name shown in the mount table (never a plaintext path).
+    pub source_name: String,
+    /// Let other users in.
+    pub allow_other: bool,
+    /// Mount read-only.
+    pub read_only: bool,
+    /// Threads reading /dev/fuse.
+    pub threads: usize,
+    /// Bypass the page cache.
+    pub direct_io: bool,
+}
+
+/// A live FUSE mount.
+pub struct FuseMount {
+    mountpoint: PathBuf,
+    ended: watch::Receiver<bool>,
+}
+
+impl FuseMount {
+    /// Mounts; returns when the kernel can send requests.
+    pub async fn mount(vfs: Arc<Vfs>, mountpoint: &Path, options: FuseOptions) -> Result<Self, Error> {
+        check(mountpoint)?;
+        let path = mountpoint.to_owned();
+        let adapter = Adapter::new(vfs, tokio::runtime::Handle::current(), options.direct_io);
+        let session = tokio::task::spawn_blocking(move || {
+            let session = Session::new(adapter, &path, &config(&options)).map_err(|error| explain(&path, &error))?;
+            Ok::<_, Error>((session, path.canonicalize().unwrap_or(path)))
+        });
+        let (session, mountpoint) = session.await.map_err(|error| Error::Mount(error.to_string()))??;
+        let (end, ended) = watch::channel(false);
+        let run = move || {
+            if let Err(error) = session.run() {
+                tracing::error!(%error, "the FUSE session ended with an error");
+            }
+            end.send_replace(true);
+        };
+        std::thread::Builder::new().name("fuse".into()).spawn(run)?;
+        Ok(Self { mountpoint, ended })
+    }
+
+    /// Resolves when the kernel has unmounted it, by whomever (`umount`, `fusermount -u`, [`FuseMount::unmount`]).
+    pub async fn unmounted(&self) {
+        // The sender is dropped without a word only where its thread panicked: that is an end too.
+        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+    }
+
+    /// Unmounts; [`Error::MountBusy`] where files are open, unless `lazy`: then it vanishes now and ends when they are closed.
+    pub async fn unmount(&self, lazy: bool) -> Result<(), Error> {
+        if *self.ended.borrow() {
+            return Ok(());
+        }
+        let mountpoint = self.mountpoint.clone();
+        let done = tokio::task::spawn_blocking(move || unmount(&mountpoint, lazy)).await;
+        done.map_err(|error| Error::Mount(error.to_string()))?
+    }
+}
+
+impl Drop for FuseMount {
+    fn drop(&mut self) {
+        if !*self.ended.borrow()
+            && let Err(error) = unmount(&self.mountpoint, true)
+        {
+            tracing::warn!(%error, "cannot unmount");
+        }
+    }
+}
+
+fn config(options: &FuseOptions) -> Config {
+    // Commas and spaces would end the field in the mount table's option text.
+    let name = options.source_name.replace([',', ' ', '\t', '\n', '\\'], "_");
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName(name),
+        MountOption::Subtype("hf-mount".into()),
+        MountOption::DefaultPermissions,
+        MountOption::NoAtime,
+        if options.read_only { MountOption::RO } else { MountOption::RW },
+    ];
+    config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    config.n_threads = Some(options.threads.max(1));
+    config
+}
+
+/// What can be said before trying.
+fn check(mountpoint: &Path) -> Result<(), Error> {
+    let metadata = std::fs::metadata(mountpoint)
+        .map_err(|error| Error::Mount(format!("mount point {}: {error}", mountpoint.display())))?;
+    if !metadata.is_dir() {
+        return Err(Error::Mount(format!("mount point {} is not a directory", mountpoint.display())));
+    }
+    match std::fs::metadata("/dev/fuse") {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::Mount(
+            "/dev/fuse is missing: the kernel has no FUSE, or this container has no access to it".into(),
+        )),
+        Err(error) => Err(Error::Mount(format!("/dev/fuse: {error}"))),
+    }
+}
+
+fn explain(mountpoint: &Path, error: &io::Error) -> Error {
+    let at = mountpoint.display();
+    Error::Mount(match error.kind() {
+        io::ErrorKind::PermissionDenied if error.raw_os_error().is_none() => {
+            format!("{at}: {error}; letting other users in needs `user_allow_other` in /etc/fuse.conf")
+        }
+        io::ErrorKind::PermissionDenied => format!("{at}: {error}; this user may not use /dev/fuse"),
+        io::ErrorKind::NotFound => format!("{at}: {error}; mounting as this user needs `fusermount3` (package fuse3)"),
+        _ => format!("{at}: {error}"),
+    })
+}
+
+/// Unmounts. Blocks: the kernel may still send requests meanwhile, so never from a task that has to answer them.
+fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
+    let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    match rustix::mount::unmount(mountpoint, flags) {
+        // Not a mount point any more: somebody was faster.
+        Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(()),
+        Err(rustix::io::Errno::BUSY) => Err(Error::MountBusy),
+        Err(rustix::io::Errno::PERM) => unmount_as_user(mountpoint, lazy),
+        Err(errno) => Err(Error::Mount(format!("cannot unmount {}: {errno}", mountpoint.display()))),
+    }
+}
+
+fn unmount_as_user(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
+    let mut command = Command::new("fusermount3");
+    command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(mountpoint);
+    let output = command.output().map_err(|error| Error::Mount(format!("cannot run fusermount3: {error}")))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    match output.status.success() {
+        true => Ok(()),
+        false if said.contains("busy") => Err(Error::MountBusy),
+        false => Err(Error::Mount(said.trim().to_owned())),
+    }
+}
+
+/// Takes a mount whose daemon is gone out of the mount table.
+pub fn detach(mountpoint: &Path) -> Result<(), Error> {
+    unmount(mountpoint, true)
+}

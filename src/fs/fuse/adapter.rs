@@ -1,0 +1,618 @@
+//! The requests of the kernel, one method each: decode, call [`Vfs`], encode.
+
+use super::answer::{Desk, errno};
+use crate::fs::{Access, Attr, Create, Error, HandleNo, Ino, STATFS_BLOCK, STATFS_BLOCKS, STATFS_NAME, SetAttr, Vfs};
+use bytes::Bytes;
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyBmap,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use std::ffi::OsStr;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+/// Largest write and read-ahead of the kernel, bytes: one copy of it lives per write under way.
+const MAX_IO: u32 = 1 << 20;
+/// Requests that the kernel sends without a process waiting for each.
+const MAX_BACKGROUND: u16 = 64;
+/// Bytes of writes under way (64 MiB).
+const WRITES: usize = 64 << 20;
+/// How long a thread waits for room when that many are; then the write fails, so that the mount never stands still.
+const WRITE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the kernel may remember that a name isn't there.
+const NEGATIVE_TTL: Duration = Duration::from_secs(1);
+/// Optimal size of a read or write, bytes: a record.
+const BLOCK_SIZE: u32 = 65536;
+
+/// See the module.
+pub(super) struct Adapter {
+    desk: Desk,
+    direct_io: bool,
+    writes: Arc<Semaphore>,
+}
+
+impl Adapter {
+    pub(super) fn new(vfs: Arc<Vfs>, runtime: Handle, direct_io: bool) -> Self {
+        Self { desk: Desk { vfs, runtime }, direct_io, writes: Arc::new(Semaphore::new(WRITES)) }
+    }
+
+    fn vfs(&self) -> Arc<Vfs> {
+        self.desk.vfs.clone()
+    }
+
+    fn ttl(&self) -> Duration {
+        self.desk.vfs.options().metadata_ttl
+    }
+
+    fn fopen(&self, keep_cache: bool) -> FopenFlags {
+        match (self.direct_io, keep_cache) {
+            (true, _) => FopenFlags::FOPEN_DIRECT_IO,
+            (false, true) => FopenFlags::FOPEN_KEEP_CACHE,
+            (false, false) => FopenFlags::empty(),
+        }
+    }
+
+    /// Answers a request that makes nothing which would have to be undone.
+    fn answer<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+        reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
+        self.desk.answer(None, work, reply, |_, _| async {});
+    }
+
+    fn answer_empty(&self, work: impl Future<Output = Result<(), Error>> + Send + 'static, reply: ReplyEmpty) {
+        self.answer(work, |done| empty(reply, done));
+    }
+
+    /// Answers with an entry, whose reference is given back if the kernel doesn't get it.
+    fn answer_entry(
+        &self,
+        negative: bool,
+        work: impl Future<Output = Result<Attr, Error>> + Send + 'static,
+        reply: ReplyEntry,
+    ) {
+        let ttl = self.ttl();
+        let reply = move |done: Result<Attr, Errno>| match done {
+            Ok(attr) => reply.entry(&ttl_of(&attr, ttl), &file_attr(&attr), Generation(0)),
+            // An entry without a number tells the kernel that it may remember the absence.
+            Err(error) if negative && error.code() == libc::ENOENT && !ttl.is_zero() => {
+                reply.entry(&ttl.min(NEGATIVE_TTL), &absent(), Generation(0));
+            }
+            Err(error) => reply.error(error),
+        };
+        self.desk.answer(None, work, reply, |vfs, attr| async move { vfs.forget(attr.ino, 1) });
+    }
+}
+
+fn empty(reply: ReplyEmpty, done: Result<(), Errno>) {
+    match done {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(error),
+    }
+}
+
+/// A name as the source can have it.
+fn utf8(name: &OsStr) -> Result<String, Error> {
+    name.to_str().map(str::to_owned).ok_or(Error::NameEncoding)
+}
+
+fn ttl_of(attr: &Attr, ttl: Duration) -> Duration {
+    if attr.is_certain { ttl } else { Duration::ZERO }
+}
+
+fn file_attr(attr: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(attr.ino.0),
+        size: attr.len,
+        blocks: attr.blocks,
+        atime: attr.atime,
+        mtime: attr.mtime,
+        ctime: attr.ctime,
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: file_type(attr.is_directory),
+        perm: attr.mode,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: 0,
+        blksize: BLOCK_SIZE,
+        flags: 0,
+    }
+}
+
+fn absent() -> FileAttr {
+    let epoch = SystemTime::UNIX_EPOCH;
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: epoch,
+        mtime: epoch,
+        ctime: epoch,
+        crtime: epoch,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    }
+}
+
+fn file_type(is_directory: bool) -> FileType {
+    if is_directory { FileType::Directory } else { FileType::RegularFile }
+}
+
+fn time(time: TimeOrNow) -> SystemTime {
+    match time {
+        TimeOrNow::SpecificTime(time) => time,
+        TimeOrNow::Now => SystemTime::now(),
+    }
+}
+
+/// Permission bits of a mode; always 12 bits.
+fn permissions(mode: u32) -> u16 {
+    (mode & 0o7777) as u16
+}
+
+/// An extended attribute's value or size, as asked for.
+fn xattr(reply: ReplyXattr, size: u32, value: Result<Vec<u8>, Error>) {
+    match value {
+        Err(error) => reply.error(errno(&error)),
+        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Without the first the kernel would mix pages of two versions; without the second `open` would cut files before we could refuse.
+        let needed = InitFlags::FUSE_AUTO_INVAL_DATA | InitFlags::FUSE_ATOMIC_O_TRUNC;
+        config.add_capabilities(needed).map_err(|missing| {
+            io::Error::new(io::ErrorKind::Unsupported, format!("the kernel's FUSE lacks {missing:?}"))
+        })?;
+        let wanted = [
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+        ];
+        for flag in wanted {
+            // An older kernel does without.
+            let _ = config.add_capabilities(flag);
+        }
+        if self.direct_io {
+            let _ = config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
+        }
+        if let Err(nearest) = config.set_max_write(MAX_IO) {
+            let _ = config.set_max_write(nearest);
+        }
+        if let Err(nearest) = config.set_max_readahead(MAX_IO) {
+            let _ = config.set_max_readahead(nearest);
+        }
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (vfs, name) = (self.vfs(), utf8(name));
+        self.answer_entry(true, async move { vfs.lookup(Ino(parent.0), &name?).await }, reply);
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.desk.vfs.forget(Ino(ino.0), nlookup);
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let (vfs, ttl) = (self.vfs(), self.ttl());
+        self.answer(async move { vfs.getattr(Ino(ino.0)).await }, move |done| match done {
+            Ok(attr) => reply.attr(&ttl_of(&attr, ttl), &file_attr(&attr)),
+            Err(error) => reply.error(error),
+        });
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let (vfs, ttl) = (self.vfs(), self.ttl());
+        let mode = mode.map(permissions);
+        let set = SetAttr { mode, uid, gid, len: size, atime: atime.map(time), mtime: mtime.map(time) };
+        self.answer(async move { vfs.setattr(Ino(ino.0), set).await }, move |done| match done {
+            Ok(attr) => reply.attr(&ttl_of(&attr, ttl), &file_attr(&attr)),
+            Err(error) => reply.error(error),
+        });
+    }
+
+    fn readlink(&self, _req: &Request, _ino: INodeNo, reply: ReplyData) {
+        // There are no symbolic links.
+        reply.error(Errno::EINVAL);
+    }
+
+    fn mknod(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn mkdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let (vfs, name) = (self.vfs(), utf8(name));
+        let work = async move { vfs.mkdir(Ino(parent.0), &name?, Some(permissions(mode))).await };
+        self.answer_entry(false, work, reply);
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (vfs, name) = (self.vfs(), utf8(name));
+        self.answer_empty(async move { vfs.unlink(Ino(parent.0), &name?).await }, reply);
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (vfs, name) = (self.vfs(), utf8(name));
+        self.answer_empty(async move { vfs.rmdir(Ino(parent.0), &name?).await }, reply);
+    }
+
+    fn symlink(&self, _req: &Request, _parent: INodeNo, _link_name: &OsStr, _target: &Path, reply: ReplyEntry) {
+        // Neither format can keep one, and one that vanishes at unmount is worse than none.
+        reply.error(Errno::EPERM);
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let replace = match flags {
+            RenameFlags::RENAME_NOREPLACE => false,
+            flags if flags.is_empty() => true,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let (vfs, name, newname) = (self.vfs(), utf8(name), utf8(newname));
+        let work = async move { vfs.rename(Ino(parent.0), &name?, Ino(newparent.0), &newname?, replace).await };
+        self.answer_empty(work, reply);
+    }
+
+    fn link(&self, _req: &Request, _ino: INodeNo, _newparent: INodeNo, _newname: &OsStr, reply: ReplyEntry) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let vfs = self.vfs();
+        let (keep, drop) = (self.fopen(true), self.fopen(false));
+        let work = async move { vfs.open(Ino(ino.0), Access::from_flags(flags.0)).await };
+        self.desk.answer(
+            None,
+            work,
+            move |done| match done {
+                Ok(opened) => reply.opened(FileHandle(opened.handle.0), if opened.keep_cache { keep } else { drop }),
+                Err(error) => reply.error(error),
+            },
+            |vfs, opened| async move { vfs.abandon(opened.handle).await },
+        );
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let vfs = self.vfs();
+        self.answer(async move { vfs.read(HandleNo(fh.0), offset, size as usize).await }, move |done| match done {
+            Ok(bytes) => reply.data(&bytes),
+            Err(error) => reply.error(error),
+        });
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        // The buffer is lent: it must be copied before this returns, and so many copies there may be.
+        let room = self.writes.clone().acquire_many_owned(data.len().min(WRITES) as u32);
+        let room = match self.desk.runtime.block_on(async { tokio::time::timeout(WRITE_PATIENCE, room).await }) {
+            Ok(Ok(room)) => room,
+            _ => return reply.error(Errno::ENOMEM),
+        };
+        let (vfs, data) = (self.vfs(), Bytes::copy_from_slice(data));
+        let durable = flags.0 & libc::O_DSYNC != 0;
+        let work = async move {
+            let _room = room;
+            let handle = HandleNo(fh.0);
+            let written = vfs.write(handle, offset, data).await?;
+            if durable {
+                vfs.fsync(handle).await?;
+            }
+            Ok(written)
+        };
+        self.answer(work, move |done| match done {
+            // At most what one request carries.
+            Ok(written) => reply.written(written as u32),
+            Err(error) => reply.error(error),
+        });
+    }
+
+    fn flush(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        let (vfs, handle) = (self.vfs(), HandleNo(fh.0));
+        let patience = Some(vfs.patience(handle));
+        let work = async move { vfs.flush_file(handle).await };
+        self.desk.answer(patience, work, |done| empty(reply, done), |_, ()| async {});
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let vfs = self.vfs();
+        self.answer_empty(async move { vfs.release(HandleNo(fh.0)).await }, reply);
+    }
+
+    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let (vfs, handle) = (self.vfs(), HandleNo(fh.0));
+        let patience = Some(vfs.patience(handle));
+        let work = async move { vfs.fsync(handle).await };
+        self.desk.answer(patience, work, |done| empty(reply, done), |_, ()| async {});
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let vfs = self.vfs();
+        let work = async move { vfs.opendir(Ino(ino.0)).await };
+        self.desk.answer(
+            None,
+            work,
+            move |done| match done {
+                Ok(handle) => reply.opened(FileHandle(handle.0), FopenFlags::empty()),
+                Err(error) => reply.error(error),
+            },
+            // It was made a moment ago and nobody else knows its number.
+            |vfs, handle| async move { drop(vfs.releasedir(handle)) },
+        );
+    }
+
+    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let done = self.desk.vfs.readdir(HandleNo(fh.0), offset, |entry, next| {
+            reply.add(INodeNo(entry.ino.0), next, file_type(entry.is_directory), &entry.name)
+        });
+        match done {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn readdirplus(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let (vfs, ttl) = (self.vfs(), self.ttl());
+        let deadline = self.desk.deadline(None);
+        self.desk.runtime.spawn(async move {
+            // Sizes that can't be had in time are left uncertain, so the page itself is never late.
+            let (patience, handle) = (deadline / 2, HandleNo(fh.0));
+            let measured = tokio::time::timeout(patience, vfs.measure_page(handle, offset)).await;
+            let done = measured.unwrap_or(Ok(())).and_then(|()| {
+                vfs.readdirplus(handle, offset, |entry, attr, next| {
+                    reply.add(
+                        INodeNo(entry.ino.0),
+                        next,
+                        &entry.name,
+                        &ttl_of(attr, ttl),
+                        &file_attr(attr),
+                        Generation(0),
+                    )
+                })
+            });
+            match done {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        empty(reply, self.desk.vfs.releasedir(HandleNo(fh.0)).map_err(|error| errno(&error)));
+    }
+
+    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let vfs = self.vfs();
+        self.answer_empty(async move { vfs.fsyncdir().await }, reply);
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let blocks = STATFS_BLOCKS;
+        reply.statfs(blocks, blocks, blocks, 0, 0, STATFS_BLOCK, STATFS_NAME, STATFS_BLOCK);
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EOPNOTSUPP);
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let name = name.to_str().ok_or(Error::NoAttribute);
+        xattr(reply, size, name.and_then(|name| self.desk.vfs.getxattr(Ino(ino.0), name)));
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        xattr(reply, size, self.desk.vfs.listxattr(Ino(ino.0)));
+    }
+
+    fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EOPNOTSUPP);
+    }
+
+    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // The kernel decides by mode and owner (default_permissions) and doesn't ask.
+        reply.ok();
+    }
+
+    fn create(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (vfs, name, ttl) = (self.vfs(), utf8(name), self.ttl());
+        let (keep, drop) = (self.fopen(true), self.fopen(false));
+        let create = Create {
+            access: Access::from_flags(flags),
+            exclusive: flags & libc::O_EXCL != 0,
+            mode: Some(permissions(mode)),
+        };
+        let work = async move { vfs.create(Ino(parent.0), &name?, create).await };
+        self.desk.answer(
+            None,
+            work,
+            move |done| match done {
+                Ok((attr, opened)) => {
+                    let flags = if opened.keep_cache { keep } else { drop };
+                    let ttl = ttl_of(&attr, ttl);
+                    reply.created(&ttl, &file_attr(&attr), Generation(0), FileHandle(opened.handle.0), flags);
+                }
+                Err(error) => reply.error(error),
+            },
+            |vfs, (attr, opened)| async move {
+                vfs.abandon(opened.handle).await;
+                vfs.forget(attr.ino, 1);
+            },
+        );
+    }
+
+    // What follows the kernel does by itself once it was told, with these numbers, that we don't.
+
+    fn getlk(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: LockOwner,
+        _: u64,
+        _: u64,
+        _: i32,
+        _: u32,
+        reply: ReplyLock,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn setlk(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: LockOwner,
+        _: u64,
+        _: u64,
+        _: i32,
+        _: u32,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn bmap(&self, _: &Request, _: INodeNo, _: u32, _: u64, reply: ReplyBmap) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+}

@@ -1,0 +1,163 @@
+//! Open files and directories.
+
+use super::inode::{Cached, Ino};
+use super::read::Readahead;
+use super::{Error, lock};
+use crate::store::Object;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// A handle's number; never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HandleNo(pub u64);
+
+/// How a file was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// For reading.
+    pub read: bool,
+    /// For writing.
+    pub write: bool,
+    /// Every write goes to the end.
+    pub append: bool,
+    /// Cut it to nothing.
+    pub truncate: bool,
+}
+
+impl Access {
+    /// From the flags of `open(2)`.
+    pub fn from_flags(flags: i32) -> Self {
+        let mode = flags & libc::O_ACCMODE;
+        Self {
+            read: mode != libc::O_WRONLY,
+            write: mode != libc::O_RDONLY,
+            append: flags & libc::O_APPEND != 0,
+            truncate: flags & libc::O_TRUNC != 0,
+        }
+    }
+
+    /// Whether it changes anything.
+    pub(super) fn changes(&self) -> bool {
+        self.write || self.truncate
+    }
+}
+
+/// An open file.
+pub(super) struct FileHandle {
+    pub(super) ino: Ino,
+    pub(super) access: Access,
+    /// The version it reads, and the inode's epoch when it was pinned.
+    pub(super) pinned: Mutex<Option<Pinned>>,
+    pub(super) ahead: Readahead,
+}
+
+/// A version that a handle stays with.
+#[derive(Clone)]
+pub(super) struct Pinned {
+    pub(super) epoch: u64,
+    pub(super) object: Arc<dyn Object>,
+}
+
+impl FileHandle {
+    /// A handle that has read nothing.
+    pub(super) fn new(ino: Ino, access: Access) -> Self {
+        Self { ino, access, pinned: Mutex::new(None), ahead: Readahead::default() }
+    }
+}
+
+/// A directory as it was when it was opened: paging through it is stable whatever happens meanwhile.
+pub(super) struct DirectoryHandle {
+    pub(super) ino: Ino,
+    pub(super) entries: Vec<Listed>,
+}
+
+impl DirectoryHandle {
+    /// Entries from `offset` on, each with the offset of the next.
+    pub(super) fn from(&self, offset: u64) -> impl Iterator<Item = (&Listed, u64)> {
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(self.entries.len());
+        self.entries[from..].iter().zip(offset.saturating_add(1)..)
+    }
+}
+
+/// An entry of an open directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The inode.
+    pub ino: Ino,
+    /// Its name.
+    pub name: String,
+    /// A directory, or else a file.
+    pub is_directory: bool,
+}
+
+/// All open handles. Each map has its own lock, held only to look up.
+#[derive(Default)]
+pub(super) struct Handles {
+    next: AtomicU64,
+    files: Mutex<HashMap<HandleNo, Arc<FileHandle>>>,
+    directories: Mutex<HashMap<HandleNo, Arc<DirectoryHandle>>>,
+}
+
+impl Handles {
+    fn number(&self) -> HandleNo {
+        HandleNo(self.next.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// Adds an open file.
+    pub(super) fn add_file(&self, handle: FileHandle) -> HandleNo {
+        let no = self.number();
+        lock(&self.files).insert(no, Arc::new(handle));
+        no
+    }
+
+    /// An open file.
+    pub(super) fn file(&self, no: HandleNo) -> Result<Arc<FileHandle>, Error> {
+        lock(&self.files).get(&no).cloned().ok_or(Error::BadHandle)
+    }
+
+    /// Takes an open file away.
+    pub(super) fn remove_file(&self, no: HandleNo) -> Result<Arc<FileHandle>, Error> {
+        lock(&self.files).remove(&no).ok_or(Error::BadHandle)
+    }
+
+    /// Adds an open directory.
+    pub(super) fn add_directory(&self, handle: DirectoryHandle) -> HandleNo {
+        let no = self.number();
+        lock(&self.directories).insert(no, Arc::new(handle));
+        no
+    }
+
+    /// An open directory.
+    pub(super) fn directory(&self, no: HandleNo) -> Result<Arc<DirectoryHandle>, Error> {
+        lock(&self.directories).get(&no).cloned().ok_or(Error::BadHandle)
+    }
+
+    /// Takes an open directory away.
+    pub(super) fn remove_directory(&self, no: HandleNo) -> Result<Arc<DirectoryHandle>, Error> {
+        lock(&self.directories).remove(&no).ok_or(Error::BadHandle)
+    }
+
+    /// Frees the read-ahead buffers of files that nobody has read for a while.
+    pub(super) fn cool_down(&self) {
+        lock(&self.files).values().for_each(|handle| handle.ahead.cool_down());
+    }
+}
+
+/// What `open` tells the front end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// The handle.
+    pub handle: HandleNo,
+    /// The kernel's pages are of this very content: it may keep them.
+    pub keep_cache: bool,
+}
+
+impl Opened {
+    /// Decides on the pages; `cached` is what they hold and becomes what they will hold.
+    pub(super) fn new(handle: HandleNo, cached: &mut Option<Cached>, now: Option<Cached>) -> Self {
+        let keep_cache = now.is_some() && *cached == now;
+        *cached = now;
+        Self { handle, keep_cache }
+    }
+}

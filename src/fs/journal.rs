@@ -1,0 +1,706 @@
+//! The journal: the ledger made to last.
+//!
+//! An append-only file. It begins with a header of 128 bytes:
+//!
+//! | offset | size | field |
+//! |---|---|---|
+//! | 0 | 8 | `HFCJRNL1` |
+//! | 8 | 4 | slot length, bytes |
+//! | 12 | 4 | zeros |
+//! | 16 | 32 | journal id, random |
+//! | 48 | 32 | identity of the source |
+//! | 80 | 8 | sequence number of the first record |
+//! | 88 | 36 | zeros |
+//! | 124 | 4 | CRC-32C of the bytes before |
+//!
+//! Then records, each padded with zeros to a multiple of 8: the first 4 bytes of the journal id, payload length (u32), sequence number (u64),
+//! the highest sequence number known to be durable when this record was made (u64), CRC-32C of these three fields and the payload (u32), the
+//! payload. All numbers are little-endian. The payload holds entries ([`super::codec`]), padded to a multiple of 256 bytes so that names don't show
+//! by their length, and sealed by [`Sealer`] for this journal id and sequence number (format spec, section 4c).
+//!
+//! **What an answer means.** [`Journal::append`] changes the ledger and gives a [`Ticket`]. [`Journal::written`]: the record is in the file, so
+//! `kill -9` can't lose it. [`Journal::synced`]: the slots were synced, then the journal, so a power cut can't. One sync serves all who wait.
+//!
+//! **What is found after a crash.** Records are read until one is bad. If a later record says that the bad one was durable, data that was
+//! acknowledged is gone: an error, and nothing is touched. Otherwise it is the tail that the crash tore, and it is cut. A record that was
+//! not known to be durable also counts as torn where a slot it names doesn't have the bytes its checksum says.
+
+use super::codec;
+use super::ledger::{Entry, Ledger};
+use super::slots::{Pool, checksum};
+use super::{Error, lock};
+use crate::store::{Sealer, SlotId};
+use rustix::fs::{FallocateFlags, fallocate};
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::watch;
+
+const MAGIC: &[u8; 8] = b"HFCJRNL1";
+/// Bytes of the file's header.
+const HEADER_LEN: usize = 128;
+/// Bytes of a record before its payload.
+const RECORD_HEADER_LEN: usize = 28;
+/// Payloads are padded to a multiple of this many bytes.
+const PADDING: usize = 256;
+/// A payload is at most this long (64 MiB): the slots of a frozen version of some TiB, written at random.
+const MAX_PAYLOAD: usize = 64 << 20;
+/// Entries of a snapshot share a record up to this many bytes.
+const SNAPSHOT_RECORD: usize = 512 << 10;
+/// A journal longer than this (8 MiB) and than [`GROWTH`] snapshots is compacted.
+const COMPACT_LEN: u64 = 8 << 20;
+const GROWTH: u64 = 4;
+/// A journal that holds nothing but history is compacted sooner (256 KiB).
+const BLANK_LEN: u64 = 256 << 10;
+/// Disk space is reserved ahead by this many bytes (1 MiB), so that what must be noted while the disk is full still can be.
+const RESERVE: u64 = 1 << 20;
+/// When less than this is reserved (512 KiB) and there is no more to be had, new work is refused.
+const RESERVE_LOW: u64 = 512 << 10;
+/// Journals longer than this (4 GiB) are not ours.
+const MAX_LEN: u64 = 4 << 30;
+/// Pause before writing is tried again after a failure.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// A place in the journal: all changes up to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Ticket(u64);
+
+/// Why an append is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Somebody wants something new: refused when the disk is full.
+    Work,
+    /// Something was achieved or given up, which frees space sooner or later: always taken.
+    Relief,
+}
+
+/// See the module.
+pub(super) struct Journal {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+struct Shared {
+    folder: PathBuf,
+    identity: [u8; 32],
+    slot_len: u32,
+    sealer: Arc<dyn Sealer>,
+    pool: Arc<Pool>,
+    state: Mutex<State>,
+    /// Wakes the writer and the syncer.
+    work: Condvar,
+    progress: watch::Sender<Progress>,
+}
+
+struct State {
+    ledger: Ledger,
+    id: [u8; 32],
+    /// Sequence number of the next record.
+    next: u64,
+    /// Records not in the file yet; with `rotate`, a whole new file.
+    queue: Vec<u8>,
+    rotate: bool,
+    file: Arc<File>,
+    /// Bytes in the file, and reserved for it.
+    len: u64,
+    reserved: u64,
+    /// Length right after the last compaction.
+    compacted: u64,
+    /// Slots that are free once the record is durable.
+    retired: VecDeque<(u64, Vec<SlotId>)>,
+    sync_wanted: u64,
+    /// There is no disk space for new work.
+    full: bool,
+    /// Look again whether there is.
+    recheck: bool,
+    stop: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Progress {
+    written: u64,
+    durable: u64,
+    /// The last attempt to write records up to here failed.
+    failed: Option<(u64, io::ErrorKind)>,
+    /// A sync failed: what the disk holds is unknown from then on.
+    sync_failed: Option<io::ErrorKind>,
+}
+
+impl Journal {
+    /// Opens the journal and the pool in `folder`, or makes them, and brings the ledger to where it was. Blocks.
+    pub(super) fn open(
+        folder: &Path,
+        identity: [u8; 32],
+        slot_len: usize,
+        sealer: Arc<dyn Sealer>,
+    ) -> Result<(Arc<Self>, Arc<Pool>), Error> {
+        let path = folder.join("journal");
+        let pool_path = folder.join("pool");
+        let slot_len_u32 = u32::try_from(slot_len).map_err(|_| Error::Invalid("slot length"))?;
+        let mut ledger = Ledger::default();
+        let mut next = 1;
+        if let Some(bytes) = read_if_there(&path)? {
+            let reader = Replay { path: &path, bytes: &bytes, sealer: &*sealer };
+            next = reader.run(&mut ledger, identity, slot_len_u32, &pool_path)?;
+        }
+        ledger.take_unnamed();
+        let pool = Arc::new(Pool::open(&pool_path, slot_len, ledger.slots())?);
+        let (progress, _) = watch::channel(Progress { written: next - 1, durable: next - 1, ..Progress::default() });
+        let state = State {
+            ledger,
+            id: [0; 32],
+            next,
+            queue: Vec::new(),
+            rotate: false,
+            file: Arc::new(File::open(folder)?),
+            len: 0,
+            reserved: 0,
+            compacted: 0,
+            retired: VecDeque::new(),
+            sync_wanted: 0,
+            full: false,
+            recheck: false,
+            stop: false,
+        };
+        let shared = Arc::new(Shared {
+            folder: folder.to_owned(),
+            identity,
+            slot_len: slot_len_u32,
+            sealer,
+            pool: pool.clone(),
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            progress,
+        });
+        // A fresh journal at once: its id is new, so no sequence number is ever sealed twice under one id, whatever the old tail held.
+        shared.compact(&mut lock(&shared.state))?;
+        shared.write_queue()?;
+        let spawn = |name: &str, run: fn(&Shared)| {
+            let shared = shared.clone();
+            std::thread::Builder::new().name(name.into()).spawn(move || run(&shared))
+        };
+        let threads = vec![spawn("journal-write", Shared::write_loop)?, spawn("journal-sync", Shared::sync_loop)?];
+        Ok((Arc::new(Self { shared, threads: Mutex::new(threads) }), pool))
+    }
+
+    /// Reads the ledger. Hold it for short, never across an await, and take no other lock under it.
+    pub(super) fn ledger(&self) -> LedgerGuard<'_> {
+        LedgerGuard(lock(&self.shared.state))
+    }
+
+    /// Appends what `decide` finds right, as one record, all or nothing. No entries: nothing happens, and the ticket is that of the last record.
+    pub(super) fn transact<R>(
+        &self,
+        purpose: Purpose,
+        decide: impl FnOnce(&mut Ledger) -> Result<(Vec<Entry>, R), Error>,
+    ) -> Result<(Ticket, R), Error> {
+        let mut state = lock(&self.shared.state);
+        if purpose == Purpose::Work {
+            if let Some((_, kind)) = self.shared.progress.borrow().failed {
+                return Err(Error::Staging(kind.into()));
+            }
+            // After a failed sync the kernel may have dropped what it was to write: nothing may be promised on top of that.
+            if let Some(kind) = self.shared.progress.borrow().sync_failed {
+                return Err(Error::Staging(kind.into()));
+            }
+            if state.full {
+                return Err(Error::Staging(io::ErrorKind::StorageFull.into()));
+            }
+        }
+        let (entries, result) = decide(&mut state.ledger)?;
+        let ticket = self.shared.append(&mut state, &entries)?;
+        Ok((ticket, result))
+    }
+
+    /// Appends entries as one record.
+    pub(super) fn append(&self, purpose: Purpose, entries: Vec<Entry>) -> Result<Ticket, Error> {
+        self.transact(purpose, |_| Ok((entries, ()))).map(|(ticket, ())| ticket)
+    }
+
+    /// Waits until a `kill` can't lose what the ticket stands for.
+    pub(super) async fn written(&self, ticket: Ticket) -> Result<(), Error> {
+        self.wait(|progress| match progress.failed {
+            _ if progress.written >= ticket.0 => Some(Ok(())),
+            Some((upto, kind)) if upto >= ticket.0 => Some(Err(kind)),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Waits until a power cut can't lose it.
+    pub(super) async fn synced(&self, ticket: Ticket) -> Result<(), Error> {
+        self.want_sync(ticket);
+        self.wait(|progress| match (progress.sync_failed, progress.failed) {
+            (Some(kind), _) => Some(Err(kind)),
+            _ if progress.durable >= ticket.0 => Some(Ok(())),
+            (None, Some((upto, kind))) if upto >= ticket.0 => Some(Err(kind)),
+            _ => None,
+        })
+        .await
+    }
+
+    async fn wait(&self, done: impl Fn(&Progress) -> Option<Result<(), io::ErrorKind>>) -> Result<(), Error> {
+        let mut progress = self.shared.progress.subscribe();
+        let seen = progress.wait_for(|progress| done(progress).is_some()).await;
+        // The sender lives in `shared`, which `self` holds.
+        let outcome = seen.ok().and_then(|progress| done(&progress)).unwrap_or(Err(io::ErrorKind::BrokenPipe));
+        outcome.map_err(|kind| Error::Staging(kind.into()))
+    }
+
+    /// The newest record.
+    pub(super) fn last(&self) -> Ticket {
+        Ticket(lock(&self.shared.state).next - 1)
+    }
+
+    /// Why a sync failed, once one has.
+    pub(super) fn sync_failure(&self) -> Option<io::ErrorKind> {
+        self.shared.progress.borrow().sync_failed
+    }
+
+    /// Asks for a sync of everything so far, without waiting. If the disk was full, looks whether it still is.
+    pub(super) fn sync_soon(&self) {
+        {
+            let mut state = lock(&self.shared.state);
+            state.recheck = state.full;
+        }
+        self.want_sync(self.last());
+        self.shared.work.notify_all();
+    }
+
+    fn want_sync(&self, ticket: Ticket) {
+        let mut state = lock(&self.shared.state);
+        if state.sync_wanted < ticket.0 {
+            state.sync_wanted = ticket.0;
+            self.shared.work.notify_all();
+        }
+    }
+
+    /// Ends the threads after a last write and sync. Blocks.
+    pub(super) fn close(&self) {
+        lock(&self.shared.state).stop = true;
+        self.shared.work.notify_all();
+        for thread in lock(&self.threads).drain(..) {
+            // A thread that panicked has nothing left to write.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// The ledger, locked.
+pub(super) struct LedgerGuard<'a>(MutexGuard<'a, State>);
+
+impl std::ops::Deref for LedgerGuard<'_> {
+    type Target = Ledger;
+    fn deref(&self) -> &Ledger {
+        &self.0.ledger
+    }
+}
+
+impl std::ops::DerefMut for LedgerGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Ledger {
+        &mut self.0.ledger
+    }
+}
+
+impl Shared {
+    fn append(&self, state: &mut State, entries: &[Entry]) -> Result<Ticket, Error> {
+        if entries.is_empty() {
+            return Ok(Ticket(state.next - 1));
+        }
+        let record = self.record(&state.id, state.next, entries)?;
+        for entry in entries {
+            state.ledger.apply(entry).map_err(|misfit| self.broken(&misfit.to_string()))?;
+        }
+        let ticket = Ticket(state.next);
+        state.next += 1;
+        let unnamed = state.ledger.take_unnamed();
+        if !unnamed.is_empty() {
+            state.retired.push_back((ticket.0, unnamed));
+        }
+        state.queue.extend_from_slice(&record);
+        if self.is_overgrown(state)
+            && let Err(error) = self.compact(state)
+        {
+            tracing::warn!(%error, "cannot compact the journal");
+        }
+        self.work.notify_all();
+        Ok(ticket)
+    }
+
+    fn is_overgrown(&self, state: &State) -> bool {
+        let len = state.len + state.queue.len() as u64;
+        !state.rotate
+            && (len > COMPACT_LEN.max(state.compacted * GROWTH) || (len > BLANK_LEN && state.ledger.is_blank()))
+    }
+
+    /// Puts a whole new journal into the queue, in the place of what was waiting.
+    fn compact(&self, state: &mut State) -> Result<(), Error> {
+        let mut id = [0; 32];
+        getrandom::fill(&mut id).map_err(|e| Error::Staging(io::Error::other(e.to_string())))?;
+        let mut out = self.header(&id, state.next).to_vec();
+        let mut sequence = state.next;
+        let mut group: Vec<Entry> = Vec::new();
+        let mut group_len = 0;
+        let mut flush = |group: &mut Vec<Entry>| -> Result<(), Error> {
+            out.extend_from_slice(&self.record(&id, sequence, group)?);
+            sequence += 1;
+            group.clear();
+            Ok(())
+        };
+        for entry in state.ledger.snapshot() {
+            group_len += codec::encode(std::slice::from_ref(&entry)).len();
+            group.push(entry);
+            if group_len > SNAPSHOT_RECORD {
+                flush(&mut group)?;
+                group_len = 0;
+            }
+        }
+        if !group.is_empty() {
+            flush(&mut group)?;
+        }
+        state.id = id;
+        state.next = sequence;
+        state.queue = out;
+        state.rotate = true;
+        Ok(())
+    }
+
+    fn header(&self, id: &[u8; 32], first: u64) -> [u8; HEADER_LEN] {
+        let mut header = [0; HEADER_LEN];
+        header[..8].copy_from_slice(MAGIC);
+        header[8..12].copy_from_slice(&self.slot_len.to_le_bytes());
+        header[16..48].copy_from_slice(id);
+        header[48..80].copy_from_slice(&self.identity);
+        header[80..88].copy_from_slice(&first.to_le_bytes());
+        let sum = checksum(&header[..HEADER_LEN - 4]);
+        header[HEADER_LEN - 4..].copy_from_slice(&sum.to_le_bytes());
+        header
+    }
+
+    fn record(&self, id: &[u8; 32], sequence: u64, entries: &[Entry]) -> Result<Vec<u8>, Error> {
+        let mut payload = codec::encode(entries);
+        payload.resize(payload.len().next_multiple_of(PADDING), 0);
+        let sealed = self.sealer.seal(id, sequence, &payload)?;
+        if sealed.len() > MAX_PAYLOAD {
+            return Err(Error::TooLarge);
+        }
+        let mut record = Vec::with_capacity(RECORD_HEADER_LEN + sealed.len() + 8);
+        record.extend_from_slice(&id[..4]);
+        record.extend_from_slice(&(sealed.len() as u32).to_le_bytes());
+        record.extend_from_slice(&sequence.to_le_bytes());
+        record.extend_from_slice(&self.progress.borrow().durable.to_le_bytes());
+        let sum = checksum(&[&record[4..], &sealed[..]].concat());
+        record.extend_from_slice(&sum.to_le_bytes());
+        record.extend_from_slice(&sealed);
+        record.resize(record.len().next_multiple_of(8), 0);
+        Ok(record)
+    }
+
+    /// Something that our own code should have kept from happening.
+    fn broken(&self, why: &str) -> Error {
+        tracing::error!(why, "the journal refused an entry");
+        Error::Journal { path: self.folder.join("journal").display().to_string(), why: why.to_owned() }
+    }
+
+    fn write_loop(&self) {
+        loop {
+            let stop = {
+                let mut state = lock(&self.state);
+                while state.queue.is_empty() && !state.stop && !state.recheck {
+                    state = self.work.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+                }
+                state.stop
+            };
+            let done = self.write_queue();
+            if stop {
+                return;
+            }
+            if done.is_err() {
+                std::thread::sleep(RETRY);
+            }
+        }
+    }
+
+    /// Writes what is queued. On failure it stays queued.
+    fn write_queue(&self) -> Result<(), Error> {
+        let (bytes, upto, rotate, at, file) = {
+            let mut state = lock(&self.state);
+            state.recheck = false;
+            let queue = std::mem::take(&mut state.queue);
+            (queue, state.next - 1, std::mem::take(&mut state.rotate), state.len, state.file.clone())
+        };
+        if bytes.is_empty() {
+            return Ok(self.reserve(&file, at, 0)?);
+        }
+        let outcome = if rotate {
+            self.replace_file(&bytes)
+        } else {
+            self.reserve(&file, at, bytes.len() as u64).and_then(|()| file.write_all_at(&bytes, at))
+        };
+        let mut state = lock(&self.state);
+        match outcome {
+            Ok(()) => {
+                state.len = bytes.len() as u64 + if rotate { 0 } else { at };
+                if rotate {
+                    state.compacted = state.len;
+                }
+                self.progress.send_modify(|progress| {
+                    progress.written = upto;
+                    progress.failed = None;
+                    if rotate {
+                        progress.durable = upto;
+                    }
+                });
+                if rotate {
+                    self.free_retired(&mut state, upto);
+                }
+                self.work.notify_all();
+                Ok(())
+            }
+            Err(error) => {
+                // A compaction that was queued meanwhile holds all of it already.
+                if !state.rotate {
+                    let newer = std::mem::replace(&mut state.queue, bytes);
+                    state.queue.extend_from_slice(&newer);
+                    state.rotate = rotate;
+                }
+                tracing::warn!(%error, "cannot write the journal");
+                self.progress.send_modify(|progress| progress.failed = Some((upto, error.kind())));
+                Err(Error::Staging(error))
+            }
+        }
+    }
+
+    /// Keeps disk space reserved ahead of the end.
+    fn reserve(&self, file: &File, at: u64, len: u64) -> io::Result<()> {
+        let (reserved, end) = (lock(&self.state).reserved, at + len);
+        if end + RESERVE_LOW <= reserved {
+            return Ok(());
+        }
+        let more = fallocate(file, FallocateFlags::KEEP_SIZE, at, len + RESERVE);
+        let mut state = lock(&self.state);
+        match more {
+            Ok(()) => (state.reserved, state.full) = (end + RESERVE, false),
+            Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => state.full = true,
+            // A file system that can't reserve: writing itself will tell.
+            Err(_) => state.full = false,
+        }
+        Ok(())
+    }
+
+    /// Makes `bytes` the journal: whoever opens the folder later finds the old one or the new one, whole.
+    fn replace_file(&self, bytes: &[u8]) -> io::Result<()> {
+        let (fresh, path) = (self.folder.join("journal.new"), self.folder.join("journal"));
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        let reserved = bytes.len() as u64 + RESERVE;
+        match fallocate(&file, FallocateFlags::KEEP_SIZE, 0, reserved) {
+            Err(rustix::io::Errno::NOSPC) => return Err(io::ErrorKind::StorageFull.into()),
+            _ => file.write_all_at(bytes, 0)?,
+        }
+        // The slots it names must not come after it.
+        self.pool.sync()?;
+        file.sync_all()?;
+        std::fs::rename(&fresh, &path)?;
+        File::open(&self.folder)?.sync_all()?;
+        let mut state = lock(&self.state);
+        state.file = Arc::new(file);
+        (state.reserved, state.full) = (reserved, false);
+        Ok(())
+    }
+
+    fn sync_loop(&self) {
+        loop {
+            // Both under one lock: what is written up to now is in this file, or in an older one that was synced before it was replaced.
+            let (stop, file, upto) = {
+                let mut state = lock(&self.state);
+                while !state.stop && !self.is_sync_due(&state) {
+                    state = self.work.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+                }
+                (state.stop, state.file.clone(), self.progress.borrow().written)
+            };
+            let outcome = self.pool.sync().and_then(|()| file.sync_data());
+            match outcome {
+                Ok(()) => {
+                    let mut state = lock(&self.state);
+                    self.progress.send_modify(|progress| progress.durable = progress.durable.max(upto));
+                    self.free_retired(&mut state, upto);
+                }
+                Err(error) => {
+                    tracing::error!(%error, "cannot sync the journal");
+                    self.progress.send_modify(|progress| progress.sync_failed = Some(error.kind()));
+                }
+            }
+            if stop {
+                return;
+            }
+        }
+    }
+
+    fn is_sync_due(&self, state: &State) -> bool {
+        let progress = self.progress.borrow();
+        progress.sync_failed.is_none() && state.sync_wanted > progress.durable && progress.written > progress.durable
+    }
+
+    fn free_retired(&self, state: &mut State, upto: u64) {
+        if self.progress.borrow().sync_failed.is_some() {
+            return;
+        }
+        let free = state.retired.partition_point(|(sequence, _)| *sequence <= upto);
+        state.retired.drain(..free).for_each(|(_, slots)| self.pool.free(&slots));
+    }
+}
+
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if file.metadata()?.len() > MAX_LEN {
+        return Err(Error::Journal { path: path.display().to_string(), why: "it is too long to be ours".into() });
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
+}
+
+/// A record as found.
+struct Found<'a> {
+    sequence: u64,
+    durable: u64,
+    payload: &'a [u8],
+    /// Where the next one begins.
+    end: usize,
+}
+
+struct Replay<'a> {
+    path: &'a Path,
+    bytes: &'a [u8],
+    sealer: &'a dyn Sealer,
+}
+
+impl<'a> Replay<'a> {
+    fn error(&self, why: impl Into<String>) -> Error {
+        Error::Journal { path: self.path.display().to_string(), why: why.into() }
+    }
+
+    /// Applies all good records; gives the next sequence number.
+    fn run(self, ledger: &mut Ledger, identity: [u8; 32], slot_len: u32, pool: &Path) -> Result<u64, Error> {
+        let (id, first) = self.header(identity, slot_len)?;
+        let (mut at, mut next, mut durable) = (HEADER_LEN, first, 0);
+        let mut good: Vec<(u64, Vec<Entry>)> = Vec::new();
+        while let Some((found, entries)) = self.entries_at(&id, at, next) {
+            durable = durable.max(found.durable);
+            good.push((next, entries));
+            (at, next) = (found.end, next + 1);
+        }
+        if let Some(later) = self.durable_behind(&id, at, next) {
+            return Err(self.error(format!(
+                "record {next} is damaged although record {later} was on disk after it; the journal is kept as it is"
+            )));
+        }
+        if self.bytes[at.min(self.bytes.len())..].iter().any(|byte| *byte != 0) {
+            tracing::warn!(sequence = next, "the journal's tail is torn; it is cut there");
+        }
+        let pool = File::open(pool).ok();
+        loop {
+            *ledger = self.replay(&good)?;
+            let torn = good.iter().position(|(sequence, entries)| {
+                *sequence > durable && !slots_are_whole(entries, ledger, pool.as_ref(), slot_len as usize)
+            });
+            let Some(torn) = torn else { return Ok(next) };
+            next = good[torn].0;
+            tracing::warn!(sequence = next, "the journal's tail names slots that were never written; it is cut there");
+            // Slots that the cut records had replaced count again: look once more.
+            good.truncate(torn);
+        }
+    }
+
+    fn replay(&self, records: &[(u64, Vec<Entry>)]) -> Result<Ledger, Error> {
+        let mut ledger = Ledger::default();
+        for (sequence, entries) in records {
+            for entry in entries {
+                ledger.apply(entry).map_err(|misfit| self.error(format!("record {sequence}: {misfit}")))?;
+            }
+        }
+        Ok(ledger)
+    }
+
+    fn header(&self, identity: [u8; 32], slot_len: u32) -> Result<([u8; 32], u64), Error> {
+        let header: &[u8; HEADER_LEN] =
+            self.bytes.first_chunk().ok_or_else(|| self.error("it has no header; the file is kept as it is"))?;
+        let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
+        if &header[..8] != MAGIC || checksum(&header[..HEADER_LEN - 4]) != u32_at(HEADER_LEN - 4) {
+            return Err(self.error("its header is damaged or of another version; the file is kept as it is"));
+        }
+        if header[48..80] != identity || u32_at(8) != slot_len {
+            return Err(self.error("it belongs to another source; the file is kept as it is"));
+        }
+        let first = u64::from_le_bytes(std::array::from_fn(|i| header[80 + i]));
+        Ok((std::array::from_fn(|i| header[16 + i]), first))
+    }
+
+    /// The record at `at`, if its frame is whole.
+    fn frame_at(&self, id: &[u8; 32], at: usize) -> Option<Found<'a>> {
+        let rest = self.bytes.get(at..)?;
+        let header: &[u8; RECORD_HEADER_LEN] = rest.first_chunk()?;
+        let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| header[at + i]));
+        let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
+        let len = u32_at(4) as usize;
+        if header[..4] != id[..4] || len > MAX_PAYLOAD {
+            return None;
+        }
+        let payload = rest.get(RECORD_HEADER_LEN..RECORD_HEADER_LEN + len)?;
+        if checksum(&[&header[4..24], payload].concat()) != u32_at(24) {
+            return None;
+        }
+        let end = at + (RECORD_HEADER_LEN + len).next_multiple_of(8);
+        Some(Found { sequence: u64_at(8), durable: u64_at(16), payload, end })
+    }
+
+    fn entries_at(&self, id: &[u8; 32], at: usize, sequence: u64) -> Option<(Found<'a>, Vec<Entry>)> {
+        let found = self.frame_at(id, at).filter(|found| found.sequence == sequence)?;
+        let payload = self.sealer.open(id, sequence, found.payload).ok()?;
+        let entries = codec::decode(&payload).ok()?;
+        Some((found, entries))
+    }
+
+    /// A whole record behind `at` which knows that record `bad` was durable.
+    fn durable_behind(&self, id: &[u8; 32], at: usize, bad: u64) -> Option<u64> {
+        let places = (at.next_multiple_of(8)..self.bytes.len()).step_by(8);
+        places
+            .filter(|place| self.bytes[*place..].starts_with(&id[..4]))
+            .filter_map(|place| self.frame_at(id, place))
+            .find(|found| found.durable >= bad && self.sealer.open(id, found.sequence, found.payload).is_ok())
+            .map(|found| found.sequence)
+    }
+}
+
+/// Whether the slots that the entries fill hold what they were filled with. Slots that the ledger doesn't name any more, or names for a later
+/// filling, may have been given out again and don't count.
+fn slots_are_whole(entries: &[Entry], ledger: &Ledger, pool: Option<&File>, slot_len: usize) -> bool {
+    let mut buffer = vec![0; slot_len];
+    entries.iter().all(|entry| {
+        let Entry::Extend { delta: Some(delta), checksums, .. } = entry else { return true };
+        let named = delta.placed.iter().zip(checksums);
+        named.filter(|((_, record), sum)| ledger.checksum(record.slot) == Some(**sum)).all(|((_, record), sum)| {
+            let offset = record.slot.0.checked_mul(slot_len as u64);
+            let read = pool.zip(offset).map(|(pool, offset)| pool.read_exact_at(&mut buffer, offset));
+            matches!(read, Some(Ok(()))) && checksum(&buffer) == *sum
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests;

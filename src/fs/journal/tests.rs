@@ -1,0 +1,343 @@
+//! The journal on disk: what survives, what is cut, what is refused.
+
+use super::*;
+use crate::fs::ledger::{FileNo, OpNo, QueuedOp, Remote};
+use crate::fs::memory_view::sealer;
+use crate::store::{Binding, Delta, DraftState, PlainPath, RecordRef, SlotIo};
+use time::OffsetDateTime;
+
+const SLOT: usize = 4096;
+
+fn open(folder: &Path) -> Result<(Arc<Journal>, Arc<Pool>), Error> {
+    Journal::open(folder, [3; 32], SLOT, sealer())
+}
+
+fn path(text: &str) -> PlainPath {
+    PlainPath::new(text).unwrap()
+}
+
+fn directory(text: &str) -> Entry {
+    Entry::Directory { path: path(text) }
+}
+
+/// A file with a draft.
+fn begin(file: u64) -> Vec<Entry> {
+    let (file, state, mtime) = (FileNo(file), DraftState::default(), OffsetDateTime::UNIX_EPOCH);
+    let place = Some(path(&format!("f{}", file.0)));
+    vec![
+        Entry::Track { file, path: place, remote: Remote::Absent, mtime: None },
+        Entry::Begin { file, state, generation: 1, mtime },
+    ]
+}
+
+/// Record 0 of the file goes to a new slot, filled with `byte`.
+fn extend(pool: &Pool, file: u64, byte: u8) -> (SlotId, Entry) {
+    let slot = pool.allocate().unwrap();
+    pool.write(slot, &[byte; SLOT]).unwrap();
+    (slot, place(pool, file, slot))
+}
+
+fn place(pool: &Pool, file: u64, slot: SlotId) -> Entry {
+    let record = RecordRef { slot, binding: Binding::default() };
+    let delta = Delta { len: 9, placed: vec![(0, record)], ..Delta::default() };
+    Entry::Extend {
+        file: FileNo(file),
+        generation: 2,
+        mtime: OffsetDateTime::UNIX_EPOCH,
+        delta: Some(delta),
+        checksums: vec![pool.checksum(slot)],
+    }
+}
+
+async fn add(journal: &Journal, entries: Vec<Entry>) -> Ticket {
+    let ticket = journal.append(Purpose::Work, entries).unwrap();
+    journal.written(ticket).await.unwrap();
+    ticket
+}
+
+fn directories(journal: &Journal) -> Vec<String> {
+    let ledger = journal.ledger();
+    let all = ledger.directories_within(&PlainPath::root()).map(|path| path.as_str().to_owned()).collect();
+    drop(ledger);
+    all
+}
+
+/// The file, and where each record begins.
+fn records(folder: &Path) -> (Vec<u8>, Vec<usize>) {
+    let bytes = std::fs::read(folder.join("journal")).unwrap();
+    let mut starts = Vec::new();
+    let mut at = HEADER_LEN;
+    while at + RECORD_HEADER_LEN <= bytes.len() {
+        let len = u32::from_le_bytes(bytes[at + 4..at + 8].try_into().unwrap()) as usize;
+        starts.push(at);
+        at += (RECORD_HEADER_LEN + len).next_multiple_of(8);
+    }
+    (bytes, starts)
+}
+
+fn rewrite(folder: &Path, bytes: &[u8]) {
+    std::fs::write(folder.join("journal"), bytes).unwrap();
+}
+
+#[tokio::test]
+async fn records_are_there_again_after_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(dir.path()).unwrap();
+    for name in ["a", "b", "a/c"] {
+        add(&journal, vec![directory(name)]).await;
+    }
+    drop(journal);
+    let (journal, _) = open(dir.path()).unwrap();
+    assert_eq!(directories(&journal), ["a", "a/c", "b"]);
+}
+
+#[tokio::test]
+async fn a_torn_tail_is_cut_at_any_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(dir.path()).unwrap();
+    add(&journal, vec![directory("a")]).await;
+    add(&journal, vec![directory("b")]).await;
+    // A kill, not an orderly end: nothing is synced.
+    let (bytes, starts) = records(dir.path());
+    let last = *starts.last().unwrap();
+    drop(journal);
+    for cut in (last..bytes.len() - 8).step_by(13) {
+        rewrite(dir.path(), &bytes[..cut]);
+        let (journal, _) = open(dir.path()).unwrap();
+        assert_eq!(directories(&journal), ["a"], "cut at {cut}");
+    }
+    for flip in (last..bytes.len() - 8).step_by(29) {
+        let mut bytes = bytes.clone();
+        bytes[flip] ^= 0x10;
+        rewrite(dir.path(), &bytes);
+        let (journal, _) = open(dir.path()).unwrap();
+        assert_eq!(directories(&journal), ["a"], "flipped at {flip}");
+    }
+}
+
+#[tokio::test]
+async fn appending_after_a_cut_tail_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(dir.path()).unwrap();
+    add(&journal, vec![directory("a")]).await;
+    drop(journal);
+    let (bytes, _) = records(dir.path());
+    rewrite(dir.path(), &[&bytes[..], &[0xff; 100]].concat());
+    let (journal, _) = open(dir.path()).unwrap();
+    add(&journal, vec![directory("b")]).await;
+    drop(journal);
+    let (journal, _) = open(dir.path()).unwrap();
+    assert_eq!(directories(&journal), ["a", "b"]);
+}
+
+#[tokio::test]
+async fn a_bad_record_in_the_middle_is_an_error_and_the_file_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(dir.path()).unwrap();
+    let first = add(&journal, vec![directory("a")]).await;
+    journal.synced(first).await.unwrap();
+    // This one says that the first was durable.
+    add(&journal, vec![directory("b")]).await;
+    let (bytes, starts) = records(dir.path());
+    drop(journal);
+    for at in [starts[1], starts[1] + 6, starts[1] + 40] {
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 1;
+        rewrite(dir.path(), &bytes);
+        match open(dir.path()) {
+            Err(Error::Journal { why, .. }) => assert!(why.contains("damaged"), "{why}"),
+            Err(error) => panic!("{error}"),
+            Ok(_) => panic!("a hole was taken for a tail"),
+        }
+        assert_eq!(std::fs::read(dir.path().join("journal")).unwrap(), bytes);
+    }
+}
+
+#[tokio::test]
+async fn a_journal_of_another_source_or_with_a_damaged_header_is_refused_and_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(dir.path()).unwrap();
+    add(&journal, vec![directory("a")]).await;
+    drop(journal);
+    let (bytes, _) = records(dir.path());
+    assert!(matches!(Journal::open(dir.path(), [4; 32], SLOT, sealer()), Err(Error::Journal { .. })));
+    assert!(matches!(Journal::open(dir.path(), [3; 32], SLOT + 1, sealer()), Err(Error::Journal { .. })));
+    for broken in [&bytes[..100], &[], b"not a journal at all"] {
+        rewrite(dir.path(), broken);
+        assert!(matches!(open(dir.path()), Err(Error::Journal { .. })));
+        assert_eq!(std::fs::read(dir.path().join("journal")).unwrap(), broken);
+    }
+}
+
+#[tokio::test]
+async fn a_record_moved_to_another_place_is_bad() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(dir.path()).unwrap();
+    add(&journal, vec![directory("a")]).await;
+    add(&journal, vec![directory("b")]).await;
+    drop(journal);
+    let (bytes, starts) = records(dir.path());
+    let end = bytes.len();
+    let swapped = [&bytes[..starts[1]], &bytes[starts[2]..end], &bytes[starts[1]..starts[2]]].concat();
+    rewrite(dir.path(), &swapped);
+    let (journal, _) = open(dir.path()).unwrap();
+    assert!(directories(&journal).is_empty());
+}
+
+#[tokio::test]
+async fn a_replaced_slot_is_free_only_when_the_record_that_replaced_it_is_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, pool) = open(dir.path()).unwrap();
+    add(&journal, begin(1)).await;
+    let (old, entry) = extend(&pool, 1, 1);
+    add(&journal, vec![entry]).await;
+    let (new, entry) = extend(&pool, 1, 2);
+    let ticket = add(&journal, vec![entry]).await;
+    assert_eq!(pool.used(), 2, "{old:?} {new:?}");
+    journal.synced(ticket).await.unwrap();
+    // The slots are freed by the thread that synced, right after it said so.
+    while pool.used() != 1 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(pool.allocate().unwrap(), old);
+}
+
+#[tokio::test]
+async fn a_frozen_version_keeps_its_slots_until_it_is_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, pool) = open(dir.path()).unwrap();
+    add(&journal, begin(1)).await;
+    let (old, entry) = extend(&pool, 1, 1);
+    let frozen = Arc::new(crate::store::Frozen { header: None, len: 9, records: vec![old] });
+    let freeze = Entry::Freeze { file: FileNo(1), generation: 2, mtime: OffsetDateTime::UNIX_EPOCH, frozen };
+    add(&journal, vec![entry, freeze]).await;
+    let (_, entry) = extend(&pool, 1, 2);
+    let ticket = add(&journal, vec![entry]).await;
+    journal.synced(ticket).await.unwrap();
+    let ticket = add(&journal, vec![Entry::Directory { path: path("d") }]).await;
+    journal.synced(ticket).await.unwrap();
+    assert_eq!(pool.used(), 2);
+    drop((journal, pool));
+    let (journal, pool) = open(dir.path()).unwrap();
+    assert_eq!(pool.used(), 2);
+    let ticket = add(&journal, vec![Entry::End { file: FileNo(1) }]).await;
+    journal.synced(ticket).await.unwrap();
+    while pool.used() != 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_names_an_unwritten_slot_is_part_of_the_torn_tail() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, pool) = open(dir.path()).unwrap();
+    let ticket = add(&journal, begin(1)).await;
+    journal.synced(ticket).await.unwrap();
+    let (slot, entry) = extend(&pool, 1, 1);
+    add(&journal, vec![entry]).await;
+    add(&journal, vec![directory("after")]).await;
+    let image = std::fs::read(dir.path().join("journal")).unwrap();
+    drop((journal, pool));
+    // The power went before the slot's bytes reached the disk.
+    rewrite(dir.path(), &image);
+    let bytes = std::fs::read(dir.path().join("pool")).unwrap();
+    let mut torn = bytes.clone();
+    torn[slot.0 as usize * SLOT..][..512].fill(0);
+    std::fs::write(dir.path().join("pool"), &torn).unwrap();
+    let (journal, _) = open(dir.path()).unwrap();
+    assert!(directories(&journal).is_empty(), "what came after goes too: order counts");
+    let generation = journal.ledger().file(FileNo(1)).unwrap().draft.as_ref().unwrap().generation;
+    assert_eq!(generation, 1);
+}
+
+#[tokio::test]
+async fn a_slot_given_out_again_is_not_taken_for_a_torn_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, pool) = open(dir.path()).unwrap();
+    add(&journal, begin(1)).await;
+    let (old, entry) = extend(&pool, 1, 1);
+    add(&journal, vec![entry]).await;
+    let (_, entry) = extend(&pool, 1, 2);
+    let ticket = add(&journal, vec![entry]).await;
+    journal.synced(ticket).await.unwrap();
+    while pool.used() != 1 {
+        tokio::task::yield_now().await;
+    }
+    // Reused, and killed before any later record could say that the others were durable.
+    assert_eq!(pool.allocate().unwrap(), old);
+    pool.write(old, &[9; SLOT]).unwrap();
+    drop((journal, pool));
+    let (journal, pool) = open(dir.path()).unwrap();
+    let record = journal.ledger().file(FileNo(1)).unwrap().clone();
+    assert_eq!(record.draft.unwrap().generation, 2);
+    assert_eq!(pool.used(), 1);
+}
+
+#[tokio::test]
+async fn a_long_journal_is_compacted_and_says_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, pool) = open(dir.path()).unwrap();
+    add(&journal, begin(1)).await;
+    add(&journal, begin(2)).await;
+    let (_, entry) = extend(&pool, 1, 1);
+    add(&journal, vec![entry]).await;
+    let rename = QueuedOp::RenameDirectory { from: path("old"), to: path("new") };
+    add(&journal, vec![directory("old/empty"), Entry::Queue { op: OpNo(1), what: rename }]).await;
+    add(&journal, vec![directory("old")]).await;
+    let name = "x".repeat(200);
+    let mut longest = 0;
+    for i in 0..40_000 {
+        journal.append(Purpose::Work, vec![directory(&format!("{name}{}", i % 3))]).unwrap();
+        if i % 1000 == 0 {
+            journal.written(journal.last()).await.unwrap();
+            longest = longest.max(std::fs::metadata(dir.path().join("journal")).unwrap().len());
+        }
+    }
+    journal.synced(journal.last()).await.unwrap();
+    let len = std::fs::metadata(dir.path().join("journal")).unwrap().len();
+    assert!(len.max(longest) < 2 * COMPACT_LEN, "{len} {longest}");
+    let before = directories(&journal);
+    let files: Vec<_> = journal.ledger().files().map(|(file, record)| (file, record.clone())).collect();
+    let ops: Vec<_> = journal.ledger().ops().map(|(op, what)| (op, what.clone())).collect();
+    drop((journal, pool));
+    let (journal, pool) = open(dir.path()).unwrap();
+    assert_eq!(directories(&journal), before);
+    assert_eq!(journal.ledger().files().map(|(file, record)| (file, record.clone())).collect::<Vec<_>>(), files);
+    assert_eq!(journal.ledger().ops().map(|(op, what)| (op, what.clone())).collect::<Vec<_>>(), ops);
+    assert_eq!(pool.used(), 1);
+}
+
+#[tokio::test]
+async fn a_crash_while_compacting_leaves_the_old_journal() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(dir.path()).unwrap();
+    add(&journal, vec![directory("a")]).await;
+    drop(journal);
+    std::fs::write(dir.path().join("journal.new"), b"half of it").unwrap();
+    let (journal, _) = open(dir.path()).unwrap();
+    assert_eq!(directories(&journal), ["a"]);
+}
+
+#[tokio::test]
+async fn one_sync_serves_many() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(dir.path()).unwrap();
+    let all = (0..100).map(|i| {
+        let journal = journal.clone();
+        async move {
+            let ticket = journal.append(Purpose::Work, vec![directory(&format!("d{i}"))]).unwrap();
+            journal.synced(ticket).await.unwrap();
+        }
+    });
+    futures::future::join_all(all).await;
+    assert_eq!(directories(&journal).len(), 100);
+}
+
+#[tokio::test]
+async fn an_entry_that_does_not_fit_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(dir.path()).unwrap();
+    assert!(journal.append(Purpose::Work, vec![Entry::End { file: FileNo(9) }]).is_err());
+    add(&journal, vec![directory("a")]).await;
+    assert_eq!(directories(&journal), ["a"]);
+}

@@ -1,0 +1,705 @@
+//! What this machine owes the source: files with local content, directories that exist here only, and the queue of namespace operations.
+//!
+//! The ledger is the pure state machine behind the journal: its state is what replaying all entries gives, live and after a crash alike, and
+//! compacting the journal means writing the ledger down. It does no I/O and knows no inodes; [`super::journal`] owns one behind its lock.
+//!
+//! Operations are queued in the order the kernel asked for them and refer to files by number, not by version: what must be at a path for an
+//! operation to happen ([`Remote`]) is looked up when it is carried out, so an operation stays right when one before it in the queue has
+//! changed that. An operation waits for every earlier one whose paths overlap its own, and for nothing else.
+
+use super::overlay::{Overlay, Walk};
+use crate::store::{Delta, DraftState, Expect, Frozen, Hash, PlainPath, SlotId, Stored, Version};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use time::OffsetDateTime;
+
+/// A file that the ledger knows, by number; never reused within a journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct FileNo(pub(super) u64);
+
+/// A queued operation; higher is later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct OpNo(pub(super) u64);
+
+/// What the source holds where a file lies, as far as we know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Remote {
+    /// Nothing.
+    Absent,
+    /// This file's content, of this plaintext size.
+    Own(Version, u64),
+    /// Content of a file that this one replaced here: may be overwritten, mustn't be moved along.
+    Replaced(Hash),
+    /// An object without a hash: can't be compared.
+    Unhashed,
+}
+
+impl Remote {
+    /// What to demand before a change.
+    pub(super) fn expect(&self) -> Expect {
+        match self {
+            Self::Absent => Expect::Absent,
+            Self::Own(version, _) => Expect::Is(version.hash),
+            Self::Replaced(hash) => Expect::Is(*hash),
+            Self::Unhashed => Expect::Any,
+        }
+    }
+
+    /// What it is to a file that takes the place over.
+    pub(super) fn replaced(&self) -> Self {
+        match self {
+            Self::Own(version, _) => Self::Replaced(version.hash),
+            other => *other,
+        }
+    }
+}
+
+/// A version that was frozen and maybe uploaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FrozenRecord {
+    pub(super) generation: u64,
+    pub(super) frozen: Arc<Frozen>,
+    pub(super) mtime: OffsetDateTime,
+    pub(super) stored: Option<Stored>,
+}
+
+/// A file's local content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct DraftRecord {
+    pub(super) state: DraftState,
+    /// Counts changes; 0: the same as what it was begun from.
+    pub(super) generation: u64,
+    /// The newest generation that is committed.
+    pub(super) committed: u64,
+    pub(super) mtime: OffsetDateTime,
+    pub(super) frozen: Option<FrozenRecord>,
+}
+
+impl DraftRecord {
+    /// Whether the source doesn't have it yet.
+    pub(super) fn is_dirty(&self) -> bool {
+        self.generation > self.committed
+    }
+}
+
+/// A file that differs from the source, or is part of a queued operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FileRecord {
+    /// Where it is now; `None`: it has no name any more.
+    pub(super) path: Option<PlainPath>,
+    /// What the source holds there once all queued operations of this file are done.
+    pub(super) remote: Remote,
+    pub(super) mtime: Option<OffsetDateTime>,
+    pub(super) draft: Option<DraftRecord>,
+}
+
+/// A queued operation. Paths are those of the moment it was queued at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum QueuedOp {
+    /// Commit the uploaded generation at the path.
+    Put { file: FileNo, generation: u64, path: PlainPath },
+    /// Remove the file.
+    Delete { file: FileNo, path: PlainPath },
+    /// Move the file, in the place of `replaced`.
+    Rename { file: FileNo, from: PlainPath, to: PlainPath, replaced: Option<FileNo> },
+    /// Move a whole directory.
+    RenameDirectory { from: PlainPath, to: PlainPath },
+    /// Nothing to do at the source: hides the directory until the operations below it are done.
+    RemoveDirectory { path: PlainPath },
+}
+
+impl QueuedOp {
+    /// The paths it concerns.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &PlainPath> {
+        let (a, b) = match self {
+            Self::Put { path, .. } | Self::Delete { path, .. } | Self::RemoveDirectory { path } => (path, None),
+            Self::Rename { from, to, .. } | Self::RenameDirectory { from, to } => (from, Some(to)),
+        };
+        std::iter::once(a).chain(b)
+    }
+
+    fn files(&self) -> impl Iterator<Item = FileNo> {
+        let (a, b) = match self {
+            Self::Put { file, .. } | Self::Delete { file, .. } => (Some(*file), None),
+            Self::Rename { file, replaced, .. } => (Some(*file), *replaced),
+            Self::RenameDirectory { .. } | Self::RemoveDirectory { .. } => (None, None),
+        };
+        a.into_iter().chain(b)
+    }
+}
+
+/// One change of the ledger. A journal record holds one or more, applied all or none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    /// A file becomes known.
+    Track { file: FileNo, path: Option<PlainPath>, remote: Remote, mtime: Option<OffsetDateTime> },
+    /// Local content begins, in the place of any that was there.
+    Begin { file: FileNo, state: DraftState, generation: u64, mtime: OffsetDateTime },
+    /// Local content changed. `checksums` belong to `delta.placed`, in order.
+    Extend { file: FileNo, generation: u64, mtime: OffsetDateTime, delta: Option<Delta>, checksums: Vec<u32> },
+    /// A version was frozen.
+    Freeze { file: FileNo, generation: u64, mtime: OffsetDateTime, frozen: Arc<Frozen> },
+    /// The frozen version was uploaded.
+    Uploaded { file: FileNo, generation: u64, stored: Stored },
+    /// The local content isn't needed any more.
+    End { file: FileNo },
+    /// The file has another path, or none, without an operation at the source.
+    Move { file: FileNo, path: Option<PlainPath> },
+    /// What the source holds at the file's path.
+    Remote { file: FileNo, remote: Remote },
+    /// A directory exists here, whatever the source has.
+    Directory { path: PlainPath },
+    /// It doesn't have to be remembered any more.
+    ForgetDirectory { path: PlainPath },
+    /// An operation was queued.
+    Queue { op: OpNo, what: QueuedOp },
+    /// It is done, or was given up.
+    Finish { op: OpNo },
+    /// A generation is what the source has now.
+    Committed { file: FileNo, generation: u64, version: Version },
+    /// Numbers up to these were used (first entry of a compacted journal).
+    Numbers { file: u64, op: u64 },
+}
+
+/// An entry that doesn't fit what came before: a programming error, or a journal that isn't ours.
+#[derive(Debug, thiserror::Error)]
+#[error("an entry refers to {0} that is not there")]
+pub(super) struct Misfit(&'static str);
+
+/// How often a slot is named, and the checksum of its bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct SlotUse {
+    count: u32,
+    checksum: u32,
+}
+
+/// A path as a key that sorts a directory right before what is below it: names hold no NUL, and NUL sorts before everything.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct PathKey(String);
+
+impl PathKey {
+    pub(super) fn new(path: &PlainPath) -> Self {
+        Self(path.as_str().replace('/', "\0"))
+    }
+
+    /// The keys strictly below this one.
+    fn below(&self) -> std::ops::Range<PathKey> {
+        if self.0.is_empty() {
+            // No name begins with NUL, so everything but the root sorts at or behind this.
+            return PathKey("\u{1}".into())..PathKey("\u{10ffff}\u{10ffff}".into());
+        }
+        PathKey(format!("{}\0", self.0))..PathKey(format!("{}\u{1}", self.0))
+    }
+}
+
+/// A set of paths that answers whether another one is, holds or lies below one of them.
+#[derive(Default)]
+pub(super) struct PathSet(BTreeSet<PathKey>);
+
+impl PathSet {
+    pub(super) fn insert(&mut self, path: &PlainPath) {
+        self.0.insert(PathKey::new(path));
+    }
+
+    pub(super) fn overlaps(&self, path: &PlainPath) -> bool {
+        let mut above = Some(path.clone());
+        while let Some(at) = above {
+            if self.0.contains(&PathKey::new(&at)) {
+                return true;
+            }
+            above = at.split().map(|(parent, _)| parent);
+        }
+        self.0.range(PathKey::new(path).below()).next().is_some()
+    }
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Ledger {
+    files: BTreeMap<FileNo, FileRecord>,
+    /// Files that have a path, by it.
+    places: BTreeMap<PathKey, FileNo>,
+    directories: BTreeMap<PathKey, PlainPath>,
+    ops: BTreeMap<OpNo, QueuedOp>,
+    /// The queue by the paths it concerns.
+    op_places: BTreeSet<(PathKey, OpNo)>,
+    /// How many queued operations name a file.
+    mentions: HashMap<FileNo, u32>,
+    slots: HashMap<SlotId, SlotUse>,
+    /// Slots that no entry names any more, since the last [`Ledger::take_unnamed`].
+    unnamed: Vec<SlotId>,
+    last_file: u64,
+    last_op: u64,
+    /// Not journalled: operations that finished while a listing was under way, with the stamp of that moment. Such a listing may show the
+    /// state before or after them.
+    finished: BTreeMap<OpNo, (u64, QueuedOp)>,
+    stamp: u64,
+    listings: BTreeMap<u64, usize>,
+}
+
+impl Ledger {
+    /// A number for a new file.
+    pub(super) fn new_file(&mut self) -> FileNo {
+        self.last_file += 1;
+        FileNo(self.last_file)
+    }
+
+    /// A number for a new operation.
+    pub(super) fn new_op(&mut self) -> OpNo {
+        self.last_op += 1;
+        OpNo(self.last_op)
+    }
+
+    /// A file's record.
+    pub(super) fn file(&self, file: FileNo) -> Option<&FileRecord> {
+        self.files.get(&file)
+    }
+
+    /// All files.
+    pub(super) fn files(&self) -> impl Iterator<Item = (FileNo, &FileRecord)> {
+        self.files.iter().map(|(file, record)| (*file, record))
+    }
+
+    /// The queue.
+    pub(super) fn ops(&self) -> impl DoubleEndedIterator<Item = (OpNo, &QueuedOp)> {
+        self.ops.iter().map(|(op, what)| (*op, what))
+    }
+
+    /// Whether an operation in the queue names the file.
+    pub(super) fn is_mentioned(&self, file: FileNo) -> bool {
+        self.mentions.contains_key(&file)
+    }
+
+    /// Whether a directory is remembered as existing here.
+    pub(super) fn has_directory(&self, path: &PlainPath) -> bool {
+        self.directories.contains_key(&PathKey::new(path))
+    }
+
+    /// Whether nothing is pending and nothing is remembered.
+    pub(super) fn is_blank(&self) -> bool {
+        self.files.is_empty() && self.ops.is_empty() && self.slots.is_empty()
+    }
+
+    /// Operations of a sort that may be carried out now: those that overlap no earlier one. `waiting` ones aren't given out, but hold up others.
+    pub(super) fn ready(
+        &self,
+        waiting: impl Fn(OpNo) -> bool,
+        sort: impl Fn(&QueuedOp) -> bool,
+        limit: usize,
+    ) -> Vec<(OpNo, QueuedOp)> {
+        let mut earlier = PathSet::default();
+        let mut ready = Vec::new();
+        for (op, what) in &self.ops {
+            if ready.len() == limit {
+                break;
+            }
+            if sort(what) && !waiting(*op) && !what.paths().any(|path| earlier.overlaps(path)) {
+                ready.push((*op, what.clone()));
+            }
+            what.paths().for_each(|path| earlier.insert(path));
+        }
+        ready
+    }
+
+    /// Queued operations that overlap the path, oldest first.
+    pub(super) fn overlapping(&self, path: &PlainPath) -> impl Iterator<Item = (OpNo, &QueuedOp)> {
+        let mut found = BTreeSet::new();
+        let mut above = Some(path.clone());
+        while let Some(at) = above {
+            let key = PathKey::new(&at);
+            let here = (key.clone(), OpNo(0))..=(key, OpNo(u64::MAX));
+            found.extend(self.op_places.range(here).map(|(_, op)| *op));
+            above = at.split().map(|(parent, _)| parent);
+        }
+        let below = PathKey::new(path).below();
+        found.extend(self.op_places.range((below.start, OpNo(0))..(below.end, OpNo(0))).map(|(_, op)| *op));
+        found.into_iter().filter_map(|op| Some((op, self.ops.get(&op)?)))
+    }
+
+    /// Remembered directories at or below a path.
+    pub(super) fn directories_within(&self, path: &PlainPath) -> impl Iterator<Item = &PlainPath> {
+        let key = PathKey::new(path);
+        let below = self.directories.range(key.below()).map(|(_, path)| path);
+        self.directories.get(&key).into_iter().chain(below)
+    }
+
+    /// Slots in use, with the checksum of their bytes.
+    pub(super) fn slots(&self) -> impl Iterator<Item = (SlotId, u32)> {
+        self.slots.iter().map(|(slot, used)| (*slot, used.checksum))
+    }
+
+    /// The checksum of a slot in use.
+    pub(super) fn checksum(&self, slot: SlotId) -> Option<u32> {
+        self.slots.get(&slot).map(|used| used.checksum)
+    }
+
+    /// Slots that lost their last name. They are free once what took it is durable.
+    pub(super) fn take_unnamed(&mut self) -> Vec<SlotId> {
+        std::mem::take(&mut self.unnamed)
+    }
+
+    /// Marks the beginning of a listing of the source; give the stamp to [`Ledger::overlay`] and [`Ledger::end_listing`].
+    pub(super) fn begin_listing(&mut self) -> u64 {
+        self.stamp += 1;
+        *self.listings.entry(self.stamp).or_default() += 1;
+        self.stamp
+    }
+
+    /// See [`Ledger::begin_listing`].
+    pub(super) fn end_listing(&mut self, stamp: u64) {
+        if let Some(count) = self.listings.get_mut(&stamp) {
+            *count -= 1;
+            if *count == 0 {
+                self.listings.remove(&stamp);
+            }
+        }
+        let oldest = self.listings.keys().next().copied().unwrap_or(u64::MAX);
+        self.finished.retain(|_, (at, _)| *at >= oldest);
+    }
+
+    /// How what is queued and local lies over the listing of `directory` that began at `since`.
+    pub(super) fn overlay(&self, directory: &PlainPath, since: Option<u64>) -> Overlay {
+        let since = since.unwrap_or(u64::MAX);
+        let recent = self.finished.iter().filter(|(_, (at, _))| *at >= since).map(|(op, (_, what))| (op, what));
+        let mut walk = Walk::new(directory);
+        // Both are sorted: merge them from the newest to the oldest.
+        let mut all: Vec<_> = self.ops.iter().chain(recent).collect();
+        all.sort_unstable_by_key(|(op, _)| std::cmp::Reverse(**op));
+        all.into_iter().for_each(|(_, what)| walk.step_back(what));
+        let mut overlay = walk.finish();
+        let key = PathKey::new(directory);
+        let depth = if key.0.is_empty() { 0 } else { key.0.len() + 1 };
+        for (below, file) in self.places.range(key.below()) {
+            overlay.add_child(&below.0[depth..], Some(*file));
+        }
+        for (below, _) in self.directories.range(key.below()) {
+            overlay.add_child(&below.0[depth..], None);
+        }
+        overlay
+    }
+
+    /// Applies an entry. On an error nothing has changed.
+    pub(super) fn apply(&mut self, entry: &Entry) -> Result<(), Misfit> {
+        match entry {
+            Entry::Track { file, path, remote, mtime } => {
+                self.last_file = self.last_file.max(file.0);
+                let record = FileRecord { path: None, remote: *remote, mtime: *mtime, draft: None };
+                self.files.insert(*file, record);
+                self.place(*file, path.clone());
+            }
+            Entry::Begin { file, state, generation, mtime } => {
+                if !self.files.contains_key(file) {
+                    return Err(Misfit("a file"));
+                }
+                self.end_draft(*file);
+                for record in state.records.values() {
+                    self.name_slot(record.slot, None);
+                }
+                let draft = DraftRecord {
+                    state: state.clone(),
+                    generation: *generation,
+                    committed: 0,
+                    mtime: *mtime,
+                    frozen: None,
+                };
+                self.record(*file)?.draft = Some(draft);
+            }
+            Entry::Extend { file, generation, mtime, delta, checksums } => {
+                let draft = self.draft(*file)?;
+                draft.generation = *generation;
+                draft.mtime = *mtime;
+                if let Some(delta) = delta {
+                    self.extend(*file, delta, checksums)?;
+                }
+            }
+            Entry::Freeze { file, generation, mtime, frozen } => {
+                self.draft(*file)?;
+                frozen.records.iter().for_each(|slot| self.name_slot(*slot, None));
+                let record =
+                    FrozenRecord { generation: *generation, frozen: frozen.clone(), mtime: *mtime, stored: None };
+                let old = self.draft(*file)?.frozen.replace(record);
+                self.drop_frozen(old);
+            }
+            Entry::Uploaded { file, generation, stored } => {
+                let frozen = self.draft(*file)?.frozen.as_mut().filter(|frozen| frozen.generation == *generation);
+                frozen.ok_or(Misfit("a frozen version"))?.stored = Some(*stored);
+            }
+            Entry::End { file } => {
+                self.record(*file)?;
+                self.end_draft(*file);
+                self.collect(*file);
+            }
+            Entry::Move { file, path } => {
+                self.record(*file)?;
+                self.place(*file, path.clone());
+            }
+            Entry::Remote { file, remote } => self.record(*file)?.remote = *remote,
+            Entry::Directory { path } => {
+                self.directories.insert(PathKey::new(path), path.clone());
+            }
+            Entry::ForgetDirectory { path } => {
+                self.directories.remove(&PathKey::new(path));
+            }
+            Entry::Queue { op, what } => self.queue(*op, what)?,
+            Entry::Finish { op } => self.finish(*op)?,
+            Entry::Committed { file, generation, version } => self.committed(*file, *generation, *version)?,
+            Entry::Numbers { file, op } => {
+                self.last_file = self.last_file.max(*file);
+                self.last_op = self.last_op.max(*op);
+            }
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, file: FileNo) -> Result<&mut FileRecord, Misfit> {
+        self.files.get_mut(&file).ok_or(Misfit("a file"))
+    }
+
+    fn draft(&mut self, file: FileNo) -> Result<&mut DraftRecord, Misfit> {
+        self.record(file)?.draft.as_mut().ok_or(Misfit("a draft"))
+    }
+
+    /// Gives a file a path, or takes it away.
+    fn place(&mut self, file: FileNo, path: Option<PlainPath>) {
+        let Some(record) = self.files.get_mut(&file) else { return };
+        if let Some(old) = std::mem::replace(&mut record.path, path.clone()) {
+            let key = PathKey::new(&old);
+            if self.places.get(&key) == Some(&file) {
+                self.places.remove(&key);
+            }
+        }
+        if let Some(path) = path {
+            self.places.insert(PathKey::new(&path), file);
+        }
+    }
+
+    fn name_slot(&mut self, slot: SlotId, checksum: Option<u32>) {
+        let used = self.slots.entry(slot).or_default();
+        used.count += 1;
+        if let Some(checksum) = checksum {
+            used.checksum = checksum;
+        }
+    }
+
+    fn unname_slot(&mut self, slot: SlotId) {
+        if let Some(used) = self.slots.get_mut(&slot) {
+            used.count -= 1;
+            if used.count == 0 {
+                self.slots.remove(&slot);
+                self.unnamed.push(slot);
+            }
+        }
+    }
+
+    fn extend(&mut self, file: FileNo, delta: &Delta, checksums: &[u32]) -> Result<(), Misfit> {
+        let draft = self.draft(file)?;
+        draft.state.len = delta.len;
+        draft.state.binding = delta.binding;
+        if let Some((_, visible)) = &mut draft.state.base {
+            *visible = delta.base_len;
+        }
+        let mut replaced = Vec::new();
+        if let Some(cut) = delta.cut {
+            replaced.extend(draft.state.records.split_off(&cut).into_values().map(|record| record.slot));
+        }
+        for (index, record) in &delta.placed {
+            replaced.extend(draft.state.records.insert(*index, *record).map(|old| old.slot));
+        }
+        for (at, (_, record)) in delta.placed.iter().enumerate() {
+            self.name_slot(record.slot, checksums.get(at).copied());
+        }
+        replaced.into_iter().for_each(|slot| self.unname_slot(slot));
+        // A slot that was filled and replaced between two deltas was never named.
+        let stray = delta.freed.iter().filter(|slot| !self.slots.contains_key(slot) && !self.unnamed.contains(slot));
+        let stray: Vec<_> = stray.copied().collect();
+        self.unnamed.extend(stray);
+        Ok(())
+    }
+
+    fn drop_frozen(&mut self, frozen: Option<FrozenRecord>) {
+        let slots = frozen.iter().flat_map(|record| record.frozen.records.iter().copied()).collect::<Vec<_>>();
+        slots.into_iter().for_each(|slot| self.unname_slot(slot));
+    }
+
+    fn end_draft(&mut self, file: FileNo) -> Option<DraftRecord> {
+        let mut draft = self.files.get_mut(&file)?.draft.take()?;
+        self.drop_frozen(draft.frozen.take());
+        draft.state.records.values().for_each(|record| self.unname_slot(record.slot));
+        Some(draft)
+    }
+
+    /// Forgets a file that nothing needs any more.
+    fn collect(&mut self, file: FileNo) {
+        let idle = self.files.get(&file).is_some_and(|record| record.draft.is_none());
+        if idle && !self.is_mentioned(file) {
+            self.place(file, None);
+            self.files.remove(&file);
+        }
+    }
+
+    fn queue(&mut self, op: OpNo, what: &QueuedOp) -> Result<(), Misfit> {
+        if what.files().any(|file| !self.files.contains_key(&file)) {
+            return Err(Misfit("a file"));
+        }
+        self.last_op = self.last_op.max(op.0);
+        what.files().for_each(|file| *self.mentions.entry(file).or_default() += 1);
+        match what {
+            QueuedOp::Put { .. } => {}
+            QueuedOp::Delete { file, .. } => self.place(*file, None),
+            QueuedOp::Rename { file, to, replaced, .. } => {
+                replaced.iter().for_each(|file| self.place(*file, None));
+                self.place(*file, Some(to.clone()));
+            }
+            QueuedOp::RenameDirectory { from, to } => self.rebase(from, to),
+            QueuedOp::RemoveDirectory { path } => {
+                self.directories.remove(&PathKey::new(path));
+            }
+        }
+        self.op_places.extend(what.paths().map(|path| (PathKey::new(path), op)));
+        self.ops.insert(op, what.clone());
+        Ok(())
+    }
+
+    /// Moves every file and remembered directory below `from`; `to` itself is remembered until the operation is done.
+    fn rebase(&mut self, from: &PlainPath, to: &PlainPath) {
+        let below = PathKey::new(from).below();
+        let files: Vec<_> = self.places.range(below.clone()).map(|(_, file)| *file).collect();
+        for file in files {
+            let path = self.files.get(&file).and_then(|record| record.path.as_ref()?.rebase(from, to));
+            self.place(file, path);
+        }
+        let directories: Vec<_> = self.directories.range(below).map(|(_, path)| path.clone()).collect();
+        for path in directories.into_iter().chain([from.clone()]) {
+            self.directories.remove(&PathKey::new(&path));
+            if let Some(path) = path.rebase(from, to) {
+                self.directories.insert(PathKey::new(&path), path);
+            }
+        }
+    }
+
+    fn finish(&mut self, op: OpNo) -> Result<(), Misfit> {
+        let what = self.ops.remove(&op).ok_or(Misfit("an operation"))?;
+        for path in what.paths() {
+            self.op_places.remove(&(PathKey::new(path), op));
+        }
+        for file in what.files() {
+            if let Some(count) = self.mentions.get_mut(&file) {
+                *count -= 1;
+                if *count == 0 {
+                    self.mentions.remove(&file);
+                }
+            }
+            self.collect(file);
+        }
+        if !self.listings.is_empty() {
+            self.finished.insert(op, (self.stamp, what));
+        }
+        Ok(())
+    }
+
+    fn committed(&mut self, file: FileNo, generation: u64, version: Version) -> Result<(), Misfit> {
+        let draft = self.draft(file)?;
+        draft.committed = draft.committed.max(generation);
+        // The version that was frozen is whole in slots: of the base only its identity counts from now on.
+        draft.state.base = Some((version, 0));
+        let frozen = draft.frozen.take_if(|frozen| frozen.generation == generation);
+        let len = frozen.as_ref().map_or(draft.state.len, |frozen| frozen.frozen.len);
+        self.drop_frozen(frozen);
+        let record = self.record(file)?;
+        record.remote = Remote::Own(version, len);
+        // What lies at the source needs no memory of its directories.
+        let mut above = record.path.clone();
+        while let Some((parent, _)) = above.as_ref().and_then(PlainPath::split) {
+            self.directories.remove(&PathKey::new(&parent));
+            above = Some(parent);
+        }
+        Ok(())
+    }
+
+    /// Entries that bring an empty ledger to this state, in portions that fit a journal record. Slots keep their checksums.
+    pub(super) fn snapshot(&self) -> Vec<Entry> {
+        let mut out = vec![Entry::Numbers { file: self.last_file, op: self.last_op }];
+        out.extend(self.directories.values().map(|path| Entry::Directory { path: path.clone() }));
+        for (file, record) in &self.files {
+            // Paths are those of now, so the effect of queued operations on them is in already; queueing them again must not repeat it.
+            out.push(Entry::Track { file: *file, path: None, remote: record.remote, mtime: record.mtime });
+            if let Some(draft) = &record.draft {
+                self.snapshot_draft(*file, draft, &mut out);
+            }
+        }
+        out.extend(self.ops.iter().map(|(op, what)| Entry::Queue { op: *op, what: what.clone() }));
+        out.extend(self.files.iter().map(|(file, record)| Entry::Move { file: *file, path: record.path.clone() }));
+        // Queueing a directory's rename or removal changed these again.
+        out.extend(self.replay_directories());
+        out
+    }
+
+    /// Entries that set `directories` right after the queue was replayed over them.
+    fn replay_directories(&self) -> Vec<Entry> {
+        let mut touched: BTreeSet<PathKey> = BTreeSet::new();
+        let mut now: BTreeMap<PathKey, PlainPath> = self.directories.clone();
+        for op in self.ops.values() {
+            match op {
+                QueuedOp::RenameDirectory { from, to } => {
+                    let below: Vec<_> = now.values().filter(|path| path.is_within(from)).cloned().collect();
+                    for path in below.into_iter().chain([from.clone()]) {
+                        now.remove(&PathKey::new(&path));
+                        touched.insert(PathKey::new(&path));
+                        if let Some(path) = path.rebase(from, to) {
+                            touched.insert(PathKey::new(&path));
+                            now.insert(PathKey::new(&path), path);
+                        }
+                    }
+                }
+                QueuedOp::RemoveDirectory { path } => {
+                    now.remove(&PathKey::new(path));
+                    touched.insert(PathKey::new(path));
+                }
+                _ => {}
+            }
+        }
+        let surplus = now.iter().filter(|(key, _)| !self.directories.contains_key(key));
+        let missing = self.directories.iter().filter(|(key, _)| !now.contains_key(key));
+        surplus
+            .map(|(_, path)| Entry::ForgetDirectory { path: path.clone() })
+            .chain(missing.map(|(_, path)| Entry::Directory { path: path.clone() }))
+            .collect()
+    }
+
+    fn snapshot_draft(&self, file: FileNo, draft: &DraftRecord, out: &mut Vec<Entry>) {
+        let mut state = draft.state.clone();
+        let records = std::mem::take(&mut state.records);
+        let (generation, mtime) = (draft.generation, draft.mtime);
+        out.push(Entry::Begin { file, state: state.clone(), generation, mtime });
+        let records: Vec<_> = records.into_iter().collect();
+        for placed in records.chunks(SNAPSHOT_RECORDS) {
+            let checksums = placed.iter().map(|(_, r)| self.slots.get(&r.slot).map_or(0, |used| used.checksum));
+            let delta = Delta {
+                len: state.len,
+                binding: state.binding,
+                base_len: state.base.map_or(0, |(_, visible)| visible),
+                placed: placed.to_vec(),
+                cut: None,
+                freed: Vec::new(),
+            };
+            let checksums = checksums.collect();
+            out.push(Entry::Extend { file, generation, mtime, delta: Some(delta), checksums });
+        }
+        if let Some(frozen) = &draft.frozen {
+            let (generation, mtime) = (frozen.generation, frozen.mtime);
+            out.push(Entry::Freeze { file, generation, mtime, frozen: frozen.frozen.clone() });
+            out.extend(frozen.stored.map(|stored| Entry::Uploaded { file, generation, stored }));
+        }
+        if let (true, Some((version, _))) = (draft.committed > 0, draft.state.base) {
+            out.push(Entry::Committed { file, generation: draft.committed, version });
+            // `Committed` sets what the record itself says.
+            out.extend(self.file(file).map(|record| Entry::Remote { file, remote: record.remote }));
+        }
+    }
+}
+
+/// Records in one entry of a snapshot (about 0.5 MiB encoded).
+const SNAPSHOT_RECORDS: usize = 8192;
+
+/// Names in a directory that local state decides.
+pub(super) type Names = HashSet<String>;

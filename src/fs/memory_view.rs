@@ -1,0 +1,402 @@
+//! A source in memory, for tests: it keeps what [`View`] promises, and fails when told to.
+
+use super::lock;
+use crate::store::{
+    Change, Content, CryptoError, Draft, DraftState, Entry, Error, Expect, Hash, Hidden, HubError, Kind, Len, Listing,
+    Object, Op, Outcome, PlainPath, PutSession, Sealer, Side, SlotIo, Stored, Version, View,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+use time::OffsetDateTime;
+use tokio::sync::{RwLock, RwLockWriteGuard};
+
+/// Bytes of a slot.
+const SLOT: usize = 65536;
+
+#[derive(Clone)]
+struct File {
+    hash: Hash,
+    mtime: OffsetDateTime,
+}
+
+/// What happens to the next commit.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// It is done, and the answer is lost.
+    LostAnswer,
+    /// 403.
+    Forbidden,
+}
+
+#[derive(Default)]
+struct State {
+    files: BTreeMap<String, File>,
+    contents: HashMap<Hash, Bytes>,
+    offline: bool,
+    trouble: Option<Trouble>,
+    read_only: Vec<String>,
+    damaged: Vec<String>,
+    unread: bool,
+    commits: Vec<Vec<Op>>,
+    unreadable: BTreeMap<String, u64>,
+}
+
+/// See the module.
+pub(super) struct MemoryView {
+    state: Arc<Mutex<State>>,
+    /// Held by a test to keep commits waiting.
+    commits: RwLock<()>,
+    /// Held by a test to keep reads of contents waiting.
+    reads: Arc<RwLock<()>>,
+    key: bool,
+}
+
+impl MemoryView {
+    /// An empty source; `key`: it says that it has one.
+    pub(super) fn new(key: bool) -> Arc<Self> {
+        Arc::new(Self { state: Arc::default(), commits: RwLock::default(), reads: Arc::default(), key })
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Somebody else writes a file.
+    pub(super) fn put_foreign(&self, path: &str, content: &[u8]) {
+        let hash = self.state().store(content);
+        self.state().files.insert(path.to_owned(), File { hash, mtime: OffsetDateTime::UNIX_EPOCH });
+    }
+
+    /// Somebody else removes a file.
+    pub(super) fn delete_foreign(&self, path: &str) {
+        self.state().files.remove(path);
+    }
+
+    /// All files and their content.
+    pub(super) fn files(&self) -> BTreeMap<String, Vec<u8>> {
+        let state = self.state();
+        state.files.iter().map(|(path, file)| (path.clone(), state.contents[&file.hash].to_vec())).collect()
+    }
+
+    /// The time a file was committed with.
+    pub(super) fn mtime(&self, path: &str) -> OffsetDateTime {
+        self.state().files[path].mtime
+    }
+
+    pub(super) fn set_offline(&self, offline: bool) {
+        self.state().offline = offline;
+    }
+
+    pub(super) fn set_trouble(&self, trouble: Option<Trouble>) {
+        self.state().trouble = trouble;
+    }
+
+    /// Makes a path one of the plaintext side.
+    pub(super) fn set_read_only(&self, path: &str) {
+        self.state().read_only.push(path.to_owned());
+    }
+
+    /// Makes a file one whose header doesn't authenticate.
+    pub(super) fn set_damaged(&self, path: &str) {
+        self.state().damaged.push(path.to_owned());
+    }
+
+    /// Puts entries of another key into a directory.
+    pub(super) fn set_unreadable(&self, directory: &str, count: u64) {
+        self.state().unreadable.insert(directory.to_owned(), count);
+    }
+
+    /// Listings don't tell sizes.
+    pub(super) fn hide_sizes(&self) {
+        self.state().unread = true;
+    }
+
+    /// What was committed, batch by batch.
+    pub(super) fn take_commits(&self) -> Vec<Vec<Op>> {
+        std::mem::take(&mut self.state().commits)
+    }
+
+    /// Keeps commits waiting while the guard lives.
+    pub(super) async fn hold_commits(&self) -> RwLockWriteGuard<'_, ()> {
+        self.commits.write().await
+    }
+
+    /// Keeps reads waiting while the guard lives.
+    pub(super) async fn hold_reads(&self) -> tokio::sync::OwnedRwLockWriteGuard<()> {
+        self.reads.clone().write_owned().await
+    }
+}
+
+impl State {
+    fn store(&mut self, content: &[u8]) -> Hash {
+        let hash = content_hash(content);
+        self.contents.insert(hash, Bytes::copy_from_slice(content));
+        hash
+    }
+
+    fn online(&self) -> Result<(), Error> {
+        if self.offline { Err(Error::Hub(HubError::Network("unplugged".into()))) } else { Ok(()) }
+    }
+
+    fn entry(&self, path: &str, file: &File, read: bool) -> Kind {
+        let len = self.contents[&file.hash].len() as u64;
+        let version = Version { hash: file.hash, stored_len: len, side: Side::Plain };
+        let len = match (self.damaged.iter().any(|at| at == path), self.unread && !read) {
+            (true, _) => Len::Damaged,
+            (false, true) => Len::Unread,
+            (false, false) => Len::Known(len),
+        };
+        let read_only = self.read_only.iter().any(|at| at == path);
+        Kind::File { version: Some(version), len, mtime: Some(file.mtime), read_only }
+    }
+
+    fn found(&self, path: &str) -> Option<Hash> {
+        self.files.get(path).map(|file| file.hash)
+    }
+
+    fn is_met(&self, path: &str, expect: Expect) -> bool {
+        match expect {
+            Expect::Any => true,
+            Expect::Absent => self.found(path).is_none(),
+            Expect::Is(hash) => self.found(path) == Some(hash),
+        }
+    }
+
+    fn apply(&mut self, op: &Op) -> Outcome {
+        let path = op.path.as_str();
+        if !self.is_met(path, op.expect) {
+            return Outcome::Conflict { found: self.found(path) };
+        }
+        match &op.change {
+            Change::Put { stored, mtime } => {
+                self.files.insert(path.to_owned(), File { hash: stored.version.hash, mtime: *mtime });
+                Outcome::Done(Some(stored.version))
+            }
+            Change::Delete => {
+                self.files.remove(path);
+                Outcome::Done(None)
+            }
+            Change::Rename { to, expect_to } | Change::Copy { to, expect_to } => {
+                let Some(file) = self.files.get(path).cloned() else { return Outcome::Conflict { found: None } };
+                if !self.is_met(to.as_str(), *expect_to) {
+                    return Outcome::Conflict { found: self.found(to.as_str()) };
+                }
+                self.files.insert(to.as_str().to_owned(), file.clone());
+                if matches!(op.change, Change::Rename { .. }) {
+                    self.files.remove(path);
+                }
+                let stored_len = self.contents[&file.hash].len() as u64;
+                Outcome::Done(Some(Version { hash: file.hash, stored_len, side: Side::Plain }))
+            }
+            Change::RenameDirectory { to } => self.move_directory(&op.path, to),
+        }
+    }
+
+    fn move_directory(&mut self, from: &PlainPath, to: &PlainPath) -> Outcome {
+        let below = |directory: &PlainPath, path: &str| {
+            PlainPath::new(path).is_ok_and(|path| path.is_within(directory) && path != *directory)
+        };
+        if let Some((_, file)) = self.files.iter().find(|(path, _)| below(to, path)) {
+            return Outcome::Conflict { found: Some(file.hash) };
+        }
+        let moved: Vec<_> = self.files.keys().filter(|path| below(from, path)).cloned().collect();
+        for path in moved {
+            let file = self.files.remove(&path).expect("just listed");
+            let path = PlainPath::new(&path).ok().and_then(|path| path.rebase(from, to)).expect("it is below");
+            self.files.insert(path.as_str().to_owned(), file);
+        }
+        Outcome::Done(None)
+    }
+}
+
+struct MemoryObject {
+    content: Bytes,
+    state: Arc<Mutex<State>>,
+    reads: Arc<RwLock<()>>,
+}
+
+#[async_trait]
+impl Object for MemoryObject {
+    fn len(&self) -> u64 {
+        self.content.len() as u64
+    }
+
+    async fn read(&self, offset: u64, len: usize) -> Result<Bytes, Error> {
+        let _turn = self.reads.read().await;
+        lock(&self.state).online()?;
+        let start = (offset as usize).min(self.content.len());
+        Ok(self.content.slice(start..self.content.len().min(start.saturating_add(len))))
+    }
+}
+
+struct Session(Arc<Mutex<State>>);
+
+#[async_trait]
+impl PutSession for Session {
+    async fn add(&self, content: Content) -> Result<Stored, Error> {
+        lock(&self.0).online()?;
+        let Content::Frozen { frozen, slots } = content else { return Err(Error::WrongSide) };
+        let mut bytes = Vec::new();
+        for slot in &frozen.records {
+            let mut buffer = vec![0; SLOT];
+            slots.read(*slot, &mut buffer)?;
+            bytes.extend_from_slice(&buffer);
+        }
+        assert!(bytes.len() as u64 >= frozen.len, "all records are there");
+        bytes.truncate(frozen.len as usize);
+        let hash = lock(&self.0).store(&bytes);
+        let version = Version { hash, stored_len: frozen.len, side: Side::Plain };
+        Ok(Stored { version, plain_len: frozen.len })
+    }
+
+    async fn finish(self: Box<Self>) -> Result<(), Error> {
+        lock(&self.0).online()
+    }
+}
+
+/// Binds to the place, as the real one does, and hides nothing.
+struct Binder;
+
+impl Sealer for Binder {
+    fn seal(&self, journal: &[u8; 32], sequence: u64, payload: &[u8]) -> Result<Vec<u8>, Error> {
+        Ok([&journal[..], &sequence.to_le_bytes(), payload].concat())
+    }
+
+    fn open(&self, journal: &[u8; 32], sequence: u64, sealed: &[u8]) -> Result<Vec<u8>, Error> {
+        let expected = [&journal[..], &sequence.to_le_bytes()].concat();
+        let payload = sealed.strip_prefix(&expected[..]);
+        payload.map(<[u8]>::to_vec).ok_or(Error::Unauthentic(CryptoError::Unauthentic))
+    }
+}
+
+/// The sealer of the view, for tests of the journal alone.
+pub(super) fn sealer() -> Arc<dyn Sealer> {
+    Arc::new(Binder)
+}
+
+#[async_trait]
+impl View for MemoryView {
+    async fn list(&self, directory: &PlainPath) -> Result<Listing, Error> {
+        let state = self.state();
+        state.online()?;
+        let mut entries: BTreeMap<String, Kind> = BTreeMap::new();
+        for (path, file) in &state.files {
+            let at = PlainPath::new(path)?;
+            if at == *directory || !at.is_within(directory) {
+                continue;
+            }
+            let rest = path[directory.as_str().len()..].trim_start_matches('/');
+            match rest.split_once('/') {
+                Some((name, _)) => {
+                    let full = directory.join(name)?;
+                    let read_only = state.read_only.iter().any(|at| at == full.as_str());
+                    entries.insert(name.to_owned(), Kind::Directory { read_only });
+                }
+                None => {
+                    entries.entry(rest.to_owned()).or_insert_with(|| state.entry(path, file, false));
+                }
+            }
+        }
+        let foreign = state.unreadable.get(directory.as_str()).copied().unwrap_or(0);
+        let entries = entries.into_iter().map(|(name, kind)| Entry { name, kind }).collect();
+        Ok(Listing { entries, hidden: Hidden { foreign, ..Hidden::default() } })
+    }
+
+    async fn stat(&self, path: &PlainPath) -> Result<Option<Entry>, Error> {
+        let state = self.state();
+        state.online()?;
+        let name = path.split().map_or("", |(_, name)| name).to_owned();
+        Ok(state.files.get(path.as_str()).map(|file| Entry { name, kind: state.entry(path.as_str(), file, true) }))
+    }
+
+    async fn lens(&self, versions: &[Version]) -> Vec<Result<Len, Error>> {
+        let state = self.state();
+        let len = |version: &Version| state.online().map(|()| Len::Known(version.stored_len));
+        versions.iter().map(len).collect()
+    }
+
+    async fn open(&self, version: &Version) -> Result<Arc<dyn Object>, Error> {
+        self.state().online()?;
+        let content = self.state().contents.get(&version.hash).cloned().ok_or(Error::NotFound)?;
+        Ok(Arc::new(MemoryObject { content, state: self.state.clone(), reads: self.reads.clone() }))
+    }
+
+    async fn put(&self) -> Result<Box<dyn PutSession>, Error> {
+        self.state().online()?;
+        Ok(Box::new(Session(self.state.clone())))
+    }
+
+    async fn commit(&self, operations: &[Op]) -> Vec<Outcome> {
+        let _turn = self.commits.read().await;
+        let mut state = self.state();
+        if state.trouble == Some(Trouble::Forbidden) {
+            return operations.iter().map(|_| Outcome::Failed(Error::Hub(HubError::Forbidden("no".into())))).collect();
+        }
+        if state.online().is_err() {
+            let failed = |_| Outcome::Failed(Error::Hub(HubError::Network("unplugged".into())));
+            return operations.iter().map(failed).collect();
+        }
+        state.commits.push(operations.to_vec());
+        let outcomes: Vec<_> = operations.iter().map(|op| state.apply(op)).collect();
+        if state.trouble.take() == Some(Trouble::LostAnswer) {
+            let lost = |_| Outcome::Failed(Error::Hub(HubError::Network("cut".into())));
+            return operations.iter().map(lost).collect();
+        }
+        outcomes
+    }
+
+    fn check_name(&self, parent: &PlainPath, name: &str) -> Result<(), Error> {
+        parent.join(name)?;
+        if name.len() > 255 { Err(Error::NameTooLong) } else { Ok(()) }
+    }
+
+    fn draft(&self, state: DraftState, slots: Arc<dyn SlotIo>) -> Result<Draft, Error> {
+        let (shared, reads) = (self.state.clone(), self.reads.clone());
+        let open = move |version: &Version| {
+            let state = lock(&shared);
+            state.online()?;
+            let content = state.contents.get(&version.hash).cloned().ok_or(Error::NotFound)?;
+            Ok(Arc::new(MemoryObject { content, state: shared.clone(), reads: reads.clone() }) as Arc<dyn Object>)
+        };
+        Ok(Draft::over(Arc::new(open), slots, state))
+    }
+
+    fn slot_len(&self) -> usize {
+        SLOT
+    }
+
+    fn sealer(&self) -> Arc<dyn Sealer> {
+        sealer()
+    }
+
+    async fn revision(&self) -> Result<Option<String>, Error> {
+        Ok(None)
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn identity(&self) -> [u8; 32] {
+        [7; 32]
+    }
+
+    fn key_id(&self) -> Option<String> {
+        self.key.then(|| "0123456789abcdef".to_owned())
+    }
+
+    fn log_name(&self, _: &PlainPath) -> String {
+        "stored".into()
+    }
+
+    fn hidden(&self) -> Hidden {
+        Hidden::default()
+    }
+}
+
+/// Stands for the Xet hash of some content.
+pub(super) fn content_hash(content: &[u8]) -> Hash {
+    Hash(*blake3::hash(content).as_bytes())
+}

@@ -1,0 +1,300 @@
+//! A view as a filesystem: inodes, handles, staging and journal, flush; and the FUSE front end that only translates.
+//!
+//! Does no crypto and no HTTP: all of that is behind [`crate::store::View`]. [`Vfs`] is a facade; each state machine has one owner:
+//!
+//! | module | owns |
+//! |---|---|
+//! | `inode` | the inode table, lookup counts |
+//! | `handle`, `read` | open handles, pinned versions, read-ahead |
+//! | `dir`, `overlay` | listings of the source with local state laid over them |
+//! | `edit`, `write` | local content of files |
+//! | `name` | operations on names |
+//! | `journal`, `ledger`, `codec` | what this machine owes the source, so that no crash loses it |
+//! | `slots` | the pool of staging slots |
+//! | `flush`, `commit`, `conflict` | paying what is owed |
+//! | `errno` | the one table of error numbers |
+//!
+//! Locks, in this order, all short but the first, none but the first held across an await: a file's draft, the flusher's dirty list, the tree,
+//! an edit's meta, the journal, the pool and the rest of the flusher.
+
+mod attr;
+mod codec;
+mod commit;
+mod conflict;
+mod dir;
+mod edit;
+mod errno;
+mod flush;
+#[cfg(feature = "fuse")]
+pub mod fuse;
+mod handle;
+mod inode;
+mod journal;
+mod ledger;
+#[cfg(test)]
+mod memory_view;
+mod name;
+mod overlay;
+mod read;
+mod slots;
+mod staging;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub use attr::{STATFS_BLOCK, STATFS_BLOCKS, STATFS_NAME, SetAttr};
+pub use errno::Error;
+pub use handle::{Access, HandleNo, Listed, Opened};
+pub use inode::{Attr, Ino};
+pub use name::Create;
+
+use crate::store::View;
+use edit::Edit;
+use flush::Flusher;
+use handle::Handles;
+use inode::Tree;
+use journal::{Journal, Purpose};
+use ledger::Entry;
+use slots::Pool;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Journal and pool are synced this often, so that a power cut loses at most what a second brought.
+const TICK: Duration = Duration::from_secs(1);
+/// Writes to a file that stays open reach the journal at the latest after so many ticks.
+const SETTLE_TICKS: u64 = 5;
+/// What one file may hold the ticker up.
+const SETTLE_PATIENCE: Duration = Duration::from_millis(500);
+
+/// How a mount behaves. Defaults are the command line's.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Staging and journal lie in a folder below, named by the view's identity.
+    pub cache_dir: PathBuf,
+    /// Staging files and asynchronous flush; without it (plain views only) files are written in order and committed when closed.
+    pub advanced_writes: bool,
+    /// Refuse all writes.
+    pub read_only: bool,
+    /// How long attributes and entries may be cached.
+    pub metadata_ttl: Duration,
+    /// Quiet time before a dirty file is flushed.
+    pub flush_debounce: Duration,
+    /// Longest time a dirty file waits.
+    pub flush_max_window: Duration,
+    /// Owner of all entries.
+    pub uid: u32,
+    /// Group of all entries.
+    pub gid: u32,
+    /// Refuse to create `.DS_Store`, `Thumbs.db` and the like.
+    pub filter_os_files: bool,
+    /// Deadline of every remote wait a kernel request makes.
+    pub reply_deadline: Duration,
+    /// `fsync` also waits for the Hub.
+    pub fsync_remote: bool,
+}
+
+/// What `status` tells of a mount. Paths in it are plaintext: only the control socket carries it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Status {
+    /// Files not on the Hub yet, and changes of names that it hasn't seen.
+    pub pending_files: u64,
+    /// Their bytes.
+    pub pending_bytes: u64,
+    /// Files that were refused for good; their data is kept.
+    pub parked_files: u64,
+    /// Conflicts kept.
+    pub conflicts: u64,
+    /// Stored entries that this key can't read.
+    pub unreadable_entries: u64,
+    /// The last error, as a sentence.
+    pub last_error: Option<String>,
+    /// When the source was last polled, RFC 3339.
+    pub last_poll: Option<String>,
+}
+
+/// What a drain achieved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Drained {
+    /// Files committed.
+    pub flushed: u64,
+    /// Files and changes of names still pending (kept in the journal).
+    pub pending: u64,
+    /// Conflicts kept over the mount's life.
+    pub conflicts: u64,
+}
+
+/// The filesystem, a facade that delegates.
+pub struct Vfs {
+    view: Arc<dyn View>,
+    options: Options,
+    tree: Mutex<Tree>,
+    handles: Handles,
+    journal: Arc<Journal>,
+    pool: Arc<Pool>,
+    flusher: Flusher,
+    stopping: AtomicBool,
+    stop: watch::Sender<bool>,
+    /// Keeps other daemons out of the staging folder; released last.
+    _folder: staging::Folder,
+}
+
+impl Vfs {
+    /// Opens staging and journal (a lock keeps a second daemon out), recovers what is pending, starts the flusher.
+    pub async fn start(view: Arc<dyn View>, options: Options) -> Result<Arc<Self>, Error> {
+        let (identity, slot_len, sealer) = (view.identity(), view.slot_len(), view.sealer());
+        let cache_dir = options.cache_dir.clone();
+        let opened = tokio::task::spawn_blocking(move || {
+            let folder = staging::Folder::open(&cache_dir, &identity)?;
+            let (journal, pool) = Journal::open(folder.path(), identity, slot_len, sealer)?;
+            Ok::<_, Error>((folder, journal, pool))
+        });
+        let (folder, journal, pool) = opened.await.map_err(|e| Error::Staging(std::io::Error::other(e)))??;
+        let flusher = Flusher::new(options.flush_debounce, options.flush_max_window);
+        let vfs = Arc::new(Self {
+            view,
+            options,
+            tree: Mutex::new(Tree::new()),
+            handles: Handles::default(),
+            journal,
+            pool,
+            flusher,
+            stopping: AtomicBool::new(false),
+            stop: watch::channel(false).0,
+            _folder: folder,
+        });
+        vfs.restore()?;
+        let stop = || vfs.stop.subscribe();
+        tokio::spawn(Self::upload_loop(Arc::downgrade(&vfs), stop()));
+        tokio::spawn(Self::commit_loop(Arc::downgrade(&vfs), stop()));
+        tokio::spawn(Self::tick_loop(Arc::downgrade(&vfs), stop()));
+        Ok(vfs)
+    }
+
+    /// Takes up what an earlier daemon left. Files appear in the tree when their directories are listed.
+    fn restore(&self) -> Result<(), Error> {
+        let left: Vec<_> = {
+            let ledger = self.journal.ledger();
+            // Nothing newer of such a file is frozen before it is known what became of this: the source may have it already.
+            ledger.ops().filter_map(|(_, what)| commit::put_file(what)).for_each(|file| self.flusher.claim(file));
+            ledger
+                .files()
+                .filter_map(|(file, record)| Some((file, record.path.is_some(), record.draft.clone()?)))
+                .collect()
+        };
+        for (_, op) in self.journal.ledger().ops() {
+            commit::put_file(op).into_iter().for_each(|file| self.flusher.launch(file));
+        }
+        let mut ended = Vec::new();
+        for (file, has_name, draft) in left {
+            if !has_name || !draft.is_dirty() {
+                ended.push(Entry::End { file });
+                continue;
+            }
+            let ticket = self.journal.last();
+            let restored = self.view.draft(draft.state, self.pool.clone())?;
+            let edit = Arc::new(Edit::new(file, restored, draft.mtime, draft.generation, draft.committed, ticket));
+            self.flusher.add(edit.clone());
+            self.flusher.touch(&edit);
+        }
+        self.journal.append(Purpose::Relief, ended)?;
+        let (pending, queued) = (self.flusher.pending().0, self.queued_changes());
+        if pending + queued > 0 {
+            tracing::info!(files = pending, changes = queued, "taking up what was pending");
+        }
+        Ok(())
+    }
+
+    async fn tick_loop(vfs: Weak<Self>, mut stop: watch::Receiver<bool>) {
+        let mut ticks = 0;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(TICK) => {}
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+            let Some(this) = vfs.upgrade() else { return };
+            ticks += 1;
+            // First: settling may wait for a file that is held.
+            this.journal.sync_soon();
+            if ticks % SETTLE_TICKS == 0 {
+                this.settle_all(Some(SETTLE_PATIENCE)).await;
+            }
+            this.handles.cool_down();
+        }
+    }
+
+    /// Brings everything that was written into the journal.
+    async fn settle_all(&self, patience: Option<Duration>) {
+        for edit in self.flusher.edits().into_iter().filter(|edit| edit.is_unsettled()) {
+            let settle = edit.settle(&self.journal, &self.pool);
+            let outcome = match patience {
+                Some(patience) => tokio::time::timeout(patience, settle).await.unwrap_or(Err(Error::TimedOut)),
+                None => settle.await,
+            };
+            if let Err(error) = outcome {
+                tracing::warn!(%error, "an open file's writes aren't in the journal yet");
+            }
+        }
+    }
+
+    /// Settles and flushes everything, then refuses new work. What isn't on the Hub by the deadline stays in the journal.
+    pub async fn shutdown(&self, deadline: Duration) -> Drained {
+        self.stopping.store(true, Ordering::Release);
+        self.settle_all(None).await;
+        let drained = self.flush(Some(deadline)).await;
+        if let Err(error) = self.sync_journal().await {
+            tracing::error!(%error, "the journal could not be synced");
+        }
+        self.stop.send_replace(true);
+        let journal = self.journal.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || journal.close()).await {
+            tracing::error!(%error, "the journal could not be closed");
+        }
+        drained
+    }
+
+    /// For `status`.
+    pub fn status(&self) -> Status {
+        let (files, bytes, parked) = self.flusher.pending();
+        let queued = self.queued_changes();
+        let hidden = self.view.hidden();
+        let tally = self.flusher.tally();
+        Status {
+            pending_files: files + queued,
+            pending_bytes: bytes,
+            parked_files: parked,
+            conflicts: tally.conflicts,
+            unreadable_entries: hidden.foreign + hidden.suspicious,
+            last_error: self.sync_trouble().or_else(|| tally.last_error.clone()),
+            last_poll: None,
+        }
+    }
+
+    fn sync_trouble(&self) -> Option<String> {
+        let kind = self.journal.sync_failure()?;
+        Some(format!("staging could not be synced ({kind}): nothing more is taken until the next start"))
+    }
+
+    /// Stops everything where it is, as far as that can be done without killing the process.
+    #[cfg(test)]
+    fn kill(&self) {
+        self.stop.send_replace(true);
+        self.journal.close();
+    }
+
+    /// How the mount behaves.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+}
+
+/// Locks; a panic under a lock has answered its own request with an error and must not take the mount down with it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

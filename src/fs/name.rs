@@ -1,0 +1,570 @@
+//! Names: create, mkdir, unlink, rmdir, rename.
+//!
+//! Each looks at the source first (bounded, no locks held), then decides, journals and changes the tree in one go under the tree's and the
+//! journal's locks, and answers once the journal's record is written. The source is changed later, by the flusher.
+
+use super::edit::Edit;
+use super::handle::{Access, FileHandle, HandleNo, Opened};
+use super::inode::{Attr, Cached, Ino, Node, Tree};
+use super::journal::{Purpose, Ticket};
+use super::ledger::{Entry, FileNo, Ledger, QueuedOp, Remote};
+use super::write::{remote_of, track};
+use super::{Error, Vfs, lock};
+use crate::store::{DraftState, Len, PlainPath};
+use std::sync::Arc;
+use std::time::SystemTime;
+use time::OffsetDateTime;
+
+/// Names that desktops scatter and nobody wants in a bucket; so is everything that begins with [`FILTERED_PREFIX`].
+const FILTERED: [&str; 7] =
+    [".DS_Store", ".Spotlight-V100", ".Trashes", ".fseventsd", "__MACOSX", "Thumbs.db", "desktop.ini"];
+const FILTERED_PREFIX: &str = "._";
+/// Times that an operation looks again because somebody changed the directory meanwhile.
+const ATTEMPTS: u32 = 8;
+
+/// What `create` was asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Create {
+    /// How to open it.
+    pub access: Access,
+    /// Fail where the name is taken.
+    pub exclusive: bool,
+    /// Permission bits.
+    pub mode: Option<u16>,
+}
+
+/// What happens to a file's record when its name goes.
+struct Going {
+    entries: Vec<Entry>,
+    /// What the source holds at the name, for whoever takes it over; `None`: the queue has to sort that out.
+    leaves: Option<Remote>,
+}
+
+/// The ticket of a move, and the local content of what it replaced.
+type Moved = (Ticket, Option<Arc<Edit>>);
+
+impl Vfs {
+    pub(super) fn check_writable(&self) -> Result<(), Error> {
+        if self.options.read_only || self.view.read_only() {
+            return Err(Error::ReadOnlyMount);
+        }
+        if self.is_stopping() { Err(Error::Stopping) } else { Ok(()) }
+    }
+
+    /// Whether a new name may be made.
+    fn check_new_name(&self, parent: Ino, name: &str) -> Result<(), Error> {
+        self.check_writable()?;
+        if self.options.filter_os_files && (FILTERED.contains(&name) || name.starts_with(FILTERED_PREFIX)) {
+            return Err(Error::Denied("names of desktop litter are filtered"));
+        }
+        let parent = lock(&self.tree).path(parent)?;
+        Ok(self.view.check_name(&parent, name)?)
+    }
+
+    /// Creates and opens a file, or opens the one that is there. The attributes are a reference of the kernel.
+    pub async fn create(&self, parent: Ino, name: &str, create: Create) -> Result<(Attr, Opened), Error> {
+        self.check_new_name(parent, name)?;
+        for _ in 0..ATTEMPTS {
+            match self.find_child(parent, name).await? {
+                Some(_) if create.exclusive => return Err(Error::Exists),
+                Some(ino) => {
+                    let opened = self.open(ino, create.access).await?;
+                    let mut tree = lock(&self.tree);
+                    tree.remember(ino);
+                    return Ok((tree.attr(ino, &self.options)?, opened));
+                }
+                None => {}
+            }
+            if let Some((ino, edit, ticket)) = self.make_file(parent, name, create)? {
+                self.flusher.touch(&edit);
+                if let Err(error) = self.journal.written(ticket).await {
+                    lock(&self.tree).closed(ino, create.access.write);
+                    return Err(error);
+                }
+                let mut tree = lock(&self.tree);
+                let handle = self.handles.add_file(FileHandle::new(ino, create.access));
+                let opened = Opened::new(handle, &mut tree.file_mut(ino)?.cached, Some(Cached::Edit(edit.file)));
+                tree.remember(ino);
+                return Ok((tree.attr(ino, &self.options)?, opened));
+            }
+        }
+        Err(Error::TimedOut)
+    }
+
+    /// Makes an empty file that is open; `None` where the name was taken meanwhile.
+    fn make_file(&self, parent: Ino, name: &str, create: Create) -> Result<Option<(Ino, Arc<Edit>, Ticket)>, Error> {
+        let mut tree = lock(&self.tree);
+        if tree.child(parent, name)?.is_some() {
+            return Ok(None);
+        }
+        let path = tree.path(parent)?.join(name)?;
+        let mtime = OffsetDateTime::now_utc();
+        let draft = self.view.draft(DraftState::default(), self.pool.clone())?;
+        let (ticket, file) = self.journal.transact(Purpose::Work, |ledger| {
+            let file = ledger.new_file();
+            let (remote, mut entries) = self.take_over(ledger, &path);
+            entries.push(Entry::Track { file, path: Some(path.clone()), remote, mtime: None });
+            entries.push(Entry::Begin { file, state: DraftState::default(), generation: 1, mtime });
+            Ok((entries, file))
+        })?;
+        let edit = Arc::new(Edit::new(file, draft, mtime, 1, 0, ticket));
+        self.flusher.add(edit.clone());
+        let mut node = Node::edited(edit.clone());
+        node.looks.mode = create.mode.map(|mode| mode & 0o7777);
+        let ino = tree.insert(parent, name, node)?;
+        edit.set_ino(ino);
+        tree.opened(ino, create.access.write)?;
+        touch(&mut tree, parent);
+        Ok(Some((ino, edit, ticket)))
+    }
+
+    /// What a new file at a path that has no file here finds at the source. A removal that waits there and has nothing before or behind it is
+    /// dropped: the new file replaces the old one in one step, and no cut leaves neither.
+    fn take_over(&self, ledger: &mut Ledger, path: &PlainPath) -> (Remote, Vec<Entry>) {
+        let overlapping: Vec<_> = ledger.overlapping(path).map(|(op, what)| (op, what.clone())).collect();
+        if let [(op, QueuedOp::Delete { file, path: at })] = &overlapping[..]
+            && at == path
+            && !self.flusher.is_running(*op)
+            && let Some(record) = ledger.file(*file)
+        {
+            return (record.remote.replaced(), vec![Entry::Finish { op: *op }]);
+        }
+        (Remote::Absent, Vec::new())
+    }
+
+    /// Makes a directory; it exists here only until something in it is committed. The attributes are a reference of the kernel.
+    pub async fn mkdir(&self, parent: Ino, name: &str, mode: Option<u16>) -> Result<Attr, Error> {
+        self.check_new_name(parent, name)?;
+        if self.find_child(parent, name).await?.is_some() {
+            return Err(Error::Exists);
+        }
+        let (ino, ticket) = {
+            let mut tree = lock(&self.tree);
+            if tree.child(parent, name)?.is_some() {
+                return Err(Error::Exists);
+            }
+            let path = tree.path(parent)?.join(name)?;
+            let ticket = self.journal.append(Purpose::Work, vec![Entry::Directory { path }])?;
+            let mut node = Node::directory(false);
+            node.looks.mode = mode.map(|mode| mode & 0o7777);
+            // The listing above has shown that the source has nothing there.
+            node.as_directory_mut()?.loaded = tree.directory(parent)?.loaded;
+            let ino = tree.insert(parent, name, node)?;
+            touch(&mut tree, parent);
+            (ino, ticket)
+        };
+        self.journal.written(ticket).await?;
+        let mut tree = lock(&self.tree);
+        tree.remember(ino);
+        tree.attr(ino, &self.options)
+    }
+
+    /// Removes a file's name. What is open stays readable.
+    pub async fn unlink(&self, parent: Ino, name: &str) -> Result<(), Error> {
+        self.check_writable()?;
+        let ino = self.find_child(parent, name).await?.ok_or(Error::NotFound)?;
+        self.measure_if_possible(ino).await;
+        let (ticket, edit) = {
+            let mut tree = lock(&self.tree);
+            if tree.child(parent, name)? != Some(ino) {
+                return Err(Error::NotFound);
+            }
+            self.check_removable(&tree, ino)?;
+            let path = tree.path(ino)?;
+            let (ticket, file) = self.journal.transact(Purpose::Work, |ledger| {
+                let (file, going) = self.go(ledger, &tree, ino, &path)?;
+                let mut entries = going.entries;
+                if going.leaves.is_none_or(|remote| remote != Remote::Absent) {
+                    let (file, mut tracked) = self.track_file(ledger, &tree, ino, &path)?;
+                    tracked.append(&mut entries);
+                    entries = tracked;
+                    let op = ledger.new_op();
+                    entries.push(Entry::Queue { op, what: QueuedOp::Delete { file, path: path.clone() } });
+                }
+                entries.extend(keep_directory(ledger, &tree, parent, name)?);
+                Ok((entries, file))
+            })?;
+            let edit = tree.file(ino)?.edit.clone();
+            if file.is_some() {
+                tree.file_mut(ino)?.file = file;
+            }
+            tree.remove(parent, name);
+            touch(&mut tree, parent);
+            (ticket, edit)
+        };
+        self.gone(ino, edit).await;
+        self.flusher.wake_commits();
+        self.journal.written(ticket).await
+    }
+
+    fn check_removable(&self, tree: &Tree, ino: Ino) -> Result<(), Error> {
+        let node = tree.node(ino)?;
+        let file = node.as_file()?;
+        if file.read_only {
+            return Err(Error::Denied("plaintext files of a mount with a key are read-only"));
+        }
+        let writing = node.writers > 0 && file.edit.as_ref().is_some_and(|edit| edit.is_dirty());
+        if writing && !self.is_advanced() {
+            return Err(Error::NotPermitted("a file that is being written can't be removed without --advanced-writes"));
+        }
+        Ok(())
+    }
+
+    /// The size is wanted only to know the old version better; a damaged or unreachable one can be removed all the same.
+    async fn measure_if_possible(&self, ino: Ino) {
+        if let Err(error) = self.measure(&[ino]).await {
+            tracing::debug!(%error, "removing a file whose size can't be read");
+        }
+    }
+
+    /// What becomes of a file whose name is about to go: entries, and what the source holds there.
+    fn go(&self, ledger: &Ledger, tree: &Tree, ino: Ino, path: &PlainPath) -> Result<(Option<FileNo>, Going), Error> {
+        let file = tree.file(ino)?;
+        let known = file.file.and_then(|no| ledger.file(no).map(|record| (no, record)));
+        let Some((no, record)) = known else {
+            let queued = ledger.overlapping(path).next().is_some();
+            let leaves = (!queued).then(|| remote_of(file.version, file.len));
+            return Ok((None, Going { entries: Vec::new(), leaves }));
+        };
+        // While operations of this file are queued, what lies at the name depends on them.
+        let leaves = (!ledger.is_mentioned(no)).then_some(record.remote);
+        let entries = leaves.map(|_| Entry::Move { file: no, path: None }).into_iter().collect();
+        Ok((Some(no), Going { entries, leaves }))
+    }
+
+    /// The file's number in the ledger, and the entries that make it known.
+    fn track_file(
+        &self,
+        ledger: &mut Ledger,
+        tree: &Tree,
+        ino: Ino,
+        path: &PlainPath,
+    ) -> Result<(FileNo, Vec<Entry>), Error> {
+        let file = tree.file(ino)?;
+        let remote = remote_of(file.version, file.len);
+        Ok(track(ledger, file.file, Some(path.clone()), remote, file.mtime))
+    }
+
+    /// After a file lost its name: its local content isn't flushed any more, and ends when nobody has it open.
+    async fn gone(&self, ino: Ino, edit: Option<Arc<Edit>>) {
+        let Some(edit) = edit else { return };
+        self.flusher.forget(edit.file);
+        if let Err(error) = self.end_if_idle(ino, &edit).await {
+            tracing::warn!(%error, "cannot give up the staging of a removed file");
+        }
+    }
+
+    /// Removes an empty directory.
+    pub async fn rmdir(&self, parent: Ino, name: &str) -> Result<(), Error> {
+        self.check_writable()?;
+        let ino = self.find_child(parent, name).await?.ok_or(Error::NotFound)?;
+        self.load(ino).await?;
+        let ticket = {
+            let mut tree = lock(&self.tree);
+            if tree.child(parent, name)? != Some(ino) {
+                return Err(Error::NotFound);
+            }
+            check_empty(&tree, ino)?;
+            let path = tree.path(ino)?;
+            let ticket = self.journal.transact(Purpose::Work, |ledger| {
+                let mut entries = remove_directory(ledger, &path);
+                entries.extend(keep_directory(ledger, &tree, parent, name)?);
+                Ok((entries, ()))
+            })?;
+            tree.remove(parent, name);
+            touch(&mut tree, parent);
+            ticket.0
+        };
+        self.flusher.wake_commits();
+        self.journal.written(ticket).await
+    }
+
+    /// Moves a file or a directory. `replace`: what is at the target goes, if it is of the same kind and, for a directory, empty.
+    pub async fn rename(
+        &self,
+        parent: Ino,
+        name: &str,
+        to_parent: Ino,
+        to_name: &str,
+        replace: bool,
+    ) -> Result<(), Error> {
+        self.check_new_name(to_parent, to_name)?;
+        for _ in 0..ATTEMPTS {
+            let source = self.find_child(parent, name).await?.ok_or(Error::NotFound)?;
+            let target = self.find_child(to_parent, to_name).await?;
+            if target.is_some() && !replace {
+                return Err(Error::Exists);
+            }
+            if target == Some(source) {
+                return Ok(());
+            }
+            let is_directory = lock(&self.tree).node(source)?.is_directory();
+            if is_directory {
+                self.load_below(source).await?;
+            } else {
+                self.measure_if_possible(source).await;
+            }
+            if let Some(target) = target {
+                if lock(&self.tree).node(target).is_ok_and(Node::is_directory) {
+                    self.load(target).await?;
+                } else {
+                    self.measure_if_possible(target).await;
+                }
+            }
+            let plan = Move { parent, name, to_parent, to_name, source, target };
+            let moved = if is_directory { self.move_directory(&plan)? } else { self.move_file(&plan)? };
+            let Some((ticket, replaced)) = moved else { continue };
+            if let Some(target) = target {
+                self.gone(target, replaced).await;
+            }
+            self.flusher.wake();
+            return self.journal.written(ticket).await;
+        }
+        Err(Error::TimedOut)
+    }
+
+    fn move_file(&self, plan: &Move<'_>) -> Result<Option<Moved>, Error> {
+        let mut tree = lock(&self.tree);
+        if !plan.holds(&tree)? {
+            return Ok(None);
+        }
+        let source = tree.file(plan.source)?;
+        if source.read_only {
+            return Err(Error::Denied("plaintext files of a mount with a key are read-only"));
+        }
+        if source.edit.is_none() && source.version.is_none() {
+            return Err(Error::Damaged);
+        }
+        let replaced = match plan.target {
+            Some(target) => {
+                self.check_removable(&tree, target)?;
+                let target = tree.file(target)?;
+                // Nothing overwrites a damaged file silently (format spec, section 5).
+                if target.edit.is_none() && (target.len == Len::Damaged || target.version.is_none()) {
+                    return Err(Error::Damaged);
+                }
+                target.edit.clone()
+            }
+            None => None,
+        };
+        let (from, to) = plan.paths(&tree)?;
+        let (ticket, (no, target_no)) = self.journal.transact(Purpose::Work, |ledger| {
+            let (no, target_no, mut entries) = self.file_move(ledger, &tree, plan, &from, &to)?;
+            entries.extend(plan.keep_parent(ledger, &tree)?);
+            Ok((entries, (no, target_no)))
+        })?;
+        tree.file_mut(plan.source)?.file = Some(no);
+        if let (Some(target), Some(no)) = (plan.target, target_no) {
+            tree.file_mut(target)?.file = Some(no);
+        }
+        plan.apply(&mut tree)?;
+        Ok(Some((ticket, replaced)))
+    }
+
+    /// Entries that move a file. One that the source has never seen moves here only: it is committed at the new path and nowhere else.
+    fn file_move(
+        &self,
+        ledger: &mut Ledger,
+        tree: &Tree,
+        plan: &Move<'_>,
+        from: &PlainPath,
+        to: &PlainPath,
+    ) -> Result<(FileNo, Option<FileNo>, Vec<Entry>), Error> {
+        let (no, mut entries) = self.track_file(ledger, tree, plan.source, from)?;
+        let unseen = ledger.file(no).is_some_and(|record| record.remote == Remote::Absent) && !ledger.is_mentioned(no);
+        let going = plan.target.map(|target| self.go(ledger, tree, target, to)).transpose()?;
+        let taken = match &going {
+            Some((_, going)) => going.leaves.map(|remote| (remote.replaced(), Vec::new())),
+            None => Some(self.take_over(ledger, to)),
+        };
+        if let (true, Some((remote, cancelled))) = (unseen, taken) {
+            entries.extend(cancelled);
+            let target_no = going.and_then(|(target, going)| {
+                entries.extend(going.entries);
+                // The place is the other file's now; what is left of this one is local.
+                entries.extend(target.map(|file| Entry::Remote { file, remote: Remote::Absent }));
+                target
+            });
+            entries.push(Entry::Move { file: no, path: Some(to.clone()) });
+            entries.push(Entry::Remote { file: no, remote });
+            return Ok((no, target_no, entries));
+        }
+        let mut target_no = None;
+        if let Some(target) = plan.target {
+            let (file, tracked) = self.track_file(ledger, tree, target, to)?;
+            entries.extend(tracked);
+            target_no = Some(file);
+        }
+        let what = QueuedOp::Rename { file: no, from: from.clone(), to: to.clone(), replaced: target_no };
+        entries.push(Entry::Queue { op: ledger.new_op(), what });
+        Ok((no, target_no, entries))
+    }
+
+    fn move_directory(&self, plan: &Move<'_>) -> Result<Option<Moved>, Error> {
+        let mut tree = lock(&self.tree);
+        if !plan.holds(&tree)? {
+            return Ok(None);
+        }
+        if let Some(target) = plan.target {
+            check_empty(&tree, target)?;
+        }
+        let (from, to) = plan.paths(&tree)?;
+        self.check_subtree(&tree, plan.source, &from, &to)?;
+        let (ticket, ()) = self.journal.transact(Purpose::Work, |ledger| {
+            let mut entries = if plan.target.is_some() { remove_directory(ledger, &to) } else { Vec::new() };
+            entries.extend(directory_move(ledger, &tree, plan.source, &from, &to)?);
+            entries.extend(plan.keep_parent(ledger, &tree)?);
+            Ok((entries, ()))
+        })?;
+        plan.apply(&mut tree)?;
+        Ok(Some((ticket, None)))
+    }
+
+    /// Whether everything below a directory can be moved: nothing that is read-only or unreadable, and every name storable at its new place.
+    fn check_subtree(&self, tree: &Tree, source: Ino, from: &PlainPath, to: &PlainPath) -> Result<(), Error> {
+        for ino in std::iter::once(source).chain(tree.below(source)) {
+            let node = tree.node(ino)?;
+            let (read_only, unreadable) = match node.as_directory() {
+                Ok(directory) => (directory.read_only, directory.unreadable),
+                Err(_) => (node.as_file()?.read_only, 0),
+            };
+            if read_only {
+                return Err(Error::Denied("plaintext entries of a mount with a key are read-only"));
+            }
+            if unreadable > 0 {
+                return Err(Error::Store(crate::store::Error::NotEmpty(unreadable)));
+            }
+            let path = tree.path(ino)?.rebase(from, to).ok_or(Error::NotFound)?;
+            let (parent, name) = path.split().ok_or(Error::Invalid("the root can't be moved"))?;
+            self.view.check_name(&parent, name)?;
+        }
+        Ok(())
+    }
+
+    /// Closes a handle that nobody will hear of.
+    pub async fn abandon(&self, handle: HandleNo) {
+        if let Err(error) = self.release(handle).await {
+            tracing::debug!(%error, "an abandoned handle was gone");
+        }
+    }
+}
+
+/// A rename, with what was found at both names.
+struct Move<'a> {
+    parent: Ino,
+    name: &'a str,
+    to_parent: Ino,
+    to_name: &'a str,
+    source: Ino,
+    target: Option<Ino>,
+}
+
+impl Move<'_> {
+    /// Whether what was found is still there, and the kinds fit.
+    fn holds(&self, tree: &Tree) -> Result<bool, Error> {
+        if tree.child(self.parent, self.name)? != Some(self.source)
+            || tree.child(self.to_parent, self.to_name)? != self.target
+        {
+            return Ok(false);
+        }
+        if tree.is_within(self.to_parent, self.source) {
+            return Err(Error::Invalid("a directory can't be moved into itself"));
+        }
+        let Some(target) = self.target else { return Ok(true) };
+        match (tree.node(self.source)?.is_directory(), tree.node(target)?.is_directory()) {
+            (true, false) => Err(Error::NotDirectory),
+            (false, true) => Err(Error::IsDirectory),
+            _ => Ok(true),
+        }
+    }
+
+    fn paths(&self, tree: &Tree) -> Result<(PlainPath, PlainPath), Error> {
+        Ok((tree.path(self.source)?, tree.path(self.to_parent)?.join(self.to_name)?))
+    }
+
+    fn keep_parent(&self, ledger: &Ledger, tree: &Tree) -> Result<Option<Entry>, Error> {
+        if self.parent == self.to_parent { Ok(None) } else { keep_directory(ledger, tree, self.parent, self.name) }
+    }
+
+    fn apply(&self, tree: &mut Tree) -> Result<(), Error> {
+        tree.relocate(self.source, self.to_parent, self.to_name)?;
+        touch(tree, self.parent);
+        touch(tree, self.to_parent);
+        tree.node_mut(self.source)?.looks.ctime = Some(SystemTime::now());
+        Ok(())
+    }
+}
+
+/// A name came or went.
+fn touch(tree: &mut Tree, directory: Ino) {
+    if let Ok(directory) = tree.directory_mut(directory) {
+        directory.mtime = SystemTime::now();
+    }
+}
+
+fn check_empty(tree: &Tree, ino: Ino) -> Result<(), Error> {
+    let directory = tree.directory(ino)?;
+    if directory.read_only {
+        return Err(Error::Denied("plaintext entries of a mount with a key are read-only"));
+    }
+    match directory.unreadable {
+        0 if directory.children.is_empty() => Ok(()),
+        0 => Err(Error::NotEmpty),
+        hidden => Err(Error::Store(crate::store::Error::NotEmpty(hidden))),
+    }
+}
+
+/// The source has directories only as long as something is in them; here one stays until it is removed.
+fn keep_directory(ledger: &Ledger, tree: &Tree, directory: Ino, leaving: &str) -> Result<Option<Entry>, Error> {
+    let path = tree.path(directory)?;
+    let empties = tree.directory(directory)?.children.keys().all(|name| name == leaving);
+    Ok((empties && !path.is_root() && !ledger.has_directory(&path)).then_some(Entry::Directory { path }))
+}
+
+/// Entries for an empty directory that goes. While operations below it are queued, the source still shows it.
+fn remove_directory(ledger: &mut Ledger, path: &PlainPath) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    if ledger.has_directory(path) {
+        entries.push(Entry::ForgetDirectory { path: path.clone() });
+    }
+    if ledger.overlapping(path).next().is_some() {
+        let op = ledger.new_op();
+        entries.push(Entry::Queue { op, what: QueuedOp::RemoveDirectory { path: path.clone() } });
+    }
+    entries
+}
+
+/// Entries that move a directory. Where the source has nothing of it, only our own notes move.
+fn directory_move(
+    ledger: &mut Ledger,
+    tree: &Tree,
+    source: Ino,
+    from: &PlainPath,
+    to: &PlainPath,
+) -> Result<Vec<Entry>, Error> {
+    let mut files = Vec::new();
+    let mut local = ledger.overlapping(from).chain(ledger.overlapping(to)).next().is_none();
+    for ino in tree.below(source) {
+        let Ok(file) = tree.file(ino) else { continue };
+        match file.file.and_then(|no| ledger.file(no).map(|record| (no, record))) {
+            Some((no, record)) if record.remote == Remote::Absent => files.push((no, tree.path(ino)?)),
+            _ => local = false,
+        }
+    }
+    if !local {
+        let what = QueuedOp::RenameDirectory { from: from.clone(), to: to.clone() };
+        return Ok(vec![Entry::Queue { op: ledger.new_op(), what }]);
+    }
+    let moved = |path: &PlainPath| path.rebase(from, to).ok_or(Error::NotFound);
+    let mut entries = Vec::new();
+    for path in ledger.directories_within(from) {
+        entries.push(Entry::ForgetDirectory { path: path.clone() });
+        entries.push(Entry::Directory { path: moved(path)? });
+    }
+    // It may have had no note of its own because of what is in it.
+    entries.push(Entry::Directory { path: to.clone() });
+    for (file, path) in files {
+        entries.push(Entry::Move { file, path: Some(moved(&path)?) });
+    }
+    Ok(entries)
+}

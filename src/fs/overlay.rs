@@ -1,0 +1,100 @@
+//! Lays queued operations over a listing of the source.
+//!
+//! While operations are queued, the source shows a past state. To list a local directory one asks: where does the source still keep what is
+//! now in this directory, and which names must be taken from local state whatever the source says? Both are answered by walking the
+//! queue from the newest operation back to the oldest.
+
+use super::ledger::{FileNo, Names, QueuedOp};
+use crate::store::PlainPath;
+use std::collections::BTreeMap;
+
+/// A child of a directory that the ledger knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LocalChild {
+    /// A file.
+    File(FileNo),
+    /// A directory: itself remembered, or above something that is.
+    Directory,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Overlay {
+    /// Directories of the source whose union is this directory. In this order they show every entry at least once, even while an operation is
+    /// moving entries from one to the next.
+    pub(super) sources: Vec<PlainPath>,
+    /// Names whose presence and kind local state decides.
+    pub(super) governed: Names,
+    /// Children that the ledger knows.
+    pub(super) children: BTreeMap<String, LocalChild>,
+}
+
+impl Overlay {
+    /// Adds what is at `below`, a NUL-separated path relative to the directory. A directory wins over a file of its name, as in a listing.
+    pub(super) fn add_child(&mut self, below: &str, file: Option<FileNo>) {
+        let (name, deeper) = match below.split_once('\0') {
+            Some((name, _)) => (name, true),
+            None => (below, false),
+        };
+        let child = match file {
+            Some(file) if !deeper => LocalChild::File(file),
+            _ => LocalChild::Directory,
+        };
+        if matches!(child, LocalChild::File(_)) {
+            self.governed.insert(name.to_owned());
+        }
+        let slot = self.children.entry(name.to_owned()).or_insert(child);
+        if child == LocalChild::Directory {
+            *slot = child;
+        }
+    }
+}
+
+/// The walk back through the queue.
+pub(super) struct Walk {
+    /// Where the directory's content was at the point the walk has reached.
+    now: Vec<PlainPath>,
+    /// Places that an operation may have filled already; nothing before it concerns them.
+    filled: Vec<PlainPath>,
+    governed: Names,
+}
+
+impl Walk {
+    /// Starts at the newest state.
+    pub(super) fn new(directory: &PlainPath) -> Self {
+        Self { now: vec![directory.clone()], filled: Vec::new(), governed: Names::default() }
+    }
+
+    /// Takes one operation back.
+    pub(super) fn step_back(&mut self, op: &QueuedOp) {
+        op.paths().for_each(|path| self.govern(path));
+        match op {
+            QueuedOp::Put { .. } | QueuedOp::Delete { .. } | QueuedOp::Rename { .. } => {}
+            // What the source shows there is on its way out.
+            QueuedOp::RemoveDirectory { path } => self.now.retain(|place| !place.is_within(path)),
+            QueuedOp::RenameDirectory { from, to } => {
+                self.now.retain(|place| !place.is_within(from));
+                for place in &mut self.now {
+                    if let Some(before) = place.rebase(to, from) {
+                        self.filled.push(std::mem::replace(place, before));
+                    }
+                }
+            }
+        }
+    }
+
+    fn govern(&mut self, path: &PlainPath) {
+        if let Some((parent, name)) = path.split()
+            && self.now.contains(&parent)
+        {
+            self.governed.insert(name.to_owned());
+        }
+    }
+
+    /// The oldest places come first: entries only move from older to newer ones.
+    pub(super) fn finish(mut self) -> Overlay {
+        self.filled.reverse();
+        self.now.append(&mut self.filled);
+        Overlay { sources: self.now, governed: self.governed, children: BTreeMap::new() }
+    }
+}

@@ -1,0 +1,69 @@
+//! The folder of a source's journal and pool, and the lock that keeps a second daemon out of it.
+
+use super::Error;
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// The folder, locked while this lives.
+pub(super) struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Folder {
+    /// Makes and locks the folder of a source below `cache_dir`.
+    pub(super) fn open(cache_dir: &Path, identity: &[u8; 32]) -> Result<Self, Error> {
+        let name: String = identity.iter().map(|byte| format!("{byte:02x}")).collect();
+        let path = cache_dir.join("staging").join(name);
+        DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path.join("lock"))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::Busy(owner(&mut file))),
+            Err(errno) => return Err(std::io::Error::from(errno).into()),
+        }
+        file.set_len(0)?;
+        file.seek(SeekFrom::Start(0))?;
+        write!(file, "{}", std::process::id())?;
+        Ok(Self { path, _lock: file })
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Who holds the lock; 0 where it hasn't said so yet.
+fn owner(file: &mut File) -> u32 {
+    let mut text = String::new();
+    let read = file.take(16).read_to_string(&mut text);
+    read.ok().and_then(|_| text.trim().parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_daemon_is_told_who_has_the_source() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Folder::open(dir.path(), &[1; 32]).unwrap();
+        match Folder::open(dir.path(), &[1; 32]) {
+            Err(Error::Busy(pid)) => assert_eq!(pid, std::process::id()),
+            _ => panic!("locked twice"),
+        }
+        assert!(Folder::open(dir.path(), &[2; 32]).is_ok());
+        drop(first);
+        assert!(Folder::open(dir.path(), &[1; 32]).is_ok());
+    }
+}

@@ -1,0 +1,753 @@
+//! What each operation means, seen from a program.
+
+use super::Mount;
+use crate::fs::memory_view::MemoryView;
+use crate::fs::{Access, Create, Error, Ino, SetAttr};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use time::OffsetDateTime;
+
+fn map(files: &[(&str, &[u8])]) -> std::collections::BTreeMap<String, Vec<u8>> {
+    files.iter().map(|(path, content)| ((*path).to_owned(), content.to_vec())).collect()
+}
+
+macro_rules! refused {
+    ($result:expr, $errno:ident) => {
+        match $result {
+            Ok(_) => panic!("not refused"),
+            Err(error) => assert_eq!(error.errno(), libc::$errno, "{error}"),
+        }
+    };
+}
+
+#[tokio::test]
+async fn a_written_file_reads_back_at_once_and_reaches_the_source_when_flushed() {
+    let mount = Mount::new().await;
+    let data: Vec<u8> = (0..200_000u32).map(|i| i as u8).collect();
+    mount.write("a", &data).await.unwrap();
+    assert_eq!(mount.read("a").await.unwrap(), data);
+    assert!(mount.remote().is_empty());
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("a", &data)]));
+    assert_eq!(mount.read("a").await.unwrap(), data);
+    assert_eq!(mount.stat("a").await.unwrap().len, 200_000);
+}
+
+#[tokio::test]
+async fn an_edit_in_the_middle_keeps_the_rest() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("a", &[b'x'; 150_000]);
+    mount.write_at("a", 70_000, b"yes").await.unwrap();
+    let mut expected = vec![b'x'; 150_000];
+    expected[70_000..70_003].copy_from_slice(b"yes");
+    assert_eq!(mount.read("a").await.unwrap(), expected);
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("a", &expected)]));
+}
+
+#[tokio::test]
+async fn a_write_behind_the_end_and_a_longer_truncation_fill_with_zeros() {
+    let mount = Mount::new().await;
+    mount.write("a", b"1").await.unwrap();
+    mount.write_at("a", 70_000, b"2").await.unwrap();
+    mount.truncate("a", 140_000).await.unwrap();
+    let mut expected = vec![0; 140_000];
+    (expected[0], expected[70_000]) = (b'1', b'2');
+    assert_eq!(mount.read("a").await.unwrap(), expected);
+    mount.truncate("a", 3).await.unwrap();
+    mount.truncate("a", 5).await.unwrap();
+    assert_eq!(mount.read("a").await.unwrap(), b"1\0\0\0\0");
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("a", b"1\0\0\0\0")]));
+}
+
+#[tokio::test]
+async fn appends_go_to_the_end_whatever_offset_the_kernel_thinks() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("log", b"one ");
+    let handle = mount.open("log", libc::O_WRONLY | libc::O_APPEND).await.unwrap();
+    mount.put(handle, 0, b"two ").await.unwrap();
+    mount.put(handle, 1, b"three").await.unwrap();
+    mount.close(handle).await.unwrap();
+    assert_eq!(mount.read("log").await.unwrap(), b"one two three");
+}
+
+#[tokio::test]
+async fn creating_exclusively_refuses_what_is_there() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("there", b"");
+    refused!(mount.open("there", libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL).await, EEXIST);
+    mount.write("new", b"").await.unwrap();
+    refused!(mount.open("new", libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL).await, EEXIST);
+}
+
+#[tokio::test]
+async fn an_empty_file_is_a_file() {
+    let mount = Mount::new().await;
+    mount.write("empty", b"").await.unwrap();
+    mount.view.put_foreign("full", b"full");
+    mount.truncate("full", 0).await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("empty", b""), ("full", b"")]));
+}
+
+#[tokio::test]
+async fn a_removed_file_stays_readable_and_writable_while_it_is_open() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("clean", b"clean");
+    mount.write("dirty", b"dirty").await.unwrap();
+    let clean = mount.open("clean", libc::O_RDONLY).await.unwrap();
+    let dirty = mount.open("dirty", libc::O_RDWR).await.unwrap();
+    mount.unlink("clean").await.unwrap();
+    mount.unlink("dirty").await.unwrap();
+    assert!(mount.names("").await.is_empty());
+    mount.put(dirty, 5, b" more").await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.read_all(clean).await.unwrap(), b"clean");
+    assert_eq!(mount.read_all(dirty).await.unwrap(), b"dirty more");
+    mount.close(clean).await.unwrap();
+    mount.close(dirty).await.unwrap();
+    assert!(mount.remote().is_empty());
+    mount.staging_empties().await;
+}
+
+#[tokio::test]
+async fn a_file_removed_before_its_flush_never_reaches_the_source() {
+    let mount = Mount::new().await;
+    mount.write("a", b"secret").await.unwrap();
+    mount.unlink("a").await.unwrap();
+    mount.flush().await;
+    assert!(mount.view.take_commits().is_empty());
+}
+
+#[tokio::test]
+async fn removing_and_making_again_is_one_change_at_the_source() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("a", b"old");
+    let held = mount.view.hold_commits().await;
+    mount.unlink("a").await.unwrap();
+    // Only where the removal isn't under way yet can it be taken back; either way the result is the new file.
+    mount.write("a", b"new").await.unwrap();
+    drop(held);
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("a", b"new")]));
+    assert_eq!(mount.vfs.status().conflicts, 0);
+}
+
+#[tokio::test]
+async fn an_editor_that_writes_aside_and_renames_commits_once() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("a", b"old");
+    mount.write("a.tmp", b"new").await.unwrap();
+    mount.rename("a.tmp", "a").await.unwrap();
+    assert_eq!(mount.names("").await, ["a"]);
+    assert_eq!(mount.read("a").await.unwrap(), b"new");
+    mount.flush().await;
+    let commits = mount.view.take_commits();
+    assert_eq!(commits.iter().map(Vec::len).sum::<usize>(), 1);
+    assert_eq!(mount.remote(), map(&[("a", b"new")]));
+}
+
+#[tokio::test]
+async fn an_editor_that_keeps_a_backup_ends_with_both() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("a", b"old");
+    mount.rename("a", "a~").await.unwrap();
+    mount.write("a", b"new").await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("a", b"new"), ("a~", b"old")]));
+    mount.unlink("a~").await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("a", b"new")]));
+}
+
+#[tokio::test]
+async fn renaming_a_file_moves_it_and_replaces_the_target() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("a", b"a");
+    mount.view.put_foreign("d/b", b"b");
+    refused!(mount.rename_as("a", "d/b", false).await, EEXIST);
+    mount.rename("a", "d/b").await.unwrap();
+    refused!(mount.stat("a").await, ENOENT);
+    assert_eq!(mount.read("d/b").await.unwrap(), b"a");
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("d/b", b"a")]));
+    refused!(mount.rename("d/b", "d").await, EISDIR);
+    refused!(mount.rename("d", "d/b").await, EINVAL);
+}
+
+#[tokio::test]
+async fn a_dirty_file_renamed_before_its_flush_is_committed_at_the_new_path_only() {
+    let mount = Mount::new().await;
+    mount.write("a", b"1").await.unwrap();
+    mount.rename("a", "b").await.unwrap();
+    mount.rename("b", "c").await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("c", b"1")]));
+    let paths: Vec<_> = mount.view.take_commits().into_iter().flatten().map(|op| op.path.as_str().to_owned()).collect();
+    assert_eq!(paths, ["c"]);
+}
+
+#[tokio::test]
+async fn an_edited_file_renamed_before_its_flush_leaves_the_old_path() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("a", b"old");
+    mount.write_at("a", 0, b"new").await.unwrap();
+    mount.rename("a", "b").await.unwrap();
+    mount.write_at("b", 3, b"er").await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("b", b"newer")]));
+}
+
+#[tokio::test]
+async fn a_directory_moves_with_everything_in_it() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("d/x/one", b"1");
+    mount.view.put_foreign("d/two", b"2");
+    mount.write("d/x/three", b"3").await.unwrap();
+    mount.mkdir("d/empty").await.unwrap();
+    mount.write_at("d/two", 1, b"!").await.unwrap();
+    mount.mkdir("e").await.unwrap();
+    mount.rename("d", "e/f").await.unwrap();
+    let before = mount.tree().await;
+    let keys: Vec<_> = before.keys().map(String::as_str).collect();
+    assert_eq!(keys, ["e", "e/f", "e/f/empty", "e/f/two", "e/f/x", "e/f/x/one", "e/f/x/three"]);
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("e/f/two", b"2!"), ("e/f/x/one", b"1"), ("e/f/x/three", b"3")]));
+    assert_eq!(mount.tree().await, before);
+}
+
+#[tokio::test]
+async fn a_renamed_directory_lists_the_same_before_during_and_after() {
+    let mount = Mount::new().await;
+    for i in 0..20 {
+        mount.view.put_foreign(&format!("d/{i}"), b"x");
+    }
+    mount.view.put_foreign("d/gone", b"x");
+    let held = mount.view.hold_commits().await;
+    mount.unlink("d/gone").await.unwrap();
+    mount.rename("d", "e").await.unwrap();
+    mount.mkdir("d").await.unwrap();
+    mount.write("d/new", b"n").await.unwrap();
+    assert_eq!(mount.names("e").await.len(), 20);
+    assert_eq!(mount.names("d").await, ["new"]);
+    assert_eq!(mount.names("").await, ["d", "e"]);
+    drop(held);
+    mount.flush().await;
+    assert_eq!(mount.names("e").await.len(), 20);
+    assert_eq!(mount.names("d").await, ["new"]);
+    assert_eq!(mount.remote().len(), 21);
+}
+
+#[tokio::test]
+async fn a_directory_can_replace_an_empty_one_only() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("a/f", b"");
+    mount.view.put_foreign("b/f", b"");
+    refused!(mount.rename("a", "b").await, ENOTEMPTY);
+    mount.view.put_foreign("file", b"");
+    refused!(mount.rename("a", "file").await, ENOTDIR);
+    mount.unlink("b/f").await.unwrap();
+    mount.rename("a", "b").await.unwrap();
+    assert_eq!(mount.names("").await, ["b", "file"]);
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("b/f", b""), ("file", b"")]));
+}
+
+#[tokio::test]
+async fn directories_stay_until_they_are_removed() {
+    let mount = Mount::new().await;
+    mount.mkdir("empty").await.unwrap();
+    mount.view.put_foreign("d/f", b"");
+    mount.unlink("d/f").await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.names("").await, ["d", "empty"]);
+    refused!(mount.mkdir("empty").await, EEXIST);
+    refused!(mount.unlink("empty").await, EISDIR);
+    mount.rmdir("empty").await.unwrap();
+    mount.rmdir("d").await.unwrap();
+    assert!(mount.names("").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_directory_that_is_not_empty_is_not_removed() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("d/f", b"");
+    refused!(mount.rmdir("d").await, ENOTEMPTY);
+    refused!(mount.rmdir("d/f").await, ENOTDIR);
+    mount.mkdir("hidden").await.unwrap();
+    mount.view.set_unreadable("hidden", 3);
+    refused!(mount.rmdir("hidden").await, ENOTEMPTY);
+    refused!(mount.rename("hidden", "moved").await, ENOTEMPTY);
+}
+
+#[tokio::test]
+async fn a_removed_tree_stays_removed_while_the_source_still_has_it() {
+    let mount = Mount::new().await;
+    for i in 0..5 {
+        mount.view.put_foreign(&format!("d/{i}"), b"x");
+    }
+    let held = mount.view.hold_commits().await;
+    for i in 0..5 {
+        mount.unlink(&format!("d/{i}")).await.unwrap();
+    }
+    mount.rmdir("d").await.unwrap();
+    assert!(mount.names("").await.is_empty());
+    mount.mkdir("d").await.unwrap();
+    assert!(mount.names("d").await.is_empty());
+    mount.write("d/1", b"new").await.unwrap();
+    assert_eq!(mount.names("d").await, ["1"]);
+    drop(held);
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("d/1", b"new")]));
+}
+
+#[tokio::test]
+async fn what_others_change_appears_and_what_they_remove_goes() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("a", b"1");
+    assert_eq!(mount.read("a").await.unwrap(), b"1");
+    mount.view.put_foreign("a", b"22");
+    mount.view.put_foreign("b", b"");
+    assert_eq!(mount.stat("a").await.unwrap().len, 2);
+    assert_eq!(mount.read("a").await.unwrap(), b"22");
+    mount.view.delete_foreign("a");
+    assert_eq!(mount.names("").await, ["b"]);
+    mount.view.delete_foreign("b");
+    mount.view.put_foreign("b/c", b"");
+    assert!(mount.stat("b").await.unwrap().is_directory);
+}
+
+#[tokio::test]
+async fn a_reader_stays_with_the_version_it_opened() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("a", b"first version");
+    let old = mount.find("a").await.unwrap();
+    let handle = mount.open("a", libc::O_RDONLY).await.unwrap();
+    assert_eq!(&mount.vfs.read(handle, 0, 5).await.unwrap()[..], b"first");
+    mount.view.put_foreign("a", b"other content");
+    assert_eq!(mount.read("a").await.unwrap(), b"other content");
+    assert_eq!(mount.read_all(handle).await.unwrap(), b"first version");
+    // The kernel's pages belong to an inode: two versions that are open at once can't be one.
+    assert_ne!(mount.find("a").await.unwrap(), old);
+}
+
+#[tokio::test]
+async fn a_reader_follows_our_own_writes() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("a", b"first");
+    let handle = mount.open("a", libc::O_RDONLY).await.unwrap();
+    assert_eq!(mount.read_all(handle).await.unwrap(), b"first");
+    mount.write("a", b"second").await.unwrap();
+    assert_eq!(mount.read_all(handle).await.unwrap(), b"second");
+    mount.flush().await;
+    assert_eq!(mount.read_all(handle).await.unwrap(), b"second");
+}
+
+#[tokio::test]
+async fn pages_are_kept_only_over_the_same_content() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("a", b"1");
+    let ino = mount.find("a").await.unwrap();
+    let open = async || {
+        let opened = mount.vfs.open(mount.find("a").await.unwrap(), Access::from_flags(libc::O_RDONLY)).await.unwrap();
+        mount.vfs.release(opened.handle).await.unwrap();
+        opened.keep_cache
+    };
+    assert!(!open().await);
+    assert!(open().await);
+    mount.view.put_foreign("a", b"2");
+    assert!(!open().await);
+    assert_eq!(mount.find("a").await.unwrap(), ino);
+}
+
+#[tokio::test]
+async fn a_directory_is_paged_as_it_was_when_it_was_opened() {
+    let mount = Mount::new().await;
+    for name in ["a", "b", "c"] {
+        mount.view.put_foreign(name, b"");
+    }
+    let handle = mount.vfs.opendir(Ino::ROOT).await.unwrap();
+    mount.unlink("a").await.unwrap();
+    mount.write("b2", b"").await.unwrap();
+    let mut seen: Vec<(String, u64)> = Vec::new();
+    loop {
+        let offset = seen.last().map_or(0, |(_, next)| *next);
+        let mut page = Vec::new();
+        let one = |entry: &crate::fs::Listed, next| {
+            page.push((entry.name.clone(), next));
+            true
+        };
+        mount.vfs.readdir(handle, offset, one).unwrap();
+        if page.is_empty() {
+            break;
+        }
+        seen.append(&mut page);
+    }
+    let seen: Vec<_> = seen.into_iter().map(|(name, _)| name).collect();
+    assert_eq!(seen, [".", "..", "a", "b", "c"]);
+}
+
+#[tokio::test]
+async fn listing_with_attributes_counts_a_reference_for_each_entry_taken() {
+    let mount = Mount::new().await;
+    mount.view.hide_sizes();
+    mount.view.put_foreign("a", b"123");
+    mount.view.put_foreign("b", b"4");
+    let handle = mount.vfs.opendir(Ino::ROOT).await.unwrap();
+    mount.vfs.measure_page(handle, 0).await.unwrap();
+    let mut lens = Vec::new();
+    mount
+        .vfs
+        .readdirplus(handle, 2, |entry, attr, _| {
+            lens.push((entry.name.clone(), attr.len, attr.is_certain));
+            entry.name == "b"
+        })
+        .unwrap();
+    assert_eq!(lens, [("a".into(), 3, true), ("b".into(), 1, true)]);
+    let (a, b) = (mount.find("a").await.unwrap(), mount.find("b").await.unwrap());
+    mount.vfs.releasedir(handle).unwrap();
+    mount.unlink("a").await.unwrap();
+    mount.unlink("b").await.unwrap();
+    assert!(mount.vfs.getattr(a).await.is_ok(), "the kernel still has it");
+    refused!(mount.vfs.getattr(b).await, ENOENT);
+    mount.vfs.forget(a, 1);
+    refused!(mount.vfs.getattr(a).await, ENOENT);
+}
+
+#[tokio::test]
+async fn a_size_that_cannot_be_read_fails_the_lookup_but_not_the_listing() {
+    let mount = Mount::with(|options| options.metadata_ttl = Duration::from_secs(60)).await;
+    mount.view.hide_sizes();
+    mount.view.put_foreign("a", b"123");
+    assert_eq!(mount.names("").await, ["a"]);
+    mount.view.set_offline(true);
+    refused!(mount.vfs.lookup(Ino::ROOT, "a").await, EIO);
+    let handle = mount.vfs.opendir(Ino::ROOT).await.unwrap();
+    mount.vfs.measure_page(handle, 0).await.unwrap();
+    let mut certain = Vec::new();
+    mount
+        .vfs
+        .readdirplus(handle, 2, |_, attr, _| {
+            certain.push(attr.is_certain);
+            false
+        })
+        .unwrap();
+    assert_eq!(certain, [false]);
+}
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_listed_is_an_error_not_an_empty_one() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("a", b"");
+    mount.view.set_offline(true);
+    refused!(mount.list("").await, EIO);
+    refused!(mount.stat("a").await, EIO);
+    refused!(mount.stat("nothing").await, EIO);
+}
+
+#[tokio::test]
+async fn local_files_can_be_used_without_the_source() {
+    let mount = Mount::new().await;
+    mount.write("a", b"1").await.unwrap();
+    mount.view.set_offline(true);
+    mount.write_at("a", 1, b"2").await.unwrap();
+    assert_eq!(mount.read("a").await.unwrap(), b"12");
+    let drained = mount.vfs.flush(Some(Duration::from_millis(50))).await;
+    assert_eq!((drained.flushed, drained.pending), (0, 1));
+    let status = mount.vfs.status();
+    assert_eq!((status.pending_files, status.pending_bytes, status.parked_files), (1, 2, 0));
+    assert!(status.last_error.unwrap().contains("unplugged"));
+    mount.view.set_offline(false);
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("a", b"12")]));
+}
+
+#[tokio::test]
+async fn plaintext_entries_of_a_mount_with_a_key_are_read_only() {
+    let mount = Mount::new().await;
+    for path in ["plain", "own", "d/f"] {
+        mount.view.put_foreign(path, b"text");
+    }
+    mount.view.set_read_only("plain");
+    mount.view.set_read_only("d");
+    refused!(mount.open("plain", libc::O_WRONLY).await, EACCES);
+    refused!(mount.open("plain", libc::O_RDONLY | libc::O_TRUNC).await, EACCES);
+    refused!(mount.write("plain", b"").await, EACCES);
+    refused!(mount.truncate("plain", 0).await, EACCES);
+    refused!(mount.unlink("plain").await, EACCES);
+    refused!(mount.rename("plain", "new").await, EACCES);
+    refused!(mount.rename("own", "plain").await, EACCES);
+    refused!(mount.rename("d", "e").await, EACCES);
+    mount.write("d/new", b"encrypted").await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.read("plain").await.unwrap(), b"text");
+    assert_eq!(mount.remote()["d/new"], b"encrypted");
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_shown_but_nothing_overwrites_it() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("bad", b"garbage");
+    mount.view.put_foreign("good", b"good");
+    mount.view.set_damaged("bad");
+    assert_eq!(mount.stat("bad").await.unwrap().len, 0);
+    refused!(mount.read("bad").await, EIO);
+    refused!(mount.open("bad", libc::O_WRONLY | libc::O_TRUNC).await, EIO);
+    refused!(mount.truncate("bad", 0).await, EIO);
+    refused!(mount.rename("good", "bad").await, EIO);
+    let create = Create { access: Access::from_flags(libc::O_WRONLY), exclusive: false, mode: None };
+    refused!(mount.vfs.create(Ino::ROOT, "bad", create).await, EIO);
+    mount.unlink("bad").await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("good", b"good")]));
+}
+
+#[tokio::test]
+async fn a_read_only_mount_changes_nothing() {
+    let mount = Mount::with(|options| options.read_only = true).await;
+    mount.view.put_foreign("a", b"a");
+    assert_eq!(mount.read("a").await.unwrap(), b"a");
+    assert_eq!(mount.stat("a").await.unwrap().mode, 0o444);
+    refused!(mount.write("a", b"").await, EROFS);
+    refused!(mount.write("b", b"").await, EROFS);
+    refused!(mount.mkdir("d").await, EROFS);
+    refused!(mount.unlink("a").await, EROFS);
+    refused!(mount.rename("a", "b").await, EROFS);
+    refused!(mount.truncate("a", 0).await, EROFS);
+}
+
+#[tokio::test]
+async fn names_that_cannot_be_stored_are_refused_before_anything_changes() {
+    let mount = Mount::new().await;
+    mount.write("a", b"").await.unwrap();
+    let long = "x".repeat(256);
+    refused!(mount.write(&long, b"").await, ENAMETOOLONG);
+    refused!(mount.mkdir(&long).await, ENAMETOOLONG);
+    refused!(mount.rename("a", &long).await, ENAMETOOLONG);
+    refused!(mount.vfs.mkdir(Ino::ROOT, "..", None).await, EINVAL);
+    refused!(mount.write(".DS_Store", b"").await, EACCES);
+    refused!(mount.mkdir("._x").await, EACCES);
+    refused!(mount.rename("a", "Thumbs.db").await, EACCES);
+    assert_eq!(mount.names("").await, ["a"]);
+}
+
+#[tokio::test]
+async fn a_file_cannot_grow_beyond_the_limit() {
+    let mount = Mount::new().await;
+    mount.write("a", b"").await.unwrap();
+    refused!(mount.truncate("a", 1 << 60).await, EFBIG);
+    refused!(mount.write_at("a", 1 << 60, b"x").await, EFBIG);
+    assert_eq!(mount.stat("a").await.unwrap().len, 0);
+}
+
+#[tokio::test]
+async fn the_time_set_on_a_file_before_its_flush_is_committed() {
+    let mount = Mount::new().await;
+    mount.write("a", b"1").await.unwrap();
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let ino = mount.find("a").await.unwrap();
+    let set = SetAttr { mtime: Some(time), mode: Some(0o600), ..SetAttr::default() };
+    let attr = mount.vfs.setattr(ino, set).await.unwrap();
+    assert_eq!((attr.mtime, attr.mode), (time, 0o600));
+    mount.flush().await;
+    assert_eq!(mount.view.mtime("a"), OffsetDateTime::from(time));
+    assert_eq!(mount.stat("a").await.unwrap().mode, 0o600);
+}
+
+#[tokio::test]
+async fn extended_attributes_tell_side_and_hash() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("a", b"a");
+    let ino = mount.find("a").await.unwrap();
+    assert_eq!(mount.vfs.getxattr(ino, "user.hf.encrypted").unwrap(), b"0");
+    let hash = crate::fs::memory_view::content_hash(b"a").to_string();
+    assert_eq!(mount.vfs.getxattr(ino, "user.hf.hash").unwrap(), hash.as_bytes());
+    refused!(mount.vfs.getxattr(ino, "user.other"), ENODATA);
+    mount.write_at("a", 0, b"b").await.unwrap();
+    refused!(mount.vfs.getxattr(ino, "user.hf.hash"), ENODATA);
+    assert_eq!(mount.vfs.listxattr(ino).unwrap(), b"user.hf.encrypted\0");
+    refused!(mount.vfs.getxattr(Ino::ROOT, "user.hf.hash"), ENODATA);
+}
+
+#[tokio::test]
+async fn handles_do_only_what_they_were_opened_for() {
+    let mount = Mount::new().await;
+    mount.write("a", b"1").await.unwrap();
+    let reader = mount.open("a", libc::O_RDONLY).await.unwrap();
+    let writer = mount.open("a", libc::O_WRONLY).await.unwrap();
+    refused!(mount.put(reader, 0, b"x").await, EBADF);
+    refused!(mount.vfs.read(writer, 0, 1).await, EBADF);
+    mount.close(reader).await.unwrap();
+    refused!(mount.vfs.read(reader, 0, 1).await, EBADF);
+}
+
+#[tokio::test]
+async fn streaming_writes_are_at_the_source_when_close_returns() {
+    let mount = Mount::with(|options| options.advanced_writes = false).await;
+    mount.write("a", b"all").await.unwrap();
+    assert_eq!(mount.remote(), map(&[("a", b"all")]));
+    mount.write("a", b"again").await.unwrap();
+    assert_eq!(mount.remote(), map(&[("a", b"again")]));
+}
+
+#[tokio::test]
+async fn streaming_writes_refuse_what_they_cannot_do() {
+    let mount = Mount::with(|options| options.advanced_writes = false).await;
+    mount.view.put_foreign("a", b"old");
+    refused!(mount.open("a", libc::O_WRONLY).await, EPERM);
+    refused!(mount.truncate("a", 1).await, EPERM);
+    let handle = mount.open("b", libc::O_WRONLY | libc::O_CREAT).await.unwrap();
+    mount.put(handle, 0, b"12").await.unwrap();
+    refused!(mount.put(handle, 5, b"3").await, EINVAL);
+    refused!(mount.unlink("b").await, EPERM);
+    mount.put(handle, 2, b"3").await.unwrap();
+    mount.close(handle).await.unwrap();
+    mount.unlink("b").await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("a", b"old")]));
+}
+
+#[tokio::test]
+async fn a_streaming_close_reports_what_the_source_said() {
+    let mount = Mount::with(|options| options.advanced_writes = false).await;
+    mount.view.set_trouble(Some(crate::fs::memory_view::Trouble::Forbidden));
+    refused!(mount.write("a", b"all").await, EACCES);
+    assert_eq!(mount.vfs.status().parked_files, 1);
+    mount.view.set_trouble(None);
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("a", b"all")]));
+}
+
+#[tokio::test]
+async fn a_refused_file_is_parked_and_holds_up_nobody() {
+    let mount = Mount::new().await;
+    mount.view.set_trouble(Some(crate::fs::memory_view::Trouble::Forbidden));
+    mount.write("a", b"1").await.unwrap();
+    let drained = mount.vfs.flush(Some(Duration::from_secs(20))).await;
+    assert_eq!((drained.flushed, drained.pending), (0, 1));
+    assert_eq!(mount.vfs.status().parked_files, 1);
+    mount.view.set_trouble(None);
+    mount.write("b", b"2").await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("a", b"1"), ("b", b"2")]));
+}
+
+#[tokio::test]
+async fn a_file_is_flushed_after_a_quiet_while_by_itself() {
+    let mount = Mount::with(|options| options.flush_debounce = Duration::from_millis(20)).await;
+    mount.write("a", b"1").await.unwrap();
+    for _ in 0..1000 {
+        if !mount.remote().is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(mount.remote(), map(&[("a", b"1")]));
+}
+
+#[tokio::test]
+async fn a_file_written_while_it_is_flushed_is_flushed_again() {
+    let mount = Mount::new().await;
+    mount.write("a", b"1").await.unwrap();
+    let held = mount.view.hold_commits().await;
+    let vfs = mount.vfs.clone();
+    let flush = tokio::spawn(async move { vfs.flush(Some(Duration::from_secs(20))).await });
+    while mount.vfs.journal.ledger().ops().count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    mount.write_at("a", 1, b"2").await.unwrap();
+    drop(held);
+    flush.await.unwrap();
+    assert_eq!(mount.remote(), map(&[("a", b"1")]));
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("a", b"12")]));
+}
+
+#[tokio::test]
+async fn names_change_while_a_commit_is_under_way() {
+    let mount = Mount::new().await;
+    for (name, then) in [("moved", 0), ("removed", 1), ("replaced", 2)] {
+        mount.write(name, name.as_bytes()).await.unwrap();
+        let held = mount.view.hold_commits().await;
+        let vfs = mount.vfs.clone();
+        let flush = tokio::spawn(async move { vfs.flush(Some(Duration::from_secs(20))).await });
+        while mount.vfs.journal.ledger().ops().count() == 0 {
+            tokio::task::yield_now().await;
+        }
+        match then {
+            0 => mount.rename(name, "new name").await.unwrap(),
+            1 => mount.unlink(name).await.unwrap(),
+            _ => {
+                mount.write("other", b"other").await.unwrap();
+                mount.rename("other", name).await.unwrap();
+            }
+        }
+        drop(held);
+        flush.await.unwrap();
+        mount.flush().await;
+    }
+    assert_eq!(mount.remote(), map(&[("new name", b"moved"), ("replaced", b"other")]));
+    assert_eq!(mount.vfs.status().conflicts, 0);
+}
+
+#[tokio::test]
+async fn staging_is_empty_when_all_is_flushed_and_closed() {
+    let mount = Mount::new().await;
+    for i in 0..30 {
+        mount.write(&format!("f{i}"), &[b'x'; 100_000]).await.unwrap();
+    }
+    mount.flush().await;
+    mount.staging_empties().await;
+    assert!(mount.vfs.journal.ledger().is_blank());
+}
+
+#[tokio::test]
+async fn a_second_mount_of_the_source_is_refused_while_the_first_lives() {
+    let mount = Mount::new().await;
+    let view: Arc<dyn crate::store::View> = MemoryView::new(false);
+    let second = crate::fs::Vfs::start(view, mount.options.clone()).await;
+    assert!(matches!(second, Err(Error::Busy(pid)) if pid == std::process::id()));
+}
+
+#[tokio::test]
+async fn sequential_reads_of_a_long_file_give_its_bytes() {
+    let mount = Mount::new().await;
+    let data: Vec<u8> = (0..9_000_000u32).map(|i| (i / 251) as u8 ^ i as u8).collect();
+    mount.view.put_foreign("a", &data);
+    assert_eq!(mount.read("a").await.unwrap(), data);
+    let handle = mount.open("a", libc::O_RDONLY).await.unwrap();
+    // As the kernel sends them: in parallel, out of order.
+    let reads = (0..90u64).map(|i| {
+        if i % 3 == 0 {
+            i + 1
+        } else if i % 3 == 1 {
+            i - 1
+        } else {
+            i
+        }
+    });
+    let reads = reads.map(|i| {
+        let vfs = mount.vfs.clone();
+        async move { (i, vfs.read(handle, i * 100_000, 100_000).await.unwrap()) }
+    });
+    for (i, bytes) in futures::future::join_all(reads).await {
+        let at = i as usize * 100_000;
+        assert_eq!(bytes, data[at..at + 100_000]);
+    }
+}
+
+#[tokio::test]
+async fn a_stalled_read_does_not_hold_up_others() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("slow", b"slow");
+    mount.write("local", b"local").await.unwrap();
+    let handle = mount.open("slow", libc::O_RDONLY).await.unwrap();
+    let held = mount.view.hold_reads().await;
+    let vfs = mount.vfs.clone();
+    let stalled = tokio::spawn(async move { vfs.read(handle, 0, 4).await });
+    assert_eq!(mount.read("local").await.unwrap(), b"local");
+    assert_eq!(mount.stat("slow").await.unwrap().len, 4);
+    drop(held);
+    assert_eq!(&stalled.await.unwrap().unwrap()[..], b"slow");
+}

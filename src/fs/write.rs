@@ -1,0 +1,334 @@
+//! Opening, writing, cutting, and what `close` and `fsync` promise.
+//!
+//! Two ways of writing. *Advanced* (always with a key): any offset, staged, committed later. *Streaming* (a plain mount without
+//! `--advanced-writes`): a new or emptied file, written in order, committed when it is closed, whose errors `close` reports.
+//! Both go through the same staging from the first byte.
+
+use super::edit::Edit;
+use super::handle::{Access, FileHandle, HandleNo, Opened};
+use super::inode::{Cached, File, Ino};
+use super::journal::Purpose;
+use super::ledger::{Entry, FileNo, Ledger, Remote};
+use super::{Error, Vfs, lock};
+use crate::store::{DraftState, Len, PlainPath, Version};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+use time::OffsetDateTime;
+
+/// A file is at most this long (8 TiB): what is behind the last byte is stored, so a longer one can't be meant.
+const MAX_LEN: u64 = 8 << 40;
+
+impl Vfs {
+    /// Whether files may be written at any offset.
+    pub(super) fn is_advanced(&self) -> bool {
+        self.options.advanced_writes || self.view.key_id().is_some()
+    }
+
+    /// Opens a file.
+    pub async fn open(&self, ino: Ino, access: Access) -> Result<Opened, Error> {
+        if access.changes() {
+            self.check_writable()?;
+        }
+        self.measure(&[ino]).await?;
+        self.register_open(ino, access)?;
+        let opened = self.open_registered(ino, access).await;
+        if opened.is_err() {
+            lock(&self.tree).closed(ino, access.write);
+        }
+        opened
+    }
+
+    fn register_open(&self, ino: Ino, access: Access) -> Result<(), Error> {
+        let mut tree = lock(&self.tree);
+        let file = tree.file(ino)?;
+        if file.edit.is_none() && (file.len == Len::Damaged || file.version.is_none()) {
+            return Err(Error::Damaged);
+        }
+        if file.read_only && access.changes() {
+            return Err(Error::Denied("plaintext files of a mount with a key are read-only"));
+        }
+        if access.write && !access.truncate && !self.is_advanced() && !is_new(file) {
+            return Err(Error::NotPermitted("an existing file is opened for writing without --advanced-writes"));
+        }
+        tree.opened(ino, access.write)
+    }
+
+    async fn open_registered(&self, ino: Ino, access: Access) -> Result<Opened, Error> {
+        let handle = FileHandle::new(ino, access);
+        if access.truncate {
+            self.cut(ino, 0).await?;
+        } else if access.read && lock(&self.tree).file(ino)?.edit.is_none() {
+            // Opened here and now, so that the handle stays with this version, and a file that can't be read says so to `open`.
+            self.pin(&handle).await?;
+        }
+        let mut tree = lock(&self.tree);
+        let file = tree.file_mut(ino)?;
+        let now = match (&file.edit, file.version) {
+            (Some(edit), _) => Some(Cached::Edit(edit.file)),
+            (None, version) => version.map(Cached::Version),
+        };
+        Ok(Opened::new(self.handles.add_file(handle), &mut file.cached, now))
+    }
+
+    /// Writes all of `data`. With `append`, `offset` counts for nothing.
+    pub async fn write(&self, handle: HandleNo, offset: u64, data: Bytes) -> Result<usize, Error> {
+        let handle = self.handles.file(handle)?;
+        if !handle.access.write {
+            return Err(Error::BadHandle);
+        }
+        self.check_writable()?;
+        loop {
+            let edit = self.edit(handle.ino).await?;
+            let mut guard = edit.writer().await;
+            let Some(draft) = guard.as_mut() else { continue };
+            let offset = if handle.access.append { draft.len() } else { offset };
+            let end = offset.checked_add(data.len() as u64).filter(|end| *end <= MAX_LEN);
+            end.ok_or(Error::TooLarge)?;
+            if !self.is_advanced() && offset != draft.len() {
+                return Err(Error::Invalid("without --advanced-writes a file is written in order"));
+            }
+            let outcome = edit.write(draft, offset, &data, &self.journal, &self.pool).await;
+            drop(guard);
+            self.changed(handle.ino, &edit);
+            return outcome.map(|()| data.len());
+        }
+    }
+
+    /// Sets the size of a file.
+    pub async fn truncate(&self, ino: Ino, len: u64) -> Result<(), Error> {
+        self.check_writable()?;
+        if len > MAX_LEN {
+            return Err(Error::TooLarge);
+        }
+        self.measure(&[ino]).await?;
+        {
+            let tree = lock(&self.tree);
+            let file = tree.file(ino)?;
+            if file.read_only {
+                return Err(Error::Denied("plaintext files of a mount with a key are read-only"));
+            }
+            if len != 0 && file.size().0 != len && !self.is_advanced() {
+                return Err(Error::NotPermitted("a file is resized without --advanced-writes"));
+            }
+        }
+        self.cut(ino, len).await
+    }
+
+    /// Changes the size, and waits until a crash can't undo it.
+    async fn cut(&self, ino: Ino, len: u64) -> Result<(), Error> {
+        loop {
+            let edit = self.edit(ino).await?;
+            let mut guard = edit.writer().await;
+            let Some(draft) = guard.as_mut() else { continue };
+            // The same size is no change, but an emptied file is a new version whatever it was.
+            if draft.len() == len && !(len == 0 && edit.generation() == 0) {
+                return Ok(());
+            }
+            draft.truncate(len).await?;
+            edit.change(draft);
+            let ticket = edit.settle_locked(draft, &self.journal, &self.pool).await;
+            drop(guard);
+            self.changed(ino, &edit);
+            return self.journal.written(ticket?).await;
+        }
+    }
+
+    /// What follows every change of content.
+    fn changed(&self, ino: Ino, edit: &Arc<Edit>) {
+        let has_name = {
+            let mut tree = lock(&self.tree);
+            let node = tree.node_mut(ino);
+            node.map(|node| {
+                node.looks.mtime = None;
+                node.looks.ctime = None;
+                node.place.is_some()
+            })
+        };
+        if has_name.unwrap_or(false) {
+            self.flusher.touch(edit);
+        }
+    }
+
+    /// A file's local content; begins it where there is none.
+    pub(super) async fn edit(&self, ino: Ino) -> Result<Arc<Edit>, Error> {
+        self.measure(&[ino]).await?;
+        let mut tree = lock(&self.tree);
+        let path = tree.path(ino).ok();
+        let file = tree.file_mut(ino)?;
+        if let Some(edit) = &file.edit {
+            return Ok(edit.clone());
+        }
+        let (Some(version), Len::Known(len)) = (file.version, file.len) else { return Err(Error::Damaged) };
+        let mtime = file.mtime.unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        let state = DraftState { len, base: Some((version, len)), ..DraftState::default() };
+        let draft = self.view.draft(state.clone(), self.pool.clone())?;
+        let known = file.file;
+        let (ticket, no) = self.journal.transact(Purpose::Work, |ledger| {
+            let (no, mut entries) = track(ledger, known, path, Remote::Own(version, len), Some(mtime));
+            entries.push(Entry::Begin { file: no, state, generation: 0, mtime });
+            Ok((entries, no))
+        })?;
+        let edit = Arc::new(Edit::new(no, draft, mtime, 0, 0, ticket));
+        edit.set_ino(ino);
+        file.file = Some(no);
+        file.edit = Some(edit.clone());
+        self.flusher.add(edit.clone());
+        Ok(edit)
+    }
+
+    /// How long the source may take over what a handle has written, at a MiB a second on top of the deadline; zero: as long as it likes.
+    pub fn patience(&self, handle: HandleNo) -> Duration {
+        let len =
+            self.handles.file(handle).ok().and_then(|handle| Some(lock(&self.tree).file(handle.ino).ok()?.size().0));
+        self.options.reply_deadline.saturating_add(Duration::from_secs(len.unwrap_or(0) >> 20))
+    }
+
+    /// What `close` of any descriptor does: all that was written is where `kill -9` can't reach it; in streaming mode, at the source.
+    pub async fn flush_file(&self, handle: HandleNo) -> Result<(), Error> {
+        let handle = self.handles.file(handle)?;
+        if !handle.access.write {
+            return Ok(());
+        }
+        let Some(edit) = lock(&self.tree).file(handle.ino)?.edit.clone() else { return Ok(()) };
+        let ticket = edit.settle(&self.journal, &self.pool).await?;
+        self.journal.written(ticket).await?;
+        if !self.is_advanced() && self.has_name(handle.ino) {
+            self.flusher.commit_now(&edit).await?;
+        }
+        Ok(())
+    }
+
+    /// All that was written to the file is safe from a power cut; with `--fsync remote`, at the source.
+    pub async fn fsync(&self, handle: HandleNo) -> Result<(), Error> {
+        let handle = self.handles.file(handle)?;
+        let Some(edit) = lock(&self.tree).file(handle.ino)?.edit.clone() else {
+            return self.sync_journal().await;
+        };
+        let ticket = edit.settle(&self.journal, &self.pool).await?;
+        self.journal.synced(ticket).await?;
+        if self.options.fsync_remote && self.has_name(handle.ino) {
+            self.flusher.commit_now(&edit).await?;
+        }
+        Ok(())
+    }
+
+    /// All operations on names so far are safe from a power cut.
+    pub async fn fsyncdir(&self) -> Result<(), Error> {
+        self.sync_journal().await
+    }
+
+    pub(super) async fn sync_journal(&self) -> Result<(), Error> {
+        self.journal.synced(self.journal.last()).await
+    }
+
+    fn has_name(&self, ino: Ino) -> bool {
+        lock(&self.tree).path(ino).is_ok()
+    }
+
+    /// Closes a handle.
+    pub async fn release(&self, handle: HandleNo) -> Result<(), Error> {
+        let handle = self.handles.remove_file(handle)?;
+        let (edit, writers) = {
+            let mut tree = lock(&self.tree);
+            let edit = tree.file(handle.ino).ok().and_then(|file| file.edit.clone());
+            tree.closed(handle.ino, handle.access.write);
+            (edit, tree.node(handle.ino).map_or(0, |node| node.writers))
+        };
+        let Some(edit) = edit else { return Ok(()) };
+        if self.end_if_idle(handle.ino, &edit).await? || writers > 0 || !handle.access.write {
+            return Ok(());
+        }
+        edit.cool(|state| Ok(self.view.draft(state, self.pool.clone())?)).await
+    }
+
+    /// Ends local content that isn't needed: of a file without a name once nobody has it open, else once the source has it and nobody writes.
+    /// Says whether it did.
+    pub(super) async fn end_if_idle(&self, ino: Ino, edit: &Arc<Edit>) -> Result<bool, Error> {
+        if !self.is_idle(ino, edit) {
+            return Ok(false);
+        }
+        let ended = edit
+            .end(&self.journal, &self.pool, |end| {
+                let mut tree = lock(&self.tree);
+                if !is_idle(&tree, ino, edit) {
+                    return Ok(false);
+                }
+                end()?;
+                if let Ok(file) = tree.file_mut(ino)
+                    && file.edit.as_ref().is_some_and(|now| Arc::ptr_eq(now, edit))
+                {
+                    file.edit = None;
+                }
+                Ok(true)
+            })
+            .await?;
+        if ended {
+            self.flusher.remove(edit);
+        }
+        Ok(ended)
+    }
+
+    /// The same for local content that a restart brought back and nobody has looked at: it has no inode yet.
+    pub(super) async fn end_if_unseen(&self, edit: &Arc<Edit>) -> Result<bool, Error> {
+        let ended = edit
+            .end(&self.journal, &self.pool, |end| {
+                // An inode is made for it under this lock.
+                let _tree = lock(&self.tree);
+                let over = edit.ino().is_none() && !edit.is_dirty();
+                if over {
+                    end()?;
+                }
+                Ok(over)
+            })
+            .await?;
+        if ended {
+            self.flusher.remove(edit);
+        }
+        Ok(ended)
+    }
+
+    fn is_idle(&self, ino: Ino, edit: &Edit) -> bool {
+        is_idle(&lock(&self.tree), ino, edit)
+    }
+}
+
+fn is_idle(tree: &super::inode::Tree, ino: Ino, edit: &Edit) -> bool {
+    let Ok(node) = tree.node(ino) else { return true };
+    let ours = node.as_file().is_ok_and(|file| file.edit.as_ref().is_some_and(|now| now.file == edit.file));
+    if !ours || node.place.is_none() {
+        return node.opens == 0;
+    }
+    node.writers == 0 && !edit.is_dirty()
+}
+
+/// Whether streaming writes may go on: the file was made or emptied by a writer that hasn't closed it.
+fn is_new(file: &File) -> bool {
+    file.edit.as_ref().is_some_and(|edit| edit.is_dirty())
+}
+
+/// The file's number in the ledger, and the entry that makes it known where it isn't.
+pub(super) fn track(
+    ledger: &mut Ledger,
+    known: Option<FileNo>,
+    path: Option<PlainPath>,
+    remote: Remote,
+    mtime: Option<OffsetDateTime>,
+) -> (FileNo, Vec<Entry>) {
+    match known.filter(|no| ledger.file(*no).is_some()) {
+        Some(no) => (no, Vec::new()),
+        None => {
+            let no = ledger.new_file();
+            (no, vec![Entry::Track { file: no, path, remote, mtime }])
+        }
+    }
+}
+
+/// What the source holds of a clean file.
+pub(super) fn remote_of(version: Option<Version>, len: Len) -> Remote {
+    match (version, len) {
+        (Some(version), Len::Known(len)) => Remote::Own(version, len),
+        (Some(version), Len::Unread | Len::Damaged) => Remote::Replaced(version.hash),
+        (None, _) => Remote::Unhashed,
+    }
+}
