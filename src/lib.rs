@@ -10,7 +10,9 @@
 //! | [`hub`] | the Hub client and the embedded Hub; knows nothing of encryption |
 //! | [`store`] | where they meet: a source as plaintext paths, sizes and byte ranges |
 //! | [`fs`] | inodes, handles, staging, journal, flush; the FUSE front end |
+//! | [`cli`] | arguments, daemon, progress, exit codes |
 
+pub mod cli;
 pub mod crypto;
 pub mod fs;
 pub mod hub;

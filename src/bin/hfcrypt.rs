@@ -1,0 +1,5 @@
+//! See `hfcrypt::cli::hfcrypt`.
+
+fn main() -> std::process::ExitCode {
+    hfcrypt::cli::hfcrypt::hfcrypt()
+}

@@ -1,0 +1,397 @@
+//! Options that several commands share: the Hub, the key, the mount.
+
+use super::exit::{Exit, Failure, Outcome};
+use crate::crypto::geometry::Padding;
+use crate::crypto::{Format, Keys, keyfile};
+use crate::hub::token::TokenProvider;
+use crate::hub::{BucketId, Endpoint};
+use crate::store::{OpenOptions, Source};
+use clap::{Args, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use zeroize::Zeroizing;
+
+/// Which Hub, as whom.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+pub struct HubArgs {
+    /// Which Hub.
+    #[arg(long, global = true, value_name = "URL", help = ENDPOINT_HELP)]
+    pub hub_endpoint: Option<String>,
+    /// Token file, read again for each request
+    #[arg(long, global = true, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Token; other users may see it in the process list, so prefer HF_TOKEN or --token-file
+    #[arg(long, global = true, value_name = "TOKEN")]
+    pub hf_token: Option<TokenArg>,
+}
+
+/// A token from the command line: wiped on drop, hidden from Debug.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct TokenArg(Zeroizing<String>);
+
+impl std::str::FromStr for TokenArg {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(Zeroizing::new(text.to_owned())))
+    }
+}
+
+impl std::fmt::Debug for TokenArg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TokenArg(hidden)")
+    }
+}
+
+/// Not a doc comment: those take a bare address for a link that somebody forgot.
+const ENDPOINT_HELP: &str = "Hub: https://…, http://…, or file:///some/dir for an embedded one [default: $HF_ENDPOINT, else https://huggingface.co]";
+
+/// The Hub that is used when nothing else is said.
+const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
+
+impl HubArgs {
+    /// Takes over what the environment says, so that another process can be handed the result.
+    pub fn resolved(mut self) -> Self {
+        let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        self.hub_endpoint =
+            Some(self.hub_endpoint.or_else(|| env("HF_ENDPOINT")).unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()));
+        self
+    }
+
+    /// Opens the endpoint.
+    pub async fn open(&self) -> Outcome<Arc<Endpoint>> {
+        let text = self.hub_endpoint.as_deref().unwrap_or(DEFAULT_ENDPOINT);
+        let env = |name: &str| std::env::var(name).ok();
+        let token = TokenProvider::resolve(
+            self.token_file.clone(),
+            self.hf_token.as_ref().map(|token| token.0.to_string()),
+            &env,
+        );
+        Ok(Arc::new(Endpoint::open(text, token).await?))
+    }
+}
+
+/// `--encryption-algorithm`.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Algorithm {
+    /// AEGIS-128X2, the only one.
+    #[value(name = "aegis-128x2")]
+    Aegis128x2,
+}
+
+/// `--encryption-format`.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FormatArg {
+    /// That of the public fork; shows exact sizes.
+    #[value(name = "1")]
+    V1,
+    /// Sealed sizes, long names.
+    #[value(name = "2")]
+    V2,
+}
+
+impl From<FormatArg> for Format {
+    fn from(arg: FormatArg) -> Self {
+        match arg {
+            FormatArg::V1 => Format::V1,
+            FormatArg::V2 => Format::V2,
+        }
+    }
+}
+
+/// `--size-padding`.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PaddingArg {
+    /// As few records as the format allows.
+    None,
+    /// Rounded up by Padmé.
+    Padme,
+}
+
+impl From<PaddingArg> for Padding {
+    fn from(arg: PaddingArg) -> Self {
+        match arg {
+            PaddingArg::None => Padding::None,
+            PaddingArg::Padme => Padding::Padme,
+        }
+    }
+}
+
+/// How new files are written.
+#[derive(Args, Clone, Debug, Serialize, Deserialize)]
+pub struct FormatArgs {
+    /// Content encryption
+    #[arg(long, global = true, value_enum, default_value = "aegis-128x2")]
+    pub encryption_algorithm: Algorithm,
+    /// Format of new files; both are always read
+    #[arg(long, global = true, value_enum, default_value = "2")]
+    pub encryption_format: FormatArg,
+    /// Hide sizes further by adding records (format 2)
+    #[arg(long, global = true, value_enum, default_value = "none")]
+    pub size_padding: PaddingArg,
+}
+
+impl FormatArgs {
+    /// Format 1 has nowhere to put padding.
+    pub fn check(&self) -> Outcome {
+        if self.encryption_format == FormatArg::V1 && self.size_padding == PaddingArg::Padme {
+            return Err(Failure::new(Exit::Usage, "--size-padding padme needs --encryption-format 2"));
+        }
+        Ok(())
+    }
+}
+
+/// A source with a key, or without one.
+#[derive(Args, Clone, Debug, Serialize, Deserialize)]
+pub struct SourceArgs {
+    /// Key file: everything is encrypted on this machine
+    #[arg(long, global = true, value_name = "FILE", env = "HFCRYPT_KEY_FILE")]
+    pub encryption_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "a doc comment on a flattened field would become the help text of the group")]
+    pub format: FormatArgs,
+    /// Hide the bucket's plaintext
+    #[arg(long, global = true)]
+    pub encrypted_only: bool,
+    /// Start a further key in a bucket that this key can't read
+    #[arg(long, global = true)]
+    pub new_key: bool,
+    /// Make a missing bucket, private
+    #[arg(long, global = true)]
+    pub create: bool,
+}
+
+impl SourceArgs {
+    /// What [`crate::store::open`] is to be told.
+    pub fn options(&self, read_only: bool, cache_dir: &Path) -> Outcome<OpenOptions> {
+        self.format.check()?;
+        let keys = self.encryption_key_file.as_deref().map(read_keys).transpose()?;
+        if keys.is_none() && (self.encrypted_only || self.new_key) {
+            return Err(Failure::new(Exit::Usage, "--encrypted-only and --new-key need --encryption-key-file"));
+        }
+        Ok(OpenOptions {
+            keys,
+            format: Some(self.format.encryption_format.into()),
+            padding: self.format.size_padding.into(),
+            encrypted_only: self.encrypted_only,
+            new_key: self.new_key,
+            create: self.create,
+            read_only,
+            cache_dir: Some(cache_dir.to_owned()),
+        })
+    }
+}
+
+/// Reads a key file and derives its keys; warnings go to stderr.
+pub fn read_keys(path: &Path) -> Outcome<Arc<Keys>> {
+    Ok(Arc::new(Keys::derive(&read_key_file(path)?.master)))
+}
+
+/// Reads and parses a key file; warnings go to stderr.
+pub fn read_key_file(path: &Path) -> Outcome<keyfile::KeyFile> {
+    let fail = |e: std::io::Error| Failure::new(Exit::Usage, format!("cannot read key file {}: {e}", path.display()));
+    let file = File::open(path).map_err(fail)?;
+    let metadata = file.metadata().map_err(fail)?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(keyfile::MAX_LEN + 1));
+    file.take(keyfile::MAX_LEN as u64 + 1).read_to_end(&mut bytes).map_err(fail)?;
+    let parsed = keyfile::parse(&bytes).map_err(|e| Failure::from(e).about(path.display()))?;
+    for warning in &parsed.warnings {
+        eprintln!("warning: key file {}: {warning}", super::term::escape(&path.display().to_string()));
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        if metadata.is_file() && metadata.mode() & 0o077 != 0 {
+            eprintln!(
+                "warning: key file {}: other users may read it (chmod 600)",
+                super::term::escape(&path.display().to_string())
+            );
+        }
+    }
+    Ok(parsed)
+}
+
+/// What to mount, and where.
+#[derive(Subcommand, Clone, Debug, Serialize, Deserialize)]
+pub enum SourceCommand {
+    /// A storage bucket
+    Bucket {
+        /// namespace/bucket[/sub/folder]
+        source: String,
+        /// An empty folder; a missing last component is made
+        mountpoint: PathBuf,
+    },
+    /// A model, dataset or space (not in this version)
+    Repo {
+        /// [datasets/|spaces/]namespace/name[/sub/folder]
+        source: String,
+        /// An empty folder
+        mountpoint: PathBuf,
+    },
+}
+
+impl SourceCommand {
+    /// The source and the mount point.
+    pub fn parse(&self) -> Outcome<(Source, &Path)> {
+        match self {
+            Self::Bucket { source, mountpoint } => Ok((parse_bucket(source)?, mountpoint)),
+            Self::Repo { .. } => Err(Failure::new(
+                Exit::Usage,
+                "mounting repositories comes with a later version; this one mounts buckets",
+            )),
+        }
+    }
+}
+
+/// `namespace/bucket[/sub/folder]`, also as `hf://buckets/…`.
+pub fn parse_bucket(text: &str) -> Outcome<Source> {
+    let path = text.strip_prefix("hf://buckets/").unwrap_or(text).trim_end_matches('/');
+    let usage = || {
+        Failure::new(Exit::Usage, format!("{text:?} is no bucket"))
+            .hint("a bucket is namespace/name, with a folder behind it if you like: me/data/run1")
+    };
+    let mut parts = path.splitn(3, '/');
+    let (Some(namespace), Some(name)) = (parts.next(), parts.next()) else { return Err(usage()) };
+    if matches!(namespace, "datasets" | "spaces" | "models") {
+        let hint = "a repository is mounted with `repo`, not `bucket`";
+        return Err(Failure::new(Exit::NotFound, format!("{text:?} is a repository, not a bucket")).hint(hint));
+    }
+    let id = BucketId::new(namespace, name).map_err(|_| usage())?;
+    let prefix = parts.next().unwrap_or("");
+    crate::store::PlainPath::new(prefix).map_err(|_| usage())?;
+    Ok(Source::Bucket { id, prefix: prefix.to_owned() })
+}
+
+/// `--fsync`.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fsync {
+    /// On this machine's disk.
+    Local,
+    /// On the Hub.
+    Remote,
+}
+
+/// How a mount behaves.
+#[derive(Args, Clone, Debug, Serialize, Deserialize)]
+pub struct MountArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "see SourceArgs")]
+    pub hub: HubArgs,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "see SourceArgs")]
+    pub source: SourceArgs,
+    /// Folder of caches, staging files and journals [default: $XDG_CACHE_HOME/hf-mount]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Use FUSE (the only backend of this version)
+    #[arg(long, global = true)]
+    pub fuse: bool,
+    /// Use NFS (not in this version: exit code 7)
+    #[arg(long, global = true)]
+    pub nfs: bool,
+    /// Refuse all writes
+    #[arg(long, global = true)]
+    pub read_only: bool,
+    /// Random writes through staging files and an asynchronous flush; a key implies it
+    #[arg(long, global = true)]
+    pub advanced_writes: bool,
+    /// How long file metadata is cached, milliseconds
+    #[arg(long, global = true, default_value_t = 10_000, value_name = "MS")]
+    pub metadata_ttl_ms: u64,
+    /// Check metadata on every access
+    #[arg(long, global = true)]
+    pub metadata_ttl_minimal: bool,
+    /// Quiet time before a file is flushed, milliseconds
+    #[arg(long, global = true, default_value_t = 2_000, value_name = "MS")]
+    pub flush_debounce_ms: u64,
+    /// Longest time a changed file waits for its flush, milliseconds
+    #[arg(long, global = true, default_value_t = 30_000, value_name = "MS")]
+    pub flush_max_batch_window_ms: u64,
+    /// Longest flush at SIGTERM, `stop` or `umount`, milliseconds; what is left stays in the journal
+    #[arg(long, global = true, default_value_t = 45_000, value_name = "MS")]
+    pub flush_shutdown_timeout_ms: u64,
+    /// Longest wait of one file operation for the Hub, milliseconds
+    #[arg(long, global = true, default_value_t = 30_000, value_name = "MS")]
+    pub read_fetch_timeout_ms: u64,
+    /// What fsync waits for
+    #[arg(long, global = true, value_enum, default_value = "local")]
+    pub fsync: Fsync,
+    /// Threads that read kernel requests
+    #[arg(long, global = true, default_value_t = 16, value_name = "N")]
+    pub max_threads: usize,
+    /// Bypass the kernel's page cache
+    #[arg(long, global = true)]
+    pub direct_io: bool,
+    /// Let .DS_Store, Thumbs.db and the like be created
+    #[arg(long, global = true)]
+    pub no_filter_os_files: bool,
+    /// Owner of all files [default: this user]
+    #[arg(long, global = true, value_name = "UID")]
+    pub uid: Option<u32>,
+    /// Group of all files [default: this user's]
+    #[arg(long, global = true, value_name = "GID")]
+    pub gid: Option<u32>,
+    /// Let other users in, on a mount with a key too
+    #[arg(long, global = true)]
+    pub fuse_allow_other: bool,
+    /// Keep other users out, on a mount without a key too
+    #[arg(long, global = true, conflicts_with = "fuse_allow_other")]
+    pub fuse_owner_only: bool,
+}
+
+impl MountArgs {
+    /// The folder of caches, staging files and journals.
+    pub fn cache_dir(&self) -> Outcome<PathBuf> {
+        match &self.cache_dir {
+            Some(dir) => Ok(dir.clone()),
+            None => Ok(super::dirs::cache_home()?.join("hf-mount")),
+        }
+    }
+
+    /// NFS isn't built yet.
+    pub fn check_backend(&self) -> Outcome {
+        if self.nfs {
+            let message = "the NFS backend comes with a later version";
+            return Err(Failure::new(Exit::System, message).hint("leave --nfs away: FUSE is used"));
+        }
+        Ok(())
+    }
+
+    /// Whether other users may see the mount: with a key only when asked, without one as upstream does.
+    pub fn allow_other(&self) -> bool {
+        self.fuse_allow_other
+            || (self.source.encryption_key_file.is_none()
+                && !self.fuse_owner_only
+                && rustix::process::geteuid().is_root())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bucket_sources_are_split_into_id_and_folder() {
+        let Source::Bucket { id, prefix } = parse_bucket("hf://buckets/me/data/run 1/x/").unwrap();
+        assert_eq!((id.to_string().as_str(), prefix.as_str()), ("me/data", "run 1/x"));
+        assert_eq!(
+            parse_bucket("me/data").unwrap(),
+            Source::Bucket { id: "me/data".parse().unwrap(), prefix: String::new() }
+        );
+    }
+
+    #[test]
+    fn what_is_no_bucket_is_refused_with_the_right_code() {
+        for (text, exit) in [
+            ("data", Exit::Usage),
+            ("me/da ta", Exit::Usage),
+            ("me/data//x", Exit::Usage),
+            ("datasets/me/data", Exit::NotFound),
+        ] {
+            assert_eq!(parse_bucket(text).unwrap_err().exit, exit, "{text}");
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Exit codes and the one sentence that goes with each failure (docs/cli.md).
+//!
+//! One table per layer maps its errors to a code; nothing is flattened before it gets here.
+
+use super::term;
+use crate::{crypto, fs, hub, store, xet};
+use std::process::ExitCode;
+
+/// The exit codes that scripts may rely on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[repr(u8)]
+pub enum Exit {
+    /// Another failure.
+    Failure = 1,
+    /// Wrong usage.
+    Usage = 2,
+    /// Source not found, or of the wrong kind.
+    NotFound = 3,
+    /// No access at the Hub (token, permission).
+    NoAccess = 4,
+    /// Network or service unavailable after retries.
+    Unavailable = 5,
+    /// Mount point missing, busy or not empty.
+    MountPoint = 6,
+    /// Something of the system is missing (fuse, helper, privilege).
+    System = 7,
+    /// Disk full, or a quota reached.
+    Full = 8,
+    /// Unknown format version.
+    NewerFormat = 10,
+    /// Wrong key or passphrase.
+    WrongKey = 12,
+    /// Integrity failure.
+    Integrity = 20,
+    /// Conflicts were kept.
+    Conflicts = 21,
+    /// `verify` found problems.
+    Problems = 26,
+    /// Uploads are still pending.
+    Pending = 75,
+    /// Interrupted.
+    Interrupted = 130,
+}
+
+/// A failure as the user sees it: a code, a sentence, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Failure {
+    /// The exit code.
+    pub exit: Exit,
+    /// What failed, on which object, why. Lower case, no full stop.
+    pub message: String,
+    /// The next step.
+    pub hint: Option<String>,
+}
+
+/// What a command returns.
+pub type Outcome<T = ()> = Result<T, Failure>;
+
+impl Failure {
+    /// A failure without a hint.
+    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into(), hint: None }
+    }
+
+    /// With a hint.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// With the object it is about in front.
+    pub fn about(mut self, object: impl std::fmt::Display) -> Self {
+        self.message = format!("{object}: {}", self.message);
+        self
+    }
+
+    /// Prints it and gives the process's exit code.
+    pub fn report(&self) -> ExitCode {
+        eprintln!("error: {}", term::escape(&self.message));
+        if let Some(hint) = &self.hint {
+            eprintln!("hint: {}", term::escape(hint));
+        }
+        ExitCode::from(self.exit as u8)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        use std::io::ErrorKind as K;
+        let exit = match error.kind() {
+            K::StorageFull | K::QuotaExceeded | K::FileTooLarge => Exit::Full,
+            _ => Exit::Failure,
+        };
+        Self::new(exit, error.to_string())
+    }
+}
+
+/// What to do about bytes that don't authenticate.
+const INTEGRITY_HINT: &str = "altered, or made with another key; `hfcrypt verify` lists what is damaged";
+
+impl From<crypto::Error> for Failure {
+    fn from(error: crypto::Error) -> Self {
+        use crypto::Error as E;
+        let message = error.to_string();
+        match error {
+            E::Unauthentic | E::UnauthenticRecord(_) | E::BytesBehindEnd(_) | E::Malformed(_) | E::FormatMismatch => {
+                Self::new(Exit::Integrity, message).hint(INTEGRITY_HINT)
+            }
+            E::NewerVersion(_) => Self::new(Exit::NewerFormat, message).hint("install a newer hfcrypt"),
+            E::KeyFile(_) => Self::new(Exit::Usage, message)
+                .hint("a key file is 32 raw bytes or 64 hex digits; `hfcrypt keygen` makes one"),
+            E::NameTooLong(_) | E::NameInvalid(_) => Self::new(Exit::Usage, message),
+            E::OutOfRange | E::Random(_) => Self::new(Exit::Failure, message),
+        }
+    }
+}
+
+impl From<&hub::Error> for Failure {
+    fn from(error: &hub::Error) -> Self {
+        use hub::Error as E;
+        let message = error.to_string();
+        let transient = error.is_transient();
+        match error {
+            E::InvalidId(_) => Self::new(Exit::Usage, message),
+            E::Endpoint { .. } => {
+                Self::new(Exit::Usage, message).hint("an endpoint is https://…, http://… or file:///some/dir")
+            }
+            E::BucketNotFound(_) => Self::new(Exit::NotFound, message)
+                .hint("check the name and that the token may see it; `--create` makes a missing bucket"),
+            E::NotABucket { .. } => {
+                Self::new(Exit::NotFound, message).hint("a bucket is made with `hf buckets create` or `--create`")
+            }
+            E::Conflict(_) => Self::new(Exit::Failure, message),
+            E::Unauthorized(_) => Self::new(Exit::NoAccess, message)
+                .hint("log in with `hf auth login`, or set HF_TOKEN or `--token-file`"),
+            E::Forbidden(_) => {
+                Self::new(Exit::NoAccess, message).hint("the token needs write permission for this bucket")
+            }
+            E::TokenFile { .. } => Self::new(Exit::NoAccess, message),
+            E::Quota(_) => Self::new(Exit::Full, message),
+            E::Partial { source, .. } => Self::from(&**source),
+            E::Network(_) | E::Malformed(_) => Self::new(Exit::Unavailable, message),
+            E::Status { .. } if transient => Self::new(Exit::Unavailable, message),
+            E::Status { .. } | E::Local(_) => Self::new(Exit::Failure, message),
+        }
+    }
+}
+
+impl From<hub::Error> for Failure {
+    fn from(error: hub::Error) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<xet::Error> for Failure {
+    fn from(error: xet::Error) -> Self {
+        use xet::Error as E;
+        let message = error.to_string();
+        let transient = error.is_transient();
+        match error {
+            E::Malformed { .. } | E::HashMismatch { .. } => Self::new(Exit::Integrity, message).hint(INTEGRITY_HINT),
+            E::NotFound(_) => Self::new(Exit::NotFound, message),
+            E::Unauthorized | E::Forbidden(_) => Self::new(Exit::NoAccess, message),
+            // A token that the Hub won't give is the Hub's failure, with its code.
+            E::Token(source) => match source.downcast_ref::<std::sync::Arc<hub::Error>>() {
+                Some(error) => Self::from(&**error),
+                None => Self::new(Exit::Unavailable, message),
+            },
+            E::Network(_) => Self::new(Exit::Unavailable, message),
+            E::Status { .. } if transient => Self::new(Exit::Unavailable, message),
+            E::Io(source) => source.into(),
+            E::RangeNotSatisfiable | E::Status { .. } => Self::new(Exit::Failure, message),
+        }
+    }
+}
+
+impl From<store::Error> for Failure {
+    fn from(error: store::Error) -> Self {
+        use store::Error as E;
+        let message = error.to_string();
+        match error {
+            E::Hub(source) => source.into(),
+            E::Cas(source) | E::Corrupt(source) => source.into(),
+            E::Unauthentic(source) | E::Crypto(source) => source.into(),
+            E::Io(source) => source.into(),
+            E::WrongKey { .. } => Self::new(Exit::WrongKey, message)
+                .hint("use the key this bucket was written with, or `--new-key` to start a further one in it"),
+            E::NotFound => Self::new(Exit::NotFound, message),
+            E::InvalidName | E::NameTooLong => Self::new(Exit::Usage, message),
+            E::ReadOnly | E::NotEmpty(_) | E::NoContent | E::LengthMismatch | E::WrongSide | E::Refused(_) => {
+                Self::new(Exit::Failure, message)
+            }
+        }
+    }
+}
+
+impl From<fs::Error> for Failure {
+    fn from(error: fs::Error) -> Self {
+        use fs::Error as E;
+        let message = error.to_string();
+        match error {
+            E::Store(source) => source.into(),
+            E::Staging(source) => Failure::from(source).about("staging"),
+            E::Busy(_) => {
+                Self::new(Exit::MountPoint, message).hint("stop the other mount first: `hf-mount status` lists it")
+            }
+            E::Mount(_) => Self::new(Exit::System, message),
+            E::MountBusy => Self::new(Exit::MountPoint, message),
+            _ => Self::new(Exit::Failure, message),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_that_the_hub_denies_is_no_access_at_the_cas_too() {
+        let denied = std::sync::Arc::new(hub::Error::Forbidden("read only".into()));
+        assert_eq!(Failure::from(xet::Error::Token(Box::new(denied))).exit, Exit::NoAccess);
+    }
+
+    #[test]
+    fn a_raised_version_is_10_and_everything_else_that_fails_to_authenticate_is_20() {
+        assert_eq!(Failure::from(crypto::Error::NewerVersion(3)).exit, Exit::NewerFormat);
+        for error in [crypto::Error::Unauthentic, crypto::Error::UnauthenticRecord(0), crypto::Error::FormatMismatch] {
+            assert_eq!(Failure::from(store::Error::from(error)).exit, Exit::Integrity);
+        }
+    }
+}

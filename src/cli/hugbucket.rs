@@ -1,0 +1,198 @@
+//! `hugbucket`: serves an embedded Hub directory. (The S3 and FTP gateways come with later versions.)
+
+use super::exit::{Exit, Failure, Outcome};
+use super::{CommonArgs, print_json, run};
+use crate::cli::term::say;
+use crate::hub::local::{LocalHub, Role, ServeOptions};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+const EXAMPLES: &str = "\
+Examples:
+  hugbucket hub --dir /srv/hub                           serve it; HF_ENDPOINT=http://127.0.0.1:8080 HF_TOKEN=hf_local hf buckets ls
+  hugbucket hub --dir /srv/hub user add alice
+  hugbucket hub --dir /srv/hub token add alice --role write";
+
+/// Serve Hugging Face Storage Buckets.
+#[derive(Parser)]
+#[command(name = "hugbucket", version, about, after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    common: CommonArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve an embedded Hub directory to any Hub client, or manage who may in
+    Hub(HubCommand),
+}
+
+#[derive(Args)]
+struct HubCommand {
+    /// The directory; made where it is missing
+    #[arg(long, global = true, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Where to listen; port 0 takes a free one and prints it
+    #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
+    listen: SocketAddr,
+    /// Base URL that clients reach it by, behind a proxy
+    #[arg(long, value_name = "URL")]
+    public_base: Option<String>,
+    /// Listen beyond loopback although the default token is still good
+    #[arg(long)]
+    anonymous: bool,
+    #[command(subcommand)]
+    action: Option<Action>,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Users
+    #[command(subcommand)]
+    User(UserAction),
+    /// Tokens
+    #[command(subcommand)]
+    Token(TokenAction),
+}
+
+#[derive(Subcommand)]
+enum UserAction {
+    /// Add a user
+    Add {
+        /// Name
+        name: String,
+    },
+    /// List users
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a user and the user's tokens; buckets stay
+    Remove {
+        /// Name
+        name: String,
+    },
+}
+
+#[derive(Subcommand)]
+enum TokenAction {
+    /// Make a token and print it, once
+    Add {
+        /// Its user
+        user: String,
+        /// What it may do
+        #[arg(long, value_enum, default_value = "write")]
+        role: RoleArg,
+    },
+    /// List tokens, without their secrets
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Revoke a token
+    Revoke {
+        /// Its number, as listed
+        id: i64,
+    },
+}
+
+#[derive(ValueEnum, Clone, Copy)]
+enum RoleArg {
+    Read,
+    Write,
+}
+
+impl From<RoleArg> for Role {
+    fn from(arg: RoleArg) -> Self {
+        match arg {
+            RoleArg::Read => Role::Read,
+            RoleArg::Write => Role::Write,
+        }
+    }
+}
+
+/// `hugbucket`.
+pub fn hugbucket() -> ExitCode {
+    let cli = Cli::parse();
+    cli.common.init_logging(tracing::Level::INFO);
+    run(async move {
+        let Command::Hub(command) = cli.command;
+        hub(command).await
+    })
+}
+
+async fn hub(command: HubCommand) -> Outcome<ExitCode> {
+    let missing = || Failure::new(Exit::Usage, "--dir is missing").hint("name the directory of the embedded Hub");
+    let hub = LocalHub::open(command.dir.as_deref().ok_or_else(missing)?)?;
+    match command.action {
+        None => serve(&hub, &command).await?,
+        Some(Action::User(action)) => user(&hub, action).await?,
+        Some(Action::Token(action)) => token(&hub, action).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(hub: &LocalHub, command: &HubCommand) -> Outcome {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    if !command.listen.ip().is_loopback() && !command.anonymous && hub.takes_default_token().await? {
+        let message =
+            format!("{} can be reached from outside, and the well-known token hf_local is still good", command.listen);
+        let hint = "revoke it (`token list`, `token revoke`), listen on 127.0.0.1, or pass --anonymous";
+        return Err(Failure::new(Exit::Usage, message).hint(hint));
+    }
+    let options = ServeOptions { public_base: command.public_base.clone(), ..ServeOptions::default() };
+    let server = hub.serve(command.listen, options).await?;
+    say!("http://{}", server.address());
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    server.stop().await;
+    Ok(())
+}
+
+async fn user(hub: &LocalHub, action: UserAction) -> Outcome {
+    match action {
+        UserAction::Add { name } => hub.add_user(&name).await?,
+        UserAction::Remove { name } => hub.remove_user(&name).await?,
+        UserAction::List { json } => {
+            let users = hub.list_users().await?;
+            match json {
+                true => print_json(&serde_json::json!({ "users": users }))?,
+                false => users.iter().for_each(|user| say!("{user}")),
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn token(hub: &LocalHub, action: TokenAction) -> Outcome {
+    match action {
+        TokenAction::Add { user, role } => {
+            let token = hub.add_token(&user, role.into()).await?;
+            say!("{}", *token.secret);
+            eprintln!("number {}; it is not shown again", token.id);
+        }
+        TokenAction::Revoke { id } => hub.revoke_token(id).await?,
+        TokenAction::List { json } => {
+            let tokens = hub.list_tokens().await?;
+            if json {
+                let row = |t: &crate::hub::local::Token| serde_json::json!({ "id": t.id, "user": t.user, "role": t.role.as_str(), "hint": t.hint });
+                print_json(&serde_json::json!({ "tokens": tokens.iter().map(row).collect::<Vec<_>>() }))?;
+            } else {
+                for token in tokens {
+                    say!("{:>4}  {:<20} {:<6} {}", token.id, token.user, token.role.as_str(), token.hint);
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,303 @@
+//! The process that holds a mount: opens the source, mounts, serves the control socket, drains at its end.
+
+use super::control::{Answer, Live, Request};
+use super::start::{Orders, Report};
+use super::{DrainOutcome, control, registry, stop};
+use crate::cli::args::{Fsync, MountArgs};
+use crate::cli::exit::{Exit, Failure, Outcome};
+use crate::fs::fuse::{FuseMount, FuseOptions};
+use crate::fs::{self, Drained, Vfs};
+use crate::store::{self, Source, View};
+use std::io::{Read, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+/// Longest orders on stdin, bytes.
+const MAX_ORDERS: u64 = 1 << 20;
+
+/// How often a source that another daemon is still draining is tried again.
+const BUSY_RETRY: Duration = Duration::from_millis(200);
+
+/// `stop` requests that may wait for one drain; more are refused by a closed connection.
+const STOPS: usize = 16;
+
+/// `hf-mount daemon`: reads its orders, reports on stdout, then lives without a terminal.
+pub(super) async fn background() -> Outcome<ExitCode> {
+    let mut text = String::new();
+    std::io::stdin().take(MAX_ORDERS).read_to_string(&mut text)?;
+    let orders: Orders = serde_json::from_str(&text).map_err(|_| {
+        Failure::new(Exit::Usage, "`daemon` is for `hf-mount start`")
+            .hint("use `hf-mount start`, or `hf-mount-fuse` to stay in the foreground")
+    })?;
+    drop(text);
+    orders.common.init_logging(tracing::Level::INFO);
+    // The starter may be closed, its terminal too.
+    let _ = rustix::process::setsid();
+    std::env::set_current_dir("/")?;
+    let mut ready = false;
+    let outcome = serve(&orders, || {
+        ready = true;
+        report(&Report::Ready)
+    })
+    .await;
+    match outcome {
+        Ok(drained) => {
+            tracing::info!(flushed = drained.flushed, pending = drained.pending, "ended");
+            Ok(stop::exit_code(drained))
+        }
+        Err(failure) => {
+            tracing::error!(error = %failure.message, "failed");
+            if !ready {
+                report(&Report::Failed(failure.clone()))?;
+            }
+            Err(failure)
+        }
+    }
+}
+
+/// Writes the one line the starter waits for, and lets go of its pipe.
+fn report(report: &Report) -> Outcome {
+    let mut line = serde_json::to_vec(report).map_err(std::io::Error::from)?;
+    line.push(b'\n');
+    let mut stdout = std::io::stdout();
+    stdout.write_all(&line)?;
+    stdout.flush()?;
+    let null = std::fs::File::options().write(true).open("/dev/null")?;
+    Ok(rustix::stdio::dup2_stdout(&null).map_err(std::io::Error::from)?)
+}
+
+/// Mounts, calls `ready`, and returns when the mount has ended and its data is drained.
+pub(super) async fn serve(orders: &Orders, ready: impl FnOnce() -> Outcome) -> DrainOutcome {
+    // From here on files are for this user only: sockets, journals, pools.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let mut signals = Signals::new()?;
+    let socket = registry::socket(&orders.mountpoint)?;
+    control::check_path(&socket)?;
+    let Source::Bucket { id, .. } = orders.source()?;
+    let mount = Mounted::open(orders).await?;
+    // Registered before the socket is taken over: a daemon that drained here until now must see that both are ours.
+    let public = || {
+        let registration = registry::register(&orders.mountpoint, id.to_string(), "fuse")?;
+        let listener = control::listen(&socket)?;
+        ready()?;
+        Ok((registration, listener))
+    };
+    let (_registration, listener) = match public() {
+        Ok(public) => public,
+        Err(failure) => {
+            mount.abandon().await;
+            return Err(failure);
+        }
+    };
+    tracing::info!(mountpoint = %orders.mountpoint.display(), bucket = %id, "mounted");
+    mount.run(listener, &mut signals).await
+}
+
+/// Signals that end a mount.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Outcome<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// A live mount and all beneath it.
+struct Mounted {
+    /// Kept for its embedded Hub.
+    endpoint: Arc<crate::hub::Endpoint>,
+    view: Arc<dyn View>,
+    vfs: Arc<Vfs>,
+    fuse: Arc<FuseMount>,
+    source: String,
+    since: Instant,
+    drain_deadline: Duration,
+    /// Held by a `stop` from before it unmounts until it has said so.
+    stopping: tokio::sync::Mutex<()>,
+}
+
+impl Mounted {
+    async fn open(orders: &Orders) -> Outcome<Self> {
+        let args = &orders.mount;
+        let cache_dir = args.cache_dir()?;
+        crate::cli::dirs::make_private(&cache_dir).map_err(|e| Failure::from(e).about(cache_dir.display()))?;
+        let endpoint = args.hub.open().await?;
+        let options = args.source.options(args.read_only, &cache_dir)?;
+        let view = store::open(endpoint.clone(), &orders.source()?, options).await?;
+        let vfs = start_vfs(view.clone(), vfs_options(args, cache_dir), args).await?;
+        let Source::Bucket { id, .. } = orders.source()?;
+        let fuse = FuseOptions {
+            source_name: format!("hf-mount:{id}"),
+            allow_other: args.allow_other(),
+            read_only: view.read_only(),
+            threads: args.max_threads.max(1),
+            direct_io: args.direct_io,
+        };
+        let fuse = match FuseMount::mount(vfs.clone(), &orders.mountpoint, fuse).await {
+            Ok(fuse) => Arc::new(fuse),
+            Err(error) => {
+                vfs.shutdown(Duration::ZERO).await;
+                return Err(Failure::from(error));
+            }
+        };
+        let drain_deadline = Duration::from_millis(args.flush_shutdown_timeout_ms);
+        Ok(Self {
+            endpoint,
+            view,
+            vfs,
+            fuse,
+            source: orders.source.clone(),
+            since: Instant::now(),
+            drain_deadline,
+            stopping: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Ends a mount that could not be made known.
+    async fn abandon(self) {
+        if let Err(error) = self.fuse.unmount(true).await {
+            tracing::warn!(%error, "cannot unmount");
+        }
+        self.vfs.shutdown(Duration::ZERO).await;
+    }
+
+    /// Serves until the mount is gone, by whatever way, then drains.
+    async fn run(self, listener: UnixListener, signals: &mut Signals) -> DrainOutcome {
+        let this = Arc::new(self);
+        let (ended, mut ends) = mpsc::channel(STOPS);
+        let server = tokio::spawn(this.clone().control(listener, ended));
+        let stopped = tokio::select! {
+            () = this.fuse.unmounted() => None,
+            () = signals.next() => {
+                // Whoever has files open keeps them until they are closed; nothing new can be opened.
+                if let Err(error) = this.fuse.unmount(true).await {
+                    tracing::warn!(%error, "cannot unmount");
+                }
+                None
+            }
+            stopped = ends.recv() => stopped,
+        };
+        let mut stopped: Vec<Stopped> = stopped.into_iter().collect();
+        // The mount ends before the `stop` that ended it has said so: wait for it, its client wants the outcome.
+        drop(this.stopping.lock().await);
+        stopped.extend(std::iter::from_fn(|| ends.try_recv().ok()));
+        let mut drained = stopped.first().map_or(Drained::default(), |stopped| stopped.flushed);
+        let rest = this.vfs.shutdown(this.drain_deadline).await;
+        drained.flushed += rest.flushed;
+        drained.pending = rest.pending;
+        drained.conflicts = rest.conflicts;
+        for Stopped { client, .. } in stopped {
+            control::reply(client, &Answer::Drained(drained)).await;
+        }
+        server.abort();
+        let _ = server.await;
+        if let Ok(this) = Arc::try_unwrap(this) {
+            drop((this.vfs, this.view));
+            if let Ok(endpoint) = Arc::try_unwrap(this.endpoint) {
+                endpoint.close().await;
+            }
+        }
+        Ok(drained)
+    }
+
+    /// Answers control clients, each in a task of its own.
+    async fn control(self: Arc<Self>, listener: UnixListener, ended: mpsc::Sender<Stopped>) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => drop(tokio::spawn(self.clone().answer(stream, ended.clone()))),
+                Err(error) => {
+                    tracing::warn!(%error, "control socket");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn answer(self: Arc<Self>, mut client: UnixStream, ended: mpsc::Sender<Stopped>) {
+        match control::receive(&mut client).await {
+            Ok(Request::Status) => control::reply(client, &Answer::Status(Box::new(self.live()))).await,
+            Ok(Request::Flush) => {
+                let drained = self.vfs.flush(None).await;
+                control::reply(client, &Answer::Drained(drained)).await;
+            }
+            Ok(Request::Stop { lazy }) => {
+                let flushed = self.vfs.flush(Some(self.drain_deadline)).await;
+                let _one_at_a_time = self.stopping.lock().await;
+                match self.fuse.unmount(lazy).await {
+                    Ok(()) => drop(ended.try_send(Stopped { client, flushed })),
+                    Err(error) => {
+                        let failure = Failure::from(error).hint("close what is open in it, or `hf-mount stop --force`");
+                        control::reply(client, &Answer::Refused(Failure { exit: Exit::MountPoint, ..failure })).await;
+                    }
+                }
+            }
+            Err(error) => tracing::debug!(%error, "control client"),
+        }
+    }
+
+    fn live(&self) -> Live {
+        Live {
+            source: self.source.clone(),
+            uptime_s: self.since.elapsed().as_secs(),
+            key_id: self.view.key_id(),
+            draining: false,
+            status: self.vfs.status(),
+        }
+    }
+}
+
+/// A `stop` that has unmounted and waits for the drain.
+struct Stopped {
+    client: UnixStream,
+    flushed: Drained,
+}
+
+fn vfs_options(args: &MountArgs, cache_dir: std::path::PathBuf) -> fs::Options {
+    let ttl = if args.metadata_ttl_minimal { 0 } else { args.metadata_ttl_ms };
+    fs::Options {
+        cache_dir,
+        advanced_writes: args.advanced_writes || args.source.encryption_key_file.is_some(),
+        read_only: args.read_only,
+        metadata_ttl: Duration::from_millis(ttl),
+        flush_debounce: Duration::from_millis(args.flush_debounce_ms),
+        flush_max_window: Duration::from_millis(args.flush_max_batch_window_ms),
+        uid: args.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()),
+        gid: args.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
+        filter_os_files: !args.no_filter_os_files,
+        reply_deadline: Duration::from_millis(args.read_fetch_timeout_ms),
+        fsync_remote: args.fsync == Fsync::Remote,
+    }
+}
+
+/// Opens staging and journal. While another daemon of the same source drains, waits for it as long as a drain may take.
+async fn start_vfs(view: Arc<dyn View>, options: fs::Options, args: &MountArgs) -> Outcome<Arc<Vfs>> {
+    let until = Instant::now() + Duration::from_millis(args.flush_shutdown_timeout_ms);
+    loop {
+        match Vfs::start(view.clone(), options.clone()).await {
+            Err(fs::Error::Busy(pid)) if Instant::now() < until && is_draining(pid) => {
+                tokio::time::sleep(BUSY_RETRY).await
+            }
+            other => return Ok(other?),
+        }
+    }
+}
+
+/// Whether that daemon's mount is gone from the mount table: then it only drains.
+fn is_draining(pid: u32) -> bool {
+    let records = registry::all().unwrap_or_default();
+    records.iter().any(|record| record.pid == pid && !super::mountpoint::is_mounted(&record.mountpoint))
+}

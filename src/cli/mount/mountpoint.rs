@@ -1,0 +1,107 @@
+//! Checks of a mount point before anything is started.
+
+use crate::cli::exit::{Exit, Failure, Outcome};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+fn refuse(path: &Path, why: impl std::fmt::Display) -> Failure {
+    Failure::new(Exit::MountPoint, format!("mount point {}: {why}", path.display()))
+}
+
+/// The absolute path of an empty folder that nothing is mounted on. A missing last component is made (0700), a missing parent is an error.
+pub(super) fn prepare(path: &Path) -> Outcome<PathBuf> {
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => {}
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            return Err(refuse(path, "its parent folder is missing").hint("make the parent first"));
+        }
+        Err(e) => return Err(refuse(path, e)),
+    }
+    let path = absolute(path)?;
+    if is_mounted(&path) {
+        return Err(refuse(&path, "something is mounted there already")
+            .hint("`hf-mount status` lists our mounts; `hf-mount stop` ends one"));
+    }
+    let mut entries = std::fs::read_dir(&path).map_err(|e| refuse(&path, e))?;
+    if entries.next().is_some() {
+        return Err(refuse(&path, "the folder is not empty"));
+    }
+    Ok(path)
+}
+
+/// The path as the mount table has it. Resolves the parent only: a dead mount can't be looked into.
+pub(super) fn absolute(path: &Path) -> Outcome<PathBuf> {
+    let full = std::path::absolute(path).map_err(|e| refuse(path, e))?;
+    let (Some(parent), Some(name)) = (full.parent(), full.file_name()) else { return Ok(full) };
+    match parent.canonicalize() {
+        Ok(parent) => {
+            let joined = parent.join(name);
+            // A link to a folder: what is mounted on is the folder.
+            match std::fs::read_link(&joined) {
+                Ok(_) => joined.canonicalize().map_err(|e| refuse(path, e)),
+                Err(_) => Ok(joined),
+            }
+        }
+        Err(e) => Err(refuse(path, e)),
+    }
+}
+
+/// Whether a file system is mounted exactly there.
+pub(super) fn is_mounted(path: &Path) -> bool {
+    // Bytes: a mount point needn't be UTF-8, and one that isn't must not hide the others.
+    let Ok(table) = std::fs::read("/proc/self/mountinfo") else { return false };
+    let fields = table.split(|b| *b == b'\n').filter_map(|line| line.split(|b| *b == b' ').nth(4));
+    fields.map(unescape).any(|field| path.as_os_str().as_encoded_bytes() == field)
+}
+
+/// The mount table writes space, tab, newline and backslash as three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        let digits =
+            tail.get(..3).and_then(|d| std::str::from_utf8(d).ok()).and_then(|d| u8::from_str_radix(d, 8).ok());
+        match digits {
+            Some(byte) if first == b'\\' => {
+                out.push(byte);
+                rest = &tail[3..];
+            }
+            _ => {
+                out.push(first);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_folder_is_made_private_and_a_missing_parent_is_refused() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let made = prepare(&dir.path().join("mnt")).unwrap();
+        assert_eq!(made.metadata().unwrap().mode() & 0o777, 0o700);
+        let failure = prepare(&dir.path().join("no/mnt")).unwrap_err();
+        assert_eq!(failure.exit, Exit::MountPoint);
+    }
+
+    #[test]
+    fn a_file_or_a_full_folder_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), b"x").unwrap();
+        assert_eq!(prepare(dir.path()).unwrap_err().exit, Exit::MountPoint);
+        assert_eq!(prepare(&dir.path().join("file")).unwrap_err().exit, Exit::MountPoint);
+    }
+
+    #[test]
+    fn the_root_is_a_mount_and_octal_escapes_are_read() {
+        assert!(is_mounted(Path::new("/")));
+        assert_eq!(unescape(b"/a\\040b\\134c\xff"), b"/a b\\c\xff");
+    }
+}

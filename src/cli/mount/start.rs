@@ -1,0 +1,121 @@
+//! `start`: checks what can be checked here, starts the daemon, and waits until its mount is live.
+
+use super::{StartArgs, mountpoint, registry};
+use crate::cli::args::{MountArgs, read_key_file};
+use crate::cli::exit::{Exit, Failure, Outcome};
+use crate::cli::{CommonArgs, dirs};
+use crate::store::Source;
+use serde::{Deserialize, Serialize};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::Command;
+
+/// All that the process which mounts is told. Goes over a pipe: a command line is visible to others and may hold a plaintext path.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Orders {
+    pub(super) common: CommonArgs,
+    pub(super) mount: MountArgs,
+    /// `namespace/bucket[/sub/folder]`.
+    pub(super) source: String,
+    pub(super) mountpoint: PathBuf,
+}
+
+impl Orders {
+    /// The source, parsed.
+    pub(super) fn source(&self) -> Outcome<Source> {
+        crate::cli::args::parse_bucket(&self.source)
+    }
+}
+
+/// What the daemon says on its stdout, once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Report {
+    /// The mount is live.
+    Ready,
+    /// It won't be.
+    Failed(Failure),
+}
+
+/// Checks the arguments and makes them independent of this process's folder and environment.
+pub(super) fn orders(common: &CommonArgs, args: StartArgs) -> Outcome<Orders> {
+    let mut mount = args.mount;
+    mount.check_backend()?;
+    mount.source.format.check()?;
+    let (source, point) = args.source.parse()?;
+    mount.hub = mount.hub.resolved();
+    let absolute = |path: &PathBuf| std::path::absolute(path).map_err(|e| Failure::from(e).about(path.display()));
+    mount.hub.token_file = mount.hub.token_file.as_ref().map(absolute).transpose()?;
+    mount.source.encryption_key_file = mount.source.encryption_key_file.as_ref().map(absolute).transpose()?;
+    mount.cache_dir = Some(absolute(&mount.cache_dir()?)?);
+    detach_dead(point)?;
+    let mountpoint = mountpoint::prepare(point)?;
+    let Source::Bucket { id, prefix } = source;
+    let source = if prefix.is_empty() { id.to_string() } else { format!("{id}/{prefix}") };
+    Ok(Orders { common: common.clone(), mount, source, mountpoint })
+}
+
+/// A mount of ours whose daemon died stays in the mount table and answers every access with an error: it is detached first.
+pub(super) fn detach_dead(point: &Path) -> Outcome {
+    let Ok(point) = mountpoint::absolute(point) else { return Ok(()) };
+    let Some(record) = registry::find(&point)? else { return Ok(()) };
+    if record.is_alive() {
+        return Ok(());
+    }
+    if mountpoint::is_mounted(&point) {
+        super::stop::detach(&point)?;
+    }
+    registry::forget(&record)
+}
+
+/// `start`.
+pub(super) async fn start(common: &CommonArgs, args: StartArgs) -> Outcome<ExitCode> {
+    let orders = orders(common, args)?;
+    launch(&orders).await?;
+    eprintln!("mounted {} on {}", orders.source, orders.mountpoint.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts the daemon and waits for its report.
+pub(super) async fn launch(orders: &Orders) -> Outcome {
+    if let Some(file) = &orders.mount.source.encryption_key_file {
+        // A bad key file is told here, on the terminal, with its warnings.
+        read_key_file(file)?;
+    }
+    let log = log_file(&orders.mountpoint)?;
+    let program = std::env::current_exe().map_err(|e| Failure::from(e).about("cannot find this program"))?;
+    let spawn = || -> std::io::Result<tokio::process::Child> {
+        let stderr = std::fs::File::options().create(true).append(true).mode(0o600).open(&log)?;
+        Command::new(program)
+            .arg("daemon")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .process_group(0)
+            .spawn()
+    };
+    let mut child = spawn().map_err(|e| Failure::from(e).about("cannot start the daemon"))?;
+    let told = async {
+        let mut stdin = child.stdin.take().ok_or(std::io::ErrorKind::BrokenPipe)?;
+        stdin.write_all(&serde_json::to_vec(orders)?).await?;
+        drop(stdin);
+        let mut line = String::new();
+        let stdout = child.stdout.take().ok_or(std::io::ErrorKind::BrokenPipe)?;
+        BufReader::new(stdout).read_line(&mut line).await?;
+        Ok::<Report, std::io::Error>(serde_json::from_str(&line)?)
+    };
+    match told.await {
+        Ok(Report::Ready) => Ok(()),
+        Ok(Report::Failed(failure)) => Err(failure),
+        Err(_) => {
+            let failure = Failure::new(Exit::Failure, "the daemon ended before it had mounted anything");
+            Err(failure.hint(format!("its log is {}", log.display())))
+        }
+    }
+}
+
+fn log_file(mountpoint: &Path) -> Outcome<PathBuf> {
+    Ok(dirs::logs()?.join(format!("{}.log", registry::slug(mountpoint))))
+}

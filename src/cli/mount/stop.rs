@@ -1,0 +1,117 @@
+//! `stop` and `flush`.
+
+use super::control::{Answer, Request};
+use super::registry::Record;
+use super::{control, mountpoint, registry};
+use crate::cli::exit::{Exit, Failure, Outcome};
+use crate::fs::Drained;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// How long `stop` waits for the daemon to end after its last word.
+const EXIT_WAIT: Duration = Duration::from_secs(10);
+
+/// 75 before 21 before 0.
+pub(super) fn exit_code(drained: Drained) -> ExitCode {
+    match drained {
+        Drained { pending: 1.., .. } => ExitCode::from(Exit::Pending as u8),
+        Drained { conflicts: 1.., .. } => ExitCode::from(Exit::Conflicts as u8),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn known(point: &Path) -> Outcome<Record> {
+    let point = mountpoint::absolute(point)?;
+    registry::find(&point)?.ok_or_else(|| {
+        Failure::new(Exit::MountPoint, format!("nothing of ours is mounted on {}", point.display()))
+            .hint("`hf-mount status` lists our mounts")
+    })
+}
+
+fn tell(drained: Drained) {
+    let files = |n: u64| if n == 1 { "1 file".to_owned() } else { format!("{n} files") };
+    eprintln!("flushed {}", files(drained.flushed));
+    if drained.pending > 0 {
+        eprintln!(
+            "{} still pending: kept in the journal, uploaded by the next mount of this source",
+            files(drained.pending)
+        );
+    }
+    if drained.conflicts > 0 {
+        eprintln!("{} changed elsewhere too: both versions were kept", files(drained.conflicts));
+    }
+}
+
+async fn drain(record: &Record, request: Request) -> Outcome<Drained> {
+    match control::ask(record, request).await? {
+        Answer::Drained(drained) => Ok(drained),
+        Answer::Refused(failure) => Err(failure),
+        Answer::Status(_) => {
+            Err(Failure::new(Exit::Failure, "the daemon gave an answer of another kind")
+                .hint("is it of another version?"))
+        }
+    }
+}
+
+/// `flush`.
+pub(super) async fn flush(point: &Path) -> Outcome<ExitCode> {
+    let drained = drain(&known(point)?, Request::Flush).await?;
+    tell(drained);
+    Ok(exit_code(drained))
+}
+
+/// `stop <mountpoint>`.
+pub(super) async fn stop(point: &Path, force: bool) -> Outcome<ExitCode> {
+    let drained = stop_one(&known(point)?, force).await?;
+    tell(drained);
+    Ok(exit_code(drained))
+}
+
+/// `stop --all`: goes on after a failure, and reports the first.
+pub(super) async fn stop_all(force: bool) -> Outcome<ExitCode> {
+    let mut sum = Drained::default();
+    let mut failed = None;
+    for record in registry::all()? {
+        match stop_one(&record, force).await {
+            Ok(drained) => {
+                sum.flushed += drained.flushed;
+                sum.pending += drained.pending;
+                sum.conflicts += drained.conflicts;
+            }
+            Err(failure) => {
+                let failure = failure.about(record.mountpoint.display());
+                failure.report();
+                failed.get_or_insert(ExitCode::from(failure.exit as u8));
+            }
+        }
+    }
+    tell(sum);
+    Ok(failed.unwrap_or_else(|| exit_code(sum)))
+}
+
+async fn stop_one(record: &Record, force: bool) -> Outcome<Drained> {
+    if !record.is_alive() {
+        if mountpoint::is_mounted(&record.mountpoint) {
+            detach(&record.mountpoint)?;
+        }
+        registry::forget(record)?;
+        eprintln!("the daemon of {} had died; what was pending is in its journal", record.mountpoint.display());
+        return Ok(Drained::default());
+    }
+    let drained = drain(record, Request::Stop { lazy: force }).await?;
+    let ended = async {
+        while record.is_alive() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    // Its work is done: a process that lingers is no reason to fail.
+    let _ = tokio::time::timeout(EXIT_WAIT, ended).await;
+    Ok(drained)
+}
+
+/// Takes a dead mount out of the mount table.
+pub(super) fn detach(point: &Path) -> Outcome {
+    crate::fs::fuse::detach(point)
+        .map_err(|e| Failure { exit: Exit::MountPoint, ..Failure::from(e) }.about(point.display()))
+}
