@@ -18,3 +18,6 @@ pub mod fs;
 pub mod hub;
 pub mod store;
 pub mod xet;
+
+#[cfg(test)]
+mod seeds;
