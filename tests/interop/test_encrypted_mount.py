@@ -15,6 +15,9 @@ from recorder import Recorder
 
 pytestmark = needs_fuse
 
+# Read before any test moves HOME.
+CARGO_HOME = Path(os.environ.get("CARGO_HOME") or Path.home() / ".cargo")
+
 FILES = {
     "empty": b"",
     "one": b"1",
@@ -85,7 +88,7 @@ def test_what_is_written_is_read_by_a_second_mount_with_an_empty_cache(hub, key,
 
 def real_input(folder):
     """Unpacked crates (thousands of files) and a model of more than 80 MB."""
-    registry = Path(os.environ.get("CARGO_HOME", Path("~/.cargo").expanduser())) / "registry" / "src"
+    registry = CARGO_HOME / "registry" / "src"
     crates = sorted(registry.glob("*/*"), key=lambda p: -sum(1 for _ in p.rglob("*")))
     count = 0
     for crate in crates:
@@ -103,9 +106,8 @@ def real_input(folder):
     write_tree(folder / "odd", {name: name.encode() for name in odd})
 
 
-def test_real_trees_and_models_survive_and_the_key_alone_brings_them_back(hub, api, key, mount, tmp_path, monkeypatch):
+def test_real_trees_and_models_survive_and_the_key_alone_brings_them_back(hub, api, key, mount, tmp_path):
     source = tmp_path / "source"
-    monkeypatch.setenv("CARGO_HOME", os.environ.get("CARGO_HOME", "/root/.cargo" if os.geteuid() == 0 else ""))
     real_input(source)
     expected = tree(source)
     first = mount("--create", "--encryption-key-file", key)
