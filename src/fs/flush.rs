@@ -130,11 +130,6 @@ impl Flusher {
         self.forget(edit.file);
     }
 
-    /// A file whose commit is in the queue already: it isn't frozen again before that is done.
-    pub(super) fn claim(&self, file: FileNo) {
-        lock(&self.work).busy.insert(file);
-    }
-
     /// A file that isn't to be flushed any more.
     pub(super) fn forget(&self, file: FileNo) {
         lock(&self.dirty).remove(&file);

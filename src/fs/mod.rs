@@ -178,15 +178,12 @@ impl Vfs {
         let left: Vec<_> = {
             let ledger = self.journal.ledger();
             // Nothing newer of such a file is frozen before it is known what became of this: the source may have it already.
-            ledger.ops().filter_map(|(_, what)| commit::put_file(what)).for_each(|file| self.flusher.claim(file));
+            ledger.ops().filter_map(|(_, what)| commit::put_file(what)).for_each(|file| self.flusher.launch(file));
             ledger
                 .files()
                 .filter_map(|(file, record)| Some((file, record.path.is_some(), record.draft.clone()?)))
                 .collect()
         };
-        for (_, op) in self.journal.ledger().ops() {
-            commit::put_file(op).into_iter().for_each(|file| self.flusher.launch(file));
-        }
         let mut ended = Vec::new();
         for (file, has_name, draft) in left {
             if !has_name || !draft.is_dirty() {

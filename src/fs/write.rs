@@ -254,11 +254,17 @@ impl Vfs {
                 if !is_idle(&tree, ino, edit) {
                     return Ok(false);
                 }
+                // Read before the end, which makes the ledger forget the file.
+                let remote = self.journal.ledger().file(edit.file).map(|record| record.remote);
                 end()?;
                 if let Ok(file) = tree.file_mut(ino)
                     && file.edit.as_ref().is_some_and(|now| Arc::ptr_eq(now, edit))
                 {
                     file.edit = None;
+                    // After a restart the inode may have come between the commit and its note.
+                    if let Some(Remote::Own(version, len)) = remote {
+                        (file.version, file.len) = (Some(version), Len::Known(len));
+                    }
                 }
                 Ok(true)
             })

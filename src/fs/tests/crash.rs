@@ -80,6 +80,47 @@ async fn a_foreign_change_while_the_daemon_was_dead_is_a_conflict() {
     assert_eq!(mount.remote().len(), 2);
 }
 
+/// Killed with the commit of `a` in the queue.
+async fn killed_before_the_commit() -> Mount {
+    let mount = Mount::new().await;
+    mount.write("a", b"first").await.unwrap();
+    let view = mount.view.clone();
+    let held = view.hold_commits().await;
+    let vfs = mount.vfs.clone();
+    let flush = tokio::spawn(async move { vfs.flush(Some(Duration::from_secs(20))).await });
+    while mount.vfs.journal.ledger().ops().count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    view.set_offline(true);
+    drop(held);
+    mount.vfs.kill();
+    flush.await.unwrap();
+    let mount = mount.killed().await;
+    view.set_offline(false);
+    mount
+}
+
+#[tokio::test]
+async fn a_file_whose_commit_was_queued_at_a_kill_can_be_changed_and_flushed_again() {
+    let mount = killed_before_the_commit().await;
+    mount.write_at("a", 0, b"later").await.unwrap();
+    mount.flush().await;
+    mount.write_at("a", 5, b" still").await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.remote()["a"], b"later still");
+    assert_eq!(mount.vfs.status().conflicts, 0);
+}
+
+#[tokio::test]
+async fn a_queued_commit_that_meets_a_foreign_file_after_a_kill_keeps_both() {
+    let mount = killed_before_the_commit().await;
+    mount.view.put_foreign("a", b"theirs");
+    mount.flush().await;
+    let remote = mount.remote();
+    assert_eq!(remote["a"], b"theirs");
+    assert_eq!((remote.len(), mount.vfs.status().conflicts), (2, 1));
+}
+
 #[tokio::test]
 async fn a_removed_file_that_was_open_leaves_nothing_behind() {
     let mount = Mount::new().await;
