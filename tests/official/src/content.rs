@@ -13,7 +13,7 @@ pub(crate) struct Sample {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// One session's worth: some 7 MB.
+/// One session's worth: some 8 MB.
 pub(crate) fn samples() -> Vec<Sample> {
     let sample = |name, bytes| Sample { name, bytes };
     vec![
@@ -32,8 +32,15 @@ pub(crate) fn samples() -> Vec<Sample> {
         sample("floats", floats(6, 200_000)),
         sample("random three times", random(7, 150_000).repeat(3)),
         sample("mixed", [text(300_000), random(8, 300_000), floats(9, 75_000), vec![0; 300_000]].concat()),
+        sample("random, then chunks of it that are apart", apart(&random(11, 1_000_000))),
         sample("random again, after other bytes", [random(10, 100_000), random(5, 1_000_000)].concat()),
     ]
+}
+
+/// `content` and every third of its chunks again: ranges of one xorb with gaps between them.
+fn apart(content: &[u8]) -> Vec<u8> {
+    let again: Vec<_> = chunks(content).step_by(3).collect();
+    [content, &again.concat()].concat()
 }
 
 /// Many small files, some of them equal, one empty.
