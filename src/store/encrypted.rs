@@ -574,7 +574,7 @@ impl Layout for Encrypted {
         });
         let session = Box::new(Session::new(self.setup.remote.cas.clone(), Some(self.sealing(Format::V2))));
         let reader = Box::new(StreamReader::new(pieces.boxed()));
-        let newer = session.add(Content::Stream { reader, len }).await?;
+        let newer = session.add(Content::Stream { reader, len: Some(len) }).await?;
         session.finish().await?;
         let mut resealed = self.resealed.lock().unwrap_or_else(PoisonError::into_inner);
         if resealed.len() >= MAX_RESEALED {

@@ -167,12 +167,12 @@ pub struct Verified {
 
 /// What is put into the store.
 pub enum Content {
-    /// Plaintext of exactly `len` bytes from a reader: sealed on the way where there is a key.
+    /// Plaintext from a reader: sealed on the way where there is a key, in one pass and constant memory, whether its length is known or not.
     Stream {
         /// The plaintext.
         reader: Box<dyn tokio::io::AsyncRead + Send + Unpin>,
-        /// Its length; another one is an error.
-        len: u64,
+        /// Its length, if it is known before: another one is an error.
+        len: Option<u64>,
     },
     /// A draft that was frozen: its stored bytes are sent as they are.
     Frozen {

@@ -114,7 +114,7 @@ fn bytes(seed: u64, len: usize) -> Vec<u8> {
 }
 
 fn stream(content: &[u8]) -> Content {
-    Content::Stream { reader: Box::new(std::io::Cursor::new(content.to_vec())), len: content.len() as u64 }
+    Content::Stream { reader: Box::new(std::io::Cursor::new(content.to_vec())), len: Some(content.len() as u64) }
 }
 
 async fn store(view: &dyn View, content: Content) -> Stored {
@@ -456,13 +456,36 @@ async fn a_stream_of_another_length_fails_alone() {
         let content = bytes(3, 100_000);
         for announced in [99_999, 100_001, 65_536, 0, 1 << 40] {
             let reader = Box::new(std::io::Cursor::new(content.clone()));
-            let outcome = session.add(Content::Stream { reader, len: announced }).await;
+            let outcome = session.add(Content::Stream { reader, len: Some(announced) }).await;
             assert!(matches!(outcome, Err(Error::LengthMismatch)), "{announced}: {outcome:?}");
         }
         let stored = session.add(stream(&content)).await.unwrap();
         session.finish().await.unwrap();
         done(&*view, put(at, stored, Expect::Any)).await;
         assert!(read(&*view, at).await == content);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_of_unknown_length_becomes_an_object_in_one_pass() {
+    let stack = Stack::new().await;
+    for view in [stack.plain().await, stack.keyed().await] {
+        for (i, len) in [0, 1, 65_536, 65_537, 3_000_000].into_iter().enumerate() {
+            let content = bytes(i as u64, len);
+            // A pipe: nobody can ask it for a length, or read it twice.
+            let (mut source, reader) = tokio::io::duplex(50_000);
+            let feeding = async {
+                tokio::io::AsyncWriteExt::write_all(&mut source, &content).await.unwrap();
+                drop(source);
+            };
+            let unmeasured = Content::Stream { reader: Box::new(reader), len: None };
+            let (stored, ()) = tokio::join!(store(&*view, unmeasured), feeding);
+            assert_eq!(stored.plain_len, len as u64);
+            let at = format!("piped {}", stored.version.hash);
+            done(&*view, put(&at, stored, Expect::Absent)).await;
+            assert!(read(&*view, &at).await == content, "{len} bytes");
+            assert_eq!(version(&*view, &at).await.1, Len::Known(len as u64));
+        }
     }
 }
 
