@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from conftest import BIN, run, tree, write_tree
+from conftest import BIN, ROOT, run, tree, write_tree
 
 DATA = random.Random(6).randbytes(200_001)
 
@@ -153,6 +153,69 @@ def test_the_xet_hash_is_the_one_the_hub_shows(tmp_path, api):
     chunks = done[0]["chunks"]
     assert sum(c["length"] for c in chunks) == done[0]["size"] == len(DATA) * 10
     assert [c["offset"] for c in chunks] == [sum(c["length"] for c in chunks[:i]) for i in range(len(chunks))]
+
+
+def test_files_go_to_a_bucket_and_back_as_they_are(tmp_path, api):
+    api.create_bucket("local/test")
+    write_tree(tmp_path, {"one": DATA, "two": b"", "three": b"text " * 100_000})
+    bucket = "hf://buckets/local/test"
+    put = json.loads(run("hfcrypt", "xet", "upload", *(tmp_path / n for n in ("one", "two", "three")), f"{bucket}/dir", "--json").stdout)["files"]
+    run("hfcrypt", "xet", "upload", "--compression", "none", tmp_path / "one", f"{bucket}/exact")
+    shown = {f.path: (f.size, f.xet_hash) for f in api.get_bucket_paths_info("local/test", ["dir/one", "dir/two", "dir/three", "exact"])}
+    assert {f["key"]: (f["size"], f["hash"]) for f in put} | {"exact": shown["dir/one"]} == shown
+    api.download_bucket_files("local/test", [("dir/three", str(tmp_path / "official"))])
+    assert (tmp_path / "official").read_bytes() == b"text " * 100_000
+    for name in ("one", "two", "three"):
+        run("hfcrypt", "xet", "download", f"{bucket}/dir/{name}", tmp_path / "back" )
+        assert (tmp_path / "back").read_bytes() == (tmp_path / name).read_bytes()
+        (tmp_path / "back").unlink()
+        assert run("hfcrypt", "xet", "download", f"{bucket}/dir/{name}", "-", text=False).stdout == (tmp_path / name).read_bytes()
+    fails("hfcrypt", "xet", "download", f"{bucket}/dir/one", tmp_path / "one", exit=2, words="exists already")
+    fails("hfcrypt", "xet", "download", f"{bucket}/none", tmp_path / "none", exit=3, words="no object")
+    fails("hfcrypt", "xet", "upload", tmp_path / "one", tmp_path / "home" / ".." / "one", bucket, exit=2, words="two files would become")
+    fails("hfcrypt", "xet", "upload", tmp_path / "none", bucket, exit=1, words="No such file")
+    fails("hfcrypt", "xet", "upload", tmp_path / "one", "hf://buckets/local/none/x", exit=3, words="local/none")
+    fails("hfcrypt", "xet", "upload", tmp_path / "one", "elsewhere", exit=2, words="no bucket address")
+    assert not (tmp_path / "none").exists()
+
+
+def test_damage_at_the_hub_is_an_integrity_failure_and_leaves_no_file(tmp_path, hub, api):
+    api.create_bucket("local/test")
+    write_tree(tmp_path, {"file": DATA})
+    run("hfcrypt", "xet", "upload", tmp_path / "file", "hf://buckets/local/test/file")
+    [xorb] = [p for p in hub.directory.rglob("*") if p.is_file() and p.stat().st_size > len(DATA) and p.read_bytes().find(DATA[5000:5100]) > 0]
+    damaged = bytearray(xorb.read_bytes())
+    damaged[100_000] ^= 1
+    xorb.chmod(0o600)
+    xorb.write_bytes(damaged)
+    fails("hfcrypt", "xet", "download", "hf://buckets/local/test/file", tmp_path / "back", exit=20, words="does not match its hash")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "home", "hub"]
+
+
+def test_xorbs_and_shards_are_explained(tmp_path, home):
+    vectors = ROOT / "tests" / "vectors" / "xet"
+
+    def inspect(name):
+        return json.loads(run("hfcrypt", "xet", "inspect", "--chunks", "--json", vectors / name).stdout)
+
+    for name in ("none", "lz4", "bg4lz4"):
+        for form, footer in (("upload", "none"), ("footer", "agrees with the chunks")):
+            told = inspect(f"xorb3_{name}.{form}.bin")
+            assert (told["kind"], told["chunk_count"], told["footer"]) == ("xorb", 3, footer)
+            assert told["hash"] == "cbb825aee83600a7386a2ff3f0730e3604ee93cbf02a5482cd24dd5500a6832e"
+            assert [c["length"] for c in told["chunks"]] == [11, 400, 256]
+    assert [c["scheme"] for c in inspect("xorb3_lz4.upload.bin")["chunks"]] == ["none", "lz4", "none"]
+    for name, form, keyed in (("upload", "upload", None), ("full", "stored", False), ("dedup_keyed", "dedup answer", True)):
+        told = inspect(f"shard3.{name}.bin")
+        assert (told["kind"], told["form"], (told["footer"] or {}).get("keyed")) == ("shard", form, keyed)
+        assert [x["chunk_count"] for x in told["xorbs"]] == [3]
+    assert "3, 667 bytes" in run("hfcrypt", "xet", "inspect", vectors / "xorb3_none.upload.bin").stdout
+    whole = (vectors / "xorb3_lz4.footer.bin").read_bytes()
+    for cut in (1, 7, 20, len(whole) - 1):
+        (tmp_path / "cut").write_bytes(whole[:cut])
+        fails("hfcrypt", "xet", "inspect", tmp_path / "cut", exit=20, words="cut")
+    (tmp_path / "text").write_text("neither this nor that")
+    fails("hfcrypt", "xet", "inspect", tmp_path / "text", exit=20, words="malformed xorb")
 
 
 def test_hostile_names_can_not_write_to_the_terminal(tmp_path, home):

@@ -1,4 +1,4 @@
-//! `hfcrypt`: keys and containers, without a Hub.
+//! `hfcrypt`: keys and containers, without a Hub; raw transfers with one.
 
 mod decrypt;
 mod encrypt;
@@ -24,7 +24,8 @@ Examples:
   hfcrypt encrypt --key-file key.bin photos/ to-upload/
   hfcrypt name encrypt --key-file key.bin models/a.safetensors
   hfcrypt verify --key-file key.bin downloaded/
-  hfcrypt xet hash model.safetensors";
+  hfcrypt xet hash model.safetensors
+  hfcrypt xet upload model.safetensors hf://buckets/me/data/models/";
 
 /// Keys, encryption and decryption for Hugging Face Storage Buckets, offline.
 #[derive(Parser)]
@@ -111,20 +112,23 @@ pub fn hfcrypt() -> ExitCode {
     let cli = Cli::parse();
     cli.common.init_logging(tracing::Level::WARN);
     run(async move {
-        // All of it is synchronous work on local files.
-        tokio::task::spawn_blocking(move || match cli.command {
-            Command::Keygen { file, hex } => keygen::keygen(&file, hex),
-            Command::Key(KeyCommand::Show { file, json }) => keygen::show(&file, json),
-            Command::Encrypt(args) => encrypt::encrypt(&args),
-            Command::Decrypt(args) => decrypt::decrypt(&args),
-            Command::Name(command) => name::name(command),
-            Command::Inspect { file, json } => inspect::inspect(&file, json),
-            Command::Verify(args) => verify::verify(&args),
-            Command::Xet(command) => xet::xet(command),
-        })
-        .await
-        .unwrap_or_else(|error| Err(Failure::new(Exit::Failure, format!("internal error: {error}"))))
+        match cli.command {
+            Command::Keygen { file, hex } => blocking(move || keygen::keygen(&file, hex)).await,
+            Command::Key(KeyCommand::Show { file, json }) => blocking(move || keygen::show(&file, json)).await,
+            Command::Encrypt(args) => blocking(move || encrypt::encrypt(&args)).await,
+            Command::Decrypt(args) => blocking(move || decrypt::decrypt(&args)).await,
+            Command::Name(command) => blocking(move || name::name(command)).await,
+            Command::Inspect { file, json } => blocking(move || inspect::inspect(&file, json)).await,
+            Command::Verify(args) => blocking(move || verify::verify(&args)).await,
+            Command::Xet(command) => xet::xet(command).await,
+        }
     })
+}
+
+/// Synchronous work on local files.
+async fn blocking(work: impl FnOnce() -> Outcome<ExitCode> + Send + 'static) -> Outcome<ExitCode> {
+    let internal = |error| Err(Failure::new(Exit::Failure, format!("internal error: {error}")));
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(internal)
 }
 
 /// Whether an argument means standard input or output.

@@ -5,29 +5,11 @@ use crate::cli::term::say;
 use crate::cli::{print_json, term};
 use crate::xet::chunker::Chunker;
 use crate::xet::{Hash, hash, merkle};
-use clap::Subcommand;
 use serde::Serialize;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-
-/// `xet`.
-#[derive(Subcommand)]
-pub(super) enum XetCommand {
-    /// The hash that the Hub will show for a file
-    Hash {
-        /// The files
-        #[arg(required = true)]
-        files: Vec<PathBuf>,
-        /// Its chunks too
-        #[arg(long)]
-        chunks: bool,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-}
 
 #[derive(Serialize)]
 struct Chunk {
@@ -53,10 +35,9 @@ struct Files {
 /// Bytes read at once: some chunks' worth.
 const READ: usize = 1 << 20;
 
-pub(super) fn xet(command: XetCommand) -> Outcome<ExitCode> {
-    let XetCommand::Hash { files, chunks, json } = command;
+pub(super) fn hash_files(files: &[PathBuf], chunks: bool, json: bool) -> Outcome<ExitCode> {
     let mut all = Files { files: Vec::new() };
-    for path in &files {
+    for path in files {
         let hashed = hash_file(path, chunks).map_err(|e| Failure::from(e).about(path.display()))?;
         if json {
             all.files.push(hashed);

@@ -1,0 +1,261 @@
+//! `xet upload` and `xet download`: stored bytes to and from a bucket.
+
+use crate::cli::args::{HubArgs, parse_bucket};
+use crate::cli::exit::{Exit, Failure, Outcome};
+use crate::cli::hfcrypt::{is_dash, refuse_existing};
+use crate::cli::print_json;
+use crate::cli::term::{self, say};
+use crate::hub::client::bucket_tokens;
+use crate::hub::{self, BatchOp, BucketId, Client, Endpoint, FileEntry, Hub};
+use crate::store::Source;
+use crate::xet::compression::Policy;
+use crate::xet::http::{self, HttpCas};
+use crate::xet::upload::Uploaded;
+use crate::xet::{Downloader, Hash, UploadSession, download, upload};
+use clap::{Args, ValueEnum};
+use futures::stream::{StreamExt, TryStreamExt};
+use serde::Serialize;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::SystemTime;
+use time::OffsetDateTime;
+use tokio::io::AsyncWrite;
+use tokio_util::io::{InspectReader, InspectWriter};
+
+/// Files read at once: small ones wait for their disk more than for a core.
+const FILES_AT_ONCE: usize = 4;
+
+/// `xet upload`.
+#[derive(Args)]
+pub(in crate::cli::hfcrypt) struct UploadArgs {
+    #[command(flatten)]
+    hub: HubArgs,
+    /// The files, then hf://buckets/namespace/bucket[/key]; with several files, or a slash at its end, the key is a folder
+    #[arg(required = true, num_args = 2.., value_names = ["FILE", "BUCKET"])]
+    paths: Vec<String>,
+    /// Whether chunks are compressed; never for content that is encrypted already
+    #[arg(long, value_enum, default_value = "auto")]
+    compression: Compression,
+    /// Make a missing bucket, private
+    #[arg(long)]
+    create: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `--compression`.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Compression {
+    /// LZ4, or BG4 before it, where it shrinks.
+    Auto,
+    /// As it is.
+    None,
+}
+
+/// `xet download`.
+#[derive(Args)]
+pub(in crate::cli::hfcrypt) struct DownloadArgs {
+    #[command(flatten)]
+    hub: HubArgs,
+    /// hf://buckets/namespace/bucket/key
+    object: String,
+    /// A new file, or `-`
+    out: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Put {
+    path: String,
+    key: String,
+    size: u64,
+    hash: Hash,
+}
+
+/// A bucket, and its CAS.
+struct Remote {
+    hub: Arc<Client>,
+    bucket: BucketId,
+    cas: Arc<HttpCas>,
+    /// An embedded Hub ends with it.
+    endpoint: Arc<Endpoint>,
+}
+
+impl Remote {
+    async fn open(args: &HubArgs, bucket: BucketId, create: bool) -> Outcome<Self> {
+        let endpoint = args.clone().resolved().open().await?;
+        let hub = endpoint.client();
+        match hub.bucket_info(&bucket).await {
+            Err(hub::Error::BucketNotFound(_)) if create => hub.create_bucket(&bucket, true, true).await?,
+            other => drop(other?),
+        }
+        let tokens = bucket_tokens(hub.clone(), bucket.clone());
+        let cas = Arc::new(HttpCas::new(endpoint.http(), tokens, http::Options::default()));
+        Ok(Self { hub, bucket, cas, endpoint })
+    }
+
+    async fn find(&self, key: &str) -> Outcome<FileEntry> {
+        let found = self.hub.paths_info(&self.bucket, &[key.to_owned()]).await?;
+        let found = found.into_iter().find(|file| file.key == key);
+        found.ok_or_else(|| Failure::new(Exit::NotFound, format!("{} has no object {key:?}", self.bucket)))
+    }
+
+    async fn close(self) {
+        let Self { hub, cas, endpoint, .. } = self;
+        drop((hub, cas));
+        if let Some(endpoint) = Arc::into_inner(endpoint) {
+            endpoint.close().await;
+        }
+    }
+}
+
+/// A bucket address with a key, as typed: nothing is trimmed from the key.
+fn parse_object(text: &str) -> Outcome<(BucketId, String)> {
+    if !text.starts_with("hf://buckets/") {
+        return Err(Failure::new(Exit::Usage, format!("{text:?} is no bucket address"))
+            .hint("it looks like hf://buckets/namespace/bucket/key"));
+    }
+    let Source::Bucket { id, prefix } = parse_bucket(text)?;
+    Ok((id, prefix))
+}
+
+pub(super) async fn upload(args: &UploadArgs) -> Outcome<ExitCode> {
+    let (to, files) = args.paths.split_last().expect("clap sees to two");
+    let (bucket, key) = parse_object(to)?;
+    let keys = keys_of(files, &key, to.ends_with('/'))?;
+    let total = total_len(files)?;
+    let remote = Remote::open(&args.hub, bucket, args.create).await?;
+    let put = put_all(&remote, files, keys, args.compression, total).await;
+    remote.close().await;
+    let put = put?;
+    if args.json {
+        print_json(&serde_json::json!({ "files": put }))?;
+    } else {
+        put.iter().for_each(|put| say!("{}  {}", put.hash, term::escape(&put.key)));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where each file goes.
+fn keys_of(files: &[String], key: &str, is_folder: bool) -> Outcome<Vec<String>> {
+    if let ([_], false, false) = (files, is_folder, key.is_empty()) {
+        return Ok(vec![key.to_owned()]);
+    }
+    let key_in_folder = |file: &String| {
+        let name = Path::new(file).file_name().and_then(|name| name.to_str());
+        let name =
+            name.ok_or_else(|| Failure::new(Exit::Usage, format!("{file:?} has no name that an object can have")))?;
+        Ok(if key.is_empty() { name.to_owned() } else { format!("{key}/{name}") })
+    };
+    let keys: Vec<String> = files.iter().map(key_in_folder).collect::<Outcome<_>>()?;
+    let mut sorted: Vec<&String> = keys.iter().collect();
+    sorted.sort_unstable();
+    match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(Failure::new(Exit::Usage, format!("two files would become {:?}", pair[0]))),
+        None => Ok(keys),
+    }
+}
+
+fn total_len(files: &[String]) -> Outcome<u64> {
+    let len = |file: &String| {
+        let about = |e: std::io::Error| Failure::from(e).about(file);
+        let metadata = std::fs::metadata(file).map_err(about)?;
+        match metadata.is_dir() {
+            true => Err(Failure::new(Exit::Usage, format!("{file} is a folder")).hint("name its files")),
+            false => Ok(metadata.len()),
+        }
+    };
+    files.iter().map(len).sum()
+}
+
+async fn put_all(
+    remote: &Remote,
+    files: &[String],
+    keys: Vec<String>,
+    compression: Compression,
+    total: u64,
+) -> Outcome<Vec<Put>> {
+    let session = UploadSession::new(remote.cas.clone(), upload::Options::default());
+    let progress = term::byte_progress(total, "uploading");
+    let policy = match compression {
+        Compression::Auto => Policy::Auto,
+        Compression::None => Policy::Never,
+    };
+    let (session_ref, progress_ref) = (&session, &progress);
+    let add = |(file, key): (&String, String)| {
+        let file = file.clone();
+        async move {
+            let about = |e: std::io::Error| Failure::from(e).about(&file);
+            let opened = tokio::fs::File::open(&file).await.map_err(about)?;
+            let mtime = opened.metadata().await.and_then(|metadata| metadata.modified()).map_err(about)?;
+            let content = InspectReader::new(opened, |bytes| progress_ref.inc(bytes.len() as u64));
+            let Uploaded { hash, len } =
+                session_ref.add(content, policy).await.map_err(|e| Failure::from(e).about(&file))?;
+            Ok::<_, Failure>((Put { path: file, key, size: len, hash }, mtime))
+        }
+    };
+    let put: Vec<(Put, SystemTime)> =
+        futures::stream::iter(files.iter().zip(keys)).map(add).buffered(FILES_AT_ONCE).try_collect().await?;
+    session.finish().await?;
+    progress.finish_and_clear();
+    // Only what is registered may be committed.
+    let operation = |(put, mtime): &(Put, SystemTime)| BatchOp::Add {
+        key: put.key.clone(),
+        hash: put.hash,
+        mtime: OffsetDateTime::from(*mtime),
+        content_type: None,
+    };
+    let operations: Vec<BatchOp> = put.iter().map(operation).collect();
+    let outcome = remote.hub.batch(&remote.bucket, &operations).await?;
+    match outcome.failed.first() {
+        Some((key, words)) => Err(Failure::new(Exit::Failure, format!("{key:?} was refused: {words}"))),
+        None => Ok(put.into_iter().map(|(put, _)| put).collect()),
+    }
+}
+
+pub(super) async fn download(args: &DownloadArgs) -> Outcome<ExitCode> {
+    let (bucket, key) = parse_object(&args.object)?;
+    if key.is_empty() {
+        return Err(Failure::new(Exit::Usage, format!("{:?} names no object", args.object)));
+    }
+    if !is_dash(&args.out) {
+        refuse_existing(&args.out)?;
+    }
+    let remote = Remote::open(&args.hub, bucket, false).await?;
+    let done = fetch(&remote, &key, &args.out).await;
+    remote.close().await;
+    done.map_err(|failure| failure.about(&args.object))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn fetch(remote: &Remote, key: &str, out: &Path) -> Outcome {
+    let file = remote.find(key).await?;
+    let hash = file.hash.ok_or_else(|| Failure::new(Exit::NotFound, "it has no Xet hash"))?;
+    let progress = term::byte_progress(file.size, "downloading");
+    let downloader = Downloader::new(remote.cas.clone(), download::Options::default());
+    let get = |sink: Box<dyn AsyncWrite + Send + Unpin>| {
+        let sink = InspectWriter::new(sink, |bytes| progress.inc(bytes.len() as u64));
+        downloader.download(&hash, file.size, sink)
+    };
+    if is_dash(out) {
+        let stdout = std::io::stdout().as_fd().try_clone_to_owned()?;
+        get(Box::new(tokio::fs::File::from_std(stdout.into()))).await?;
+        progress.finish_and_clear();
+        return Ok(());
+    }
+    let about = |e: std::io::Error| Failure::from(e).about(out.display());
+    // Beside its place: the last step is a rename, which can't be half done.
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let temporary = tempfile::Builder::new()
+        .prefix(".hfcrypt-")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
+        .tempfile_in(folder)
+        .map_err(about)?;
+    let writer = tokio::fs::File::from_std(temporary.reopen().map_err(about)?);
+    get(Box::new(tokio::io::BufWriter::with_capacity(1 << 20, writer))).await?;
+    temporary.persist_noclobber(out).map_err(|e| about(e.error))?;
+    progress.finish_and_clear();
+    Ok(())
+}
