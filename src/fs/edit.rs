@@ -275,6 +275,25 @@ impl Edit {
         Ok(())
     }
 
+    /// Fetches what a freeze would have to, piece by piece: between them the draft may be read and written, and no lock is held over the network.
+    pub(super) async fn fetch_base(&self, journal: &Journal, pool: &Pool) -> Result<(), Error> {
+        let mut from = 0;
+        loop {
+            let Some(gap) = (match self.writer().await.as_mut() {
+                Some(draft) => draft.gap(from).await?,
+                None => None,
+            }) else {
+                return Ok(());
+            };
+            from = gap.end();
+            let filling = gap.fetch().await?;
+            let mut guard = self.writer().await;
+            let Some(draft) = guard.as_mut() else { return Ok(()) };
+            draft.fill(filling);
+            self.settle_locked(draft, journal, pool).await?;
+        }
+    }
+
     /// Freezes the current generation; the journal has it when the ticket is written. `None`: the edit has ended.
     pub(super) async fn freeze(&self, journal: &Journal, pool: &Pool) -> Result<Option<(u64, Arc<Frozen>)>, Error> {
         let mut guard = self.writer().await;

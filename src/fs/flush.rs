@@ -468,6 +468,7 @@ impl Vfs {
         if let Some(earlier) = earlier {
             return Ok(Some(Fixed { edit, generation, frozen: earlier.frozen, stored: earlier.stored }));
         }
+        edit.fetch_base(&self.journal, &self.pool).await?;
         let frozen = edit.freeze(&self.journal, &self.pool).await?;
         Ok(frozen.map(|(generation, frozen)| Fixed { edit, generation, frozen, stored: None }))
     }

@@ -5,6 +5,7 @@
 //! changed, and restores a draft from a [`DraftState`]. No slot that a durable entry may name is ever overwritten: every settled record goes
 //! to a fresh slot.
 
+mod gap;
 mod hot;
 #[cfg(test)]
 mod over;
@@ -184,6 +185,13 @@ struct Filled {
 }
 
 impl Filled {
+    /// Gives back the slots of the other records.
+    fn keep(&mut self, mut wanted: impl FnMut(u64) -> bool) {
+        let (kept, rest) = self.records.drain(..).partition(|(index, _)| wanted(*index));
+        self.records = kept;
+        rest.into_iter().for_each(|(_, record): (u64, RecordRef)| self.slots.cancel(record.slot));
+    }
+
     fn take(mut self) -> Vec<(u64, RecordRef)> {
         std::mem::take(&mut self.records)
     }
@@ -543,7 +551,7 @@ impl Draft {
         Ok(Some(Binding(self.bases.file_id(&version).await?.0)))
     }
 
-    /// Makes the version whole (fetching what still lies in the base), under a new file id where the format demands one, and seals its header.
+    /// Makes the version whole (fetching what still lies in the base: fill its gaps before, where that may take long), under a new file id where the format demands one, and seals its header.
     /// The delta holds what that changed. The draft goes on in new slots: those of the frozen version are pinned by the caller.
     pub async fn freeze(&mut self) -> Result<(Frozen, Option<Delta>), Error> {
         self.settle_hot().await?;

@@ -751,3 +751,28 @@ async fn a_stalled_read_does_not_hold_up_others() {
     drop(held);
     assert_eq!(&stalled.await.unwrap().unwrap()[..], b"slow");
 }
+
+#[tokio::test]
+async fn a_file_whose_base_is_being_fetched_can_be_read_and_written() {
+    let mount = Mount::new().await;
+    let mut expected = vec![7; 1 << 20];
+    mount.view.put_foreign("f", &expected);
+    let handle = mount.open("f", libc::O_RDWR).await.unwrap();
+    mount.put(handle, 0, &[1; 65536]).await.unwrap();
+    let held = mount.view.hold_reads().await;
+    let vfs = mount.vfs.clone();
+    let flushing = tokio::spawn(async move { vfs.flush(Some(Duration::from_secs(20))).await });
+    // Once the fetch has begun, whoever wants the draft gets it all the same.
+    for i in 0..200u8 {
+        mount.put(handle, 0, &[i; 65536]).await.unwrap();
+        assert_eq!(&mount.vfs.read(handle, 10, 2).await.unwrap()[..], [i, i]);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(!flushing.is_finished());
+    drop(held);
+    assert_eq!(flushing.await.unwrap().pending, 0);
+    mount.close(handle).await.unwrap();
+    mount.flush().await;
+    expected[..65536].fill(199);
+    assert!(mount.remote()["f"] == expected);
+}

@@ -142,6 +142,10 @@ enum Action {
     Settle,
     Freeze,
     Restore,
+    /// Takes a gap from this record on.
+    Gap(u64),
+    /// Fetches the oldest gap that was taken, and hands it back.
+    Fill,
 }
 
 fn offsets() -> impl Strategy<Value = u64> {
@@ -160,6 +164,8 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
         2 => Just(Action::Settle),
         1 => Just(Action::Freeze),
         1 => Just(Action::Restore),
+        2 => (0u64..5).prop_map(Action::Gap),
+        2 => Just(Action::Fill),
     ];
     prop::collection::vec(one, 1..30)
 }
@@ -186,6 +192,7 @@ async fn history(medium: Medium, base: Vec<u8>, actions: Vec<Action>) {
     let mut draft = Draft::new(medium.clone(), bases.clone(), pool.clone(), start);
     let mut model = base;
     let mut bindings = BTreeSet::new();
+    let mut gaps = std::collections::VecDeque::new();
     for action in actions {
         match action {
             Action::Write(at, len, byte) => {
@@ -219,6 +226,12 @@ async fn history(medium: Medium, base: Vec<u8>, actions: Vec<Action>) {
                 assert_eq!(thaw(&medium, &pool, &frozen), model);
                 if let Some(header) = &frozen.header {
                     assert!(bindings.insert(header.clone()), "two frozen versions never share a header");
+                }
+            }
+            Action::Gap(from) => gaps.extend(draft.gap(from).await.unwrap()),
+            Action::Fill => {
+                if let Some(gap) = gaps.pop_front() {
+                    draft.fill(gap.fetch().await.unwrap());
                 }
             }
             Action::Restore => {
@@ -327,6 +340,32 @@ fn a_file_cut_to_nothing_takes_a_new_id_however_large_it_grows_again() {
         assert_ne!(delta.binding, Binding([3; 24]));
         draft.freeze().await.unwrap();
         assert!(draft.state().records.values().all(|record| record.binding == delta.binding));
+    });
+}
+
+#[test]
+fn a_draft_without_gaps_is_frozen_without_its_base() {
+    run(async {
+        let len = 300 * PLAIN + 5;
+        let bases = Arc::new(Fixed { bytes: vec![7; len as usize], ..Fixed::default() });
+        let state = DraftState { len, base: Some((version(len, Format::V2), len)), ..DraftState::default() };
+        let (medium, pool) = (sealed(Format::V2, Padding::None), Arc::new(Pool::default()));
+        let mut draft = Draft::new(medium.clone(), bases, pool.clone(), state);
+        draft.write_at(70 * PLAIN, b"edit").await.unwrap();
+        let (mut from, mut pieces) = (0, 0);
+        while let Some(gap) = draft.gap(from).await.unwrap() {
+            from = gap.end();
+            draft.fill(gap.fetch().await.unwrap());
+            pieces += 1;
+        }
+        assert!(pieces >= 6, "in pieces, so that writers get their turn");
+        draft.bases = Arc::new(Fixed::default());
+        let (frozen, _) = draft.freeze().await.unwrap();
+        let plain = thaw(&medium, &pool, &frozen);
+        assert!(plain.len() as u64 == len && &plain[70 * RECORD_PLAIN..][..5] == b"edit\x07");
+        // A filling that comes late gives its slots back.
+        let slots = pool.inner.lock().unwrap().reserved.len();
+        assert_eq!(slots, frozen.records.len());
     });
 }
 

@@ -1,0 +1,97 @@
+//! Filling a draft from its base in pieces, while it may be read and written: what would otherwise keep [`Draft::freeze`] and everybody who waits
+//! for the draft.
+//!
+//! A [`Gap`] is taken from the draft, fetched without it, and handed back. What was written, cut or sealed otherwise meanwhile wins.
+
+use super::{
+    Bases, Binding, Draft, FREEZE_BATCH, Filled, HotBuffer, Medium, PLAIN, SlotIo, cipher, fill_slots, off_worker,
+};
+use crate::crypto::geometry::RECORD_PLAIN;
+use crate::store::{Error, Version};
+use bytes::BytesMut;
+use std::ops::Range;
+use std::sync::Arc;
+use zeroize::Zeroize;
+
+/// Neighbouring records that only the base has, 4 MiB of them at most.
+pub struct Gap {
+    medium: Medium,
+    bases: Arc<dyn Bases>,
+    slots: Arc<dyn SlotIo>,
+    base: (Version, u64),
+    binding: Binding,
+    records: Range<u64>,
+}
+
+/// A gap's records, in slots. Dropping it gives them back.
+pub struct Filling {
+    filled: Filled,
+    base: (Version, u64),
+    binding: Binding,
+}
+
+impl Gap {
+    /// The record behind the last one.
+    pub fn end(&self) -> u64 {
+        self.records.end
+    }
+
+    /// Fetches and seals. Concerns nobody else: the draft may change meanwhile.
+    pub async fn fetch(self) -> Result<Filling, Error> {
+        let Self { medium, bases, slots, base, binding, records } = self;
+        let (version, visible) = base;
+        let start = records.start * PLAIN;
+        let len = (visible.min(records.end * PLAIN) - start) as usize;
+        let mut plain = bases
+            .open(&version)
+            .await?
+            .read(start, len)
+            .await?
+            .try_into_mut()
+            .unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+        if plain.len() != len {
+            return Err(Error::LengthMismatch);
+        }
+        let filled = off_worker(move || {
+            let buffers: Vec<_> = records
+                .zip(plain.chunks(RECORD_PLAIN))
+                .map(|(index, bytes)| {
+                    let mut buffer = HotBuffer::zeroed();
+                    buffer.plain_mut()[..bytes.len()].copy_from_slice(bytes);
+                    (index, Arc::new(buffer))
+                })
+                .collect();
+            plain.zeroize();
+            fill_slots(&slots, cipher(&medium, binding).as_ref(), binding, &buffers)
+        })
+        .await?;
+        Ok(Filling { filled, base, binding })
+    }
+}
+
+impl Draft {
+    /// The first records from `from` on that a freeze would have to fetch; `None`: there are no more. Chooses what they are sealed under.
+    pub async fn gap(&mut self, from: u64) -> Result<Option<Gap>, Error> {
+        let Some(base) = self.state.base else { return Ok(None) };
+        let end = base.1.div_ceil(PLAIN);
+        let is_missing = |index: &u64| !self.hot.contains_key(index) && !self.state.records.contains_key(index);
+        let Some(first) = (from..end).find(is_missing) else { return Ok(None) };
+        let most = end.min(first + FREEZE_BATCH);
+        let last = (first + 1..most).find(|index| !is_missing(index)).unwrap_or(most);
+        let binding = self.binding().await?;
+        let (medium, bases, slots) = (self.medium.clone(), self.bases.clone(), self.slots.clone());
+        Ok(Some(Gap { medium, bases, slots, base, binding, records: first..last }))
+    }
+
+    /// Takes over what a gap of it was filled with, but for records that are other by now.
+    pub fn fill(&mut self, filling: Filling) {
+        let Filling { mut filled, base: (version, visible), binding } = filling;
+        let base = self.state.base.filter(|(now, _)| *now == version && self.state.binding == binding);
+        let visible_now = base.map_or(0, |(_, visible)| visible);
+        filled.keep(|index| {
+            let is_same = visible_now == visible || (index + 1) * PLAIN <= visible_now;
+            is_same && !self.hot.contains_key(&index) && !self.state.records.contains_key(&index)
+        });
+        self.place(filled);
+    }
+}
