@@ -55,7 +55,9 @@ mod tests {
         assert!((&mut second).now_or_never().is_none());
         drop(first);
         let second = second.await.unwrap();
+        let asked = tokio::time::Instant::now();
         assert_eq!(budget.take(1000).await.err(), Some(Busy), "all of it isn't free");
+        assert!(asked.elapsed() < Duration::from_secs(60), "clients wait no longer");
         drop(second);
         assert!(budget.take(1000).await.is_ok(), "nothing is asked for that can't be had");
     }

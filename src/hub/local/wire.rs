@@ -97,7 +97,7 @@ mod tests {
             peer.read_exact(&mut taken).await.unwrap();
             assert_eq!(taken, [1; 10]);
         }
-        let (error, waited) = sending.await.unwrap();
+        let (error, waited) = tokio::time::timeout(2 * PATIENCE, sending).await.unwrap().unwrap();
         assert_eq!((error, waited >= PATIENCE), (io::ErrorKind::TimedOut, true));
     }
 
