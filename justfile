@@ -16,6 +16,7 @@ unit filter="":
 fmt:
     cargo fmt
     cargo fmt --manifest-path fuzz/Cargo.toml
+    cargo fmt --manifest-path benches/compare/Cargo.toml
 
 # Fuzzes longer than CI does: `just fuzz 600 xorb`
 fuzz seconds="60" *targets:

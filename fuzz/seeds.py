@@ -102,8 +102,22 @@ def xorb():
     return binaries("xorb3")
 
 
+def stretch():
+    return [bytes([step]) + body for step in (1, 9, 255) for body in binaries("xorb3") + [b""]]
+
+
+def chunk_list():
+    chunks = [bytes([n]) * 32 + (n * 40 + 1).to_bytes(4, "little") for n in range(1, 9)]
+    return [b"XETKNOW1" + b"".join(chunks[:count]) for count in (0, 1, 3, 8)] + [b"XETKNOW1" + chunks[0][:35], b"XETKNOW2"]
+
+
 def shard():
     return binaries("shard")
+
+
+def cache_entry():
+    made = [path.read_bytes() for path in sorted((VECTORS / "cache").glob("*.bin"))]
+    return made + [entry[:cut] for entry in made[:1] for cut in (0, 95, 96, len(entry) - 1)]
 
 
 def reconstruction():
@@ -155,8 +169,8 @@ def hub_key():
     return [b"a", b"a/b c/d%2F", b"../x", b"a//b", ".enc/t.2<`ERd~R6n'C'$`::PUSE".encode(), "é/ü".encode()]
 
 
-TARGETS = [key_file, base91, stored_name, container_header, record, chunk_header, compression, xorb, shard, reconstruction,
-           byteranges, ndjson, tree, hub_answers, hub_words, hub_link, hub_key]
+TARGETS = [key_file, base91, stored_name, container_header, record, chunk_header, compression, xorb, stretch, chunk_list, shard, cache_entry,
+           reconstruction, byteranges, ndjson, tree, hub_answers, hub_words, hub_link, hub_key]
 
 
 def main(check):

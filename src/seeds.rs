@@ -10,7 +10,9 @@ type Body = fn(&[u8]);
 const TARGETS: &[(&str, Body)] = &[
     ("base91", crypto::fuzz::base91),
     ("byteranges", xet::fuzz::byteranges),
+    ("cache_entry", xet::fuzz::cache_entry),
     ("chunk_header", xet::fuzz::chunk_header),
+    ("chunk_list", xet::fuzz::chunk_list),
     ("compression", xet::fuzz::compression),
     ("container_header", crypto::fuzz::container_header),
     ("hub_answers", hub::fuzz::answers),
@@ -23,6 +25,7 @@ const TARGETS: &[(&str, Body)] = &[
     ("record", crypto::fuzz::record),
     ("shard", xet::fuzz::shard),
     ("stored_name", crypto::fuzz::stored_name),
+    ("stretch", xet::fuzz::stretch),
     ("tree", hub::fuzz::tree),
     ("xorb", xet::fuzz::xorb),
 ];

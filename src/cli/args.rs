@@ -5,7 +5,7 @@ use crate::crypto::geometry::Padding;
 use crate::crypto::{Format, Keys, keyfile};
 use crate::hub::token::TokenProvider;
 use crate::hub::{BucketId, Endpoint};
-use crate::store::{OpenOptions, Source};
+use crate::store::{CacheMode, DiskCacheOptions, OpenOptions, Source};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -120,6 +120,44 @@ impl From<PaddingArg> for Padding {
     }
 }
 
+/// `--cache-mode`.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CacheModeArg {
+    /// The chunks that were read.
+    Chunk,
+    /// Whole files, filled by their first read.
+    File,
+}
+
+impl From<CacheModeArg> for CacheMode {
+    fn from(arg: CacheModeArg) -> Self {
+        match arg {
+            CacheModeArg::Chunk => CacheMode::Chunk,
+            CacheModeArg::File => CacheMode::File,
+        }
+    }
+}
+
+/// A number of bytes; `K`, `M`, `G`, `T` count thousands, `Ki`, `Mi`, `Gi`, `Ti` count 1024s, and a `B` may follow. Case doesn't matter.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.trim_start().to_ascii_lowercase();
+    let unit = unit.strip_suffix('b').unwrap_or(&unit);
+    let (letter, base) = unit.strip_suffix('i').map_or((unit, 1000u64), |letter| (letter, 1024));
+    let power = match letter {
+        "" if base == 1000 => 0,
+        "k" => 1,
+        "m" => 2,
+        "g" => 3,
+        "t" => 4,
+        _ => return Err("a size is a number of bytes, or one with K, M, G, T or Ki, Mi, Gi, Ti".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| "a size begins with a number".to_owned())?;
+    number.checked_mul(base.pow(power)).ok_or_else(|| "no disk is that large".to_owned())
+}
+
 /// How new files are written.
 #[derive(Args, Clone, Debug, Serialize, Deserialize)]
 pub struct FormatArgs {
@@ -181,6 +219,7 @@ impl SourceArgs {
             create: self.create,
             read_only,
             cache_dir: Some(cache_dir.to_owned()),
+            disk_cache: None,
         })
     }
 }
@@ -286,6 +325,15 @@ pub struct MountArgs {
     /// Folder of caches, staging files and journals [default: $XDG_CACHE_HOME/hf-mount]
     #[arg(long, global = true, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
+    /// Most that the cache of what was read takes on disk: bytes, or 500M, 10G, 10GiB; 0: none
+    #[arg(long, global = true, value_name = "SIZE", default_value = "10000000000", value_parser = parse_size)]
+    pub cache_size: u64,
+    /// What that cache keeps: the chunks that were read, or whole files
+    #[arg(long, global = true, value_enum, default_value = "chunk")]
+    pub cache_mode: CacheModeArg,
+    /// Keep nothing on disk of what was read
+    #[arg(long, global = true)]
+    pub no_disk_cache: bool,
     /// Use FUSE (the only backend of this version)
     #[arg(long, global = true)]
     pub fuse: bool,
@@ -351,6 +399,12 @@ impl MountArgs {
         }
     }
 
+    /// What is to be kept on disk of what was read.
+    pub fn disk_cache(&self) -> Option<DiskCacheOptions> {
+        let wanted = DiskCacheOptions { mode: self.cache_mode.into(), max_bytes: self.cache_size };
+        (!self.no_disk_cache && self.cache_size > 0).then_some(wanted)
+    }
+
     /// NFS isn't built yet.
     pub fn check_backend(&self) -> Outcome {
         if self.nfs {
@@ -381,6 +435,46 @@ mod tests {
             parse_bucket("me/data").unwrap(),
             Source::Bucket { id: "me/data".parse().unwrap(), prefix: String::new() }
         );
+    }
+
+    #[test]
+    fn sizes_are_bytes_or_have_a_unit() {
+        for (text, size) in [
+            ("0", 0),
+            ("10000000000", 10_000_000_000),
+            ("10G", 10_000_000_000),
+            ("10 gb", 10_000_000_000),
+            ("500M", 500_000_000),
+            ("1k", 1000),
+            ("1B", 1),
+            ("2TiB", 2 << 40),
+            ("3Gi", 3 << 30),
+        ] {
+            assert_eq!(parse_size(text), Ok(size), "{text}");
+        }
+        for text in
+            ["", "G", "-1", "+1", "1.5G", "1X", "1i", "1GG", "1 G x", "99999999999999999999", "18446744073709551615K"]
+        {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_disk_cache_is_on_unless_it_is_turned_off() {
+        #[derive(clap::Parser)]
+        struct Only {
+            #[command(flatten)]
+            mount: MountArgs,
+        }
+        let parse = |args: &[&str]| {
+            let args = ["x"].iter().chain(args);
+            <Only as clap::Parser>::parse_from(args).mount.disk_cache()
+        };
+        let wanted = |mode, max_bytes| Some(DiskCacheOptions { mode, max_bytes });
+        assert_eq!(parse(&[]), wanted(CacheMode::Chunk, crate::xet::cache::DEFAULT_MAX_BYTES));
+        assert_eq!(parse(&["--cache-mode", "file", "--cache-size", "1G"]), wanted(CacheMode::File, 1_000_000_000));
+        assert_eq!(parse(&["--no-disk-cache"]), None);
+        assert_eq!(parse(&["--cache-size", "0"]), None);
     }
 
     #[test]

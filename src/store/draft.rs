@@ -141,6 +141,8 @@ pub(super) trait Bases: Send + Sync + 'static {
     async fn open(&self, version: &Version) -> Result<Arc<dyn Object>, Error>;
     /// The verified file id of an encrypted version.
     async fn file_id(&self, version: &Version) -> Result<FileId, Error>;
+    /// Records of an encrypted version as they are stored, each authenticated.
+    async fn sealed(&self, version: &Version, records: Range<u64>) -> Result<Bytes, Error>;
     /// Whether another path may hold the same object, so that an edit must take a new file id.
     fn is_shared(&self, version: &Version) -> bool;
 }
@@ -233,6 +235,17 @@ fn fill_slots(
                 slots.write(slot, &sealed[..])?;
             }
         }
+    }
+    Ok(filled)
+}
+
+/// Writes records that are sealed under `binding` already, the first of index `first`, to fresh slots.
+fn copy_to_slots(slots: &Arc<dyn SlotIo>, binding: Binding, first: u64, sealed: &[u8]) -> Result<Filled, Error> {
+    let mut filled = Filled { slots: slots.clone(), records: Vec::with_capacity(sealed.len() / RECORD_LEN) };
+    for (index, record) in (first..).zip(sealed.chunks_exact(RECORD_LEN)) {
+        let slot = slots.allocate()?;
+        filled.records.push((index, RecordRef { slot, binding }));
+        slots.write(slot, record)?;
     }
     Ok(filled)
 }
@@ -560,6 +573,12 @@ impl Draft {
             Medium::Plain => self.len.div_ceil(PLAIN),
             Medium::Sealed { format, padding, .. } => geometry::records_for(*format, PlainLen(self.len), *padding)?,
         };
+        let mut from = 0;
+        while let Some(gap) = self.gap(from).await? {
+            from = gap.end();
+            let filling = gap.fetch().await?;
+            self.fill(filling);
+        }
         let mut index = 0;
         while index < records {
             let stop = records.min(index + FREEZE_BATCH);

@@ -572,7 +572,7 @@ impl Layout for Encrypted {
             let next = offset + piece.len() as u64;
             Ok::<_, std::io::Error>((!piece.is_empty()).then_some((piece, (object, next))))
         });
-        let session = Box::new(Session::new(self.setup.remote.cas.clone(), Some(self.sealing(Format::V2))));
+        let session = Box::new(Session::new(&self.setup.remote, Some(self.sealing(Format::V2))));
         let reader = Box::new(StreamReader::new(pieces.boxed()));
         let newer = session.add(Content::Stream { reader, len: Some(len) }).await?;
         session.finish().await?;
@@ -647,7 +647,7 @@ impl View for Encrypted {
             return Err(Error::ReadOnly);
         }
         let sealing = self.sealing(self.setup.format);
-        Ok(Box::new(Session::new(self.setup.remote.cas.clone(), Some(sealing))))
+        Ok(Box::new(Session::new(&self.setup.remote, Some(sealing))))
     }
 
     async fn commit(&self, operations: &[Op]) -> Vec<Outcome> {

@@ -91,7 +91,7 @@ impl Headers {
         found.retain(|_, bytes| bytes.len() == SIDECAR_LEN);
         let missing: Vec<Hash> = hashes.into_iter().filter(|hash| !found.contains_key(hash)).collect();
         let reads = missing.into_iter().map(async |hash| {
-            let bytes = self.remote.downloader.read(&hash, 0..SIDECAR_LEN as u64).await;
+            let bytes = self.remote.contents.peek(&hash, 0..SIDECAR_LEN as u64).await;
             bytes.map(|bytes| (hash, Bytes::copy_from_slice(&bytes)))
         });
         let mut reads = futures::stream::iter(reads).buffer_unordered(PARALLEL);
@@ -114,7 +114,7 @@ impl Headers {
         }
         // No number of records fits: whatever the bytes are.
         crypto::geometry::records_of(CipherLen(version.stored_len))?;
-        let bytes = self.remote.downloader.read(&version.hash, 0..HEADER_LEN as u64).await?;
+        let bytes = self.remote.contents.peek(&version.hash, 0..HEADER_LEN as u64).await?;
         let header = self.verify(version, &bytes)?;
         self.learn(vec![(version.hash, Bytes::copy_from_slice(&bytes))]).await;
         Ok(header)

@@ -7,6 +7,7 @@
 
 mod beside;
 mod commit;
+mod contents;
 mod database;
 pub mod draft;
 pub mod encrypted;
@@ -31,7 +32,7 @@ mod tests;
 pub use draft::{Binding, Delta, Draft, DraftState, Frozen, RecordRef, SlotId, SlotIo};
 pub use error::{Cause, Error};
 pub use path::PlainPath;
-pub use source::{OpenOptions, Source, open};
+pub use source::{CacheMode, DiskCacheOptions, OpenOptions, Source, open};
 
 /// Types of the layers beneath that are part of this one's surface: who uses the store names no other layer.
 pub use crate::{

@@ -2,6 +2,7 @@
 //!
 //! Records are opened in place in the buffer that came from the network; offsets and lengths are plaintext bytes unless said otherwise.
 
+use super::contents::Contents;
 use super::draft::Bases;
 use super::headers::Headers;
 use super::memory::Memory;
@@ -9,10 +10,10 @@ use super::remote::Remote;
 use super::{Error, Object, Side, Verified, Version};
 use crate::crypto::geometry::{self, HEADER_LEN, NONCE_LEN, PlainLen, RECORD_LEN, RECORD_PLAIN, RecordIndex};
 use crate::crypto::{self, FileId, Header, Keys, RecordCipher};
-use crate::xet::Downloader;
 use async_trait::async_trait;
 use bytes::{Buf, Bytes, BytesMut};
 use std::io;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -42,13 +43,13 @@ impl Opener {
 #[async_trait]
 impl Bases for Opener {
     async fn open(&self, version: &Version) -> Result<Arc<dyn Object>, Error> {
-        let downloader = self.remote.downloader.clone();
+        let contents = self.remote.contents.clone();
         match version.side {
-            Side::Plain => Ok(Arc::new(PlainObject { downloader, version: *version })),
+            Side::Plain => Ok(Arc::new(PlainObject { contents, version: *version })),
             Side::Encrypted(format) => {
                 let (keys, header) = self.header(version).await?;
                 let cipher = Arc::new(keys.records(format, &header.file_id));
-                Ok(Arc::new(SealedObject { downloader, version: *version, keys: keys.clone(), header, cipher }))
+                Ok(Arc::new(SealedObject { contents, version: *version, keys: keys.clone(), header, cipher }))
             }
         }
     }
@@ -57,13 +58,29 @@ impl Bases for Opener {
         Ok(self.header(version).await?.1.file_id)
     }
 
+    async fn sealed(&self, version: &Version, records: Range<u64>) -> Result<Bytes, Error> {
+        let Side::Encrypted(format) = version.side else { return Err(Error::WrongSide) };
+        let (keys, header) = self.header(version).await?;
+        let from = geometry::record_offset(RecordIndex(records.start))?.0;
+        let to = geometry::object_len(records.end)?.0;
+        let stored = self.remote.contents.read(version, from..to).await?;
+        if stored.len() as u64 != to - from {
+            return Err(Error::LengthMismatch);
+        }
+        // They are going to be stored again: damage must not be passed on.
+        let cipher = Arc::new(keys.records(format, &header.file_id));
+        let mut plain = open_records(&cipher, header, records.start, stored.clone()).await?;
+        plain.zeroize();
+        Ok(stored)
+    }
+
     fn is_shared(&self, version: &Version) -> bool {
         self.memory.is_shared(&version.hash)
     }
 }
 
 struct PlainObject {
-    downloader: Downloader,
+    contents: Contents,
     version: Version,
 }
 
@@ -78,7 +95,7 @@ impl Object for PlainObject {
         if offset >= end {
             return Ok(Bytes::new());
         }
-        let bytes = self.downloader.read(&self.version.hash, offset..end).await?;
+        let bytes = self.contents.read(&self.version, offset..end).await?;
         if bytes.len() as u64 != end - offset {
             return Err(Error::LengthMismatch);
         }
@@ -86,13 +103,13 @@ impl Object for PlainObject {
     }
 
     async fn verify(&self) -> Result<Verified, Error> {
-        self.downloader.download(&self.version.hash, self.len(), tokio::io::sink()).await?;
+        self.contents.download(&self.version, tokio::io::sink()).await?;
         Ok(Verified::default())
     }
 }
 
 struct SealedObject {
-    downloader: Downloader,
+    contents: Contents,
     version: Version,
     keys: Arc<Keys>,
     header: Header,
@@ -113,7 +130,7 @@ impl Object for SealedObject {
         let records = geometry::records_of_range(PlainLen(offset), PlainLen(end));
         let from = geometry::record_offset(RecordIndex(records.start))?.0;
         let to = geometry::object_len(records.end)?.0;
-        let stored = self.downloader.read(&self.version.hash, from..to).await?;
+        let stored = self.contents.read(&self.version, from..to).await?;
         if stored.len() as u64 != to - from {
             return Err(Error::LengthMismatch);
         }
@@ -125,7 +142,7 @@ impl Object for SealedObject {
 
     async fn verify(&self) -> Result<Verified, Error> {
         let mut check = Check::new(self);
-        let whole = self.downloader.download(&self.version.hash, self.version.stored_len, &mut check).await;
+        let whole = self.contents.download(&self.version, &mut check).await;
         // A bad header explains more than whatever stopped the download after it.
         std::mem::replace(&mut check.header, Ok(()))?;
         whole?;

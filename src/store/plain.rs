@@ -226,7 +226,7 @@ impl View for Plain {
         if self.read_only {
             return Err(Error::ReadOnly);
         }
-        Ok(Box::new(Session::new(self.tree.remote.cas.clone(), None)))
+        Ok(Box::new(Session::new(&self.tree.remote, None)))
     }
 
     async fn commit(&self, operations: &[Op]) -> Vec<Outcome> {

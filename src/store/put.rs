@@ -4,7 +4,9 @@
 //! (DESIGN, "Ways that make it fast"). Constant memory beside the session's own: one record of a stream, two groups of slots of a frozen
 //! draft. Ciphertext is never compressed; plaintext as the Xet heuristic says.
 
+use super::draft::NEW_ID_LIMIT;
 use super::headers::Headers;
+use super::remote::Remote;
 use super::{Content, Error, Frozen, PutSession, Side, SlotId, SlotIo, Stored, Version};
 use crate::crypto::geometry::{self, HEADER_LEN, NONCE_LEN, PlainLen, RECORD_LEN, RECORD_PLAIN};
 use crate::crypto::{self, FileId, Format, Header, Keys, Random, RecordCipher, SystemRandom};
@@ -24,6 +26,8 @@ use zeroize::Zeroize;
 
 /// Slots read by one blocking call (1 MiB): enough to keep the chunker busy while the next ones are read.
 const SLOTS_PER_READ: usize = 16;
+/// Bytes of content that a session holds: a mount has four sessions at a time.
+const MEMORY: usize = 48 << 20;
 /// Such reads under way.
 const READS_AHEAD: usize = 2;
 
@@ -39,21 +43,28 @@ pub(super) struct Sealing {
 /// An upload session of a view.
 pub(super) struct Session {
     upload: UploadSession,
+    /// For edits in place of large encrypted files, whose untouched records are stored already.
+    edits: UploadSession,
     sealing: Option<Sealing>,
     /// Headers made here, for the cache once they are registered. Never held over an await.
     made: Mutex<Vec<(Hash, Bytes)>>,
 }
 
 impl Session {
-    pub(super) fn new(cas: Arc<dyn xet::Cas>, sealing: Option<Sealing>) -> Self {
-        let upload = UploadSession::new(cas, xet::upload::Options::default());
-        Self { upload, sealing, made: Mutex::default() }
+    pub(super) fn new(remote: &Remote, sealing: Option<Sealing>) -> Self {
+        let session = |global_dedup| {
+            let (local, known) = (remote.shards.clone(), remote.known.clone());
+            let options = xet::upload::Options { memory: MEMORY, global_dedup, local, known, ..Default::default() };
+            UploadSession::new(remote.cas.clone(), options)
+        };
+        // No two new ciphertexts are alike: there is nothing to ask for.
+        Self { upload: session(sealing.is_none()), edits: session(true), sealing, made: Mutex::default() }
     }
 
     async fn add_stream(&self, reader: Box<dyn AsyncRead + Send + Unpin>, len: u64) -> Result<Stored, Error> {
         let exact = Exact { inner: reader, left: len };
         let Some(sealing) = &self.sealing else {
-            return self.upload(exact, Policy::Auto, Side::Plain, len, len).await;
+            return self.put(&self.upload, exact, Policy::Auto, Side::Plain, len, len).await;
         };
         // What can't be stored is refused before anything is read.
         let records = geometry::records_for(sealing.format, PlainLen(len), sealing.padding)?;
@@ -106,7 +117,8 @@ impl Session {
                     return Err(Error::LengthMismatch);
                 }
                 let content = read_slots(slots, frozen.clone(), RECORD_PLAIN, frozen.len);
-                self.upload(reader_of(Bytes::new(), content), Policy::Auto, Side::Plain, frozen.len, frozen.len).await
+                let content = reader_of(Bytes::new(), content);
+                self.put(&self.upload, content, Policy::Auto, Side::Plain, frozen.len, frozen.len).await
             }
             (Some(Sealing { keys, .. }), Some(head)) => {
                 let stored_len = geometry::object_len(count)?.0;
@@ -119,7 +131,8 @@ impl Session {
                 let content = read_slots(slots, frozen.clone(), RECORD_LEN, stored_len - HEADER_LEN as u64);
                 let content = reader_of(head.clone(), content);
                 let side = Side::Encrypted(format);
-                let stored = self.upload(content, Policy::Never, side, stored_len, frozen.len).await?;
+                let session = if frozen.len > NEW_ID_LIMIT { &self.edits } else { &self.upload };
+                let stored = self.put(session, content, Policy::Never, side, stored_len, frozen.len).await?;
                 self.made(stored.version.hash, head);
                 Ok(stored)
             }
@@ -127,15 +140,16 @@ impl Session {
         }
     }
 
-    async fn upload(
+    async fn put(
         &self,
+        session: &UploadSession,
         content: impl AsyncRead + Send + Unpin,
         policy: Policy,
         side: Side,
         stored_len: u64,
         plain_len: u64,
     ) -> Result<Stored, Error> {
-        let uploaded = self.upload.add(content, policy).await.map_err(upload_error)?;
+        let uploaded = session.add(content, policy).await.map_err(upload_error)?;
         if uploaded.len != stored_len {
             return Err(Error::LengthMismatch);
         }
@@ -158,8 +172,9 @@ impl PutSession for Session {
     }
 
     async fn finish(self: Box<Self>) -> Result<(), Error> {
-        let Self { upload, sealing, made } = *self;
+        let Self { upload, edits, sealing, made } = *self;
         upload.finish().await?;
+        edits.finish().await?;
         if let Some(sealing) = sealing {
             sealing.headers.learn(made.into_inner().unwrap_or_else(PoisonError::into_inner)).await;
         }

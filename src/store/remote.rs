@@ -4,8 +4,9 @@
 //! (Hub API spec, 4.1), and nothing else a server adds may reach a view.
 
 use super::Error;
+use super::contents::Contents;
 use crate::hub::{self, BucketId, Endpoint, FileEntry, Hub, TreeEntry};
-use crate::xet::{Cas, Downloader};
+use crate::xet::{Cas, Known, upload};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -17,7 +18,11 @@ pub(super) struct Remote {
     pub(super) hub: Arc<dyn Hub>,
     pub(super) bucket: BucketId,
     pub(super) cas: Arc<dyn Cas>,
-    pub(super) downloader: Downloader,
+    pub(super) contents: Contents,
+    /// What ranged reads of plain files are checked against.
+    pub(super) known: Option<Known>,
+    /// Shards of own uploads: what the same bucket has already is not sent again.
+    pub(super) shards: Option<upload::LocalShards>,
     /// Kept alive: an embedded Hub stops when it is dropped.
     pub(super) _endpoint: Option<Arc<Endpoint>>,
 }

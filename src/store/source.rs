@@ -1,6 +1,7 @@
 //! Opening a source: which bucket, which subfolder, which key; the wrong-key check (format spec, section 5).
 
 use super::beside::Beside;
+use super::contents::Contents;
 use super::encrypted::{Encrypted, KeyVerdict, Setup};
 use super::headers::Headers;
 use super::memory::{Memory, Seen};
@@ -11,8 +12,10 @@ use super::{Error, PlainPath, View};
 use crate::crypto::{Format, Keys, geometry::Padding};
 use crate::hub::client::bucket_tokens;
 use crate::hub::{self, BucketId, Endpoint, Hub};
+use crate::xet::cache::{self, ChunkCache, FileCache};
 use crate::xet::http::{self, HttpCas};
-use crate::xet::{Cas, Downloader, download};
+use crate::xet::upload::{LocalLimits, LocalShards};
+use crate::xet::{self, Cas, Downloader, Known, download, known};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -48,6 +51,56 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// Folder of the local header cache and of what this machine remembers of the source; none: memory only.
     pub cache_dir: Option<PathBuf>,
+    /// Keep what was read on disk, in a folder of `cache_dir` that all sources share; none, or no `cache_dir`: every read asks the CAS.
+    pub disk_cache: Option<DiskCacheOptions>,
+}
+
+/// How what was read is kept on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskCacheOptions {
+    /// In what pieces.
+    pub mode: CacheMode,
+    /// Bytes on disk, over all mounts that share the folder.
+    pub max_bytes: u64,
+}
+
+/// What a disk cache keeps: one or the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheMode {
+    /// The chunks that were read.
+    #[default]
+    Chunk,
+    /// Whole files, filled by their first read.
+    File,
+}
+
+/// Folder of the disk cache below `cache_dir`. Staging and the local databases lie beside it, never in it.
+const DISK_CACHE: &str = "xet";
+/// Folder of what is known of plain files' chunks.
+const KNOWN: &str = "known";
+/// Folder of the shards of own uploads.
+const SHARDS: &str = "shards";
+
+/// An opened disk cache.
+pub(super) enum DiskCache {
+    Chunks(ChunkCache),
+    Files(FileCache),
+}
+
+impl DiskCache {
+    /// Opens the one that is asked for. A mount doesn't depend on it: where it can't be had that is said, and reads go without.
+    async fn open(options: &OpenOptions) -> Option<Self> {
+        let (cache_dir, wanted) = (options.cache_dir.as_ref()?, options.disk_cache?);
+        let cache = cache::Options { max_bytes: wanted.max_bytes, ..cache::Options::new(cache_dir.join(DISK_CACHE)) };
+        let open = move || -> Result<Self, xet::Error> {
+            Ok(match wanted.mode {
+                CacheMode::Chunk => Self::Chunks(ChunkCache::open(cache)?),
+                CacheMode::File => Self::Files(FileCache::open(cache)?),
+            })
+        };
+        let opened = tokio::task::spawn_blocking(open).await.ok()?;
+        opened.inspect_err(|error| tracing::warn!(%error, "no disk cache: every read asks the store")).ok()
+    }
 }
 
 /// Opens a source: checks that the bucket is there (or makes it), that it is a bucket, and that the key fits. The view keeps `endpoint`
@@ -76,13 +129,52 @@ pub(super) async fn open_over(ends: Ends, source: &Source, options: OpenOptions)
     let Source::Bucket { id, prefix } = source;
     let prefix = PlainPath::new(prefix.trim_matches('/'))?;
     require_bucket(&*ends.hub, id, &options).await?;
-    let downloader = Downloader::new(ends.cas.clone(), download::Options::default());
+    let known = if options.keys.is_none() { known_chunks(&options).await } else { None };
+    let contents = contents(ends.cas.clone(), &options, known.clone()).await;
+    let shards = local_shards(&ends.identity, id, &options).await;
     let (endpoint, identity) = (ends.endpoint, ends.identity);
-    let remote = Arc::new(Remote { hub: ends.hub, bucket: id.clone(), cas: ends.cas, downloader, _endpoint: endpoint });
+    let remote = Arc::new(Remote {
+        hub: ends.hub,
+        bucket: id.clone(),
+        cas: ends.cas,
+        contents,
+        known,
+        shards,
+        _endpoint: endpoint,
+    });
     match options.keys.clone() {
         None => open_plain(remote, &identity, prefix, &options),
         Some(keys) => open_keyed(remote, &identity, prefix, keys, &options).await,
     }
+}
+
+/// What reads from `cas`, through the cache if there is one.
+async fn contents(cas: Arc<dyn Cas>, options: &OpenOptions, known: Option<Known>) -> Contents {
+    let (mut downloads, mut files) = (download::Options { known, ..Default::default() }, None);
+    match DiskCache::open(options).await {
+        None => {}
+        Some(DiskCache::Chunks(cache)) => downloads.chunks = Some(Arc::new(cache)),
+        Some(DiskCache::Files(cache)) => files = Some(cache),
+    }
+    Contents::new(Downloader::new(cas, downloads), files)
+}
+
+/// What ranged reads of plain files are checked against. Encrypted ones authenticate themselves.
+async fn known_chunks(options: &OpenOptions) -> Option<Known> {
+    let dir = options.cache_dir.as_ref().map(|dir| dir.join(KNOWN));
+    let open = move || Known::open(known::Options { dir, ..Default::default() });
+    let opened = tokio::task::spawn_blocking(open).await.ok()?;
+    opened.inspect_err(|error| tracing::warn!(%error, "what is known of files' chunks can't be kept")).ok()
+}
+
+/// The folder where a bucket's shards are kept: what is in one bucket says nothing of another.
+async fn local_shards(endpoint: &str, bucket: &BucketId, options: &OpenOptions) -> Option<LocalShards> {
+    let bucket = identity(&["hfcrypt shards", endpoint, "bucket", &bucket.to_string()]);
+    let name: String = bucket[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    let dir = options.cache_dir.as_ref()?.join(SHARDS).join(name);
+    let open = move || LocalShards::open(dir, LocalLimits::default());
+    let opened = tokio::task::spawn_blocking(open).await.ok()?;
+    opened.inspect_err(|error| tracing::warn!(%error, "shards of own uploads can't be kept")).ok()
 }
 
 async fn require_bucket(hub: &dyn Hub, id: &BucketId, options: &OpenOptions) -> Result<(), Error> {

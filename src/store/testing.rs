@@ -1,6 +1,7 @@
 //! What the tests of this layer share: an in-memory Hub that refuses and loses what it is told to, a CAS that takes anything, keys, names.
 
 use super::commit::{Held, Place};
+use super::contents::Contents;
 use super::encrypted::{Encrypted, Setup};
 use super::headers::Headers;
 use super::memory::Memory;
@@ -12,10 +13,12 @@ use crate::crypto::{FileId, Format, Header, Keys, MasterKey};
 use crate::hub::{
     BatchOp, BatchOutcome, BucketId, BucketInfo, Cursor, Error, FileEntry, Hub, Identity, TreeEntry, TreePage,
 };
+use crate::xet::cas::DataStream;
 use crate::xet::reconstruction::Reconstruction;
 use crate::xet::{self, Cas, CasToken, Downloader, Hash, Scope};
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream::{self, StreamExt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -272,11 +275,11 @@ impl Cas for Sink {
         Err(xet::Error::NotFound(*file))
     }
 
-    async fn fetch(&self, _: &str, _: Range<u64>) -> Result<Bytes, xet::Error> {
-        Err(xet::Error::Forbidden("nothing here".into()))
+    fn fetch<'a>(&'a self, _: &'a str, _: Range<u64>) -> DataStream<'a> {
+        stream::iter([Err(xet::Error::Forbidden("nothing here".into()))]).boxed()
     }
 
-    async fn put_xorb(&self, _: &Hash, _: Bytes) -> Result<bool, xet::Error> {
+    async fn put_xorb(&self, _: &Hash, _: xet::Body) -> Result<bool, xet::Error> {
         Ok(true)
     }
 
@@ -314,8 +317,16 @@ impl Keyed {
     pub(super) fn of_format(format: Format) -> Self {
         let (hub, keys) = (Arc::new(MemoryHub::default()), counting_keys());
         let cas: Arc<dyn Cas> = Arc::new(Sink);
-        let downloader = Downloader::new(cas.clone(), xet::download::Options::default());
-        let remote = Arc::new(Remote { hub: hub.clone(), bucket: bucket(), cas, downloader, _endpoint: None });
+        let contents = Contents::new(Downloader::new(cas.clone(), xet::download::Options::default()), None);
+        let remote = Arc::new(Remote {
+            hub: hub.clone(),
+            bucket: bucket(),
+            cas,
+            contents,
+            known: None,
+            shards: None,
+            _endpoint: None,
+        });
         let memory = Arc::new(Memory::open(None, [0; 32]).unwrap());
         let headers = Arc::new(Headers::open(None, keys.clone(), remote.clone()).unwrap());
         let names = Names::new(keys.clone(), PlainPath::root());

@@ -4,10 +4,14 @@
 //! protocol says is transient (bounded by count and deadline) and map the rest to [`Error`].
 
 use super::reconstruction::Reconstruction;
-use super::{Error, Hash};
+use super::{Body, Error, Hash};
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures::stream::{BoxStream, StreamExt};
 use std::ops::Range;
+
+/// Bytes as they arrive, no piece empty. Ends after its first error. Dropping it frees the connection.
+pub type DataStream<'a> = BoxStream<'a, Result<Bytes, Error>>;
 
 /// What a CAS token may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,13 +52,35 @@ pub trait Cas: Send + Sync + 'static {
     /// Where the bytes of `file` are; `range` is half-open file bytes, `None` the whole file. `Err(RangeNotSatisfiable)` where it
     /// starts at or behind the end.
     async fn reconstruction(&self, file: &Hash, range: Option<Range<u64>>) -> Result<Reconstruction, Error>;
-    /// Bytes of a data URL of a reconstruction, exactly `bytes` (end exclusive). `Err(Forbidden)` where the URL has expired: ask for the
-    /// reconstruction again.
-    async fn fetch(&self, url: &str, bytes: Range<u64>) -> Result<Bytes, Error>;
+    /// Bytes of a data URL of a reconstruction, exactly `bytes` (end exclusive), which must be one of its ranges. `Err(Forbidden)`, at first or
+    /// in the middle, where the URL has expired: ask for the reconstruction again. Whoever polls it should go on until its end: a
+    /// connection, and its share of what may be in flight, is held meanwhile.
+    fn fetch<'a>(&'a self, url: &'a str, bytes: Range<u64>) -> DataStream<'a>;
+    /// All of `ranges` under one data URL, each whole and in the order asked for: in one request where the store can, for ranges that are
+    /// worth less than a request each. They are held in memory, so the caller limits their sum.
+    async fn fetch_many(&self, url: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, Error> {
+        let mut all = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            all.push(gather(self.fetch(url, range.clone())).await?);
+        }
+        Ok(all)
+    }
     /// Stores a serialised xorb (chunk area only). `false` where it was there already.
-    async fn put_xorb(&self, hash: &Hash, body: Bytes) -> Result<bool, Error>;
+    async fn put_xorb(&self, hash: &Hash, body: Body) -> Result<bool, Error>;
     /// Registers the files of an upload-form shard, all of whose xorbs are stored.
     async fn put_shard(&self, body: Bytes) -> Result<(), Error>;
     /// The dedup shard that knows `chunk`, if any (upload form 7.6 "dedup response").
     async fn query_chunk(&self, chunk: &Hash) -> Result<Option<Bytes>, Error>;
+}
+
+/// All of a stream. It is as long as what was asked for, so the caller has capped it.
+pub async fn gather(mut stream: DataStream<'_>) -> Result<Bytes, Error> {
+    let Some(first) = stream.next().await.transpose()? else { return Ok(Bytes::new()) };
+    let Some(second) = stream.next().await.transpose()? else { return Ok(first) };
+    let mut all = BytesMut::from(first);
+    all.extend_from_slice(&second);
+    while let Some(piece) = stream.next().await.transpose()? {
+        all.extend_from_slice(&piece);
+    }
+    Ok(all.freeze())
 }

@@ -1,57 +1,129 @@
 //! Reading files from a CAS by range (Xet spec, 10.1 and 10.7).
 //!
-//! A reconstruction carries no chunk hashes: [`Downloader::read`] and [`Downloader::stream`] check structure and lengths only;
-//! [`Downloader::download`] reads a whole file, recomputes every chunk hash and checks the file hash.
+//! | | delivered | checked |
+//! |---|---|---|
+//! | [`Downloader::read`] | at once | structure and lengths; every chunk where the file's chunks are known |
+//! | [`Downloader::stream`] | in order | the same |
+//! | [`Downloader::download`] | in order, into a writer | every chunk hash and the file hash |
+//! | [`Downloader::download_to`] | in any order, into a [`Place`] | the same |
+//!
+//! A reconstruction carries no chunk hashes. They are known of files that were uploaded here, or read whole before, if [`Options::known`] is
+//! given; else a ranged read is as good as TLS and the CAS.
+//!
+//! Where data is, is asked for by ranges. Answers are kept while they are of use (`answers.rs`). A data URL is signed for exact stretches: what an answer
+//! says lies in one stretch is fetched whole or not at all. So asking for more than is read saves questions and costs bytes:
+//! [`Options::grain`] and [`Options::slack`] say how many. A reader of small neighbouring ranges profits from a larger grain only with a chunk
+//! cache, which then has what was fetched and not read.
 //!
 //! Long ranges are read in windows. Each is reconstructed, fetched and decoded by a task of its own, so that one that waits for its consumer
 //! holds neither a connection nor a permit of the CAS client; a dropped stream aborts them. Windows give whole chunks: one that lies across the
 //! edge of two windows comes twice and is used once. Offsets are file bytes. Memory: `ahead + 1` windows and one xorb each at worst, and
-//! usually no more than the windows themselves.
+//! usually no more than the windows themselves; a [`Downloader::download_to`] needs a few MiB per connection.
 
+mod answers;
+mod chunks;
+pub(in crate::xet) mod decoder;
+mod expiry;
+mod layout;
+mod place;
 #[cfg(test)]
 mod tests;
 mod window;
 
+use super::known::{Known, MAX_LIST};
 use super::{Cas, Error, Hash, merkle::Tree};
+use answers::Answers;
 use bytes::{Bytes, BytesMut};
+pub use chunks::{Cached, Chunks, Recent};
 use futures::stream::{self, BoxStream, Stream, StreamExt, TryStreamExt};
+pub use place::Place;
 use std::iter::successors;
 use std::panic::resume_unwind;
-use std::{ops::Range, sync::Arc, vec};
+use std::time::Duration;
+use std::{fmt, ops::Range, sync::Arc, vec};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
-use window::{Chunk, fetch};
+use window::{Chunk, Manner};
 
 /// File bytes of the first window of a stream; later ones double up to [`Options::window`]. The first byte should come soon.
 const FIRST_WINDOW: u64 = 1024 * 1024;
+/// KiB of raw chunks that may be on their way to the chunk cache; more are not kept.
+const INSERTS: usize = 32 * 1024;
 
 /// Limits.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// File bytes asked for in one reconstruction when streaming.
     pub window: u64,
     /// Windows fetched ahead of the consumer.
     pub ahead: usize,
+    /// File bytes asked for in one reconstruction when downloading whole files unordered: their plan is in memory, their data isn't.
+    pub plan: u64,
+    /// Stretches fetched at a time when downloading whole files unordered.
+    pub connections: usize,
+    /// A read that is shorter asks where all of the aligned blocks of this many bytes are that it touches, so that neighbours need not ask again.
+    pub grain: u64,
+    /// Bytes beyond those read that are fetched rather than asking for a closer answer: worth a round trip.
+    pub slack: u64,
+    /// How long data URLs are used that don't say how long they are good.
+    pub url_life: Duration,
+    /// What ranged reads are checked against, and what whole reads teach. Readers of data that is authenticated otherwise need none.
+    pub known: Option<Known>,
+    /// Where chunks are looked for before they are fetched, and kept.
+    pub chunks: Option<Arc<dyn Chunks>>,
+    /// Streams and ordered downloads of this many bytes or more leave nothing in the chunk cache: they would drive out everything else.
+    pub bypass: u64,
 }
 
 impl Default for Options {
-    /// 64 MiB ahead of the consumer, in four requests.
+    /// Streams are 56 MiB at most, in seven windows; whole files come over four connections. A quarter of a MiB takes about as long as
+    /// a question does.
     fn default() -> Self {
-        Self { window: 16 * 1024 * 1024, ahead: 4 }
+        Self {
+            window: 8 * 1024 * 1024,
+            ahead: 6,
+            plan: 1024 * 1024 * 1024,
+            connections: 4,
+            grain: 256 * 1024,
+            slack: 512 * 1024,
+            url_life: Duration::from_secs(10 * 60),
+            known: None,
+            chunks: None,
+            bypass: 256 * 1024 * 1024,
+        }
     }
 }
 
-/// Reads files from one CAS. Cheap to clone.
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut fields = f.debug_struct("Options");
+        fields.field("window", &self.window).field("ahead", &self.ahead).field("plan", &self.plan);
+        fields.field("connections", &self.connections).field("grain", &self.grain).field("slack", &self.slack);
+        fields.field("known", &self.known.is_some()).field("chunks", &self.chunks.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// Reads files from one CAS. Cheap to clone; clones share what they remember.
 #[derive(Clone)]
 pub struct Downloader {
+    engine: Arc<Engine>,
+}
+
+/// What all reads of a downloader share.
+struct Engine {
     cas: Arc<dyn Cas>,
     options: Options,
+    answers: Answers,
+    /// KiB that may be on their way to the chunk cache.
+    inserts: Arc<Semaphore>,
 }
 
 impl Downloader {
     /// A reader over `cas`.
     pub fn new(cas: Arc<dyn Cas>, options: Options) -> Self {
-        Self { cas, options }
+        let answers = Answers::new(Arc::clone(&cas), options.url_life);
+        Self { engine: Arc::new(Engine { cas, options, answers, inserts: Arc::new(Semaphore::new(INSERTS)) }) }
     }
 
     /// Exactly the bytes `range` of `file` (which the caller knows to exist), never fewer. The bytes are nobody else's, so
@@ -62,11 +134,16 @@ impl Downloader {
         }
         let too_long = |_| Error::Malformed { what: "range", why: "it is longer than memory".to_owned() };
         let len = usize::try_from(range.end - range.start).map_err(too_long)?;
-        let chunks = fetch(&*self.cas, file, &range, false).await?;
+        let Options { grain, slack, .. } = self.engine.options;
+        let manner = Manner { question: around(&range, grain), slack, hashed: false, kept: true };
+        let chunks = self.engine.window(file, &range, &manner).await?;
         let mut bytes = BytesMut::with_capacity(len);
         let mut cursor = Cursor { at: range.start, end: range.end };
         for chunk in &chunks {
             bytes.extend_from_slice(&cursor.take(chunk)?);
+        }
+        if cursor.at != range.end {
+            return Err(layout::malformed("it has less than it says"));
         }
         Ok(bytes.freeze())
     }
@@ -89,6 +166,7 @@ impl Downloader {
         let mismatch = || Error::HashMismatch { what: "file", expected: *file };
         let mut windows = std::pin::pin!(self.windows(*file, 0..len, true));
         let mut tree = Tree::new();
+        let mut list = self.engine.options.known.as_ref().map(|_| Vec::new());
         let mut at = 0;
         while let Some(chunks) = windows.try_next().await? {
             // A chunk across the edge came with the window before, too.
@@ -98,15 +176,56 @@ impl Downloader {
                     return Err(mismatch());
                 }
                 at = chunk.end();
-                tree.push(chunk.hash.ok_or_else(mismatch)?, chunk.bytes.len() as u64);
+                let hash = chunk.hash.ok_or_else(mismatch)?;
+                tree.push(hash, chunk.bytes.len() as u64);
+                list = list.filter(|list| list.len() < MAX_LIST);
+                // A chunk's length.
+                list.iter_mut().for_each(|list| list.push((hash, chunk.bytes.len() as u32)));
                 sink.write_all(&chunk.bytes).await?;
             }
         }
         if at != len || tree.into_file_hash() != *file {
             return Err(mismatch());
         }
+        if let Some((known, list)) = self.engine.options.known.as_ref().zip(list) {
+            // It was verified just now.
+            let _ = known.note_file(file, list);
+        }
         sink.flush().await?;
         Ok(())
+    }
+
+    /// The chunks of a whole file of `len` bytes, in order and each with its hash; whether they make the file is for the caller to check. Ends
+    /// after the first error. Must be polled inside a Tokio runtime.
+    pub fn chunks(&self, file: Hash, len: u64) -> BoxStream<'static, Result<Cached, Error>> {
+        let mismatch = move || Error::HashMismatch { what: "file", expected: file };
+        let mut at = 0;
+        let chunks = self.windows(file, 0..len, true).map(move |window| {
+            // A chunk across the edge came with the window before, too.
+            let seen = at;
+            let mut fresh = Vec::new();
+            for chunk in window?.into_iter().skip_while(|chunk| chunk.end() <= seen) {
+                if chunk.offset != at || chunk.end() > len {
+                    return Err(mismatch());
+                }
+                at = chunk.end();
+                fresh.push(Ok(Cached { hash: chunk.hash.ok_or_else(mismatch)?, bytes: chunk.bytes }));
+            }
+            Ok(stream::iter(fresh))
+        });
+        chunks
+            .try_flatten()
+            .scan(false, |failed, chunk| {
+                let ended = std::mem::replace(failed, chunk.is_err());
+                std::future::ready((!ended).then_some(chunk))
+            })
+            .boxed()
+    }
+
+    /// A whole file of `len` bytes into `place`, in any order and verified; the chunk cache is neither asked nor filled. On an error the place
+    /// holds anything. A dropped future leaves writers behind that finish the chunk that they are at. Must be polled inside a Tokio runtime.
+    pub async fn download_to(&self, file: &Hash, len: u64, place: Arc<dyn Place>) -> Result<(), Error> {
+        self.engine.place(file, len, place).await
     }
 
     /// The chunks of `range` by windows, in order; `hashed`: with their hashes. Doesn't end at an error.
@@ -116,10 +235,13 @@ impl Downloader {
         range: Range<u64>,
         hashed: bool,
     ) -> impl Stream<Item = Result<Vec<Chunk>, Error>> + use<> {
-        let cas = Arc::clone(&self.cas);
+        let engine = Arc::clone(&self.engine);
+        let Options { window, ahead, slack, bypass, .. } = engine.options;
+        let kept = range.end.saturating_sub(range.start) < bypass;
         let read = move |window: Range<u64>| {
-            let cas = Arc::clone(&cas);
-            let task = tokio::spawn(async move { fetch(&*cas, &file, &window, hashed).await });
+            let engine = Arc::clone(&engine);
+            let manner = Manner { question: window.clone(), slack, hashed, kept };
+            let task = tokio::spawn(async move { engine.window(&file, &window, &manner).await });
             let task = AbortOnDropHandle::new(task);
             async move {
                 task.await.unwrap_or_else(|error| match error.try_into_panic() {
@@ -131,8 +253,18 @@ impl Downloader {
             }
         };
         // The window that the consumer is at has left the buffer.
-        stream::iter(windows(range, self.options.window)).map(read).buffered(self.options.ahead.max(1))
+        stream::iter(windows(range, window)).map(read).buffered(ahead.max(1))
     }
+}
+
+/// What to ask for where `range` is to be read.
+fn around(range: &Range<u64>, grain: u64) -> Range<u64> {
+    if range.end - range.start >= grain {
+        return range.clone();
+    }
+    // The end may be behind that of the file, which an answer tells by ending.
+    let end = range.end.checked_next_multiple_of(grain).unwrap_or(range.end);
+    range.start / grain * grain..end
 }
 
 /// Cuts `range` into windows of [`FIRST_WINDOW`] bytes, then twice as many each, up to `longest`.

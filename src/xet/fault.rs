@@ -1,10 +1,13 @@
 //! A CAS that misbehaves on request: the saboteur of the tests of whatever uses one.
 
+use super::cas::DataStream;
 use super::reconstruction::Reconstruction;
-use super::{Cas, Error, Hash};
+use super::{Body, Cas, Error, Hash};
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream::{self, StreamExt};
 use std::collections::HashMap;
+use std::future::ready;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use tokio::sync::Semaphore;
@@ -14,6 +17,7 @@ use tokio::sync::Semaphore;
 pub(crate) enum Call {
     Reconstruction,
     Fetch,
+    FetchMany,
     PutXorb,
     PutShard,
     QueryChunk,
@@ -27,6 +31,10 @@ pub(crate) enum Fault {
     Lose(Error),
     /// A fetch gives fewer bytes than it should: so many are left.
     Cut(usize),
+    /// A fetch fails behind so many bytes.
+    Break(usize, Error),
+    /// A fetch gives byte by byte.
+    Drip,
     /// A fetch gives a wrong byte: this one is changed (modulo the length).
     Flip(usize),
     /// The call never returns.
@@ -97,6 +105,41 @@ fn leave<T>(fault: Option<Fault>, result: Result<T, Error>) -> Result<T, Error> 
     }
 }
 
+/// The first `left` bytes, and then the error.
+fn cut<'a>(data: DataStream<'a>, left: usize, error: Option<Error>) -> DataStream<'a> {
+    let first = data.scan(left, |left, piece| {
+        let piece = piece.map(|piece| piece.slice(..piece.len().min(*left)));
+        *left -= piece.as_ref().map_or(0, Bytes::len);
+        ready(piece.as_ref().map_or(true, |piece| !piece.is_empty()).then_some(piece))
+    });
+    first.chain(stream::iter(error.map(Err))).boxed()
+}
+
+/// Changes the byte at `at`.
+fn flip(data: DataStream<'_>, at: usize) -> DataStream<'_> {
+    let flipped = data.scan(0, move |come, piece: Result<Bytes, Error>| {
+        let start = *come;
+        let piece = piece.map(|piece| {
+            *come += piece.len();
+            let mut piece = piece.to_vec();
+            if let Some(byte) = at.checked_sub(start).and_then(|at| piece.get_mut(at)) {
+                *byte ^= 1;
+            }
+            piece.into()
+        });
+        ready(Some(piece))
+    });
+    flipped.boxed()
+}
+
+fn drip(data: DataStream<'_>) -> DataStream<'_> {
+    let bytes = |piece: Result<Bytes, Error>| match piece {
+        Ok(piece) => stream::iter((0..piece.len()).map(|i| Ok(piece.slice(i..i + 1))).collect::<Vec<_>>()),
+        Err(error) => stream::iter(vec![Err(error)]),
+    };
+    data.flat_map(bytes).boxed()
+}
+
 #[async_trait]
 impl<C: Cas> Cas for Saboteur<C> {
     async fn reconstruction(&self, file: &Hash, range: Option<Range<u64>>) -> Result<Reconstruction, Error> {
@@ -104,22 +147,32 @@ impl<C: Cas> Cas for Saboteur<C> {
         leave(fault, self.inner.reconstruction(file, range).await)
     }
 
-    async fn fetch(&self, url: &str, bytes: Range<u64>) -> Result<Bytes, Error> {
-        let fault = self.enter(Call::Fetch).await?;
-        let body = self.inner.fetch(url, bytes).await?;
-        match fault {
-            Some(Fault::Cut(len)) => Ok(body.slice(..len.min(body.len()))),
-            Some(Fault::Flip(at)) => {
-                let mut body = body.to_vec();
-                let at = at % body.len();
-                body[at] ^= 1;
-                Ok(body.into())
+    fn fetch<'a>(&'a self, url: &'a str, bytes: Range<u64>) -> DataStream<'a> {
+        let len = bytes.end.saturating_sub(bytes.start) as usize;
+        let sabotaged = async move {
+            let fault = match self.enter(Call::Fetch).await {
+                Ok(fault) => fault,
+                Err(error) => return stream::iter([Err(error)]).boxed(),
+            };
+            let data = self.inner.fetch(url, bytes);
+            match fault {
+                Some(Fault::Cut(left)) => cut(data, left, None),
+                Some(Fault::Break(left, error)) => cut(data, left, Some(error)),
+                Some(Fault::Lose(error)) => cut(data, len, Some(error)),
+                Some(Fault::Flip(at)) => flip(data, at % len.max(1)),
+                Some(Fault::Drip) => drip(data),
+                _ => data,
             }
-            fault => leave(fault, Ok(body)),
-        }
+        };
+        stream::once(sabotaged).flatten().boxed()
     }
 
-    async fn put_xorb(&self, hash: &Hash, body: Bytes) -> Result<bool, Error> {
+    async fn fetch_many(&self, url: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, Error> {
+        let fault = self.enter(Call::FetchMany).await?;
+        leave(fault, self.inner.fetch_many(url, ranges).await)
+    }
+
+    async fn put_xorb(&self, hash: &Hash, body: Body) -> Result<bool, Error> {
         let fault = self.enter(Call::PutXorb).await?;
         leave(fault, self.inner.put_xorb(hash, body).await)
     }

@@ -4,10 +4,13 @@
 
 use super::chunker::MAX_CHUNK;
 use super::compression::{self, Scheme};
+use super::download::decoder::Decoder;
 use super::http::ndjson;
+use super::known::{ChunkList, Kind};
 use super::reconstruction::{parse_v1, parse_v2};
 use super::shard::Shard;
 use super::xorb::{self, ChunkHeader};
+use super::{Hash, merkle};
 use bytes::Bytes;
 
 /// A chunk header.
@@ -74,6 +77,52 @@ pub fn xorb(data: &[u8]) {
     }
 }
 
+/// Chunks of a xorb, behind a byte that says in pieces of what size they come: they give the same as the whole does.
+pub fn stretch(data: &[u8]) {
+    let Some((&step, body)) = data.split_first() else { return };
+    let mut expected = Vec::new();
+    let whole = xorb::decode_chunks(body, |raw| {
+        expected.push(raw.to_vec());
+        Ok(())
+    });
+    // As many as were good, so that there is something to compare.
+    let count = expected.len() as u32;
+    let decoded = |step: usize| {
+        let mut decoder = Decoder::new(3..3 + count);
+        let mut found = Vec::new();
+        let fed = body.chunks(step).try_for_each(|piece| {
+            decoder.push(Bytes::copy_from_slice(piece), |chunk| {
+                assert_eq!(chunk.index, 3 + found.len() as u32);
+                found.push(chunk.into_raw()?.to_vec());
+                Ok(())
+            })
+        });
+        (fed.and_then(|()| decoder.finish()).is_ok(), found)
+    };
+    for step in [usize::from(step).max(1), body.len().max(1)] {
+        assert_eq!(decoded(step), (whole.is_ok(), expected.clone()));
+    }
+}
+
+/// A list of chunks as a disk holds it, under the hash that it has and under another.
+pub fn chunk_list(data: &[u8]) {
+    let records = data.get(8..).unwrap_or_default().as_chunks::<36>().0;
+    let chunks: Vec<_> = records
+        .iter()
+        .map(|record| {
+            let (hash, len) = record.split_at(32);
+            let len = u32::from_le_bytes(len.try_into().expect("4 of 36"));
+            (Hash(hash.try_into().expect("32 of 36")), u64::from(len))
+        })
+        .collect();
+    for (kind, hash) in [(Kind::File, merkle::file_hash(&chunks)), (Kind::Xorb, merkle::xorb_hash(&chunks))] {
+        if let Ok(list) = ChunkList::parse(kind, &hash, data) {
+            assert_eq!(list.to_bytes(), data);
+        }
+        assert!(ChunkList::parse(kind, &Hash([7; 32]), data).is_err());
+    }
+}
+
 /// A shard of any form.
 pub fn shard(data: &[u8]) {
     let Ok(shard) = Shard::parse(data) else { return };
@@ -115,6 +164,11 @@ pub fn byteranges(data: &[u8]) {
     assert_eq!(super::byteranges::parse(boundary, &body.into()).expect("our own body"), parts);
 }
 
+/// An entry file of the disk cache.
+pub fn cache_entry(data: &[u8]) {
+    super::cache::fuzz(data);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,7 +195,9 @@ mod tests {
     }
 
     fn all(data: &[u8]) {
-        for body in [chunk_header, compression, xorb, shard, reconstruction, byteranges] {
+        let bodies =
+            [chunk_header, compression, xorb, stretch, chunk_list, shard, reconstruction, byteranges, cache_entry];
+        for body in bodies {
             body(data);
         }
     }

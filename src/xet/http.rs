@@ -4,22 +4,26 @@
 //! [`Options::retries`] times. Answers are capped before they are held. What a server says is shortened and escaped in errors; tokens and
 //! pre-signed URLs are in no error and no log line.
 
+mod concurrency;
+mod data;
 mod exchange;
 mod grant;
 pub mod ndjson;
 pub(crate) mod retry;
+mod sending;
 #[cfg(test)]
 mod tests;
 
+use super::cas::DataStream;
 use super::reconstruction::{Reconstruction, parse_v1, parse_v2};
 use super::shard::MAX_SHARD;
-use super::xorb::MAX_SERIALISED;
-use super::{Cas, Error, Hash, Scope, TokenSource};
+use super::{Body, Cas, Error, Hash, Scope, TokenSource};
 use async_trait::async_trait;
 use bytes::Bytes;
-use exchange::{Answer, Request, Target, is_https};
+use concurrency::Gate;
+use exchange::{Answer, Lane, Request, Target, is_https};
 use reqwest::Method;
-use reqwest::header::{CONTENT_RANGE, HeaderValue, RANGE};
+use reqwest::header::{HeaderValue, RANGE};
 use retry::{Backoff, Failure};
 use serde::Deserialize;
 use std::ops::Range;
@@ -36,8 +40,14 @@ const PREFIX: &str = "default";
 const MAX_RECONSTRUCTION: usize = 32 * 1024 * 1024;
 /// Largest answer in bytes to a request that is answered with a few fields.
 const MAX_REPLY: usize = 64 * 1024;
+/// Largest answer in bytes to a chunk query: the chunks of 22 GiB. A longer one would cost more memory than it is worth.
+const MAX_DEDUP_ANSWER: usize = 16 * 1024 * 1024;
 /// How long a shard may be validated: every term of it is checked against its xorb. The v1 route is silent meanwhile.
 const SHARD_PATIENCE: Duration = Duration::from_secs(15 * 60);
+
+/// Xorbs sent and ranges fetched at once before anything is known of the link (Xet spec, section 11).
+const FIRST_UPLOADS: u32 = 2;
+const FIRST_DOWNLOADS: u32 = 4;
 
 /// Limits and deadlines.
 #[derive(Clone, Debug)]
@@ -48,14 +58,14 @@ pub struct Options {
     pub first_delay: Duration,
     /// A response or request body that makes no progress for this long is a network error.
     pub idle: Duration,
-    /// Requests in flight, over all kinds.
+    /// Requests in flight, over all kinds. Below it, xorbs being sent and data being fetched find their own numbers.
     pub in_flight: usize,
 }
 
 impl Default for Options {
     /// Five retries over half a minute; 60 s covers what a server needs to check and store a whole xorb.
     fn default() -> Self {
-        Self { retries: 5, first_delay: Duration::from_secs(1), idle: Duration::from_secs(60), in_flight: 16 }
+        Self { retries: 5, first_delay: Duration::from_secs(1), idle: Duration::from_secs(60), in_flight: 64 }
     }
 }
 
@@ -64,7 +74,10 @@ pub struct HttpCas {
     http: reqwest::Client,
     tokens: Arc<dyn TokenSource>,
     options: Options,
+    /// For all requests; taken after that of a gate.
     permits: Semaphore,
+    uploads: Arc<Gate>,
+    downloads: Arc<Gate>,
     /// `X-Xet-Session-Id`.
     session: String,
     /// A v2 reconstruction was refused and v1 answered.
@@ -73,6 +86,8 @@ pub struct HttpCas {
     v1_shards: AtomicBool,
     /// The grant route is unknown to the server.
     no_grants: AtomicBool,
+    /// Data URLs answer one range at a time.
+    single_ranges: AtomicBool,
 }
 
 impl HttpCas {
@@ -82,11 +97,14 @@ impl HttpCas {
             http,
             tokens,
             permits: Semaphore::new(options.in_flight.clamp(1, Semaphore::MAX_PERMITS)),
+            uploads: Gate::new(FIRST_UPLOADS, options.in_flight),
+            downloads: Gate::new(FIRST_DOWNLOADS, options.in_flight),
             options,
             session: uuid::Uuid::now_v7().to_string(),
             v1_reconstructions: AtomicBool::new(false),
             v1_shards: AtomicBool::new(false),
             no_grants: AtomicBool::new(false),
+            single_ranges: AtomicBool::new(false),
         }
     }
 
@@ -105,13 +123,14 @@ impl HttpCas {
         self.call(request, |answer| read_reconstruction(version, answer)).await
     }
 
-    async fn put_xorb_directly(&self, hash: &Hash, body: Bytes) -> Result<bool, Error> {
+    async fn put_xorb_directly(&self, hash: &Hash, body: Body) -> Result<bool, Error> {
         #[derive(Deserialize)]
         struct Reply {
             was_inserted: bool,
         }
         let path = format!("/v1/xorbs/{PREFIX}/{hash}");
-        let request = self.request("xorb", Method::POST, Target::Cas(&path, Scope::Write)).body(body);
+        let mut request = self.request("xorb", Method::POST, Target::Cas(&path, Scope::Write)).body(body);
+        request.lane = Lane::Upload;
         let reply: Reply = self.call(request, |answer| read_reply("xorb answer", answer)).await?;
         Ok(reply.was_inserted)
     }
@@ -154,21 +173,15 @@ impl Cas for HttpCas {
         Ok(found)
     }
 
-    async fn fetch(&self, url: &str, bytes: Range<u64>) -> Result<Bytes, Error> {
-        let len = bytes.end.checked_sub(bytes.start).and_then(|len| usize::try_from(len).ok());
-        let Some(len) = len.filter(|&len| len <= MAX_SERIALISED) else {
-            return Err(Error::Malformed { what: "reconstruction", why: "a range is longer than a xorb".to_owned() });
-        };
-        if len == 0 {
-            return Ok(Bytes::new());
-        }
-        let mut request = self.request("xorb data", Method::GET, Target::Signed(url));
-        request = request.header(RANGE, byte_range(&bytes)?);
-        request.answer_len = len as u64;
-        self.call(request, |answer| read_data(answer, bytes.start, len)).await
+    fn fetch<'a>(&'a self, url: &'a str, bytes: Range<u64>) -> DataStream<'a> {
+        self.stream_data(url, bytes)
     }
 
-    async fn put_xorb(&self, hash: &Hash, body: Bytes) -> Result<bool, Error> {
+    async fn fetch_many(&self, url: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, Error> {
+        self.fetch_parts(url, ranges).await
+    }
+
+    async fn put_xorb(&self, hash: &Hash, body: Body) -> Result<bool, Error> {
         if !self.no_grants.load(Ordering::Relaxed)
             && let Some(inserted) = self.put_by_grant(hash, &body).await?
         {
@@ -197,7 +210,7 @@ impl Cas for HttpCas {
         request.backoff = Backoff::none();
         let read = |answer: Answer| async {
             match answer.status() {
-                200 => answer.collect(MAX_SHARD).await.map(Some),
+                200 => answer.collect(MAX_DEDUP_ANSWER).await.map(Some),
                 404 => Ok(None),
                 _ => Err(Failure::Final(answer.refusal().await)),
             }
@@ -260,23 +273,6 @@ fn refuse_downgrade(answer: &Reconstruction) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::Final(Error::Malformed { what: "reconstruction", why: "it leads from TLS to plain HTTP".to_owned() }))
-}
-
-/// The body must be exactly the range, whether the server calls it a part or all.
-async fn read_data(answer: Answer, start: u64, len: usize) -> Result<Bytes, Failure> {
-    match answer.status() {
-        200 => answer.exactly(len).await,
-        206 => {
-            let expected = format!("bytes {start}-{}/", start + (len as u64 - 1));
-            match answer.headers().get(CONTENT_RANGE).map(|value| value.as_bytes()) {
-                Some(range) if !range.starts_with(expected.as_bytes()) => {
-                    Err(Failure::damaged("xorb data", "the answer is another range than was asked for"))
-                }
-                _ => answer.exactly(len).await,
-            }
-        }
-        _ => Err(Failure::Final(answer.refusal().await)),
-    }
 }
 
 async fn read_reply<T: for<'de> Deserialize<'de>>(what: &'static str, answer: Answer) -> Result<T, Failure> {

@@ -3,7 +3,9 @@
 //! Knows nothing of encryption, of paths or of the Hub. The formats ([`hash`], [`chunker`],
 //! [`compression`], [`xorb`], [`shard`], [`merkle`], [`reconstruction`], [`byteranges`], [`plan`]) are pure: one synchronous codec each.
 
+pub mod body;
 pub mod byteranges;
+pub mod cache;
 pub mod cas;
 pub mod chunker;
 pub mod compression;
@@ -12,6 +14,7 @@ pub(crate) mod error;
 pub(crate) mod foreign;
 pub mod hash;
 pub mod http;
+pub mod known;
 pub mod merkle;
 mod offload;
 pub mod plan;
@@ -32,9 +35,11 @@ pub(crate) mod testdata;
 #[cfg(test)]
 mod vectors;
 
+pub use body::Body;
 pub use cas::{Cas, CasToken, Scope, TokenSource};
 pub use compression::Scheme;
 pub use download::Downloader;
 pub use error::Error;
 pub use hash::Hash;
+pub use known::Known;
 pub use upload::UploadSession;

@@ -1,37 +1,57 @@
-//! Upload session: chunk, hash, pack, send xorbs in parallel, then the shard (Xet spec, section 8).
+//! Upload session: chunk, hash, deduplicate, pack, send xorbs in parallel, then the shards (Xet spec, section 8).
 //!
-//! One pass, in four stages per file: read a batch; find chunk boundaries (in order); hash and compress its chunks (batches in parallel, off the
-//! async workers); pack them into the session's xorb (in order, one file at a time). All files share one xorb under construction; a full one is
-//! sent by a task of its own while the next fills.
+//! One pass, in stages that run side by side: blocks of the file are read ahead; chunk boundaries are found in them, in order; their chunks are
+//! hashed and, if so wanted, compressed, several batches at a time, off the async workers; chunks stored nowhere yet enter the session's xorb, in
+//! order. All files share one xorb under construction; a full one is sent by a task of its own while the next fills. Payloads are never copied
+//! after they were read: a xorb's body is slices of the blocks.
 //!
-//! Bounded memory: at most `xorbs_in_flight + 1` xorbs of 64 MiB, a few MiB of batches per file being added, and about 100 bytes per new
-//! chunk for the shard and dedup. A dropped [`UploadSession::add`] leaves a consistent session: chunks that were packed are
-//! referenced by nobody, or by later files. Nothing that was added may be committed at the Hub before [`UploadSession::finish`] has
-//! returned.
+//! Bounded memory: payload takes at most [`Options::memory`], and reading waits when that is used up; `blocks` says why nobody waits for ever. Beside
+//! it there are 128 KiB per file being added (twice that with a late head), about 70 bytes per chunk of the latest 32 GiB, up to 80 bytes per chunk that
+//! the CAS told of, and what waits for a shard: those are sent on the way, every 8 MiB. So a file of 1 TiB needs no more than one of 32 GiB.
+//!
+//! A dropped [`UploadSession::add`] leaves a consistent session: chunks that were packed are referenced by nobody, or by later files.
+//! Nothing that was added may be committed at the Hub before [`UploadSession::finish`] has returned. Dropping the session ends all
+//! that it has started.
 
+mod blocks;
 mod content;
+mod dedup;
+mod late;
 mod pack;
+mod progress;
 mod shards;
 #[cfg(test)]
 mod tests;
 
+pub use dedup::{LocalLimits, LocalShards};
+pub use progress::Progress;
+
 use super::chunker::MIN_CHUNK;
 use super::offload::offload;
-use super::{Cas, Error, Hash, compression::Policy};
+use super::xorb::MAX_RAW;
+use super::{Body, Cas, Error, Hash, Known, compression::Policy};
+use blocks::{BLOCK, LEAST_MEMORY, Pool};
 use bytes::Bytes;
-use content::{Content, Prepared};
+use content::{Chunk, Filled, Kept, Prepared, Scanner};
+use dedup::{Asker, Dedup};
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
-use pack::{Draft, Packer};
+use futures::try_join;
+use pack::{Draft, File, Packer};
+use shards::Packed;
 use std::io;
+use std::ops::Range;
 use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::AsyncRead;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
 
 /// Most batches of one file being hashed and compressed at once: more cores than this gain nothing, since finding boundaries is serial.
 const MOST_PREPARING: usize = 8;
+/// Most batches of one file that are packed together while others are packed too, for longer terms.
+const MOST_TOGETHER: usize = 8;
 
 /// Most bytes of a file that may be filled in at its end. No chunk ends before byte 8192, and whether one ends there depends on the 64 bytes
 /// before: the chunks are the same whatever these first bytes are.
@@ -46,149 +66,315 @@ pub struct Uploaded {
     pub len: u64,
 }
 
+/// What a session did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Files added.
+    pub files: u64,
+    /// Their bytes that were new.
+    pub fresh: u64,
+    /// Their bytes that were stored already, in this session or before.
+    pub deduplicated: u64,
+    /// Xorbs sent.
+    pub xorbs: u64,
+    /// Their bytes: headers, and payloads after compression.
+    pub stored: u64,
+    /// Shards sent.
+    pub shards: u64,
+}
+
 /// Session options.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Xorbs being sent at once.
+    /// Xorbs being sent at once, at most. The client finds by itself how many are worth it; memory allows about two full ones, and more if
+    /// they compress.
     pub xorbs_in_flight: usize,
+    /// Bytes of content in memory, at least 16 MiB. Xorbs are cut at a third of it, below their own limit of 64 MiB.
+    pub memory: usize,
+    /// Whether the CAS is asked for chunks that others have stored. Of no use for ciphertext: no two are alike.
+    pub global_dedup: bool,
+    /// Where shards of own uploads are kept, and looked up with `global_dedup`: a folder for one bucket or repository of one CAS. Written in
+    /// any case: terms and chunk hashes of own uploads are there for later sessions.
+    pub local: Option<LocalShards>,
+    /// Learns the chunks of the files added, but for those with a late head: ranged reads of them can be checked then.
+    pub known: Option<Known>,
 }
 
 impl Default for Options {
-    /// Two: one is on the wire while the server checks the other.
+    /// 96 MiB: two xorbs of 32 MiB on their way while a third fills.
     fn default() -> Self {
-        Self { xorbs_in_flight: 2 }
+        Self { xorbs_in_flight: 64, memory: 96 * 1024 * 1024, global_dedup: true, local: None, known: None }
     }
 }
 
 /// One upload of any number of files.
 pub struct UploadSession {
     cas: Arc<dyn Cas>,
+    pool: Arc<Pool>,
+    memory: usize,
     /// One per xorb being sent. Taken before a xorb is cut, so `add` waits while too many are held.
     permits: Arc<Semaphore>,
-    /// Locked before `sending` where both are.
+    /// Of the one shard that is sent on the way.
+    registering: Arc<Semaphore>,
+    /// Locked before `sending`, and before what `dedup` knows, where both are.
     packer: tokio::sync::Mutex<Packer>,
     sending: Mutex<Sending>,
+    dedup: Option<Dedup>,
+    local: Option<LocalShards>,
+    known: Option<Known>,
+    progress: Arc<Progress>,
+    /// Files being added.
+    adding: AtomicUsize,
 }
 
-/// Xorbs on their way. Dropping it aborts them.
+/// Xorbs and shards on their way. Dropping it aborts them.
 #[derive(Default)]
 struct Sending {
-    tasks: JoinSet<Result<(), Error>>,
+    tasks: JoinSet<Result<Sent, Error>>,
+    /// Slots of xorbs that have arrived since they were last taken.
+    stored: Vec<u32>,
+    shards: u64,
     /// The first failure: the session can't be finished any more.
     failure: Option<Error>,
 }
 
+/// What has arrived.
+enum Sent {
+    Xorb(u32),
+    Shards(u64),
+}
+
 impl UploadSession {
-    /// Starts a session.
+    /// Starts a session. Its runtime must have timers.
     pub fn new(cas: Arc<dyn Cas>, options: Options) -> Self {
+        let memory = options.memory.max(LEAST_MEMORY);
+        let dedup = options.global_dedup.then(|| Dedup::new(Arc::clone(&cas), options.local.clone()));
         Self {
             cas,
+            pool: Pool::new(memory),
+            memory,
             permits: Arc::new(Semaphore::new(options.xorbs_in_flight.clamp(1, Semaphore::MAX_PERMITS))),
-            packer: tokio::sync::Mutex::default(),
+            registering: Arc::new(Semaphore::new(1)),
+            packer: tokio::sync::Mutex::new(Packer::new(MAX_RAW.min(memory / 3))),
             sending: Mutex::default(),
+            dedup,
+            local: options.local,
+            known: options.known,
+            progress: Arc::default(),
+            adding: AtomicUsize::new(0),
         }
+    }
+
+    /// What it has done so far; can be kept and asked at any time.
+    pub fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.progress)
     }
 
     /// Chunks and packs one file. Files may be added concurrently (`&self`). An error of `content` leaves the session usable for others; an
     /// error of a xorb fails all that follows.
-    pub async fn add<R>(&self, content: R, policy: Policy) -> Result<Uploaded, Error>
+    ///
+    /// Every future of `add` must be polled or dropped: one that is kept without being polled holds memory that others may wait for.
+    pub async fn add<R>(&self, mut content: R, policy: Policy) -> Result<Uploaded, Error>
     where
         R: AsyncRead + Send + Unpin,
     {
         self.check()?;
-        let mut content = Content::new(content, policy);
-        let mut draft = Draft::default();
-        self.pack_all(&mut content, &mut draft).await?;
-        Ok(self.register(draft).await)
+        let draft = if self.known.is_some() { Draft::listed() } else { Draft::default() };
+        let (mut draft, _) = self.pack_all(&mut content, Scanner::new(policy, false), draft).await?;
+        let list = draft.take_list();
+        let uploaded = self.register(draft.finish()).await;
+        if let (Some(known), Some(list)) = (self.known.clone(), list) {
+            // It is what was hashed just now.
+            let _ = offload(64 * list.len(), move || known.note_file(&uploaded.hash, list)).await;
+        }
+        Ok(uploaded)
     }
 
     /// The same for content whose first bytes are only known at its end, as a header with a length is: one pass and no staging all the same.
     ///
     /// `content` begins with as many placeholder bytes. When it has ended, `head` is asked for those to put in their place, at most
     /// [`MAX_LATE_HEAD`]. Only the first chunk is kept back for them; it is packed last.
-    pub async fn add_with_late_head<R, H>(&self, content: R, head: H, policy: Policy) -> Result<Uploaded, Error>
+    pub async fn add_with_late_head<R, H>(&self, mut content: R, head: H, policy: Policy) -> Result<Uploaded, Error>
     where
         R: AsyncRead + Send + Unpin,
         H: FnOnce(&mut R) -> io::Result<Vec<u8>> + Send,
     {
         self.check()?;
-        let mut content = Content::new(content, policy);
-        let mut first = content.next_chunk().await?;
-        let mut rest = Draft::behind_another();
-        self.pack_all(&mut content, &mut rest).await?;
-        first.put_head(&head(content.reader())?)?;
+        let (rest, first) = self.pack_all(&mut content, Scanner::new(policy, true), Draft::behind_first()).await?;
+        let Some(first) = Kept::with_head(first, &head(&mut content)?)? else {
+            return Ok(self.register(Draft::default().finish()).await);
+        };
+        let batch = first.into_batch(&self.pool).await;
+        let prepared = offload(batch.len(), || batch.prepare()).await;
+        let entry = prepared.chunks[0].clone();
+        self.progress.add_hashed(entry.raw_len as usize);
         let mut draft = Draft::default();
-        self.pack(&mut draft, &offload(first.len(), || first.prepare()).await).await?;
-        Ok(self.register(draft.followed_by(rest)).await)
+        self.pack(&mut draft, vec![prepared]).await?;
+        Ok(self.register(draft.with_rest(&entry, rest)).await)
     }
 
     /// Sends what is left: all xorbs, then the shard(s).
-    pub async fn finish(self) -> Result<(), Error> {
+    pub async fn finish(self) -> Result<Report, Error> {
         let mut packer = self.packer.lock().await;
         if !packer.is_empty() {
             self.cut(&mut packer).await?;
         }
-        self.wait_for_xorbs().await?;
-        let packed = std::mem::take(&mut *packer).into_packed();
-        for shard in shards::split(packed, super::shard::MAX_SHARD)? {
-            let body = offload(shard.upload_len(), move || Bytes::from(shard.to_upload())).await;
-            self.cas.put_shard(body).await?;
-        }
-        Ok(())
+        self.wait_for_all().await?;
+        self.note_stored(&mut packer);
+        let mut shards = self.sending().shards;
+        shards += register(&self.cas, self.local.as_ref(), packer.take_registrable()).await?;
+        Ok(Report { shards, ..packer.report() })
     }
 
-    /// Packs all of `content` that has not been taken from it.
-    async fn pack_all<R>(&self, content: &mut Content<R>, draft: &mut Draft) -> Result<(), Error>
+    /// Packs all of `content`; gives also the first chunk, if it was to be kept.
+    async fn pack_all<R>(&self, content: &mut R, scanner: Scanner, draft: Draft) -> Result<(Draft, Option<Kept>), Error>
     where
         R: AsyncRead + Send + Unpin,
     {
-        let mut preparing = FuturesOrdered::new();
-        while let Some(batch) = content.next().await? {
-            preparing.push_back(offload(batch.len(), || batch.prepare()));
-            if preparing.len() >= preparing_at_once()
-                && let Some(prepared) = preparing.next().await
-            {
-                self.pack(draft, &prepared).await?;
-            }
-        }
-        while let Some(prepared) = preparing.next().await {
-            self.pack(draft, &prepared).await?;
-        }
-        Ok(())
+        let _adding = Adding::on(&self.adding);
+        let (sender, filled) = mpsc::channel(1);
+        let reading = async { content::read(content, &self.pool, &self.progress, sender).await.map_err(Error::from) };
+        let ((), packed) = try_join!(reading, self.pack_blocks(filled, scanner, draft))?;
+        Ok(packed)
     }
 
-    async fn register(&self, draft: Draft) -> Uploaded {
-        let (uploaded, file) = draft.finish();
-        self.packer.lock().await.register(file);
+    /// Finds, prepares and packs the chunks of a file's blocks. Waits for no memory.
+    async fn pack_blocks(
+        &self,
+        mut filled: mpsc::Receiver<Filled>,
+        mut scanner: Scanner,
+        mut draft: Draft,
+    ) -> Result<(Draft, Option<Kept>), Error> {
+        let mut preparing = FuturesOrdered::new();
+        let mut ready: Vec<Prepared> = Vec::new();
+        let mut asker = Asker::default();
+        let mut has_ended = false;
+        loop {
+            tokio::select! {
+                biased;
+                Some(prepared) = preparing.next(), if !preparing.is_empty() => {
+                    let prepared: Prepared = prepared;
+                    self.progress.add_hashed(prepared.chunks.iter().map(|chunk| chunk.raw_len as usize).sum());
+                    self.consult(&mut asker, &prepared, has_ended && preparing.is_empty()).await;
+                    ready.push(prepared);
+                    if ready.len() >= self.batches_together() {
+                        self.pack(&mut draft, std::mem::take(&mut ready)).await?;
+                    }
+                }
+                block = filled.recv(), if !has_ended && preparing.len() < preparing_at_once() => match block {
+                    Some(block) => {
+                        let len = block.len();
+                        let scanning = offload(len, move || {
+                            let batch = scanner.scan(block);
+                            (scanner, batch)
+                        });
+                        let batch;
+                        (scanner, batch) = scanning.await;
+                        preparing.push_back(offload(batch.len(), || batch.prepare()));
+                    }
+                    None => has_ended = true,
+                },
+                else => break,
+            }
+        }
+        self.pack(&mut draft, ready).await?;
+        Ok((draft, scanner.first))
+    }
+
+    /// How many batches of a file to pack at once. A file alone has the xorb for itself; of several, each would get a term per batch. What all of
+    /// them keep for that is below a quarter of the memory, however many come: n-th comers keep less than 1/n of an eighth.
+    fn batches_together(&self) -> usize {
+        match self.adding.load(Ordering::Relaxed) {
+            0 | 1 => 1,
+            files => (self.memory / 8 / BLOCK / files).clamp(1, MOST_TOGETHER),
+        }
+    }
+
+    /// Asks the CAS for some of these chunks, if that is wanted.
+    async fn consult(&self, asker: &mut Asker, prepared: &Prepared, is_last: bool) {
+        if let Some(dedup) = &self.dedup {
+            let packer = self.packer.lock().await;
+            let questions = dedup.questions(asker, &prepared.chunks, |chunk| packer.has(chunk));
+            drop(packer);
+            dedup.ask_all(questions, is_last).await;
+        }
+    }
+
+    async fn register(&self, (uploaded, file): (Uploaded, File)) -> Uploaded {
+        let mut packer = self.packer.lock().await;
+        packer.register(file);
+        // Files of known chunks only never fill a xorb.
+        self.note_stored(&mut packer);
+        self.register_due(&mut packer).await;
         uploaded
     }
 
-    /// Packs all of `prepared`, cutting xorbs where they are full.
-    async fn pack(&self, draft: &mut Draft, prepared: &Prepared) -> Result<(), Error> {
+    /// Packs all of `batches`, cutting xorbs where they are full.
+    async fn pack(&self, draft: &mut Draft, batches: Vec<Prepared>) -> Result<(), Error> {
         let mut packer = self.packer.lock().await;
-        let mut chunks = prepared.chunks();
-        loop {
-            chunks = packer.place(draft, chunks);
-            if chunks.is_empty() {
-                return Ok(());
+        let before = packer.report();
+        for Prepared { buffer, chunks } in batches {
+            let mut payload = Payload::Whole(buffer);
+            let mut rest = &chunks[..];
+            loop {
+                let mut fresh = Vec::new();
+                let placed = self.place(&mut packer, draft, rest, &mut fresh);
+                let is_done = placed.as_ref().is_ok_and(|placed| *placed == rest.len());
+                packer.attach(payload.pieces(&fresh, is_done));
+                rest = &rest[placed?..];
+                if rest.is_empty() {
+                    break;
+                }
+                // The lock is held while a slot to send in is waited for: nobody else could pack either.
+                self.cut(&mut packer).await?;
             }
-            // The lock is held while a slot to send in is waited for: nobody else could pack either.
-            self.cut(&mut packer).await?;
         }
+        let after = packer.report();
+        self.progress.add_packed(after.fresh - before.fresh, after.deduplicated - before.deduplicated);
+        Ok(())
+    }
+
+    fn place(
+        &self,
+        packer: &mut Packer,
+        draft: &mut Draft,
+        chunks: &[Chunk],
+        fresh: &mut Vec<Range<usize>>,
+    ) -> Result<usize, Error> {
+        let known = self.dedup.as_ref().map(Dedup::known);
+        packer.place(draft, chunks, known.as_deref(), fresh)
     }
 
     /// Cuts the current xorb and starts to send it.
     async fn cut(&self, packer: &mut Packer) -> Result<(), Error> {
         let permit = Arc::clone(&self.permits).acquire_owned().await.expect("the semaphore is never closed");
         self.check()?;
+        self.note_stored(packer);
+        self.register_due(packer).await;
         // No await between here and the spawn: a caller that gives up must not lose a xorb that files refer to.
-        let (hash, body) = packer.cut();
+        let (slot, hash, body) = packer.cut();
+        let body: Body = body.counted_in(self.progress.sent_counter());
         let cas = Arc::clone(&self.cas);
         self.sending().tasks.spawn(async move {
             let _permit = permit;
-            cas.put_xorb(&hash, body).await.map(drop)
+            cas.put_xorb(&hash, body).await.map(|_| Sent::Xorb(slot))
         });
         Ok(())
+    }
+
+    /// Starts to register what is stored, when it has become much: so that what waits for a shard doesn't grow with the content.
+    async fn register_due(&self, packer: &mut Packer) {
+        if !packer.is_due() {
+            return;
+        }
+        let permit = Arc::clone(&self.registering).acquire_owned().await.expect("the semaphore is never closed");
+        // As above.
+        let packed = packer.take_registrable();
+        let (cas, local) = (Arc::clone(&self.cas), self.local.clone());
+        self.sending().tasks.spawn(async move {
+            let _permit = permit;
+            register(&cas, local.as_ref(), packed).await.map(Sent::Shards)
+        });
     }
 
     /// Fails once a xorb has failed: with the same error each time.
@@ -200,13 +386,18 @@ impl UploadSession {
         sending.failure.as_ref().map_or(Ok(()), |failure| Err(failure.duplicate()))
     }
 
-    async fn wait_for_xorbs(&self) -> Result<(), Error> {
+    fn note_stored(&self, packer: &mut Packer) {
+        std::mem::take(&mut self.sending().stored).into_iter().for_each(|slot| packer.note_stored(slot));
+    }
+
+    async fn wait_for_all(&self) -> Result<(), Error> {
         let mut tasks = std::mem::take(&mut self.sending().tasks);
         while let Some(sent) = tasks.join_next().await {
             self.sending().note(sent);
             self.check()?;
         }
-        Ok(())
+        // Also what was noted before.
+        self.check()
     }
 
     fn sending(&self) -> std::sync::MutexGuard<'_, Sending> {
@@ -214,14 +405,84 @@ impl UploadSession {
     }
 }
 
+/// Sends the shards of what is stored, one after the other, and keeps them; gives their number.
+async fn register(cas: &Arc<dyn Cas>, local: Option<&LocalShards>, packed: Packed) -> Result<u64, Error> {
+    let mut count = 0;
+    for shard in shards::split(packed, shards::GOOD_SHARD, super::shard::MAX_SHARD)? {
+        let shard = Arc::new(shard);
+        let serialised = Arc::clone(&shard);
+        let body = offload(shard.upload_len(), move || Bytes::from(serialised.to_upload())).await;
+        cas.put_shard(body).await?;
+        count += 1;
+        if let Some(local) = local.cloned() {
+            // It writes a file.
+            offload(usize::MAX, move || local.keep_own(&shard)).await;
+        }
+    }
+    Ok(count)
+}
+
+/// The payloads of a batch.
+enum Payload {
+    Whole(blocks::Buffer),
+    /// Some are in a xorb.
+    Shared(Bytes),
+    Gone,
+}
+
+impl Payload {
+    /// Pieces of it. `is_all`: there will be no others, so where they are less than three quarters of it they are copied out.
+    fn pieces(&mut self, parts: &[Range<usize>], is_all: bool) -> Vec<Bytes> {
+        let len: usize = parts.iter().map(Range::len).sum();
+        let shared = match std::mem::replace(self, Self::Gone) {
+            Self::Gone => return Vec::new(),
+            Self::Whole(_) if parts.is_empty() && is_all => return Vec::new(),
+            Self::Whole(buffer) if is_all && len < buffer.bytes.len() / 4 * 3 => {
+                let copy = buffer.copied(parts, len).share();
+                let mut at = 0;
+                let next = |part: &Range<usize>| {
+                    at += part.len();
+                    copy.slice(at - part.len()..at)
+                };
+                return parts.iter().map(next).collect();
+            }
+            Self::Whole(buffer) => buffer.share(),
+            Self::Shared(bytes) => bytes,
+        };
+        let pieces = parts.iter().map(|part| shared.slice(part.clone())).collect();
+        *self = Self::Shared(shared);
+        pieces
+    }
+}
+
+/// Counts a file being added, for as long as that.
+struct Adding<'a>(&'a AtomicUsize);
+
+impl<'a> Adding<'a> {
+    fn on(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Adding<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Sending {
-    fn note(&mut self, sent: Result<Result<(), Error>, JoinError>) {
+    fn note(&mut self, sent: Result<Result<Sent, Error>, JoinError>) {
         let result = sent.unwrap_or_else(|error| match error.try_into_panic() {
             Ok(panic) => resume_unwind(panic),
             Err(_) => Err(Error::Network("the upload was cut short: the process is shutting down".to_owned())),
         });
-        if let Err(error) = result {
-            self.failure.get_or_insert(error);
+        match result {
+            Ok(Sent::Xorb(slot)) => self.stored.push(slot),
+            Ok(Sent::Shards(count)) => self.shards += count,
+            Err(error) => {
+                self.failure.get_or_insert(error);
+            }
         }
     }
 }

@@ -4,9 +4,14 @@
 //! and length read is hostile until it was checked. Failure: [`Error::Malformed`], or [`Error::HashMismatch`] where sound data is
 //! not the data asked for.
 
+mod scan;
+
+pub use scan::UploadScan;
+
 use super::chunker::MAX_CHUNK;
 use super::merkle::Tree;
-use super::{Error, Hash, Scheme, compression, hash};
+use super::{Body, Error, Hash, Scheme, compression};
+use bytes::Bytes;
 
 /// Most uncompressed bytes in a xorb that we make: leaves room for the headers below 64 MiB serialised.
 pub const MAX_RAW: usize = 64 * 1024 * 1024 - CHUNK_HEADER_LEN * MAX_CHUNKS;
@@ -126,10 +131,8 @@ impl Builder {
     /// # Panics
     /// As [`Builder::push`], and if the chunk grew.
     pub fn push_stored(&mut self, hash: Hash, raw_len: usize, scheme: Scheme, stored: &[u8]) -> u32 {
-        assert!((1..=MAX_CHUNK).contains(&raw_len), "no chunk has {raw_len} bytes");
         assert!(self.fits(raw_len), "the chunk does not fit");
-        assert!((1..=raw_len).contains(&stored.len()), "a chunk is stored in at most its own length");
-        let header = ChunkHeader { stored_len: stored.len() as u32, scheme, raw_len: raw_len as u32 };
+        let header = header_of(raw_len, scheme, stored.len());
         self.reserve(CHUNK_HEADER_LEN + stored.len());
         self.body.extend_from_slice(&header.to_bytes());
         self.body.extend_from_slice(stored);
@@ -165,8 +168,96 @@ impl Builder {
     }
 
     /// The upload body (chunk area only, no footer) and its index.
-    pub fn finish(self) -> (bytes::Bytes, XorbIndex) {
+    pub fn finish(self) -> (Bytes, XorbIndex) {
         (self.body.into(), XorbIndex::of(self.chunks))
+    }
+}
+
+/// The header of a chunk that we make.
+///
+/// # Panics
+/// If there is no such chunk, or it grew.
+fn header_of(raw_len: usize, scheme: Scheme, stored_len: usize) -> ChunkHeader {
+    assert!((1..=MAX_CHUNK).contains(&raw_len), "no chunk has {raw_len} bytes");
+    assert!((1..=raw_len).contains(&stored_len), "a chunk is stored in at most its own length");
+    ChunkHeader { stored_len: stored_len as u32, scheme, raw_len: raw_len as u32 }
+}
+
+/// As [`Builder`], for payloads that stay where they are: only headers are written, and the body shares the rest.
+///
+/// A chunk is announced by [`Assembly::push`], and its payload handed in later by [`Assembly::attach`], in the same order.
+#[derive(Default)]
+pub struct Assembly {
+    headers: Vec<u8>,
+    chunks: Vec<ChunkEntry>,
+    payloads: Vec<Bytes>,
+    raw_len: usize,
+    stored_len: usize,
+}
+
+impl Assembly {
+    /// Whether a chunk of `raw_len` bytes still fits.
+    pub fn fits(&self, raw_len: usize) -> bool {
+        self.chunks.len() < MAX_CHUNKS && self.raw_len.saturating_add(raw_len) <= MAX_RAW
+    }
+
+    /// Announces a chunk and gives its index.
+    ///
+    /// # Panics
+    /// If it doesn't fit, is no chunk by its length, or grew.
+    pub fn push(&mut self, hash: Hash, raw_len: usize, scheme: Scheme, stored_len: usize) -> u32 {
+        assert!(self.fits(raw_len), "the chunk does not fit");
+        let header = header_of(raw_len, scheme, stored_len);
+        self.headers.extend_from_slice(&header.to_bytes());
+        self.raw_len += raw_len;
+        self.stored_len += CHUNK_HEADER_LEN + stored_len;
+        let index = self.chunks.len() as u32;
+        self.chunks.push(ChunkEntry { hash, raw_len: header.raw_len, stored_end: self.stored_len as u32 });
+        index
+    }
+
+    /// Hands in the payload of the first chunk that has none.
+    ///
+    /// # Panics
+    /// If there is none, or its length is not the one announced.
+    pub fn attach(&mut self, payload: Bytes) {
+        let nth = self.payloads.len();
+        let start = nth.checked_sub(1).map_or(0, |before| self.chunks[before].stored_end as usize);
+        let stored = self.chunks[nth].stored_end as usize - start - CHUNK_HEADER_LEN;
+        assert_eq!(payload.len(), stored, "the payload is not the one announced");
+        self.payloads.push(payload);
+    }
+
+    /// Number of chunks.
+    pub fn len(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// Uncompressed bytes.
+    pub fn raw_len(&self) -> usize {
+        self.raw_len
+    }
+
+    /// Bytes of the upload body.
+    pub fn stored_len(&self) -> usize {
+        self.stored_len
+    }
+
+    /// The upload body (chunk area only, no footer) and its index.
+    ///
+    /// # Panics
+    /// If a payload is missing.
+    pub fn finish(self) -> (Body, XorbIndex) {
+        assert_eq!(self.payloads.len(), self.chunks.len(), "a payload is missing");
+        let headers = Bytes::from(self.headers);
+        let header = |i: usize| headers.slice(CHUNK_HEADER_LEN * i..CHUNK_HEADER_LEN * (i + 1));
+        let body = self.payloads.into_iter().enumerate().flat_map(|(i, payload)| [header(i), payload]).collect();
+        (body, XorbIndex::of(self.chunks))
     }
 }
 
@@ -196,25 +287,9 @@ pub(super) fn scan_upload(body: &[u8], allow_footer: bool) -> Result<(XorbIndex,
     if body.len() > MAX_SERIALISED {
         return Err(malformed("longer than any xorb"));
     }
-    let mut rest = body;
-    let mut chunks = Vec::new();
-    let mut raw = Vec::new();
-    while !rest.is_empty() {
-        if allow_footer && rest.starts_with(INFO_IDENT) {
-            break;
-        }
-        if chunks.len() == MAX_CHUNKS {
-            return Err(malformed(format!("more than {MAX_CHUNKS} chunks")));
-        }
-        let (header, stored) = take_chunk(&mut rest)?;
-        let hash = hash::chunk_hash(open_chunk(header, stored, &mut raw)?);
-        let stored_end = (body.len() - rest.len()) as u32;
-        chunks.push(ChunkEntry { hash, raw_len: header.raw_len, stored_end });
-    }
-    if chunks.is_empty() {
-        return Err(malformed("no chunks"));
-    }
-    Ok((XorbIndex::of(chunks), body.len() - rest.len()))
+    let mut scan = UploadScan::new(allow_footer);
+    let area_len = scan.take(body)?;
+    Ok((scan.finish(&body[area_len..])?, area_len))
 }
 
 /// Splits one chunk off `bytes`.
@@ -461,6 +536,7 @@ impl<'a> Fields<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::xet::hash;
     use crate::xet::testdata;
     use proptest::prelude::*;
 
@@ -473,6 +549,39 @@ mod tests {
             assert_eq!(builder.push(hash::chunk_hash(raw), raw, *scheme), i);
         }
         builder.finish()
+    }
+
+    proptest! {
+        #[test]
+        fn assembly_of_shared_payloads_is_the_body_that_is_built(
+            chunks in prop::collection::vec(chunk(), 1..8), late in any::<prop::sample::Index>(),
+        ) {
+            let (body, index) = build(&chunks);
+            let mut assembly = Assembly::default();
+            let mut payloads = Vec::new();
+            let mut stored = Vec::new();
+            for (i, (raw, scheme)) in chunks.iter().enumerate() {
+                let scheme = compression::compress(*scheme, raw, &mut stored);
+                prop_assert!(assembly.fits(raw.len()));
+                prop_assert_eq!(assembly.push(hash::chunk_hash(raw), raw.len(), scheme, stored.len()), i as u32);
+                payloads.push(Bytes::from(stored.clone()));
+                if i >= late.index(chunks.len()) {
+                    payloads.drain(..).for_each(|payload| assembly.attach(payload));
+                }
+            }
+            prop_assert_eq!((assembly.len(), assembly.stored_len()), (chunks.len(), body.len()));
+            let (assembled, same) = assembly.finish();
+            prop_assert_eq!(assembled.pieces().len(), 2 * chunks.len());
+            prop_assert_eq!((assembled.to_bytes(), same), (body, index));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "not the one announced")]
+    fn payload_of_another_length_is_a_broken_invariant() {
+        let mut assembly = Assembly::default();
+        assembly.push(Hash::ZERO, 9, Scheme::None, 9);
+        assembly.attach(Bytes::from_static(b"eight by"));
     }
 
     /// Three chunks, one of each kind of payload.

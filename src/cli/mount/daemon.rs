@@ -136,7 +136,8 @@ impl Mounted {
         let cache_dir = args.cache_dir()?;
         crate::cli::dirs::make_private(&cache_dir).map_err(|e| Failure::from(e).about(cache_dir.display()))?;
         let endpoint = args.hub.open().await?;
-        let options = args.source.options(args.read_only, &cache_dir)?;
+        let mut options = args.source.options(args.read_only, &cache_dir)?;
+        options.disk_cache = args.disk_cache();
         let view = store::open(endpoint.clone(), &orders.source()?, options).await?;
         let vfs = start_vfs(view.clone(), vfs_options(args, cache_dir), args).await?;
         let Source::Bucket { id, .. } = orders.source()?;

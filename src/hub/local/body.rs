@@ -1,4 +1,4 @@
-//! Request bodies: received whole, within a memory budget and a deadline, or read away.
+//! Request bodies: received whole or block by block, within a memory budget and a deadline, or read away.
 //!
 //! A body that makes no progress is given up, and so is one that comes in drops: from the second minute on it must have come at
 //! [`LEAST_RATE`] on the average. So nobody holds a share of the budget for long. Lengths are bytes.
@@ -53,32 +53,72 @@ pub(super) struct Incoming {
     frames: Frames,
     declared: Option<u64>,
     budget: Budget,
+    /// What is left of a frame.
+    left: Bytes,
+}
+
+/// A body that has its share of the budget.
+pub(super) struct Admitted {
+    /// Bytes that it may still have.
+    left: usize,
+    /// What it says, or may be.
+    most: usize,
 }
 
 impl Incoming {
     /// That of the request with these headers.
     pub(super) fn new(headers: &HeaderMap, body: Body, budget: &Budget) -> Self {
         let declared = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        Self { frames: Frames::new(body), declared, budget: budget.clone() }
+        Self { frames: Frames::new(body), declared, budget: budget.clone(), left: Bytes::new() }
     }
 
     /// The whole body, of at most `limit` bytes, whose use takes `copies` times its length.
     pub(super) async fn read(&mut self, limit: usize, copies: usize) -> Result<Received, Refused> {
+        let (mut admitted, share) = self.admit(limit, |most| most.saturating_mul(copies)).await?;
+        // What it may have is within the budget, and pages are only taken as they are written.
+        let mut bytes = Vec::with_capacity(if self.declared.is_some() { admitted.most } else { 0 });
+        while let Some(frame) = self.next(&mut admitted).await? {
+            bytes.extend_from_slice(&frame);
+        }
+        Ok(Received { bytes, _share: share })
+    }
+
+    /// Waits for a share of the budget for a body of at most `limit` bytes; `memory`: the bytes that its use takes, by its length.
+    pub(super) async fn admit(
+        &mut self,
+        limit: usize,
+        memory: impl FnOnce(usize) -> usize,
+    ) -> Result<(Admitted, Share), Refused> {
         let most = match self.declared {
             Some(declared) => usize::try_from(declared).ok().filter(|&most| most <= limit),
             None => Some(limit),
         };
         let most = most.ok_or(Refused::TooLarge(limit))?;
-        let share = self.budget.take(most.saturating_mul(copies).div_ceil(KIB)).await?;
-        // `most` is within the budget, and pages are only taken as they are written.
-        let mut bytes = Vec::with_capacity(if self.declared.is_some() { most } else { 0 });
-        while let Some(frame) = self.frames.next().await? {
-            if frame.len() > most - bytes.len() {
-                return Err(Refused::TooLarge(most));
+        let share = self.budget.take(memory(most).div_ceil(KIB)).await?;
+        Ok((Admitted { left: most, most }, share))
+    }
+
+    /// Fills `room` with the bytes that come next, and gives their number: less than fit only at the end.
+    pub(super) async fn fill(&mut self, admitted: &mut Admitted, room: &mut [u8]) -> Result<usize, Refused> {
+        let mut filled = 0;
+        while filled < room.len() {
+            if self.left.is_empty() {
+                let Some(frame) = self.next(admitted).await? else { break };
+                self.left = frame;
             }
-            bytes.extend_from_slice(&frame);
+            let piece = self.left.split_to(self.left.len().min(room.len() - filled));
+            room[filled..filled + piece.len()].copy_from_slice(&piece);
+            filled += piece.len();
         }
-        Ok(Received { bytes, _share: share })
+        Ok(filled)
+    }
+
+    /// The next frame; an error where the body is longer than it may be.
+    async fn next(&mut self, admitted: &mut Admitted) -> Result<Option<Bytes>, Refused> {
+        let frame = self.frames.next().await?;
+        let len = frame.as_ref().map_or(0, Bytes::len);
+        admitted.left = admitted.left.checked_sub(len).ok_or(Refused::TooLarge(admitted.most))?;
+        Ok(frame)
     }
 
     /// [`drain`] for what was not read.
@@ -179,6 +219,32 @@ mod tests {
         assert_eq!(read(Some(5), frames(1, 6), 100).await, Err(Refused::TooLarge(5)));
         let broken = frames(1, 1).chain(stream::iter([Err(io::Error::other("x"))]));
         assert_eq!(read(None, broken, 100).await, Err(Refused::Broken));
+    }
+
+    #[tokio::test]
+    async fn a_body_fills_blocks_whatever_its_frames_are() {
+        for (declared, len) in [(Some(70), 70), (None, 70), (Some(64), 70), (Some(100), 70)] {
+            let budget = budget(1);
+            let counted = (0..7u8).map(|i| Ok(Bytes::from(vec![i; 10]))).collect::<Vec<Frame>>();
+            let mut body = incoming(declared, stream::iter(counted), &budget);
+            let (mut admitted, _share) = body.admit(100, |most| most).await.unwrap();
+            let (mut bytes, mut block) = (Vec::new(), [0; 16]);
+            let outcome = loop {
+                match body.fill(&mut admitted, &mut block).await {
+                    Ok(filled) => bytes.extend_from_slice(&block[..filled]),
+                    Err(error) => break Err(error),
+                }
+                if bytes.len() % block.len() > 0 {
+                    break Ok(());
+                }
+            };
+            if declared == Some(64) {
+                assert_eq!(outcome, Err(Refused::TooLarge(64)));
+            } else {
+                assert_eq!((outcome, bytes.len()), (Ok(()), len));
+                assert!(bytes.iter().enumerate().all(|(at, &byte)| usize::from(byte) == at / 10));
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -265,7 +265,8 @@ fn settles(action: Action) -> Seen {
 }
 
 async fn upload_all(remote: &Remote, sidecars: impl Iterator<Item = &SidecarKey>) -> Result<(), Error> {
-    let session = UploadSession::new(remote.cas.clone(), xet::upload::Options::default());
+    let options = xet::upload::Options { global_dedup: false, ..Default::default() };
+    let session = UploadSession::new(remote.cas.clone(), options);
     for sidecar in sidecars {
         let uploaded = session.add(&sidecar.bytes[..], Policy::Never).await?;
         if uploaded.hash != sidecar.hash {

@@ -2,11 +2,14 @@
 //! for the draft.
 //!
 //! A [`Gap`] is taken from the draft, fetched without it, and handed back. What was written, cut or sealed otherwise meanwhile wins.
+//!
+//! Where an edit keeps its base's file id, whole records are copied as they are stored: the same bytes are not uploaded again.
 
 use super::{
-    Bases, Binding, Draft, FREEZE_BATCH, Filled, HotBuffer, Medium, PLAIN, SlotIo, cipher, fill_slots, off_worker,
+    Bases, Binding, Draft, FREEZE_BATCH, Filled, HotBuffer, Medium, PLAIN, SlotIo, cipher, copy_to_slots, fill_slots,
+    off_worker,
 };
-use crate::crypto::geometry::RECORD_PLAIN;
+use crate::crypto::geometry::{RECORD_LEN, RECORD_PLAIN};
 use crate::store::{Error, Version};
 use bytes::BytesMut;
 use std::ops::Range;
@@ -21,6 +24,8 @@ pub struct Gap {
     base: (Version, u64),
     binding: Binding,
     records: Range<u64>,
+    /// The base's records are sealed under `binding`, and these are whole.
+    is_copy: bool,
 }
 
 /// A gap's records, in slots. Dropping it gives them back.
@@ -38,8 +43,16 @@ impl Gap {
 
     /// Fetches and seals. Concerns nobody else: the draft may change meanwhile.
     pub async fn fetch(self) -> Result<Filling, Error> {
-        let Self { medium, bases, slots, base, binding, records } = self;
+        let Self { medium, bases, slots, base, binding, records, is_copy } = self;
         let (version, visible) = base;
+        if is_copy {
+            let sealed = bases.sealed(&version, records.clone()).await?;
+            if sealed.len() as u64 != (records.end - records.start) * RECORD_LEN as u64 {
+                return Err(Error::LengthMismatch);
+            }
+            let filled = off_worker(move || copy_to_slots(&slots, binding, records.start, &sealed)).await?;
+            return Ok(Filling { filled, base, binding });
+        }
         let start = records.start * PLAIN;
         let len = (visible.min(records.end * PLAIN) - start) as usize;
         let mut plain = bases
@@ -79,8 +92,12 @@ impl Draft {
         let most = end.min(first + FREEZE_BATCH);
         let last = (first + 1..most).find(|index| !is_missing(index)).unwrap_or(most);
         let binding = self.binding().await?;
+        let in_place = self.in_place_id().await?.is_some_and(|id| id == binding);
+        // Behind the end of the file a record is zeros, and an old one may not be: it is sealed anew.
+        let whole = if in_place { last.min(base.1 / PLAIN) } else { first };
+        let (records, is_copy) = if whole > first { (first..whole, true) } else { (first..last, false) };
         let (medium, bases, slots) = (self.medium.clone(), self.bases.clone(), self.slots.clone());
-        Ok(Some(Gap { medium, bases, slots, base, binding, records: first..last }))
+        Ok(Some(Gap { medium, bases, slots, base, binding, records, is_copy }))
     }
 
     /// Takes over what a gap of it was filled with, but for records that are other by now.

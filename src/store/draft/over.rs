@@ -18,6 +18,10 @@ impl Bases for Opener {
         Err(Error::WrongSide)
     }
 
+    async fn sealed(&self, _: &Version, _: std::ops::Range<u64>) -> Result<bytes::Bytes, Error> {
+        Err(Error::WrongSide)
+    }
+
     fn is_shared(&self, _: &Version) -> bool {
         false
     }

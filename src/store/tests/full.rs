@@ -2,14 +2,15 @@
 
 use crate::crypto::geometry::{HEADER_LEN, NONCE_LEN, Padding, PlainLen, RECORD_LEN};
 use crate::crypto::{FileId, Format, Header, Keys};
-use crate::hub::local::faults::Faults;
+use crate::hub::local::faults::{Fault, Faults, Rule};
 use crate::hub::local::{LocalHub, ServeOptions, Server};
 use crate::hub::token::TokenProvider;
 use crate::hub::{BatchOp, BucketId, Endpoint, Hub};
 use crate::store::draft::{DraftState, SlotId, SlotIo};
 use crate::store::testing::{bucket, counting_keys, long_name, other_keys, path};
 use crate::store::{
-    Change, Content, Error, Expect, Kind, Len, Op, OpenOptions, Outcome, PlainPath, Source, Stored, Version, View, open,
+    CacheMode, Change, Content, DiskCacheOptions, Error, Expect, Kind, Len, Op, OpenOptions, Outcome, PlainPath,
+    Source, Stored, Version, View, open,
 };
 use crate::xet::compression::Policy;
 use crate::xet::http::{self, HttpCas};
@@ -17,6 +18,7 @@ use crate::xet::{Hash, UploadSession};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 use time::OffsetDateTime;
@@ -645,6 +647,130 @@ async fn drafts_freeze_upload_and_go_on() {
         done(&*view, put(at, stored, Expect::Is(base.hash))).await;
         assert!(read(&*view, at).await == content, "{at}");
     }
+}
+
+/// How many requests for xorb data come; none of them is answered while it is shut.
+struct DataDoor {
+    asked: Arc<AtomicUsize>,
+}
+
+impl DataDoor {
+    fn of(stack: &Stack) -> Self {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        stack.faults.record(move |request| {
+            if request.url.contains("/data/") {
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        Self { asked }
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.swap(0, Ordering::SeqCst)
+    }
+}
+
+/// Reads until nothing is fetched for it any more: caches are filled behind the reader's back.
+async fn read_until_kept(view: &dyn View, at: &str, content: &[u8], door: &DataDoor) {
+    for _ in 0..500 {
+        door.asked();
+        assert!(read(view, at).await == content);
+        if door.asked() == 0 {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("it is fetched again and again");
+}
+
+#[tokio::test]
+async fn what_was_read_is_kept_on_disk_as_it_is_stored_and_damage_to_it_is_healed() {
+    for mode in [CacheMode::Chunk, CacheMode::File] {
+        let stack = Stack::new().await;
+        let door = DataDoor::of(&stack);
+        let disk_cache = Some(DiskCacheOptions { mode, max_bytes: 1 << 30 });
+        for keys in [Some(counting_keys()), None] {
+            let at = if keys.is_some() { "sealed" } else { "plain" };
+            let options = OpenOptions { disk_cache, ..stack.options(keys) };
+            let view = stack.open(options.clone()).await;
+            let content = "canary in the cache ".repeat(20_000).into_bytes();
+            write(&*view, at, &content).await;
+            read_until_kept(&*view, at, &content, &door).await;
+            drop(view);
+            // What another mount, later, finds.
+            let view = stack.open(options.clone()).await;
+            read_until_kept(&*view, at, &content, &door).await;
+            let entries: Vec<_> = files_below(stack.cache.path())
+                .into_iter()
+                .filter(|file| {
+                    file.components().any(|part| ["chunks", "files"].contains(&&*part.as_os_str().to_string_lossy()))
+                })
+                .collect();
+            assert!(!entries.is_empty());
+            if at == "sealed" {
+                assert!(entries.iter().all(|file| !holds(&std::fs::read(file).unwrap(), "canary")));
+            }
+            for file in entries {
+                let mut damaged = std::fs::read(&file).unwrap();
+                damaged.iter_mut().skip(200).step_by(997).for_each(|byte| *byte ^= 1);
+                std::fs::write(&file, damaged).unwrap();
+            }
+            door.asked();
+            assert!(read(&*view, at).await == content, "{at}, {mode:?}");
+            assert!(door.asked() > 0, "damage is fetched anew");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_range_of_a_plain_file_is_held_against_its_chunks_where_they_are_known() {
+    let stack = Stack::new().await;
+    let view = stack.plain().await;
+    let content = bytes(3, 400_000);
+    write(&*view, "f", &content).await;
+    let (version, _) = version(&*view, "f").await;
+    // Another process, whose store is damaged where nobody else would notice. It learns the chunks by reading all of the file.
+    let stranger = OpenOptions { cache_dir: None, ..stack.options(None) };
+    let view = stack.open(stranger).await;
+    view.open(&version).await.unwrap().verify().await.unwrap();
+    damaged_range_is_refused(&stack, &*view, &version, &content).await;
+    // And one that finds what the writer left.
+    let view = stack.plain().await;
+    damaged_range_is_refused(&stack, &*view, &version, &content).await;
+}
+
+async fn damaged_range_is_refused(stack: &Stack, view: &dyn View, version: &Version, content: &[u8]) {
+    stack.faults.add(Rule { count: u64::MAX, ..Rule::once("*/data/*", Fault::CorruptByte { at: 1000 }) });
+    let read = view.open(version).await.unwrap().read(0, 10_000).await;
+    assert!(read.is_err(), "a wrong byte was given out");
+    stack.faults.clear();
+    assert_eq!(view.open(version).await.unwrap().read(0, 10_000).await.unwrap(), &content[..10_000]);
+}
+
+#[tokio::test]
+async fn an_edit_of_a_large_file_sends_what_changed() {
+    let stack = Stack::new().await;
+    let stored_bytes = || files_below(stack.hub.path()).iter().map(|file| file.metadata().unwrap().len()).sum::<u64>();
+    let mut content = bytes(1, 66 << 20);
+    write(&*stack.keyed().await, "f", &content).await;
+    // Another daemon: what it knows of the first upload is on disk.
+    let view = stack.keyed().await;
+    let (base, _) = version(&*view, "f").await;
+    let pool = Arc::new(Pool::default());
+    let len = content.len() as u64;
+    let state = DraftState { len, base: Some((base, len)), ..DraftState::default() };
+    let mut draft = view.draft(state, pool.clone()).unwrap();
+    draft.write_at(30 << 20, b"edited").await.unwrap();
+    content[30 << 20..][..6].copy_from_slice(b"edited");
+    let (frozen, _) = draft.freeze().await.unwrap();
+    let before = stored_bytes();
+    let stored = store(&*view, Content::Frozen { frozen: Arc::new(frozen), slots: pool }).await;
+    done(&*view, put("f", stored, Expect::Is(base.hash))).await;
+    let sent = stored_bytes() - before;
+    // What is packed before the CAS has answered that it has the rest is sent again: a xorb of a third of the session's memory.
+    assert!(sent < 20 << 20, "{sent} bytes of {len} were stored for six");
+    assert!(read(&*view, "f").await == content);
 }
 
 /// Whether `needle` occurs in `haystack`.

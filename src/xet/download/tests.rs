@@ -1,12 +1,19 @@
 //! Downloads against [`MemoryCas`], honest and sabotaged.
 
 use super::*;
+use crate::xet::Scheme;
+use crate::xet::cas::DataStream;
 use crate::xet::compression::Policy;
 use crate::xet::fault::{Call, Fault, Saboteur};
+use crate::xet::hash::chunk_hash;
 use crate::xet::memory::MemoryCas;
+use crate::xet::reconstruction::{Fetch, Reconstruction, Term};
 use crate::xet::testdata::{self, Input};
 use crate::xet::upload::{self, UploadSession};
+use crate::xet::xorb::ChunkHeader;
 use proptest::prelude::*;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// A CAS that holds `files`, and their hashes. Files of different calls lie in different xorbs.
 async fn stored(cas: &Arc<MemoryCas>, files: &[&[u8]], policy: Policy) -> Vec<Hash> {
@@ -27,7 +34,7 @@ async fn stored_alone(data: &[u8], policy: Policy) -> (Arc<MemoryCas>, Hash) {
 }
 
 fn options(window: u64, ahead: usize) -> Options {
-    Options { window, ahead }
+    Options { window, ahead, ..Options::default() }
 }
 
 fn reader(cas: impl Cas) -> Downloader {
@@ -61,7 +68,7 @@ proptest! {
         let (a, b) = (a.index(data.len() + 1), b.index(data.len() + 1));
         let (a, b) = (a.min(b), a.max(b));
         let range = a as u64..b as u64;
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let (cas, file) = stored_alone(&data, Policy::Auto).await;
             let downloader = Downloader::new(cas, options(window, ahead));
@@ -70,7 +77,76 @@ proptest! {
             let mut sink = Vec::new();
             downloader.download(&file, data.len() as u64, &mut sink).await.unwrap();
             assert!(sink == data);
+            let memory = Arc::new(Memory::default());
+            downloader.download_to(&file, data.len() as u64, memory.clone()).await.unwrap();
+            assert!(memory.bytes() == data);
         });
+    }
+
+    #[test]
+    fn reads_of_one_file_through_caches_are_its_slices(
+        data in contents(), reads in prop::collection::vec(any::<(prop::sample::Index, prop::sample::Index)>(), 1..12),
+        grain in prop::sample::select(vec![1, 4_096, 100_000, 1 << 20]), slack in prop::sample::select(vec![0, 300_000, u64::MAX]),
+        cached: bool, known: bool, expired in any::<prop::sample::Index>(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let (cas, file) = stored_alone(&data, Policy::Auto).await;
+            let chunks = cached.then(|| Arc::new(Recent::new(1 << 20)) as Arc<dyn Chunks>);
+            let options = Options {
+                window: 300_000, grain, slack, chunks, known: known.then(|| known_of(&cas, &data, file)), ..Options::default()
+            };
+            let downloader = Downloader::new(cas.clone(), options);
+            for (i, (a, b)) in reads.iter().enumerate() {
+                if i == expired.index(12) {
+                    cas.expire_urls();
+                }
+                let (a, b) = (a.index(data.len() + 1), b.index(data.len() + 1));
+                let (a, b) = (a.min(b), a.max(b));
+                assert!(downloader.read(&file, a as u64..b as u64).await.unwrap() == data[a..b]);
+                if i % 3 == 0 {
+                    assert!(streamed(&downloader, file, a as u64..b as u64).await.unwrap() == data[a..b]);
+                }
+            }
+        });
+    }
+}
+
+/// Knows the file.
+fn known_of(_: &MemoryCas, data: &[u8], file: Hash) -> Known {
+    let known = Known::in_memory();
+    known.note_file(&file, testdata::chunks(data).iter().map(|chunk| (chunk_hash(chunk), chunk.len() as u32))).unwrap();
+    known
+}
+
+/// A place in memory.
+#[derive(Default)]
+struct Memory {
+    bytes: Mutex<Vec<u8>>,
+    writes: AtomicUsize,
+    /// Fails from this write on.
+    broken_at: Option<usize>,
+}
+
+impl Memory {
+    fn bytes(&self) -> Vec<u8> {
+        self.bytes.lock().unwrap().clone()
+    }
+}
+
+impl Place for Memory {
+    fn write_at(&self, offset: u64, new: &[u8]) -> std::io::Result<()> {
+        let write = self.writes.fetch_add(1, Ordering::Relaxed);
+        if self.broken_at.is_some_and(|at| write >= at) {
+            return Err(std::io::Error::other("full"));
+        }
+        let mut bytes = self.bytes.lock().unwrap();
+        let (start, end) = (offset as usize, offset as usize + new.len());
+        if bytes.len() < end {
+            bytes.resize(end, 0);
+        }
+        bytes[start..end].copy_from_slice(new);
+        Ok(())
     }
 }
 
@@ -95,6 +171,9 @@ async fn nothing_is_asked_for_nothing() {
     assert!(downloader.read(&Hash([1; 32]), 5..5).await.unwrap().is_empty());
     assert!(streamed(&downloader, Hash([1; 32]), 5..5).await.unwrap().is_empty());
     downloader.download(&Hash::ZERO, 0, Vec::new()).await.unwrap();
+    downloader.download_to(&Hash::ZERO, 0, Arc::new(Memory::default())).await.unwrap();
+    let other = downloader.download_to(&Hash([1; 32]), 0, Arc::new(Memory::default())).await;
+    assert!(matches!(other, Err(Error::HashMismatch { .. })));
     assert!(matches!(downloader.download(&Hash([1; 32]), 0, Vec::new()).await, Err(Error::HashMismatch { .. })));
     assert!(cas.calls().reconstructions.is_empty());
 }
@@ -160,9 +239,10 @@ async fn wrong_length_or_hash_never_passes_a_download() {
 
 /// A file of two runs of chunks that are not neighbours in their xorb, so two stretches are fetched.
 async fn stored_in_two_stretches() -> (Arc<MemoryCas>, Vec<u8>, Hash) {
-    let whole = testdata::random(6, 2_000_000);
+    // More than is asked for at once.
+    let whole = testdata::random(6, 8_000_000);
     let chunks = testdata::chunks(&whole);
-    let parts = [&chunks[..5], &chunks[10..20]].concat().concat();
+    let parts = [&chunks[..30], &chunks[40..90]].concat().concat();
     let cas = Arc::new(MemoryCas::default());
     let file = stored(&cas, &[&whole, &parts], Policy::Never).await[1];
     (cas, parts, file)
@@ -252,4 +332,595 @@ fn windows_grow_and_cover_the_range() {
     assert_eq!(cut(3..10, 3), [3..6, 6..9, 9..10]);
     assert_eq!(cut(0..3, 0), [0..1, 1..2, 2..3]);
     assert_eq!(cut(u64::MAX - 5..u64::MAX, 4), [u64::MAX - 5..u64::MAX - 1, u64::MAX - 1..u64::MAX]);
+}
+
+// Answers.
+
+async fn settle() {
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn one_of(cas: Arc<MemoryCas>, options: Options) -> (Downloader, Arc<MemoryCas>) {
+    (Downloader::new(cas.clone(), options), cas)
+}
+
+#[tokio::test]
+async fn neighbouring_small_reads_share_an_answer() {
+    let data = testdata::random(20, 2 << 20);
+    let (cas, file) = stored_alone(&data, Policy::Never).await;
+    let (downloader, cas) = one_of(cas, Options { grain: 1 << 18, ..Options::default() });
+    for start in (0..1 << 18).step_by(1 << 16) {
+        let range = start..start + (1 << 16);
+        assert!(downloader.read(&file, range.clone()).await.unwrap() == data[range.start as usize..range.end as usize]);
+    }
+    assert_eq!(cas.calls().reconstructions, [Some(0..1 << 18)]);
+    assert_eq!(cas.calls().fetches.len(), 4);
+}
+
+#[tokio::test]
+async fn answer_that_costs_more_than_the_slack_is_not_used() {
+    let data = testdata::random(21, 4 << 20);
+    for (slack, asked) in [(1 << 20, 2), (8 << 20, 1)] {
+        let (cas, file) = stored_alone(&data, Policy::Never).await;
+        let (downloader, cas) = one_of(cas, Options { slack, ..Options::default() });
+        downloader.read(&file, 0..4 << 20).await.unwrap();
+        assert!(downloader.read(&file, 100..200).await.unwrap() == data[100..200]);
+        assert_eq!(cas.calls().reconstructions.len(), asked);
+    }
+}
+
+#[tokio::test]
+async fn equal_questions_are_one_request() {
+    let data = testdata::random(22, 300_000);
+    let (cas, file) = stored_alone(&data, Policy::Never).await;
+    let held = Arc::new(Saboteur::new(cas).with(Call::Reconstruction, 0, Fault::Hold));
+    let downloader = Downloader::new(held.clone(), Options::default());
+    let reads = futures::future::join_all((0..10).map(|i| {
+        let downloader = downloader.clone();
+        async move { downloader.read(&file, i * 10..i * 10 + 10).await.unwrap() }
+    }));
+    let reads = tokio::spawn(reads);
+    while held.count(Call::Reconstruction) == 0 {
+        tokio::task::yield_now().await;
+    }
+    settle().await;
+    held.release();
+    let reads = reads.await.unwrap();
+    assert!(reads.iter().enumerate().all(|(i, read)| *read == data[i * 10..i * 10 + 10]));
+    assert_eq!(held.count(Call::Reconstruction), 1);
+}
+
+#[tokio::test]
+async fn failed_question_fails_all_who_wait_and_nobody_after() {
+    let data = testdata::random(22, 300_000);
+    let (cas, file) = stored_alone(&data, Policy::Never).await;
+    let failing = Saboteur::new(cas).with(Call::Reconstruction, 0, Fault::Fail(Error::Unauthorized));
+    let held = Arc::new(Saboteur::new(Arc::new(failing)).with(Call::Reconstruction, 0, Fault::Hold));
+    let downloader = Downloader::new(held.clone(), Options::default());
+    let both = futures::future::join(downloader.read(&file, 0..9), downloader.read(&file, 5..6));
+    let (both, ()) = futures::future::join(both, async { held.release() }).await;
+    assert!(matches!(both, (Err(Error::Unauthorized), Err(Error::Unauthorized))));
+    assert!(downloader.read(&file, 0..9).await.unwrap() == data[..9]);
+}
+
+#[tokio::test]
+async fn question_whose_first_asker_left_is_answered_to_the_others() {
+    let data = testdata::random(22, 300_000);
+    let (cas, file) = stored_alone(&data, Policy::Never).await;
+    let held = Arc::new(Saboteur::new(cas).with(Call::Reconstruction, 0, Fault::Hold));
+    let downloader = Downloader::new(held.clone(), Options::default());
+    let mut first = Box::pin(downloader.read(&file, 0..10));
+    assert!(futures::poll!(&mut first).is_pending());
+    let mut second = Box::pin(downloader.read(&file, 10..20));
+    assert!(futures::poll!(&mut second).is_pending());
+    drop(first);
+    held.release();
+    assert!(second.await.unwrap() == data[10..20]);
+    assert_eq!(held.count(Call::Reconstruction), 1);
+}
+
+#[tokio::test]
+async fn abandoned_question_is_given_up() {
+    let data = testdata::random(22, 300_000);
+    let (cas, file) = stored_alone(&data, Policy::Never).await;
+    let hung: Arc<dyn Cas> = Arc::new(Saboteur::new(cas).with(Call::Reconstruction, 0, Fault::Hang));
+    let downloader = Downloader::new(hung.clone(), Options::default());
+    let handles = Arc::strong_count(&hung);
+    let mut read = Box::pin(downloader.read(&file, 0..10));
+    assert!(futures::poll!(&mut read).is_pending());
+    drop(read);
+    assert_eq!(Arc::strong_count(&hung), handles);
+    assert!(downloader.read(&file, 0..10).await.unwrap() == data[..10]);
+}
+
+#[tokio::test]
+async fn all_reads_under_an_expired_url_ask_once() {
+    let data = testdata::random(23, 300_000);
+    let (cas, file) = stored_alone(&data, Policy::Never).await;
+    let (downloader, cas) = one_of(cas, Options { slack: 1 << 30, ..Options::default() });
+    downloader.read(&file, 0..300_000).await.unwrap();
+    cas.expire_urls();
+    cas.forget_calls();
+    let reads = (0..20).map(|i| downloader.read(&file, i * 100..i * 100 + 100));
+    let reads = futures::future::join_all(reads).await;
+    assert!(reads.into_iter().enumerate().all(|(i, read)| read.unwrap() == data[i * 100..i * 100 + 100]));
+    assert_eq!(cas.calls().reconstructions.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_are_asked_for_again_when_their_urls_are_old() {
+    let data = testdata::random(24, 300_000);
+    let (cas, file) = stored_alone(&data, Policy::Never).await;
+    let (downloader, cas) = one_of(cas, Options { url_life: Duration::from_secs(100), ..Options::default() });
+    for (wait, asked) in [(0, 1), (90, 1), (20, 2), (90, 2), (3600, 3)] {
+        tokio::time::advance(Duration::from_secs(wait)).await;
+        assert!(downloader.read(&file, 5..50).await.unwrap() == data[5..50]);
+        assert_eq!(cas.calls().reconstructions.len(), asked);
+    }
+}
+
+#[tokio::test]
+async fn url_that_is_old_when_it_comes_is_used_all_the_same() {
+    let data = testdata::random(26, 5_000);
+    let (cas, file) = stored_alone(&data, Policy::Never).await;
+    let (downloader, cas) = one_of(cas, Options { url_life: Duration::ZERO, ..Options::default() });
+    assert!(downloader.read(&file, 0..5_000).await.unwrap() == data);
+    assert_eq!(cas.calls().reconstructions.len(), 1);
+}
+
+#[tokio::test]
+async fn ends_of_files_are_found_by_whoever_reads_behind_them() {
+    let data = testdata::random(25, 5_000);
+    let (cas, file) = stored_alone(&data, Policy::Never).await;
+    let (downloader, _) = one_of(cas, Options::default());
+    for _ in 0..2 {
+        assert!(matches!(downloader.read(&file, 5_000..5_001).await, Err(Error::RangeNotSatisfiable)));
+        assert!(matches!(downloader.read(&file, 1 << 40..(1 << 40) + 1).await, Err(Error::RangeNotSatisfiable)));
+        assert!(matches!(downloader.read(&file, 4_999..5_001).await, Err(Error::Malformed { .. })));
+        assert!(downloader.read(&file, 4_999..5_000).await.unwrap() == data[4_999..]);
+    }
+}
+
+#[test]
+fn questions_are_whole_blocks_around_short_reads() {
+    assert_eq!(around(&(5..6), 100), 0..100);
+    assert_eq!(around(&(99..101), 100), 0..200);
+    assert_eq!(around(&(5..105), 100), 5..105);
+    assert_eq!(around(&(5..6), 0), 5..6);
+    assert_eq!(around(&(u64::MAX - 3..u64::MAX), 100), u64::MAX / 100 * 100..u64::MAX);
+}
+
+// Chunk cache.
+
+#[tokio::test]
+async fn chunks_in_the_cache_are_not_fetched() {
+    let data = testdata::random(30, 3 << 20);
+    let (cas, file) = stored_alone(&data, Policy::Auto).await;
+    let chunks = Arc::new(Recent::new(16 << 20));
+    let (downloader, cas) = one_of(cas, Options { chunks: Some(chunks), ..Options::default() });
+    assert!(streamed(&downloader, file, 0..3 << 20).await.unwrap() == data);
+    settle_inserts(&downloader).await;
+    // URLs are of no use, and of no need.
+    cas.expire_urls();
+    cas.forget_calls();
+    assert!(streamed(&downloader, file, 0..3 << 20).await.unwrap() == data);
+    let mut sink = Vec::new();
+    downloader.download(&file, 3 << 20, &mut sink).await.unwrap();
+    assert!(sink == data);
+    assert!(cas.calls().fetches.is_empty());
+}
+
+/// Waits until nothing is on its way to the chunk cache.
+async fn settle_inserts(downloader: &Downloader) {
+    let all = downloader.engine.inserts.acquire_many(INSERTS as u32).await.unwrap();
+    drop(all);
+}
+
+#[tokio::test]
+async fn what_was_fetched_around_a_read_is_kept_too() {
+    let data = testdata::random(31, 1 << 20);
+    let (cas, file) = stored_alone(&data, Policy::Never).await;
+    let options = Options { grain: 1 << 20, chunks: Some(Arc::new(Recent::new(8 << 20))), ..Options::default() };
+    let (downloader, cas) = one_of(cas, options);
+    downloader.read(&file, 0..10).await.unwrap();
+    settle_inserts(&downloader).await;
+    for start in (0..1 << 20).step_by(50_000) {
+        let end = (start + 50_000).min(1 << 20);
+        assert!(downloader.read(&file, start as u64..end as u64).await.unwrap() == data[start..end]);
+    }
+    assert_eq!((cas.calls().reconstructions.len(), cas.calls().fetches.len()), (1, 1));
+}
+
+#[tokio::test]
+async fn large_streams_leave_the_cache_alone() {
+    let data = testdata::random(32, 2 << 20);
+    let (cas, file) = stored_alone(&data, Policy::Never).await;
+    let chunks = Arc::new(Recent::new(8 << 20));
+    let options = Options { bypass: 1 << 20, chunks: Some(chunks), ..Options::default() };
+    let (downloader, cas) = one_of(cas, options);
+    for _ in 0..2 {
+        cas.forget_calls();
+        assert!(streamed(&downloader, file, 0..2 << 20).await.unwrap() == data);
+        settle_inserts(&downloader).await;
+        assert!(!cas.calls().fetches.is_empty());
+    }
+}
+
+/// A cache that misbehaves.
+struct Odd(fn(usize) -> Option<Vec<Cached>>);
+
+#[async_trait::async_trait]
+impl Chunks for Odd {
+    async fn chunks(&self, _: &Hash, chunks: Range<u32>) -> Option<Vec<Cached>> {
+        (self.0)(chunks.len())
+    }
+
+    async fn insert(&self, _: &Hash, _: u32, _: &[(Hash, Bytes)]) {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test]
+async fn cache_that_gives_too_little_or_never_stores_delays_nobody() {
+    let data = testdata::random(33, 1 << 20);
+    let short: fn(usize) -> Option<Vec<Cached>> =
+        |count| Some(vec![Cached { hash: Hash::ZERO, bytes: Bytes::new() }; count]);
+    let fewer: fn(usize) -> Option<Vec<Cached>> = |_| Some(Vec::new());
+    for answer in [short, fewer, |_| None] {
+        let (cas, file) = stored_alone(&data, Policy::Never).await;
+        let (downloader, _) = one_of(cas, Options { chunks: Some(Arc::new(Odd(answer))), ..Options::default() });
+        for _ in 0..50 {
+            assert!(downloader.read(&file, 0..1 << 20).await.unwrap() == data);
+        }
+        assert_eq!(downloader.engine.inserts.available_permits() % 1024, 0, "what hangs is bounded");
+    }
+}
+
+// What is known.
+
+#[tokio::test]
+async fn ranged_reads_of_known_files_are_checked_and_damage_is_fetched_again() {
+    let data = testdata::random(40, 500_000);
+    for at in [3, 8, 100, 250_000, 499_000] {
+        let (cas, file) = stored_alone(&data, Policy::Never).await;
+        let known = known_of(&cas, &data, file);
+        let options = || Options { known: Some(known.clone()), ..Options::default() };
+        let once = Saboteur::new(cas.clone()).with(Call::Fetch, 0, Fault::Flip(at));
+        let once = Downloader::new(Arc::new(once), options());
+        assert!(once.read(&file, 0..500_000).await.unwrap() == data, "byte {at}");
+        let twice = Saboteur::new(cas).with(Call::Fetch, 0, Fault::Flip(at)).with(Call::Fetch, 1, Fault::Flip(at));
+        let result = Downloader::new(Arc::new(twice), options()).read(&file, 0..500_000).await;
+        assert!(matches!(result, Err(Error::HashMismatch { .. } | Error::Malformed { .. })), "byte {at}: {result:?}");
+    }
+}
+
+#[tokio::test]
+async fn damaged_cache_entry_of_a_known_file_is_fetched() {
+    let data = testdata::random(41, 100);
+    let (cas, file) = stored_alone(&data, Policy::Never).await;
+    let known = known_of(&cas, &data, file);
+    let wrong: fn(usize) -> Option<Vec<Cached>> =
+        |_| Some(vec![Cached { hash: Hash([1; 32]), bytes: vec![0; 100].into() }]);
+    let options = Options { known: Some(known), chunks: Some(Arc::new(Odd(wrong))), ..Options::default() };
+    let (downloader, _) = one_of(cas, options);
+    assert!(downloader.read(&file, 0..100).await.unwrap() == data);
+}
+
+#[tokio::test]
+async fn whole_reads_teach_what_ranged_ones_are_checked_against() {
+    let data = testdata::random(42, 500_000);
+    let (cas, file) = stored_alone(&data, Policy::Never).await;
+    for unordered in [false, true] {
+        let known = Known::in_memory();
+        let (downloader, _) = one_of(cas.clone(), Options { known: Some(known.clone()), ..Options::default() });
+        match unordered {
+            false => downloader.download(&file, 500_000, Vec::new()).await.unwrap(),
+            true => downloader.download_to(&file, 500_000, Arc::new(Memory::default())).await.unwrap(),
+        }
+        let list = known.file(&file).await.unwrap();
+        assert_eq!(list.len(), testdata::chunks(&data).len());
+    }
+}
+
+#[tokio::test]
+async fn known_lengths_narrow_what_is_asked_of_the_cache() {
+    struct Asked(Mutex<Vec<Range<u32>>>);
+    #[async_trait::async_trait]
+    impl Chunks for Asked {
+        async fn chunks(&self, _: &Hash, chunks: Range<u32>) -> Option<Vec<Cached>> {
+            self.0.lock().unwrap().push(chunks);
+            None
+        }
+        async fn insert(&self, _: &Hash, _: u32, _: &[(Hash, Bytes)]) {}
+    }
+    let data = testdata::random(43, 1 << 20);
+    let (cas, file) = stored_alone(&data, Policy::Never).await;
+    let asked = Arc::new(Asked(Mutex::default()));
+    let known = known_of(&cas, &data, file);
+    let options = Options { known: Some(known), chunks: Some(asked.clone()), grain: 1 << 20, ..Options::default() };
+    let (downloader, _) = one_of(cas, options);
+    let ends: Vec<u64> = testdata::chunks(&data)
+        .iter()
+        .scan(0, |at, chunk| {
+            *at += chunk.len() as u64;
+            Some(*at)
+        })
+        .collect();
+    let range = ends[2] - 1..ends[3] + 1;
+    assert!(downloader.read(&file, range.clone()).await.unwrap() == data[range.start as usize..range.end as usize]);
+    assert_eq!(*asked.0.lock().unwrap(), vec![2..5]);
+}
+
+// Whole files in any order.
+
+async fn placed(cas: impl Cas, options: Options, file: Hash, len: usize) -> Result<Vec<u8>, Error> {
+    let memory = Arc::new(Memory::default());
+    Downloader::new(Arc::new(cas), options).download_to(&file, len as u64, memory.clone()).await?;
+    Ok(memory.bytes())
+}
+
+/// Several windows, several stretches each, chunks used twice.
+async fn stored_in_pieces() -> (Arc<MemoryCas>, Vec<u8>, Hash) {
+    let cas = Arc::new(MemoryCas::default());
+    let whole = testdata::random(50, 6_000_000);
+    let chunks = testdata::chunks(&whole);
+    stored(&cas, &[&whole], Policy::Never).await;
+    let more = testdata::text(2_000_000);
+    let data = [
+        &chunks[..20].concat()[..],
+        &chunks[30..50].concat(),
+        &more,
+        &chunks[10..25].concat(),
+        &chunks[30..50].concat(),
+    ]
+    .concat();
+    let file = stored(&cas, &[&data], Policy::Auto).await[0];
+    (cas, data, file)
+}
+
+fn small_windows() -> Options {
+    Options { plan: 700_000, connections: 3, ..Options::default() }
+}
+
+#[tokio::test]
+async fn file_in_pieces_is_placed_by_windows_that_meet() {
+    let (cas, data, file) = stored_in_pieces().await;
+    assert!(placed(Saboteur::new(cas.clone()), small_windows(), file, data.len()).await.unwrap() == data);
+    let asked = cas.calls().reconstructions;
+    assert!(asked.len() > 5);
+    cas.forget_calls();
+    assert!(placed(Saboteur::new(cas.clone()), Options::default(), file, data.len()).await.unwrap() == data);
+    assert_eq!(cas.calls().reconstructions.len(), 1);
+    // Chunks 10..20 and 30..50 are in the file twice.
+    let fetched: u64 = cas.calls().fetches.iter().map(|(_, bytes)| bytes.end - bytes.start).sum();
+    assert!(fetched < data.len() as u64 - 1_000_000, "{fetched} of {}", data.len());
+}
+
+#[tokio::test]
+async fn expired_urls_do_not_stop_a_placed_download() {
+    let (cas, data, file) = stored_in_pieces().await;
+    for nth in [0, 1, 5] {
+        let denied = || Error::Forbidden("expired".to_owned());
+        let at_first = Saboteur::new(cas.clone()).with(Call::Fetch, nth, Fault::Fail(denied()));
+        assert!(placed(at_first, small_windows(), file, data.len()).await.unwrap() == data);
+        let in_the_middle = Saboteur::new(cas.clone()).with(Call::Fetch, nth, Fault::Break(50_000, denied()));
+        assert!(placed(in_the_middle, small_windows(), file, data.len()).await.unwrap() == data);
+    }
+    let always = (0..40).fold(Saboteur::new(cas), |cas, nth| {
+        cas.with(Call::Fetch, nth, Fault::Fail(Error::Forbidden("no".to_owned())))
+    });
+    assert!(matches!(placed(always, small_windows(), file, data.len()).await, Err(Error::Forbidden(_))));
+}
+
+#[tokio::test]
+async fn placed_download_of_damaged_data_fails() {
+    let (cas, data, file) = stored_in_pieces().await;
+    for nth in [0, 3] {
+        let faults = [Fault::Flip(0), Fault::Flip(5), Fault::Flip(70_000), Fault::Cut(0), Fault::Cut(20)];
+        for fault in faults.into_iter().chain([Fault::Break(9, Error::Unauthorized)]) {
+            let sabotaged = Saboteur::new(cas.clone()).with(Call::Fetch, nth, fault);
+            assert!(placed(sabotaged, small_windows(), file, data.len()).await.is_err());
+        }
+    }
+    let failing = Saboteur::new(cas.clone()).with(Call::Reconstruction, 2, Fault::Fail(Error::Unauthorized));
+    assert!(matches!(placed(failing, small_windows(), file, data.len()).await, Err(Error::Unauthorized)));
+    for len in [0, 1, data.len() - 1, data.len() + 1] {
+        let sound = Saboteur::new(cas.clone());
+        assert!(placed(sound, small_windows(), file, len).await.is_err(), "{len}");
+    }
+}
+
+#[tokio::test]
+async fn dripping_data_is_data() {
+    let data = testdata::random(51, 200_000);
+    let (cas, file) = stored_alone(&data, Policy::Never).await;
+    let drip = || Saboteur::new(cas.clone()).with(Call::Fetch, 0, Fault::Drip);
+    assert!(placed(drip(), Options::default(), file, 200_000).await.unwrap() == data);
+    assert!(reader(drip()).read(&file, 0..200_000).await.unwrap() == data);
+}
+
+#[tokio::test]
+async fn full_disk_stops_a_placed_download() {
+    let (cas, data, file) = stored_in_pieces().await;
+    for broken_at in [0, 7] {
+        let memory = Arc::new(Memory { broken_at: Some(broken_at), ..Memory::default() });
+        let downloader = Downloader::new(cas.clone(), small_windows());
+        let result = downloader.download_to(&file, data.len() as u64, memory).await;
+        assert!(matches!(result, Err(Error::Io(_))), "{result:?}");
+    }
+}
+
+#[tokio::test]
+async fn straggler_holds_back_windows_and_memory() {
+    let (cas, data, file) = stored_in_pieces().await;
+    let held = Arc::new(Saboteur::new(cas).with(Call::Fetch, 0, Fault::Hold));
+    let downloader = Downloader::new(held.clone(), Options { plan: 200_000, connections: 8, ..Options::default() });
+    let memory = Arc::new(Memory::default());
+    let place = memory.clone();
+    let len = data.len() as u64;
+    let download = tokio::spawn(async move { downloader.download_to(&file, len, place).await });
+    while held.count(Call::Reconstruction) < WINDOWS_AT_ONCE {
+        tokio::task::yield_now().await;
+    }
+    settle().await;
+    assert_eq!(held.count(Call::Reconstruction), WINDOWS_AT_ONCE);
+    held.release();
+    download.await.unwrap().unwrap();
+    assert!(memory.bytes() == data);
+}
+
+const WINDOWS_AT_ONCE: usize = 2;
+
+#[tokio::test]
+async fn dropped_placed_download_frees_everything() {
+    let (cas, data, file) = stored_in_pieces().await;
+    let hung: Arc<dyn Cas> = Arc::new(Saboteur::new(cas).with(Call::Fetch, 2, Fault::Hang));
+    let downloader = Downloader::new(hung.clone(), small_windows());
+    let memory = Arc::new(Memory::default());
+    let mut download = Box::pin(downloader.download_to(&file, data.len() as u64, memory.clone()));
+    while memory.writes.load(Ordering::Relaxed) == 0 {
+        assert!(futures::poll!(&mut download).is_pending());
+        tokio::task::yield_now().await;
+    }
+    drop(download);
+    drop(downloader);
+    while Arc::strong_count(&hung) > 1 || Arc::strong_count(&memory) > 1 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn files_are_places() {
+    let data = testdata::random(52, 400_000);
+    let (cas, file) = stored_alone(&data, Policy::Never).await;
+    let target = Arc::new(tempfile::tempfile().unwrap());
+    Downloader::new(cas, Options::default()).download_to(&file, 400_000, target.clone()).await.unwrap();
+    let mut read = Vec::new();
+    std::io::Read::read_to_end(&mut &*target, &mut read).unwrap();
+    assert!(read == data);
+}
+
+#[tokio::test]
+async fn small_stretches_of_one_url_come_at_once() {
+    let whole = testdata::random(53, 2_000_000);
+    let chunks = testdata::chunks(&whole);
+    let parts = [&chunks[..2], &chunks[5..7], &chunks[9..11]].concat().concat();
+    let cas = Arc::new(MemoryCas::default());
+    let file = stored(&cas, &[&whole, &parts], Policy::Never).await[1];
+    let counting = Arc::new(Saboteur::new(cas));
+    let downloader = Downloader::new(counting.clone(), Options::default());
+    // Answers of the second version share URLs.
+    assert!(downloader.read(&file, 0..parts.len() as u64).await.unwrap() == parts);
+    assert_eq!((counting.count(Call::FetchMany), counting.count(Call::Fetch)), (1, 0));
+    let memory = Arc::new(Memory::default());
+    downloader.download_to(&file, parts.len() as u64, memory.clone()).await.unwrap();
+    assert!(memory.bytes() == parts);
+    assert_eq!((counting.count(Call::FetchMany), counting.count(Call::Fetch)), (2, 0));
+}
+
+#[tokio::test]
+async fn dropped_read_frees_its_fetch() {
+    let data = testdata::random(54, 300_000);
+    let (cas, file) = stored_alone(&data, Policy::Never).await;
+    let hung = Arc::new(Saboteur::new(cas).with(Call::Fetch, 0, Fault::Hang));
+    let downloader = Downloader::new(hung.clone(), Options::default());
+    let handles = Arc::strong_count(&hung);
+    let mut read = Box::pin(downloader.read(&file, 0..10));
+    while hung.count(Call::Fetch) == 0 {
+        assert!(futures::poll!(&mut read).is_pending());
+        tokio::task::yield_now().await;
+    }
+    drop(read);
+    assert_eq!(Arc::strong_count(&hung), handles);
+    assert!(downloader.read(&file, 0..10).await.unwrap() == data[..10]);
+}
+
+// Huge files.
+
+/// A file of one chunk over and over.
+struct Endless {
+    len: u64,
+    asked: AtomicUsize,
+}
+
+impl Endless {
+    const CHUNK: u64 = 131_072;
+
+    fn chunk() -> Bytes {
+        testdata::random(60, Self::CHUNK as usize).into()
+    }
+
+    fn file(&self) -> Hash {
+        let hash = chunk_hash(&Self::chunk());
+        let mut tree = Tree::new();
+        (0..self.len / Self::CHUNK).for_each(|_| tree.push(hash, Self::CHUNK));
+        tree.into_file_hash()
+    }
+}
+
+#[async_trait::async_trait]
+impl Cas for Endless {
+    async fn reconstruction(&self, _: &Hash, range: Option<Range<u64>>) -> Result<Reconstruction, Error> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let range = range.unwrap();
+        let range = range.start..range.end.min(self.len);
+        let count = (range.start / Self::CHUNK..range.end.div_ceil(Self::CHUNK)).count();
+        let xorb = chunk_hash(&Self::chunk());
+        let term = Term { xorb, raw_len: Self::CHUNK as u32, chunks: 0..1 };
+        let fetch = Fetch { xorb, chunks: 0..1, url: "u".into(), bytes: 0..Self::CHUNK + 8 };
+        Ok(Reconstruction { skip: range.start % Self::CHUNK, terms: vec![term; count], fetches: vec![fetch] })
+    }
+
+    fn fetch<'a>(&'a self, _: &'a str, _: Range<u64>) -> DataStream<'a> {
+        let header = ChunkHeader { stored_len: 131_072, scheme: Scheme::None, raw_len: 131_072 };
+        stream::iter([Ok(Bytes::copy_from_slice(&header.to_bytes())), Ok(Self::chunk())]).boxed()
+    }
+
+    async fn put_xorb(&self, _: &Hash, _: crate::xet::Body) -> Result<bool, Error> {
+        Err(Error::Unauthorized)
+    }
+
+    async fn put_shard(&self, _: Bytes) -> Result<(), Error> {
+        Err(Error::Unauthorized)
+    }
+
+    async fn query_chunk(&self, _: &Hash) -> Result<Option<Bytes>, Error> {
+        Ok(None)
+    }
+}
+
+/// Counts what is written and where it ends.
+#[derive(Default)]
+struct Counter(AtomicU64, AtomicU64);
+
+impl Place for Counter {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.1.fetch_max(offset + bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn huge_file_is_placed_by_windows() {
+    let cas = Arc::new(Endless { len: 8 << 30, asked: AtomicUsize::new(0) });
+    let counter = Arc::new(Counter::default());
+    let downloader = Downloader::new(cas.clone(), Options::default());
+    downloader.download_to(&cas.file(), 8 << 30, counter.clone()).await.unwrap();
+    assert_eq!((counter.0.load(Ordering::Relaxed), counter.1.load(Ordering::Relaxed)), (8 << 30, 8 << 30));
+    assert_eq!(cas.asked.load(Ordering::Relaxed), 8);
+}
+
+#[tokio::test]
+async fn end_of_a_file_of_a_tebibyte_is_read() {
+    let cas = Arc::new(Endless { len: 1 << 40, asked: AtomicUsize::new(0) });
+    let downloader = Downloader::new(cas, Options::default());
+    let range = (1 << 40) - 300_000..1 << 40;
+    let chunk = Endless::chunk();
+    let expected = [&chunk[..], &chunk, &chunk].concat();
+    let expected = &expected[expected.len() - 300_000..];
+    assert!(downloader.read(&Hash([1; 32]), range.clone()).await.unwrap() == expected);
+    assert!(streamed(&downloader, Hash([1; 32]), range).await.unwrap() == expected);
 }

@@ -1,18 +1,28 @@
-//! One window of a file: ask where it is, fetch each stretch once, decode the chunks that it needs.
+//! One window of a file, in memory: ask where it is, take what the chunk cache has, fetch the rest, each stretch once, decode what is needed.
 //!
-//! Nothing is fetched before the answer has been held against the question, and nothing is decompressed before the chunk headers have been
-//! held against the answer: a hostile CAS can make us hold at most one xorb more than the window.
+//! Bytes are cut into chunks as they arrive, and a connection is drained whatever the reader does: a window is as much memory as was set aside
+//! for it. Where the file's chunks are known, every chunk is held against its hash at its place; what fails is fetched once more
+//! before it is an error. What was fetched goes to the chunk cache behind the reader's back, within a bound.
 
-use crate::xet::chunker::MAX_CHUNK;
-use crate::xet::compression::decompress;
+use super::Engine;
+use super::chunks::Cached;
+use super::decoder::{Decoder, StoredChunk};
+use super::layout::Layout;
 use crate::xet::hash::chunk_hash;
+use crate::xet::known::ChunkList;
 use crate::xet::offload::offload;
-use crate::xet::reconstruction::{Fetch, Reconstruction, Term};
-use crate::xet::xorb::{CHUNK_HEADER_LEN, ChunkHeader, MAX_SERIALISED};
-use crate::xet::{Cas, Error, Hash, Scheme};
+use crate::xet::reconstruction::Fetch;
+use crate::xet::{Error, Hash};
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
+
+/// Most bytes of small stretches under one URL that are asked for at once: they are held whole before they are decoded.
+const MANY: u64 = 4 * 1024 * 1024;
+/// Bytes beyond those read that are taken from the chunk cache rather than asking the CAS for a closer answer.
+const MOST_READ: u64 = 2 * 1024 * 1024;
 
 /// A chunk of a file.
 #[derive(Clone, Debug)]
@@ -29,295 +39,457 @@ impl Chunk {
     }
 }
 
-/// The chunks that cover `range`, which is not empty; `hashed`: with their hashes.
-///
-/// URLs that have expired are replaced once, by asking again.
-pub(super) async fn fetch(cas: &dyn Cas, file: &Hash, range: &Range<u64>, hashed: bool) -> Result<Vec<Chunk>, Error> {
-    let mut layout = ask(cas, file, range).await?;
-    let mut bodies = vec![None; layout.fetches.len()];
-    if fetch_missing(cas, &layout, &mut bodies).await?.is_some() {
-        let renewed = ask(cas, file, range).await?;
-        if !renewed.is_same(&layout) {
-            bodies = vec![None; renewed.fetches.len()];
-        }
-        layout = renewed;
-        if let Some(denied) = fetch_missing(cas, &layout, &mut bodies).await? {
-            return Err(denied);
-        }
-    }
-    let bodies: Vec<Bytes> = bodies.into_iter().map(|body| body.expect("all were fetched")).collect();
-    offload(bodies.iter().map(Bytes::len).sum(), move || layout.decode(bodies, hashed)).await
+/// How a window is to be read.
+#[derive(Clone, Debug)]
+pub(super) struct Manner {
+    /// What to ask the CAS for; contains the window.
+    pub(super) question: Range<u64>,
+    /// Bytes beyond the window's own that may be fetched to save a question.
+    pub(super) slack: u64,
+    /// With chunk hashes.
+    pub(super) hashed: bool,
+    /// Whether what was fetched goes to the chunk cache.
+    pub(super) kept: bool,
 }
 
-async fn ask(cas: &dyn Cas, file: &Hash, range: &Range<u64>) -> Result<Layout, Error> {
-    Layout::of(cas.reconstruction(file, Some(range.clone())).await?, range)
+impl Engine {
+    /// The chunks that cover `range`, which is not empty, in order.
+    pub(super) async fn window(
+        self: &Arc<Self>,
+        file: &Hash,
+        range: &Range<u64>,
+        manner: &Manner,
+    ) -> Result<Vec<Chunk>, Error> {
+        let known = match &self.options.known {
+            Some(known) => known.file(file).await,
+            None => None,
+        };
+        let job = Job { engine: self, range, manner, known: known.as_ref() };
+        match job.run(file, true).await {
+            Err(error) if known.is_some() && is_damage(&error) => {
+                tracing::debug!(%error, "damaged data, fetching it again");
+                job.run(file, false).await
+            }
+            done => done,
+        }
+    }
 }
 
-/// Fetches what `bodies` lacks. Gives the error of those that were denied, which is how an expired URL shows.
-async fn fetch_missing(cas: &dyn Cas, layout: &Layout, bodies: &mut [Option<Bytes>]) -> Result<Option<Error>, Error> {
-    let missing = layout.fetches.iter().enumerate().filter(|(i, _)| bodies[*i].is_none());
-    let mut running: FuturesUnordered<_> =
-        missing.map(|(i, fetch)| async move { (i, cas.fetch(&fetch.url, fetch.bytes.clone()).await) }).collect();
-    let mut denied = None;
-    while let Some((i, fetched)) = running.next().await {
-        match fetched {
-            Ok(body) => bodies[i] = Some(body),
-            Err(error @ Error::Forbidden(_)) => denied = Some(error),
-            Err(error) => return Err(error),
-        }
+/// Whether what came is not what was stored. Only asked where hashes tell.
+fn is_damage(error: &Error) -> bool {
+    match error {
+        Error::HashMismatch { what, .. } => *what == "chunk",
+        Error::Malformed { what, .. } => ["xorb data", "xorb", "compressed chunk"].contains(what),
+        _ => false,
     }
-    Ok(denied)
 }
 
-/// An answer that fits the question.
-struct Layout {
-    /// File offset of the first term.
-    offset: u64,
-    terms: Vec<Term>,
-    /// For each term, the fetch that holds it.
-    fetch_of: Vec<usize>,
-    /// Those that terms use.
-    fetches: Vec<Fetch>,
+/// One try at a window.
+struct Job<'a> {
+    engine: &'a Arc<Engine>,
+    range: &'a Range<u64>,
+    manner: &'a Manner,
+    known: Option<&'a Arc<ChunkList>>,
 }
 
-impl Layout {
-    fn of(answer: Reconstruction, range: &Range<u64>) -> Result<Self, Error> {
-        let len = range.end - range.start;
-        let raw_len: u64 = answer.terms.iter().map(|term| u64::from(term.raw_len)).sum();
-        let covered = raw_len.checked_sub(answer.skip).ok_or_else(|| malformed("it skips more than there is"))?;
-        if covered < len {
-            return Err(malformed(format!("it covers {covered} of {len} bytes")));
+impl Job<'_> {
+    async fn run(&self, file: &Hash, cached: bool) -> Result<Vec<Chunk>, Error> {
+        if let Some(chunks) = self.take_cached(file, cached).await? {
+            return Ok(chunks);
         }
-        if answer.skip >= MAX_CHUNK as u64 || covered - len >= MAX_CHUNK as u64 {
-            return Err(malformed("it has chunks outside the range"));
-        }
-        let offset = range.start.checked_sub(answer.skip).ok_or_else(|| malformed("it begins before the file"))?;
-
-        let mut fetches = Vec::new();
-        let mut renumbered = vec![None; answer.fetches.len()];
-        let mut fetch_of = Vec::with_capacity(answer.terms.len());
-        for term in &answer.terms {
-            let i = answer.fetch_of(term).ok_or_else(|| malformed("a term is not to be fetched"))?;
-            fetch_of.push(*renumbered[i].get_or_insert_with(|| {
-                fetches.push(answer.fetches[i].clone());
-                fetches.len() - 1
-            }));
-        }
-        let layout = Self { offset, terms: answer.terms, fetch_of, fetches };
-        layout.check_size(raw_len)?;
-        Ok(layout)
-    }
-
-    /// Stretches may hold more than the terms use and chunks may be stored in more than their length, within reason.
-    fn check_size(&self, raw_len: u64) -> Result<(), Error> {
-        let lens = self.fetches.iter().map(|fetch| fetch.bytes.end.saturating_sub(fetch.bytes.start));
-        let stored = lens.fold(0, u64::saturating_add);
-        let overhead = CHUNK_HEADER_LEN as u64 * self.terms.iter().map(|term| term.chunks.len() as u64).sum::<u64>();
-        if stored > 2 * raw_len + overhead + MAX_SERIALISED as u64 {
-            return Err(malformed(format!("{stored} bytes to fetch for {raw_len}")));
-        }
-        Ok(())
-    }
-
-    /// Whether the two differ in nothing but URLs.
-    fn is_same(&self, other: &Self) -> bool {
-        let place = |fetch: &Fetch| (fetch.xorb, fetch.chunks.clone(), fetch.bytes.clone());
-        (self.offset, &self.terms, &self.fetch_of) == (other.offset, &other.terms, &other.fetch_of)
-            && self.fetches.iter().map(place).eq(other.fetches.iter().map(place))
-    }
-
-    /// Terms to chunks; one that several terms use is decoded once.
-    fn decode(&self, bodies: Vec<Bytes>, hashed: bool) -> Result<Vec<Chunk>, Error> {
-        let parse = |(fetch, body): (&Fetch, Bytes)| Stretch::parse(fetch.chunks.clone(), body);
-        let mut stretches = self.fetches.iter().zip(bodies).map(parse).collect::<Result<Vec<_>, _>>()?;
-        let mut chunks = Vec::new();
-        let mut offset = self.offset;
-        for (term, &i) in self.terms.iter().zip(&self.fetch_of) {
-            for stored in stretches[i].of(term)? {
-                let (bytes, hash) = stored.open(hashed)?;
-                chunks.push(Chunk { offset, bytes: bytes.clone(), hash });
-                offset += bytes.len() as u64;
+        let Manner { question, slack, .. } = self.manner;
+        let mut layout = self.engine.answers.find(file, self.range, *slack, question.clone()).await?;
+        let mut needs = self.needs(&layout, cached).await?;
+        let mut stretches = Stretches::new(&layout);
+        let mut denied = false;
+        let mut is_usable = needs.iter().all(|need| need.cached.is_some()) || !layout.is_stale();
+        loop {
+            if !is_usable {
+                let renewed = self.engine.answers.renewed(&layout).await?;
+                if !renewed.is_same(&layout) {
+                    if !renewed.covers(self.range) {
+                        return Err(super::layout::malformed("two answers contradict each other"));
+                    }
+                    needs = self.needs(&renewed, cached).await?;
+                    stretches = Stretches::new(&renewed);
+                }
+                layout = renewed;
+            }
+            match self.fetch_missing(&layout, &needs, &mut stretches).await? {
+                None => break,
+                Some(error) if denied => return Err(error),
+                Some(_) => (denied, is_usable) = (true, false),
             }
         }
+        self.finish(layout, needs, stretches).await
+    }
+
+    /// The window without a question nor a fetch, if a kept answer says what is needed and the cache has all of it.
+    async fn take_cached(&self, file: &Hash, cached: bool) -> Result<Option<Vec<Chunk>>, Error> {
+        if !cached || self.engine.options.chunks.is_none() {
+            return Ok(None);
+        }
+        let Some(layout) = self.engine.answers.kept(file, self.range) else { return Ok(None) };
+        let needs = layout.terms_in(self.range).map(|term| self.need(&layout, term));
+        let needs = needs.collect::<Result<Vec<_>, _>>()?;
+        let len = needs.iter().map(|need| need.len).fold(0, u64::saturating_add);
+        // Where chunk lengths are unknown, a term may be far longer than what is read of it.
+        if len > (self.range.end - self.range.start).saturating_add(MOST_READ) {
+            return Ok(None);
+        }
+        let needs = self.look_up(&layout, needs).await;
+        if needs.iter().any(|need| need.cached.is_none()) {
+            return Ok(None);
+        }
+        let stretches = Stretches::new(&layout);
+        self.finish(layout, needs, stretches).await.map(Some)
+    }
+
+    fn need(&self, layout: &Layout, term: usize) -> Result<Need, Error> {
+        Need::of(layout, term, self.range, self.known.map(Arc::as_ref))
+    }
+
+    /// Adds what the cache has.
+    async fn look_up(&self, layout: &Layout, mut needs: Vec<Need>) -> Vec<Need> {
+        if let Some(chunks) = &self.engine.options.chunks {
+            for need in &mut needs {
+                let found = chunks.chunks(&layout.terms[need.term].xorb, need.chunks.clone()).await;
+                need.cached = found.filter(|found| need.fits(found));
+            }
+        }
+        needs
+    }
+
+    /// What of each term is needed, with what the cache has of it.
+    async fn needs(&self, layout: &Layout, cached: bool) -> Result<Vec<Need>, Error> {
+        let needs = layout.terms_in(self.range).map(|term| self.need(layout, term));
+        let needs = needs.collect::<Result<Vec<_>, _>>()?;
+        if cached { Ok(self.look_up(layout, needs).await) } else { Ok(needs) }
+    }
+
+    /// Fetches what is needed and isn't there. Gives the error of those that were denied, which is how an expired URL shows.
+    async fn fetch_missing(
+        &self,
+        layout: &Layout,
+        needs: &[Need],
+        stretches: &mut Stretches,
+    ) -> Result<Option<Error>, Error> {
+        let missing = missing(layout, needs, stretches, self.keeps());
+        let groups = layout.groups(MANY, |fetch| missing.contains_key(&fetch));
+        let mut running: FuturesUnordered<_> =
+            groups.into_iter().map(|group| self.fetch_group(layout, group, &missing)).collect();
+        let mut denied = None;
+        while let Some((group, fetched)) = running.next().await {
+            match fetched {
+                Ok(fetched) => {
+                    for (i, stretch) in group.into_iter().zip(fetched) {
+                        layout.learn(i, &stretch.ends);
+                        stretches.0[i] = Some(stretch);
+                    }
+                }
+                Err(error @ Error::Forbidden(_)) => denied = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(denied)
+    }
+
+    async fn fetch_group(
+        &self,
+        layout: &Layout,
+        group: Vec<usize>,
+        missing: &BTreeMap<usize, Range<u32>>,
+    ) -> (Vec<usize>, Result<Vec<Stretch>, Error>) {
+        let fetched = match group[..] {
+            [one] => self.fetch_one(&layout.fetches[one], missing[&one].clone()).await.map(|stretch| vec![stretch]),
+            _ => self.fetch_many(layout, &group, missing).await,
+        };
+        (group, fetched)
+    }
+
+    async fn fetch_one(&self, fetch: &Fetch, kept: Range<u32>) -> Result<Stretch, Error> {
+        let mut stretch = Stretch::new(fetch, kept);
+        let mut decoder = Decoder::new(fetch.chunks.clone());
+        let mut data = self.engine.cas.fetch(&fetch.url, fetch.bytes.clone());
+        while let Some(piece) = data.next().await {
+            decoder.push(piece?, |chunk| stretch.push(chunk))?;
+        }
+        decoder.finish().map(|()| stretch)
+    }
+
+    async fn fetch_many(
+        &self,
+        layout: &Layout,
+        group: &[usize],
+        missing: &BTreeMap<usize, Range<u32>>,
+    ) -> Result<Vec<Stretch>, Error> {
+        let ranges: Vec<_> = group.iter().map(|&i| layout.fetches[i].bytes.clone()).collect();
+        let bodies = self.engine.cas.fetch_many(&layout.fetches[group[0]].url, &ranges).await?;
+        let stretch = |(&i, body): (&usize, Bytes)| {
+            let fetch = &layout.fetches[i];
+            let mut stretch = Stretch::new(fetch, missing[&i].clone());
+            let mut decoder = Decoder::new(fetch.chunks.clone());
+            decoder.push(body, |chunk| stretch.push(chunk))?;
+            decoder.finish().map(|()| stretch)
+        };
+        group.iter().zip(bodies).map(stretch).collect()
+    }
+
+    /// Decodes, checks, hands what is new to the cache.
+    async fn finish(&self, layout: Arc<Layout>, needs: Vec<Need>, stretches: Stretches) -> Result<Vec<Chunk>, Error> {
+        let work = Assembly {
+            layout,
+            range: self.range.clone(),
+            hashed: self.manner.hashed,
+            known: self.known.cloned(),
+            stretches,
+        };
+        let heavy = work.hashed || work.known.is_some() || work.stretches.is_compressed();
+        let bytes = if heavy { (self.range.end - self.range.start) as usize } else { 0 };
+        let (chunks, stretches) = offload(bytes, move || work.run(needs)).await?;
+        if self.keeps() {
+            self.engine.keep(stretches);
+        }
         Ok(chunks)
+    }
+
+    /// Whether all that is fetched is of use.
+    fn keeps(&self) -> bool {
+        self.manner.kept && self.engine.options.chunks.is_some()
+    }
+}
+
+/// What is needed of one term.
+struct Need {
+    term: usize,
+    /// In the xorb: those in the range where chunk lengths are known, else all of the term's.
+    chunks: Range<u32>,
+    /// File offset of the first of them.
+    offset: u64,
+    /// Bytes of them.
+    len: u64,
+    cached: Option<Vec<Cached>>,
+}
+
+impl Need {
+    fn of(layout: &Layout, index: usize, range: &Range<u64>, known: Option<&ChunkList>) -> Result<Self, Error> {
+        let (term, offset) = (&layout.terms[index], layout.offset_of(index));
+        let len = u64::from(term.raw_len);
+        let wanted = range.start.max(offset)..range.end.min(offset + len);
+        let (chunks, bytes) = match (known, layout.edges(index)) {
+            (Some(known), _) => {
+                let contradiction = || Error::HashMismatch { what: "file", expected: layout.file };
+                let base = known.starting_at(offset).ok_or_else(contradiction)?;
+                if known.start(base + term.chunks.len()) != Some(offset + len) {
+                    return Err(contradiction());
+                }
+                // Both lie in the term, which has as many chunks as `base` and its end are apart.
+                let (first, last) = (known.containing(wanted.start), known.containing(wanted.end - 1));
+                let start = known.start(first).ok_or_else(contradiction)?;
+                let end = known.start(last + 1).ok_or_else(contradiction)?;
+                ((first - base) as u32..(last + 1 - base) as u32, start..end)
+            }
+            // From other data than the answer: they need not agree.
+            (None, Some(edges)) if edges.last() == Some(&(offset + len)) => {
+                let first = edges.partition_point(|&edge| edge <= wanted.start) - 1;
+                let behind = edges.partition_point(|&edge| edge < wanted.end);
+                (first as u32..behind as u32, edges[first]..edges[behind])
+            }
+            (None, _) => (0..term.chunks.len() as u32, offset..offset + len),
+        };
+        let chunks = term.chunks.start + chunks.start..term.chunks.start + chunks.end;
+        Ok(Self { term: index, chunks, offset: bytes.start, len: bytes.end - bytes.start, cached: None })
+    }
+
+    /// Whether these are as many chunks and bytes as are needed.
+    fn fits(&self, found: &[Cached]) -> bool {
+        let len: u64 = found.iter().map(|chunk| chunk.bytes.len() as u64).sum();
+        found.len() == self.chunks.len() && len == self.len
+    }
+}
+
+/// Which fetches are missing, and which of their chunks are of use.
+fn missing(layout: &Layout, needs: &[Need], stretches: &Stretches, all: bool) -> BTreeMap<usize, Range<u32>> {
+    let mut missing = BTreeMap::<usize, Range<u32>>::new();
+    for need in needs.iter().filter(|need| need.cached.is_none()) {
+        let fetch = layout.fetch_of[need.term];
+        if stretches.0[fetch].is_none() {
+            let wanted = if all { &layout.fetches[fetch].chunks } else { &need.chunks };
+            let hull = missing.entry(fetch).or_insert_with(|| wanted.clone());
+            *hull = hull.start.min(wanted.start)..hull.end.max(wanted.end);
+        }
+    }
+    missing
+}
+
+/// What was fetched, by fetch.
+struct Stretches(Vec<Option<Stretch>>);
+
+impl Stretches {
+    fn new(layout: &Layout) -> Self {
+        Self(layout.fetches.iter().map(|_| None).collect())
+    }
+
+    fn is_compressed(&self) -> bool {
+        self.0.iter().flatten().flat_map(|stretch| &stretch.chunks).any(|slot| match slot {
+            Slot::Stored(chunk) => chunk.payload.len() != chunk.raw_len() as usize,
+            Slot::Open(..) => false,
+        })
     }
 }
 
 /// A fetched stretch of a xorb.
 struct Stretch {
+    xorb: Hash,
     /// Index of its first chunk in the xorb.
     first: u32,
-    chunks: Vec<Stored>,
+    /// Where each of its chunks ends, in uncompressed bytes.
+    ends: Vec<u32>,
+    /// Chunks that are of use.
+    kept: Range<u32>,
+    chunks: Vec<Slot>,
+}
+
+/// A chunk, before and after it was opened.
+enum Slot {
+    Stored(StoredChunk),
+    Open(Bytes, Option<Hash>),
+}
+
+impl Slot {
+    fn open(&mut self, hashed: bool) -> Result<(Bytes, Option<Hash>), Error> {
+        if let Self::Stored(chunk) = self {
+            let raw = chunk.clone().into_raw()?;
+            *self = Self::Open(raw, None);
+        }
+        let Self::Open(raw, hash) = self else { unreachable!("it was just opened") };
+        if hashed && hash.is_none() {
+            *hash = Some(chunk_hash(raw));
+        }
+        Ok((raw.clone(), *hash))
+    }
 }
 
 impl Stretch {
-    /// Finds the chunks in `body`, which must be exactly `chunks`.
-    fn parse(chunks: Range<u32>, mut body: Bytes) -> Result<Self, Error> {
-        let mut found = Vec::new();
-        while let Some(header) = body.first_chunk::<CHUNK_HEADER_LEN>() {
-            if found.len() == chunks.len() {
-                return Err(bad_data("there are more chunks than announced"));
-            }
-            let header = ChunkHeader::parse(header)?;
-            let end = CHUNK_HEADER_LEN + header.stored_len as usize;
-            if end > body.len() {
-                return Err(bad_data("the last chunk is cut short"));
-            }
-            let payload = body.split_to(end).slice(CHUNK_HEADER_LEN..);
-            found.push(Stored { header, payload, opened: None });
-        }
-        if !body.is_empty() || found.len() != chunks.len() {
-            return Err(bad_data("there are fewer chunks than announced"));
-        }
-        Ok(Self { first: chunks.start, chunks: found })
+    fn new(fetch: &Fetch, kept: Range<u32>) -> Self {
+        Self { xorb: fetch.xorb, first: fetch.chunks.start, ends: Vec::new(), kept, chunks: Vec::new() }
     }
 
-    /// The chunks of `term`, which lies in this stretch. Their lengths are what the term says before any is decompressed.
-    fn of(&mut self, term: &Term) -> Result<&mut [Stored], Error> {
-        let range = (term.chunks.start - self.first) as usize..(term.chunks.end - self.first) as usize;
-        let chunks = &mut self.chunks[range];
-        let raw_len: u64 = chunks.iter().map(|chunk| u64::from(chunk.header.raw_len)).sum();
-        if raw_len != u64::from(term.raw_len) {
+    fn push(&mut self, chunk: StoredChunk) -> Result<(), Error> {
+        // At most 8192 chunks of 128 KiB.
+        self.ends.push(self.ends.last().unwrap_or(&0) + chunk.raw_len());
+        if self.kept.contains(&chunk.index) {
+            self.chunks.push(Slot::Stored(chunk));
+        }
+        Ok(())
+    }
+
+    /// Where a chunk starts, in uncompressed bytes from the start of the stretch.
+    fn start(&self, chunk: u32) -> u32 {
+        (chunk - self.first).checked_sub(1).map_or(0, |before| self.ends[before as usize])
+    }
+}
+
+/// What turns stretches into chunks of the file.
+struct Assembly {
+    layout: Arc<Layout>,
+    range: Range<u64>,
+    hashed: bool,
+    known: Option<Arc<ChunkList>>,
+    stretches: Stretches,
+}
+
+impl Assembly {
+    fn run(mut self, needs: Vec<Need>) -> Result<(Vec<Chunk>, Stretches), Error> {
+        let mut chunks = Vec::new();
+        for need in needs {
+            match need.cached {
+                Some(cached) => self.take_cached(need.offset, cached, &mut chunks)?,
+                None => self.take_fetched(need, &mut chunks)?,
+            }
+        }
+        Ok((chunks, self.stretches))
+    }
+
+    fn take_cached(&self, mut offset: u64, cached: Vec<Cached>, chunks: &mut Vec<Chunk>) -> Result<(), Error> {
+        for Cached { hash, bytes } in cached {
+            let chunk = Chunk { offset, bytes, hash: Some(hash) };
+            offset = chunk.end();
+            self.take(chunk, chunks)?;
+        }
+        Ok(())
+    }
+
+    fn take_fetched(&mut self, need: Need, chunks: &mut Vec<Chunk>) -> Result<(), Error> {
+        let term = &self.layout.terms[need.term];
+        let stretch =
+            self.stretches.0[self.layout.fetch_of[need.term]].as_mut().expect("all that is needed was fetched");
+        if stretch.start(term.chunks.end) - stretch.start(term.chunks.start) != term.raw_len {
             return Err(bad_data("a term is not as long as announced"));
         }
-        Ok(chunks)
-    }
-}
-
-/// A chunk as it is stored.
-struct Stored {
-    header: ChunkHeader,
-    payload: Bytes,
-    opened: Option<(Bytes, Option<Hash>)>,
-}
-
-impl Stored {
-    /// Its raw bytes, which share the memory of the payload where that isn't compressed.
-    fn open(&mut self, hashed: bool) -> Result<(Bytes, Option<Hash>), Error> {
-        if let Some(opened) = &self.opened {
-            return Ok(opened.clone());
-        }
-        let raw_len = self.header.raw_len as usize;
-        let raw = match self.header.scheme {
-            Scheme::None if self.payload.len() == raw_len => self.payload.clone(),
-            scheme => {
-                let mut raw = Vec::with_capacity(raw_len);
-                decompress(scheme, &self.payload, raw_len, &mut raw)?;
-                Bytes::from(raw)
+        let term_start = stretch.start(term.chunks.start);
+        let base = self.layout.offset_of(need.term);
+        let hashed = self.hashed || self.known.is_some();
+        let mut found = Vec::new();
+        for index in need.chunks {
+            let at = |chunk: u32| base + u64::from(stretch.start(chunk) - term_start);
+            let (offset, end) = (at(index), at(index + 1));
+            if end > self.range.start && offset < self.range.end {
+                let (bytes, hash) = stretch.chunks[(index - stretch.kept.start) as usize].open(hashed)?;
+                found.push(Chunk { offset, bytes, hash });
             }
-        };
-        let hash = hashed.then(|| chunk_hash(&raw));
-        Ok(self.opened.insert((raw, hash)).clone())
+        }
+        found.into_iter().try_for_each(|chunk| self.take(chunk, chunks))
+    }
+
+    /// Adds a chunk of the range, checked against what is known of the file.
+    fn take(&self, chunk: Chunk, chunks: &mut Vec<Chunk>) -> Result<(), Error> {
+        if chunk.end() <= self.range.start || chunk.offset >= self.range.end {
+            return Ok(());
+        }
+        if let Some(known) = &self.known {
+            let index = known.starting_at(chunk.offset);
+            let expected = index.and_then(|index| Some((known.hash(index)?, known.start(index + 1)?)));
+            let Some((hash, end)) = expected else {
+                return Err(Error::HashMismatch { what: "chunk", expected: self.layout.file });
+            };
+            if chunk.hash != Some(*hash) || chunk.end() != end {
+                return Err(Error::HashMismatch { what: "chunk", expected: *hash });
+            }
+        }
+        chunks.push(chunk);
+        Ok(())
     }
 }
 
-fn malformed(why: impl Into<String>) -> Error {
-    Error::Malformed { what: "reconstruction", why: why.into() }
+impl Engine {
+    /// Gives what was fetched to the chunk cache, in the background: or not, if that can't keep up.
+    fn keep(&self, stretches: Stretches) {
+        let Some(chunks) = self.options.chunks.clone() else { return };
+        for stretch in stretches.0.into_iter().flatten() {
+            let kib = stretch.ends.last().unwrap_or(&0).div_ceil(1024);
+            let Ok(permit) = Arc::clone(&self.inserts).try_acquire_many_owned(kib) else { continue };
+            let chunks = Arc::clone(&chunks);
+            let (xorb, first) = (stretch.xorb, stretch.kept.start);
+            tokio::spawn(async move {
+                let work = move || (open_all(stretch), permit);
+                if let (Some(opened), _permit) = offload(usize::MAX, work).await {
+                    chunks.insert(&xorb, first, &opened).await;
+                }
+            });
+        }
+    }
+}
+
+/// Raw chunks with their hashes. Damage shows to those who read, not here.
+fn open_all(stretch: Stretch) -> Option<Vec<(Hash, Bytes)>> {
+    let open = |mut slot: Slot| {
+        let (bytes, hash) = slot.open(true).ok()?;
+        Some((hash?, bytes))
+    };
+    stretch.chunks.into_iter().map(open).collect()
 }
 
 fn bad_data(why: &str) -> Error {
     Error::Malformed { what: "xorb data", why: why.to_owned() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Two terms of one xorb: chunks 0..2 of 300 bytes and 1..2 of 200.
-    fn answer() -> Reconstruction {
-        let xorb = Hash([1; 32]);
-        let term = |chunks: Range<u32>, raw_len| Term { xorb, raw_len, chunks };
-        let fetch = |chunks: Range<u32>, bytes: Range<u64>| Fetch { xorb, chunks, url: "u".into(), bytes };
-        Reconstruction {
-            skip: 40,
-            terms: vec![term(0..2, 300), term(1..2, 200)],
-            fetches: vec![fetch(0..2, 0..316), fetch(2..3, 316..400)],
-        }
-    }
-
-    fn body() -> Bytes {
-        let chunk = |byte: u8, len: u32| {
-            let header = ChunkHeader { stored_len: len, scheme: Scheme::None, raw_len: len };
-            [&header.to_bytes()[..], &vec![byte; len as usize]].concat()
-        };
-        [chunk(b'a', 100), chunk(b'b', 200)].concat().into()
-    }
-
-    fn is_refused(answer: Reconstruction, range: Range<u64>) -> bool {
-        matches!(Layout::of(answer, &range), Err(Error::Malformed { what: "reconstruction", .. }))
-    }
-
-    #[test]
-    fn chunks_carry_their_file_offsets_and_unused_stretches_are_left_out() {
-        let layout = Layout::of(answer(), &(1040..1500)).unwrap();
-        assert_eq!(layout.fetches.len(), 1);
-        let chunks = layout.decode(vec![body()], true).unwrap();
-        let found: Vec<_> = chunks.iter().map(|chunk| (chunk.offset, chunk.bytes[0], chunk.end())).collect();
-        assert_eq!(found, [(1000, b'a', 1100), (1100, b'b', 1300), (1300, b'b', 1500)]);
-        assert_eq!(chunks[2].hash, Some(chunk_hash(&[b'b'; 200])));
-    }
-
-    #[test]
-    fn answer_that_does_not_fit_the_question_is_refused() {
-        assert!(Layout::of(answer(), &(40..500)).is_ok());
-        assert!(is_refused(answer(), 40..501), "too short");
-        assert!(is_refused(answer(), 39..499), "begins before the file");
-        assert!(is_refused(Reconstruction { skip: 501, ..answer() }, 501..502), "skips more than there is");
-        assert!(is_refused(Reconstruction { terms: vec![], skip: 0, ..answer() }, 0..1), "no terms");
-        assert!(is_refused(Reconstruction { fetches: vec![], ..answer() }, 40..500), "nothing to fetch");
-    }
-
-    #[test]
-    fn answer_with_chunks_outside_the_range_is_refused() {
-        let long = |skip| {
-            let mut answer = answer();
-            answer.terms = vec![Term { raw_len: 262_144, ..answer.terms[0].clone() }];
-            Reconstruction { skip, ..answer }
-        };
-        assert!(Layout::of(long(131_071), &(131_071..131_074)).is_ok());
-        assert!(is_refused(long(131_072), 131_072..262_144));
-        assert!(is_refused(long(0), 0..131_072));
-    }
-
-    #[test]
-    fn answer_with_far_more_to_fetch_than_to_read_is_refused() {
-        let bloated = |count: usize| {
-            let mut answer = answer();
-            let xorbs = (0..count).map(|i| Hash([i as u8; 32]));
-            answer.terms = xorbs.clone().map(|xorb| Term { xorb, ..answer.terms[0].clone() }).collect();
-            let bytes = 0..MAX_SERIALISED as u64;
-            answer.fetches =
-                xorbs.map(|xorb| Fetch { xorb, bytes: bytes.clone(), ..answer.fetches[0].clone() }).collect();
-            Reconstruction { skip: 0, ..answer }
-        };
-        assert!(Layout::of(bloated(1), &(0..300)).is_ok());
-        assert!(is_refused(bloated(2), 0..600));
-    }
-
-    #[test]
-    fn body_must_be_exactly_the_chunks_announced() {
-        let layout = Layout::of(answer(), &(1040..1500)).unwrap();
-        let is_refused = |body: Bytes| matches!(layout.decode(vec![body], false), Err(Error::Malformed { .. }));
-        let whole = body();
-        for cut in 0..whole.len() {
-            assert!(is_refused(whole.slice(..cut)), "cut at {cut}");
-        }
-        assert!(is_refused([&whole[..], &whole[..]].concat().into()), "more chunks");
-        assert!(is_refused([&whole[..], b"x"].concat().into()), "a byte more");
-        let mut other_len = whole.to_vec();
-        (other_len[1], other_len[5]) = (99, 99);
-        other_len.remove(50);
-        assert!(is_refused(other_len.into()), "a term shorter than announced");
-    }
-
-    #[test]
-    fn renewed_answer_is_the_same_if_only_urls_differ() {
-        let layout = |answer| Layout::of(answer, &(1040..1500)).unwrap();
-        let mut renewed = answer();
-        renewed.fetches[0].url = "v".into();
-        assert!(layout(renewed).is_same(&layout(answer())));
-        let mut moved = answer();
-        moved.fetches[0].bytes = 0..317;
-        assert!(!layout(moved).is_same(&layout(answer())));
-    }
 }

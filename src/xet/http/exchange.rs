@@ -4,24 +4,23 @@
 //! (`patience` plus the size at [`LEAST_RATE`]); and the number of tries. Dropping the future of [`HttpCas::call`] frees the connection and
 //! the permit at once. Neither tokens nor pre-signed URLs reach an error or a log line.
 
+use super::concurrency::Pass;
 use super::retry::{Backoff, Failure, asked_wait};
+use super::sending::{Progress, sent};
 use super::{HttpCas, Options};
 use crate::xet::error::is_transient;
-use crate::xet::{CasToken, Error, Scope, foreign};
+use crate::xet::{Body, CasToken, Error, Scope, foreign};
 use bytes::{Bytes, BytesMut};
-use futures::stream;
 use reqwest::Method;
 use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, USER_AGENT};
-use std::convert::Infallible;
-use std::future::{Future, ready};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::sync::SemaphorePermit;
+use tokio::time::{sleep, timeout};
 
 /// Bytes per second below which a peer is as good as dead: a 64 MiB xorb then takes 68 minutes.
 const LEAST_RATE: u64 = 16 * 1024;
-/// Bytes of a request body handed to the socket at a time: how finely progress is seen.
-const PIECE: usize = 64 * 1024;
 /// Bytes of an error answer that are looked at.
 const ERROR_TEXT: usize = 2 * 1024;
 /// How long the text of an error answer is waited for: it is a courtesy.
@@ -36,6 +35,18 @@ pub(super) enum Target<'a> {
     Signed(&'a str),
 }
 
+/// What a request competes with.
+#[derive(Clone, Copy, Default)]
+pub(super) enum Lane {
+    /// Xorbs being sent.
+    Upload,
+    /// Xorb data being fetched.
+    Download,
+    /// Nothing but the cap of all requests.
+    #[default]
+    Other,
+}
+
 /// One request, as data: it can be sent any number of times.
 pub(super) struct Request<'a> {
     /// What it is about, for errors and logs.
@@ -43,7 +54,8 @@ pub(super) struct Request<'a> {
     pub(super) method: Method,
     pub(super) target: Target<'a>,
     pub(super) headers: HeaderMap,
-    pub(super) body: Option<Bytes>,
+    pub(super) body: Option<Body>,
+    pub(super) lane: Lane,
     /// Bytes expected back.
     pub(super) answer_len: u64,
     pub(super) idle: Duration,
@@ -55,7 +67,19 @@ impl<'a> Request<'a> {
     pub(super) fn new(what: &'static str, method: Method, target: Target<'a>, options: &Options) -> Self {
         let (idle, patience) = (options.idle, options.idle.saturating_mul(4));
         let backoff = Backoff::new(options);
-        Self { what, method, target, headers: HeaderMap::new(), body: None, answer_len: 0, idle, patience, backoff }
+        let lane = Lane::default();
+        Self {
+            what,
+            method,
+            target,
+            headers: HeaderMap::new(),
+            body: None,
+            lane,
+            answer_len: 0,
+            idle,
+            patience,
+            backoff,
+        }
     }
 
     pub(super) fn header(mut self, name: reqwest::header::HeaderName, value: HeaderValue) -> Self {
@@ -63,14 +87,19 @@ impl<'a> Request<'a> {
         self
     }
 
-    pub(super) fn body(mut self, body: Bytes) -> Self {
-        self.body = Some(body);
+    pub(super) fn body(mut self, body: impl Into<Body>) -> Self {
+        self.body = Some(body.into());
         self
     }
 
-    fn budget(&self) -> Duration {
-        let sent = self.body.as_ref().map_or(0, |body| body.len() as u64);
-        self.patience.saturating_add(Duration::from_secs(sent.saturating_add(self.answer_len) / LEAST_RATE))
+    /// Longest time that one try may take.
+    pub(super) fn budget(&self) -> Duration {
+        self.patience.saturating_add(Duration::from_secs(self.bytes() / LEAST_RATE))
+    }
+
+    /// Bytes that it moves, either way.
+    pub(super) fn bytes(&self) -> u64 {
+        self.body.as_ref().map_or(0, Body::len).saturating_add(self.answer_len)
     }
 }
 
@@ -111,19 +140,35 @@ impl HttpCas {
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
-        let exchange = async {
-            let answer = self.send(request, token).await?;
-            match answer.status() {
-                401 => Err(Failure::Final(Error::Unauthorized)),
-                status if is_transient(status) => {
-                    let after = asked_wait(answer.response.status(), answer.headers());
-                    Err(Failure::Transient { error: answer.refusal().await, after })
-                }
-                _ => read(answer).await,
-            }
+        let permit = self.permit(request.lane).await;
+        let exchange = async { read(self.open(request, token).await?).await };
+        let result = timeout(request.budget(), exchange).await.unwrap_or_else(|_| Err(too_slow(request.what)));
+        permit.tell(&result, request.bytes());
+        result
+    }
+
+    /// Waits for a share of what may be in flight. It is given back on drop.
+    pub(super) async fn permit(&self, lane: Lane) -> Permit<'_> {
+        let pass = match lane {
+            Lane::Upload => Some(self.uploads.enter().await),
+            Lane::Download => Some(self.downloads.enter().await),
+            Lane::Other => None,
         };
-        timeout(request.budget(), exchange).await.unwrap_or_else(|_| Err(too_slow(request.what)))
+        let cap = self.permits.acquire().await.expect("the semaphore is never closed");
+        Permit { pass, _cap: cap }
+    }
+
+    /// One try up to the head of its answer, whose status is neither transient nor 401.
+    pub(super) async fn open(&self, request: &Request<'_>, token: Option<&CasToken>) -> Result<Answer, Failure> {
+        let answer = self.send(request, token).await?;
+        match answer.status() {
+            401 => Err(Failure::Final(Error::Unauthorized)),
+            status if is_transient(status) => {
+                let after = asked_wait(answer.response.status(), answer.headers());
+                Err(Failure::Transient { error: answer.refusal().await, after })
+            }
+            _ => Ok(answer),
+        }
     }
 
     async fn send(&self, request: &Request<'_>, token: Option<&CasToken>) -> Result<Answer, Failure> {
@@ -138,7 +183,7 @@ impl HttpCas {
         let mut builder = builder.headers(request.headers.clone()).header("x-xet-session-id", &self.session);
         builder = builder.header(USER_AGENT, super::AGENT);
         if let Some(body) = &request.body {
-            builder = builder.header(CONTENT_LENGTH, body.len()).body(paced(body.clone(), Arc::clone(&progress)));
+            builder = builder.header(CONTENT_LENGTH, body.len()).body(sent(body.clone(), Arc::clone(&progress)));
         }
         let response = tokio::select! {
             sent = builder.send() => sent.map_err(|error| network(request.what, error))?,
@@ -182,10 +227,21 @@ impl Answer {
 
     /// The next bytes of the body.
     pub(super) async fn piece(&mut self) -> Result<Option<Bytes>, Failure> {
-        match timeout(self.idle, self.response.chunk()).await {
+        self.piece_within(Duration::MAX).await
+    }
+
+    /// The next bytes of the body; `left` is what the try may still take.
+    pub(super) async fn piece_within(&mut self, left: Duration) -> Result<Option<Bytes>, Failure> {
+        match timeout(self.idle.min(left), self.response.chunk()).await {
             Ok(piece) => piece.map_err(|error| network(self.what, error)),
+            Err(_) if left < self.idle => Err(too_slow(self.what)),
             Err(_) => Err(stalled(self.what)),
         }
+    }
+
+    /// Length of the body, where the head says.
+    pub(super) fn announced(&self) -> Option<u64> {
+        self.response.content_length()
     }
 
     /// The whole body, at most `cap` bytes of it.
@@ -199,22 +255,6 @@ impl Answer {
             body.extend_from_slice(&piece);
         }
         Ok(body.freeze())
-    }
-
-    /// A body of exactly `len` bytes; the caller has capped `len`.
-    pub(super) async fn exactly(mut self, len: usize) -> Result<Bytes, Failure> {
-        let wrong = |what| Failure::damaged(what, format!("the answer is not the {len} bytes that were asked for"));
-        if self.response.content_length().is_some_and(|announced| announced != len as u64) {
-            return Err(wrong(self.what));
-        }
-        let mut body = BytesMut::with_capacity(len);
-        while let Some(piece) = self.piece().await? {
-            if piece.len() > len - body.len() {
-                return Err(wrong(self.what));
-            }
-            body.extend_from_slice(&piece);
-        }
-        if body.len() == len { Ok(body.freeze()) } else { Err(wrong(self.what)) }
     }
 
     /// The error for a status that means nothing else.
@@ -255,40 +295,25 @@ impl Answer {
     }
 }
 
-/// When the last byte of a request body left.
-struct Progress(Mutex<Instant>);
-
-impl Progress {
-    fn new() -> Self {
-        Self(Mutex::new(Instant::now()))
-    }
-
-    fn mark(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
-
-    /// Returns when nothing has been marked for `idle`.
-    async fn stalled(&self, idle: Duration) {
-        loop {
-            let deadline = *self.0.lock().unwrap_or_else(PoisonError::into_inner) + idle;
-            if deadline <= Instant::now() {
-                return;
-            }
-            sleep_until(deadline).await;
-        }
-    }
+/// A share of what may be in flight.
+pub(super) struct Permit<'a> {
+    pass: Option<Pass>,
+    _cap: SemaphorePermit<'a>,
 }
 
-/// `body` in pieces that share its memory; each one that the connection asks for is progress.
-fn paced(body: Bytes, progress: Arc<Progress>) -> reqwest::Body {
-    if body.is_empty() {
-        return body.into();
+impl Permit<'_> {
+    /// Tells the gate how a request that moved `bytes` ended: load and stalls are its business, refusals are not.
+    pub(super) fn tell<T>(self, result: &Result<T, Failure>, bytes: u64) {
+        let Some(pass) = self.pass else { return };
+        match result {
+            Ok(_) => pass.finished(bytes),
+            Err(Failure::Transient {
+                error: Error::Network(_) | Error::Status { status: 408 | 429 | 503 | 504, .. },
+                ..
+            }) => pass.refused(),
+            Err(_) => {}
+        }
     }
-    reqwest::Body::wrap_stream(stream::unfold(body, move |mut rest| {
-        progress.mark();
-        let piece = rest.split_to(rest.len().min(PIECE));
-        ready((!piece.is_empty()).then_some((Ok::<_, Infallible>(piece), rest)))
-    }))
 }
 
 pub(super) fn is_https(url: &str) -> bool {
@@ -299,7 +324,7 @@ fn stalled(what: &str) -> Failure {
     Failure::network(format!("{what}: no byte went either way for too long"))
 }
 
-fn too_slow(what: &str) -> Failure {
+pub(super) fn too_slow(what: &str) -> Failure {
     Failure::network(format!("{what}: too slow"))
 }
 

@@ -1,9 +1,9 @@
 //! Xorb upload by grant: ask, put to the granted URL, commit (Xet spec, 10.5 path B).
 
-use super::exchange::{Answer, Request, Target, is_https};
+use super::exchange::{Answer, Lane, Request, Target, is_https};
 use super::retry::{Backoff, Failure};
 use super::{HttpCas, MAX_REPLY, PREFIX};
-use crate::xet::{Error, Hash, Scope};
+use crate::xet::{Body, Error, Hash, Scope};
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::Method;
@@ -50,7 +50,7 @@ enum Put {
 
 impl HttpCas {
     /// Stores a xorb by grant; `None`: send it directly.
-    pub(super) async fn put_by_grant(&self, hash: &Hash, body: &Bytes) -> Result<Option<bool>, Error> {
+    pub(super) async fn put_by_grant(&self, hash: &Hash, body: &Body) -> Result<Option<bool>, Error> {
         let request = self.grant_request(body).await;
         for _ in 0..MAX_GRANTS {
             let grant = match self.ask_grant(hash, &request).await? {
@@ -70,10 +70,15 @@ impl HttpCas {
         Ok(None)
     }
 
-    async fn grant_request(&self, body: &Bytes) -> Bytes {
+    async fn grant_request(&self, body: &Body) -> Bytes {
         let content = body.clone();
-        let checksum = move || crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, &content);
-        let checksum = crate::xet::offload::offload(body.len(), checksum).await;
+        let checksum = move || {
+            let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme);
+            content.pieces().iter().for_each(|piece| digest.update(piece));
+            digest.finalize()
+        };
+        let len = usize::try_from(body.len()).unwrap_or(usize::MAX);
+        let checksum = crate::xet::offload::offload(len, checksum).await;
         let checksum = serde_json::json!({ "algo": "crc64nvme", "value": checksum.to_string() });
         Bytes::from(serde_json::json!({ "length": body.len(), "checksum": checksum }).to_string())
     }
@@ -86,7 +91,7 @@ impl HttpCas {
         self.call(request, read_offer).await
     }
 
-    async fn put_granted(&self, grant: &Grant, body: &Bytes) -> Result<Put, Error> {
+    async fn put_granted(&self, grant: &Grant, body: &Body) -> Result<Put, Error> {
         let mut backoff = Backoff::new(&self.options);
         loop {
             // A grant that asks for what we can't send is as good as none.
@@ -94,6 +99,7 @@ impl HttpCas {
             let mut request = Request::new("granted xorb", method, Target::Signed(&grant.url), &self.options);
             request.headers = headers;
             request.body = Some(body.clone());
+            request.lane = Lane::Upload;
             request.backoff = Backoff::none();
             // The direct path is as good, so nothing but a conflict is worth a second try here.
             let put = self.call(request, read_put).await.unwrap_or(Put::Failed);

@@ -2,9 +2,11 @@
 
 use super::*;
 use crate::xet::CasToken;
+use crate::xet::cas::gather;
 use crate::xet::memory::MemoryCas;
 use crate::xet::upload::{self, UploadSession};
-use futures::FutureExt;
+use crate::xet::xorb::MAX_SERIALISED;
+use futures::{FutureExt, StreamExt};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -376,7 +378,7 @@ async fn requests_in_flight_are_bounded() {
     let (server, _) = pair(0, |_, _| reply(206, "x")).await;
     let cas = client(&server.url, Options { in_flight: 2, ..quick(0) });
     let url = format!("{}/d", server.url);
-    futures::future::join_all((0..20).map(|i| cas.fetch(&url, i..i + 1))).await;
+    futures::future::join_all((0..20).map(|i| gather(cas.fetch(&url, i..i + 1)))).await;
     assert_eq!(server.seen().len(), 20);
     assert!(server.shared.active.lock().unwrap().1 <= 2);
 }
@@ -388,17 +390,17 @@ async fn dropped_request_frees_its_permit() {
     let cas = client(&server.url, Options { in_flight: 1, ..quick(0) });
     let url = format!("{}/d", server.url);
     tokio::select! {
-        _ = cas.fetch(&url, 0..1) => panic!("the server never answers the first"),
+        _ = gather(cas.fetch(&url, 0..1)) => panic!("the server never answers the first"),
         () = server.shared.arrived.notified() => (),
     }
-    assert_eq!(cas.fetch(&url, 0..1).await.unwrap(), "x");
+    assert_eq!(gather(cas.fetch(&url, 0..1)).await.unwrap(), "x");
 }
 
 // Data URLs.
 
 async fn fetched(answer: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static) -> (Result<Bytes, Error>, Vec<Seen>) {
     let (server, cas) = pair(1, answer).await;
-    let result = cas.fetch(&format!("{}/d?sig=SECRET", server.url), 10..14).await;
+    let result = gather(cas.fetch(&format!("{}/d?sig=SECRET", server.url), 10..14)).await;
     (result, server.seen())
 }
 
@@ -444,6 +446,187 @@ async fn cut_data_is_fetched_again() {
 }
 
 #[tokio::test]
+async fn data_store_in_trouble_is_asked_again() {
+    for status in [408, 429, 500, 503] {
+        let (result, seen) = fetched(move |_, nth| if nth == 0 { reply(status, "") } else { reply(206, "abcd") }).await;
+        assert_eq!((result.unwrap(), seen.len()), ("abcd".into(), 2));
+    }
+    let (result, seen) = fetched(|_, _| reply(404, "")).await;
+    assert!(matches!(result, Err(Error::Status { status: 404, .. })));
+    assert_eq!(seen.len(), 1);
+}
+
+#[tokio::test]
+async fn what_was_given_before_a_cut_is_not_given_again() {
+    // Each try comes further than the one before.
+    let (server, cas) = pair(3, |_, nth| reply(206, "abcdefgh").cut([3, 2, 6, 8][nth])).await;
+    let url = format!("{}/d", server.url);
+    let mut stream = cas.fetch(&url, 0..8);
+    let mut got = Vec::new();
+    while let Some(piece) = stream.next().await {
+        let piece = piece.unwrap();
+        assert!(!piece.is_empty());
+        got.extend_from_slice(&piece);
+    }
+    assert_eq!(got, b"abcdefgh");
+    assert!(server.seen().iter().all(|seen| seen.headers["range"] == "bytes=0-7"), "only the signed range is allowed");
+    assert_eq!(server.seen().len(), 4);
+}
+
+#[tokio::test]
+async fn url_that_expires_in_the_middle_is_forbidden() {
+    let (server, cas) =
+        pair(3, |_, nth| if nth == 0 { reply(206, "abcdefgh").cut(3) } else { reply(403, "expired") }).await;
+    let url = format!("{}/d", server.url);
+    let mut stream = cas.fetch(&url, 0..8);
+    assert_eq!(stream.next().await.unwrap().unwrap(), "abc");
+    assert!(matches!(stream.next().await, Some(Err(Error::Forbidden(_)))));
+    assert!(stream.next().await.is_none());
+}
+
+#[tokio::test]
+async fn stream_that_stalls_is_a_network_error() {
+    let (server, _) = pair(0, |_, _| reply(206, "abcdefgh").cut(3).stalling()).await;
+    let cas = client(&server.url, Options { idle: Duration::from_millis(50), ..quick(1) });
+    let url = format!("{}/d", server.url);
+    let mut stream = cas.fetch(&url, 0..8);
+    assert_eq!(stream.next().await.unwrap().unwrap(), "abc");
+    assert!(matches!(stream.next().await, Some(Err(Error::Network(_)))));
+    assert_eq!(server.seen().len(), 2);
+}
+
+#[tokio::test]
+async fn dropped_stream_frees_its_permit() {
+    let (server, _) = pair(0, |_, nth| match nth {
+        0 => reply(206, "abcdefgh").cut(3).stalling(),
+        _ => reply(206, "abcdefgh"),
+    })
+    .await;
+    let cas = client(&server.url, Options { in_flight: 1, ..quick(0) });
+    let url = format!("{}/d", server.url);
+    let mut stream = cas.fetch(&url, 0..8);
+    assert_eq!(stream.next().await.unwrap().unwrap(), "abc");
+    drop(stream);
+    assert_eq!(gather(cas.fetch(&url, 0..8)).await.unwrap(), "abcdefgh");
+}
+
+#[tokio::test]
+async fn finished_stream_holds_no_permit() {
+    let (server, _) = pair(0, |_, _| reply(206, "x")).await;
+    let cas = client(&server.url, Options { in_flight: 1, ..quick(0) });
+    let url = format!("{}/d", server.url);
+    let mut first = cas.fetch(&url, 0..1);
+    assert_eq!(first.next().await.unwrap().unwrap(), "x");
+    assert_eq!(gather(cas.fetch(&url, 0..1)).await.unwrap(), "x");
+    assert!(first.next().await.is_none());
+}
+
+// Several ranges.
+
+const RANGES: [Range<u64>; 3] = [2..4, 6..9, 11..12];
+const ALPHABET: &[u8] = b"abcdefghijklmno";
+
+/// What a server that knows one kind of answer says to any ranges of the alphabet.
+fn alphabet(seen: &Seen) -> Vec<(Range<usize>, &'static [u8])> {
+    let list = seen.headers["range"].strip_prefix("bytes=").unwrap();
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap();
+        first.parse().unwrap()..last.parse::<usize>().unwrap() + 1
+    };
+    list.split(',').map(range).map(|range| (range.clone(), &ALPHABET[range])).collect()
+}
+
+fn multipart(parts: &[(Range<usize>, &[u8])], boundary: &str) -> Vec<u8> {
+    let mut body = Vec::new();
+    for (range, data) in parts {
+        let head = format!(
+            "--{boundary}\r\nContent-Type: x/y\r\nContent-Range: bytes {}-{}/15\r\n\r\n",
+            range.start,
+            range.end - 1
+        );
+        body.extend_from_slice(head.as_bytes());
+        body.extend_from_slice(data);
+        body.extend_from_slice(b"\r\n");
+    }
+    body.extend_from_slice(format!("--{boundary}--\r\n").as_bytes());
+    body
+}
+
+#[tokio::test]
+async fn many_ranges_are_one_request_whatever_the_order_of_its_parts() {
+    for kind in ["multipart/byteranges; boundary=XyZ", "multipart/byteranges; x=y; boundary=\"XyZ\""] {
+        let (server, cas) = pair(0, move |seen, _| {
+            let mut parts = alphabet(seen);
+            parts.rotate_left(1);
+            reply(206, multipart(&parts, "XyZ")).with("content-type", kind)
+        })
+        .await;
+        let got = cas.fetch_many(&format!("{}/d", server.url), &RANGES).await.unwrap();
+        assert_eq!(got, ["cd", "ghi", "l"]);
+        assert_eq!(server.seen().len(), 1);
+        assert_eq!(server.seen()[0].headers["range"], "bytes=2-3,6-8,11-11");
+        assert!(!server.seen()[0].headers.contains_key("authorization"));
+    }
+}
+
+#[tokio::test]
+async fn server_without_multipart_is_asked_singly_from_then_on() {
+    type Answer = fn(&[(Range<usize>, &[u8])]) -> Reply;
+    let answers: [(&str, Answer); 5] = [
+        ("the whole", |_| reply(200, ALPHABET)),
+        ("the first only", |parts| reply(206, parts[0].1)),
+        ("denied", |_| reply(403, "")),
+        ("refused", |_| reply(416, "")),
+        ("a part less", |parts| {
+            reply(206, multipart(&parts[1..], "b")).with("content-type", "multipart/byteranges; boundary=b")
+        }),
+    ];
+    for (name, answer) in answers {
+        let (server, cas) = pair(0, move |seen, _| match &alphabet(seen)[..] {
+            [(_, data)] => reply(206, *data),
+            parts => answer(parts),
+        })
+        .await;
+        for _ in 0..2 {
+            assert_eq!(
+                cas.fetch_many(&format!("{}/d", server.url), &RANGES).await.unwrap(),
+                ["cd", "ghi", "l"],
+                "{name}"
+            );
+        }
+        let joined = server.seen().iter().filter(|seen| seen.headers["range"].contains(',')).count();
+        assert_eq!((joined, server.seen().len()), (1, 7), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn expired_url_of_many_ranges_is_forbidden_and_proves_nothing() {
+    let (server, cas) = pair(0, |_, _| reply(403, "")).await;
+    for _ in 0..2 {
+        let result = cas.fetch_many(&format!("{}/d", server.url), &RANGES).await;
+        assert!(matches!(result, Err(Error::Forbidden(_))));
+    }
+    let joined = server.seen().iter().filter(|seen| seen.headers["range"].contains(',')).count();
+    assert_eq!(joined, 2);
+}
+
+#[tokio::test]
+async fn damaged_parts_are_fetched_again_and_endless_ones_refused() {
+    let kind = "multipart/byteranges; boundary=b";
+    let (server, cas) = pair(1, move |seen, nth| {
+        let mut body = multipart(&alphabet(seen), "b");
+        body.truncate(if nth == 0 { 60 } else { body.len() });
+        reply(206, body).with("content-type", kind)
+    })
+    .await;
+    assert_eq!(cas.fetch_many(&format!("{}/d", server.url), &RANGES).await.unwrap(), ["cd", "ghi", "l"]);
+    assert_eq!(server.seen().len(), 2);
+    let (server, cas) = pair(0, move |_, _| reply(206, vec![b'\n'; 100_000]).with("content-type", kind)).await;
+    let result = cas.fetch_many(&format!("{}/d", server.url), &RANGES).await;
+    assert!(matches!(result, Err(Error::Malformed { .. })));
+}
+
+#[tokio::test]
 async fn expired_url_is_forbidden_and_no_error_shows_it() {
     let (result, seen) = fetched(|_, _| reply(403, "signature SECRET of /d?sig=SECRET")).await;
     let error = result.unwrap_err();
@@ -451,7 +634,7 @@ async fn expired_url_is_forbidden_and_no_error_shows_it() {
     assert_eq!(seen.len(), 1);
     let cas = client("http://127.0.0.1:9", quick(0));
     for url in ["http://127.0.0.1:9/d?sig=SECRET", "http://SECRET\u{7f}/", "SECRET", "file:///SECRET"] {
-        let error = format!("{0} {0:?}", cas.fetch(url, 0..1).await.unwrap_err());
+        let error = format!("{0} {0:?}", gather(cas.fetch(url, 0..1)).await.unwrap_err());
         assert!(!error.contains("SECRET") && !error.contains("sig="), "{error}");
     }
 }
@@ -461,9 +644,9 @@ async fn range_longer_than_a_xorb_is_never_asked_for() {
     let (server, cas) = pair(0, |_, _| reply(206, "")).await;
     #[expect(clippy::reversed_empty_ranges, reason = "a hostile answer may well say so")]
     for bytes in [0..MAX_SERIALISED as u64 + 1, 0..u64::MAX, 5..4] {
-        assert!(matches!(cas.fetch(&server.url, bytes).await, Err(Error::Malformed { .. })));
+        assert!(matches!(gather(cas.fetch(&server.url, bytes)).await, Err(Error::Malformed { .. })));
     }
-    assert!(cas.fetch(&server.url, 5..5).await.unwrap().is_empty());
+    assert!(gather(cas.fetch(&server.url, 5..5)).await.unwrap().is_empty());
     assert!(server.seen().is_empty());
 }
 
@@ -655,6 +838,55 @@ async fn grant_route_that_fails_fails_the_xorb() {
     }
 }
 
+#[tokio::test]
+async fn only_two_xorbs_are_sent_before_anything_is_known_of_the_link() {
+    let (server, cas) = pair(0, |_, _| reply(200, "never sent").cut(0).stalling()).await;
+    let mut sending = Box::pin(futures::future::join_all((0..5).map(|_| cas.put_xorb_directly(&FILE, BODY.into()))));
+    arrive(&server, 2, &mut sending).await;
+    for _ in 0..1000 {
+        assert!((&mut sending).now_or_never().is_none());
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(server.seen().len(), 2);
+    // Given up, they make room for others.
+    drop(sending);
+    let mut later = Box::pin(cas.put_xorb_directly(&FILE, BODY.into()));
+    arrive(&server, 3, &mut later).await;
+}
+
+/// Polls `sending`, which never ends, until so many requests have arrived.
+async fn arrive(server: &Server, count: usize, sending: impl Future + Unpin) {
+    let arrived = async {
+        while server.seen().len() < count {
+            server.shared.arrived.notified().await;
+        }
+    };
+    let arrived = std::pin::pin!(arrived);
+    assert!(matches!(futures::future::select(arrived, sending).await, futures::future::Either::Left(_)));
+}
+
+#[tokio::test]
+async fn body_of_pieces_arrives_whole_under_its_length() {
+    let pieces = [vec![1; 8], vec![2; 100_000], vec![3; 8], vec![4; 300_000]].map(Bytes::from);
+    let (server, cas) = pair(1, |seen, nth| match (seen.path.contains("grants"), nth) {
+        (true, _) => reply(404, ""),
+        (_, 0) => reply(503, ""),
+        _ => reply(200, "{\"was_inserted\":true}"),
+    })
+    .await;
+    let sent = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let body = pieces.iter().cloned().collect::<crate::xet::Body>().counted_in(Arc::clone(&sent));
+    assert!(cas.put_xorb(&FILE, body).await.unwrap());
+    let seen = server.seen();
+    assert!(seen[1].body == pieces.concat() && seen[2].body == pieces.concat());
+    assert_eq!(seen[1].headers["content-length"], "400016");
+    // Sent twice, counted once.
+    assert_eq!(sent.load(std::sync::atomic::Ordering::Relaxed), 400_016);
+    let asked: Value = serde_json::from_slice(&seen[0].body).unwrap();
+    let checksum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, &pieces.concat());
+    assert_eq!(asked["checksum"]["value"], checksum.to_string());
+}
+
 // Shards.
 
 async fn put_shard(script: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static) -> (Result<(), Error>, Vec<String>) {
@@ -776,7 +1008,7 @@ async fn session_over_http_ends_in_a_store() {
         match seen.path.split('/').nth(2).unwrap() {
             "xorbs" => {
                 let hash = seen.path.rsplit('/').next().unwrap().parse().unwrap();
-                let put = inner.put_xorb(&hash, body).now_or_never().unwrap();
+                let put = inner.put_xorb(&hash, body.into()).now_or_never().unwrap();
                 call(put.map(|inserted| json!({ "was_inserted": inserted })))
             }
             "shards" if seen.path.starts_with("/v2") => {

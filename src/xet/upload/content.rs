@@ -1,260 +1,229 @@
 //! A file's content as batches of whole chunks.
 //!
-//! A chunk that reaches over the end of a batch is carried into the next one, into room kept free before its data: chunks are contiguous
-//! and only those bytes are copied.
+//! [`read`] fills blocks ahead; [`Scanner`] finds the chunks in them. A chunk that reaches over the end of a block is carried into the room
+//! before the data of the next one: chunks are contiguous and only those bytes are copied.
 
 use super::MAX_LATE_HEAD;
+use super::blocks::{BLOCK, Buffer, Pool, ROOM};
+use super::progress::Progress;
 use crate::xet::Hash;
 use crate::xet::chunker::{Chunker, MAX_CHUNK};
 use crate::xet::compression::{Policy, Scheme, choose, compress};
 use crate::xet::hash::chunk_hash;
-use crate::xet::offload::offload;
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::mpsc;
 
-/// Bytes read before they are chunked: some 16 chunks, about 1 ms of work.
-const BATCH: usize = 1024 * 1024;
 /// Chunks that share the compression scheme chosen for the first of them (Xet spec, section 6).
 const SCHEME_RUN: u64 = 32;
+/// Bytes looked for while no block is held: a reader that has nothing to give needs none.
+const PROBE: usize = 4 * 1024;
 
-/// The reading side.
-pub(super) struct Content<R> {
-    reader: R,
-    /// Taken while it is at work elsewhere.
-    scanner: Option<Scanner>,
-    /// Found, but not given out.
-    rest: Option<Batch>,
-    /// Read, but not scanned.
-    next: Option<Buffer>,
-    started: bool,
-}
-
-impl<R: AsyncRead + Send + Unpin> Content<R> {
-    pub(super) fn new(reader: R, policy: Policy) -> Self {
-        let scanner = Scanner { chunker: Chunker::new(), policy, scheme: Scheme::None, chunks: 0 };
-        Self { reader, scanner: Some(scanner), rest: None, next: None, started: false }
-    }
-
-    /// The next chunks; `None` at the end. While they are being looked for, the bytes behind them are read. Not to be called again after an
-    /// error or a dropped call.
-    pub(super) async fn next(&mut self) -> io::Result<Option<Batch>> {
-        if self.rest.is_some() {
-            return Ok(self.rest.take());
-        }
-        if !self.started {
-            self.started = true;
-            self.next = Some(Buffer::first(&mut self.reader).await?);
-        }
-        let (Some(buffer), Some(mut scanner)) = (self.next.take(), self.scanner.take()) else { return Ok(None) };
-        if buffer.is_empty() {
-            return Ok(None);
-        }
-        let is_last = buffer.is_last;
-        let scanning = offload(buffer.bytes.len(), move || {
-            let batch = scanner.scan(buffer);
-            (scanner, batch)
-        });
-        let reading = async { if is_last { Ok(None) } else { Buffer::following(&mut self.reader).await.map(Some) } };
-        let ((scanner, (batch, carried)), following) = tokio::join!(scanning, reading);
-        self.next = following?.map(|following| following.preceded_by(&batch.bytes[carried]));
-        self.scanner = Some(scanner);
-        Ok(Some(batch))
-    }
-
-    /// The next chunk alone; a batch of none at the end.
-    pub(super) async fn next_chunk(&mut self) -> io::Result<Batch> {
-        let mut batch = self.next().await?.unwrap_or_default();
-        let first = batch.split_first();
-        self.rest = Some(batch);
-        Ok(first)
-    }
-
-    pub(super) fn reader(&mut self) -> &mut R {
-        &mut self.reader
-    }
-}
-
-/// Bytes of a file, `bytes[start..]`, of which the scanner knows those before `unseen`.
-struct Buffer {
-    bytes: Vec<u8>,
-    start: usize,
-    unseen: usize,
+/// A block with bytes of a file, `buffer[ROOM..end]`.
+pub(super) struct Filled {
+    buffer: Buffer,
+    end: usize,
+    /// Whether the file ends with it.
     is_last: bool,
 }
 
-impl Buffer {
-    /// The start of a file: takes no more memory than a small file needs.
-    async fn first(reader: impl AsyncRead + Unpin) -> io::Result<Self> {
-        Self::read(reader, Vec::new(), 0).await
-    }
-
-    /// Later bytes, with room before them.
-    async fn following(reader: impl AsyncRead + Unpin) -> io::Result<Self> {
-        let mut bytes = Vec::with_capacity(MAX_CHUNK + BATCH);
-        bytes.resize(MAX_CHUNK, 0);
-        Self::read(reader, bytes, MAX_CHUNK).await
-    }
-
-    async fn read(reader: impl AsyncRead + Unpin, mut bytes: Vec<u8>, start: usize) -> io::Result<Self> {
-        let read = reader.take(BATCH as u64).read_to_end(&mut bytes).await?;
-        Ok(Self { bytes, start, unseen: start, is_last: read < BATCH })
-    }
-
-    /// With the beginning of an unfinished chunk (always shorter than a whole one) put before it.
-    fn preceded_by(mut self, carried: &[u8]) -> Self {
-        self.start -= carried.len();
-        self.bytes[self.start..self.unseen].copy_from_slice(carried);
-        self
-    }
-
-    fn is_empty(&self) -> bool {
-        self.start == self.bytes.len()
+impl Filled {
+    pub(super) fn len(&self) -> usize {
+        self.end - ROOM
     }
 }
 
+/// Reads all of `reader` into blocks; the last one, which may be empty, is marked. Ends early when nobody receives any more.
+///
+/// Holds a block only while `reader` gives bytes or nobody else wants it.
+pub(super) async fn read<R>(
+    reader: &mut R,
+    pool: &Arc<Pool>,
+    progress: &Progress,
+    filled: mpsc::Sender<Filled>,
+) -> io::Result<()>
+where
+    R: AsyncRead + Send + Unpin,
+{
+    let mut probe = Vec::new();
+    loop {
+        let mut block = Filled { buffer: pool.block().await, end: ROOM + probe.len(), is_last: false };
+        block.buffer.bytes[ROOM..block.end].copy_from_slice(&probe);
+        probe.clear();
+        if !fill(reader, pool, &mut block).await? {
+            drop(block);
+            probe.resize(PROBE, 0);
+            let read = reader.read(&mut probe).await?;
+            probe.truncate(read);
+            continue;
+        }
+        progress.add_read(block.len());
+        let is_last = block.is_last;
+        if filled.send(block).await.is_err() || is_last {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads until the block is full, the file ends, or the reader waits while somebody else waits for memory; `false`: there was nothing to
+/// read before that.
+async fn fill<R>(reader: &mut R, pool: &Pool, block: &mut Filled) -> io::Result<bool>
+where
+    R: AsyncRead + Send + Unpin,
+{
+    while block.end < BLOCK {
+        let read = tokio::select! {
+            biased;
+            read = reader.read(&mut block.buffer.bytes[block.end..BLOCK]) => read?,
+            () = pool.wanted() => return Ok(block.end > ROOM),
+        };
+        block.end += read;
+        if read == 0 {
+            block.is_last = true;
+            break;
+        }
+    }
+    Ok(true)
+}
+
 /// Finds chunks and chooses how to compress them, in file order.
-struct Scanner {
+pub(super) struct Scanner {
     chunker: Chunker,
     policy: Policy,
     /// Of the current run.
     scheme: Scheme,
     chunks: u64,
+    /// The beginning of a chunk, shorter than a whole one.
+    carried: Vec<u8>,
+    /// Whether the first chunk is kept back.
+    keeps_first: bool,
+    pub(super) first: Option<Kept>,
 }
 
 impl Scanner {
-    /// The chunks that end in `buffer`, and what is left of it.
-    fn scan(&mut self, buffer: Buffer) -> (Batch, Range<usize>) {
-        let Buffer { bytes, mut start, mut unseen, is_last } = buffer;
-        let mut chunks = Vec::with_capacity(2 * BATCH / MAX_CHUNK);
-        while let Some(len) = self.chunker.next_boundary(&bytes[unseen..]) {
-            unseen += len;
-            chunks.push(self.found(&bytes, start..unseen));
-            start = unseen;
-        }
-        if is_last && start < bytes.len() {
-            chunks.push(self.found(&bytes, start..bytes.len()));
-            start = bytes.len();
-        }
-        let carried = start..bytes.len();
-        (Batch { bytes, chunks }, carried)
+    pub(super) fn new(policy: Policy, keeps_first: bool) -> Self {
+        let carried = Vec::new();
+        Self { chunker: Chunker::new(), policy, scheme: Scheme::None, chunks: 0, carried, keeps_first, first: None }
     }
 
-    fn found(&mut self, bytes: &[u8], range: Range<usize>) -> (Range<usize>, Scheme) {
+    /// The chunks that end in this block.
+    pub(super) fn scan(&mut self, block: Filled) -> Batch {
+        let Filled { mut buffer, end, is_last } = block;
+        let mut start = ROOM - self.carried.len();
+        buffer.bytes[start..ROOM].copy_from_slice(&self.carried);
+        self.carried.clear();
+        let bytes = &buffer.bytes[..end];
+        let mut unseen = ROOM;
+        let mut chunks = Vec::with_capacity(2 * BLOCK / MAX_CHUNK);
+        while let Some(len) = self.chunker.next_boundary(&bytes[unseen..]) {
+            unseen += len;
+            chunks.extend(self.found(bytes, start..unseen));
+            start = unseen;
+        }
+        if is_last && start < end {
+            chunks.extend(self.found(bytes, start..end));
+            start = end;
+        }
+        self.carried.extend_from_slice(&bytes[start..]);
+        Batch { buffer, chunks }
+    }
+
+    fn found(&mut self, bytes: &[u8], range: Range<usize>) -> Option<(Range<usize>, Scheme)> {
         if self.policy == Policy::Auto && self.chunks.is_multiple_of(SCHEME_RUN) {
             self.scheme = choose(&bytes[range.clone()]);
         }
         self.chunks += 1;
-        (range, self.scheme)
+        if self.chunks == 1 && self.keeps_first {
+            self.first = Some(Kept { bytes: bytes[range].to_vec(), scheme: self.scheme });
+            return None;
+        }
+        Some((range, self.scheme))
     }
 }
 
-/// Some chunks of a file in order.
-#[derive(Default)]
-pub(super) struct Batch {
+/// The first chunk of a file, kept back until its first bytes are known.
+pub(super) struct Kept {
     bytes: Vec<u8>,
+    scheme: Scheme,
+}
+
+impl Kept {
+    /// Fills in the first bytes; `None` for a file of none.
+    pub(super) fn with_head(kept: Option<Self>, head: &[u8]) -> io::Result<Option<Self>> {
+        let Some(mut kept) = kept else {
+            return if head.is_empty() { Ok(None) } else { Err(too_long()) };
+        };
+        let room = kept.bytes.get_mut(..head.len()).filter(|room| room.len() <= MAX_LATE_HEAD);
+        room.ok_or_else(too_long)?.copy_from_slice(head);
+        Ok(Some(kept))
+    }
+
+    pub(super) async fn into_batch(self, pool: &Arc<Pool>) -> Batch {
+        let range = 0..self.bytes.len();
+        Batch { buffer: pool.adopt(self.bytes).await, chunks: vec![(range, self.scheme)] }
+    }
+}
+
+fn too_long() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "the head filled in is longer than what was kept back for it")
+}
+
+/// Some chunks of a file in order.
+pub(super) struct Batch {
+    buffer: Buffer,
     chunks: Vec<(Range<usize>, Scheme)>,
 }
 
 impl Batch {
+    /// Uncompressed bytes.
     pub(super) fn len(&self) -> usize {
-        self.bytes.len()
+        self.chunks.iter().map(|(range, _)| range.len()).sum()
     }
 
-    /// Takes the first chunk out, if there is one.
-    fn split_first(&mut self) -> Self {
-        if self.chunks.is_empty() {
-            return Self::default();
-        }
-        let (range, scheme) = self.chunks.remove(0);
-        Self { bytes: self.bytes[range.clone()].to_vec(), chunks: vec![(0..range.len(), scheme)] }
-    }
-
-    /// Replaces the first bytes.
-    pub(super) fn put_head(&mut self, head: &[u8]) -> io::Result<()> {
-        let why = "the head filled in is longer than what was kept back for it";
-        let room = self.bytes.get_mut(..head.len()).filter(|room| room.len() <= MAX_LATE_HEAD);
-        room.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, why))?.copy_from_slice(head);
-        Ok(())
-    }
-
-    /// Hashes and compresses.
+    /// Hashes and compresses. Where a chunk shrinks, all are copied to a buffer as small as they need, and the block is free.
     pub(super) fn prepare(self) -> Prepared {
-        let Self { bytes, chunks } = self;
+        let Self { buffer, chunks } = self;
+        let (mut packed, mut shrunk) = (Vec::new(), Vec::new());
         let prepare = |(range, scheme): (Range<usize>, Scheme)| {
-            let raw = &bytes[range.clone()];
-            let mut packed = Vec::new();
-            let scheme = match scheme {
-                Scheme::None => Scheme::None,
-                tried => compress(tried, raw, &mut packed),
-            };
-            Chunk { hash: chunk_hash(raw), range, scheme, packed }
+            let raw = &buffer.bytes[range.clone()];
+            let (hash, raw_len) = (chunk_hash(raw), raw.len() as u32);
+            if scheme != Scheme::None && compress(scheme, raw, &mut shrunk) == scheme {
+                let stored = packed.len()..packed.len() + shrunk.len();
+                packed.extend_from_slice(&shrunk);
+                return Chunk { hash, raw_len, scheme, stored };
+            }
+            Chunk { hash, raw_len, scheme: Scheme::None, stored: range }
         };
-        let chunks = chunks.into_iter().map(prepare).collect();
-        Prepared { bytes, chunks }
+        let mut chunks: Vec<Chunk> = chunks.into_iter().map(prepare).collect();
+        if packed.is_empty() {
+            return Prepared { buffer, chunks };
+        }
+        for chunk in chunks.iter_mut().filter(|chunk| chunk.scheme == Scheme::None) {
+            let at = packed.len();
+            packed.extend_from_slice(&buffer.bytes[chunk.stored.clone()]);
+            chunk.stored = at..packed.len();
+        }
+        packed.shrink_to_fit();
+        Prepared { buffer: buffer.replaced_by(packed), chunks }
     }
 }
 
 /// Chunks ready to be packed.
 pub(super) struct Prepared {
-    bytes: Vec<u8>,
-    chunks: Vec<Chunk>,
-}
-
-struct Chunk {
-    hash: Hash,
-    range: Range<usize>,
-    scheme: Scheme,
-    /// The compressed bytes, where there is a scheme.
-    packed: Vec<u8>,
-}
-
-impl Prepared {
-    pub(super) fn chunks(&self) -> Chunks<'_> {
-        Chunks { bytes: &self.bytes, rest: &self.chunks }
-    }
-}
-
-/// The chunks of a [`Prepared`] that are not packed yet.
-#[derive(Clone, Copy)]
-pub(super) struct Chunks<'a> {
-    bytes: &'a [u8],
-    rest: &'a [Chunk],
+    pub(super) buffer: Buffer,
+    pub(super) chunks: Vec<Chunk>,
 }
 
 /// One of them.
-#[derive(Clone, Copy)]
-pub(super) struct ChunkRef<'a> {
+#[derive(Clone)]
+pub(super) struct Chunk {
     pub(super) hash: Hash,
     pub(super) raw_len: u32,
     pub(super) scheme: Scheme,
-    /// As it will lie in the xorb.
-    pub(super) stored: &'a [u8],
-}
-
-impl<'a> Chunks<'a> {
-    pub(super) fn is_empty(&self) -> bool {
-        self.rest.is_empty()
-    }
-
-    pub(super) fn first(&self) -> Option<ChunkRef<'a>> {
-        self.rest.first().map(|chunk| ChunkRef {
-            hash: chunk.hash,
-            raw_len: u32::try_from(chunk.range.len()).expect("a chunk has at most 128 KiB"),
-            scheme: chunk.scheme,
-            stored: if chunk.scheme == Scheme::None { &self.bytes[chunk.range.clone()] } else { &chunk.packed },
-        })
-    }
-
-    pub(super) fn skip(mut self, count: usize) -> Self {
-        self.rest = &self.rest[count..];
-        self
-    }
-
-    /// Hashes of all, in order.
-    pub(super) fn hashes(&self) -> impl Iterator<Item = Hash> {
-        self.rest.iter().map(|chunk| chunk.hash)
-    }
+    /// Where it lies in the buffer, as it will lie in the xorb.
+    pub(super) stored: Range<usize>,
 }
 
 #[cfg(test)]
@@ -308,33 +277,72 @@ pub(super) mod tests {
         }
     }
 
+    /// All chunks of a file, read through blocks as a session does.
+    async fn found(reader: impl AsyncRead + Send + Unpin, pool: &Arc<Pool>) -> io::Result<Vec<Vec<u8>>> {
+        let (sender, mut filled) = mpsc::channel(1);
+        let progress = Progress::default();
+        let mut reader = reader;
+        let reading = read(&mut reader, pool, &progress, sender);
+        let scanning = async {
+            let (mut scanner, mut found) = (Scanner::new(Policy::Never, false), Vec::new());
+            while let Some(block) = filled.recv().await {
+                let batch = scanner.scan(block);
+                found.extend(batch.chunks.iter().map(|(range, _)| batch.buffer.bytes[range.clone()].to_vec()));
+            }
+            assert!(scanner.carried.is_empty());
+            found
+        };
+        let (read, found) = futures::join!(reading, scanning);
+        read.map(|()| found)
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
         #[test]
-        fn batches_are_the_chunks_of_the_whole(seed: u64, len in 0usize..(5 * BATCH / 2), step in 1000usize..2 * BATCH) {
+        fn batches_are_the_chunks_of_the_whole(seed: u64, len in 0usize..(5 * BLOCK / 2), step in 1000usize..2 * BLOCK) {
             let data = testdata::random(seed, len);
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            let found = runtime.block_on(async {
-                let mut content = Content::new(Trickle::new(&data, step), Policy::Never);
-                let mut found = Vec::new();
-                while let Some(batch) = content.next().await.unwrap() {
-                    found.extend(batch.chunks.iter().map(|(range, _)| batch.bytes[range.clone()].to_vec()));
-                }
-                assert!(content.next().await.unwrap().is_none());
-                found
-            });
+            let found = runtime.block_on(found(Trickle::new(&data, step), &Pool::new(0))).unwrap();
             prop_assert!(found == testdata::chunks(&data));
         }
     }
 
+    #[tokio::test]
+    async fn block_is_given_up_while_its_reader_has_nothing_and_another_waits() {
+        let pool = Pool::new(0);
+        let data = testdata::random(1, 3 * BLOCK);
+        let (client, mut server) = tokio::io::duplex(BLOCK);
+        let finding = tokio::spawn({
+            let pool = pool.clone();
+            async move { found(client, &pool).await.unwrap() }
+        });
+        // It has read something, and waits for more with a block in hand.
+        tokio::io::AsyncWriteExt::write_all(&mut server, &data[..1000]).await.unwrap();
+        while pool.free() + BLOCK > super::super::blocks::LEAST_MEMORY {
+            tokio::task::yield_now().await;
+        }
+        let all: Vec<_> = {
+            let mut all = Vec::new();
+            // The last of these can only be had if it lets go.
+            for _ in 0..super::super::blocks::LEAST_MEMORY / BLOCK {
+                all.push(pool.block().await);
+            }
+            all
+        };
+        drop(all);
+        tokio::io::AsyncWriteExt::write_all(&mut server, &data[1000..]).await.unwrap();
+        drop(server);
+        assert!(finding.await.unwrap() == testdata::chunks(&data));
+    }
+
     #[test]
     fn scheme_is_chosen_once_per_run_and_never_for_ciphertext() {
-        let (text, floats) = (testdata::text(BATCH), testdata::floats(1, BATCH / 4));
+        let (text, floats) = (testdata::text(1 << 20), testdata::floats(1, 1 << 18));
         let schemes = |policy| {
-            let mut scanner = Scanner { chunker: Chunker::new(), policy, scheme: Scheme::None, chunks: 0 };
+            let mut scanner = Scanner::new(policy, false);
             let mut scan = |bytes: &[u8]| {
-                let found: Vec<_> = (0..40).map(|_| scanner.found(bytes, 0..bytes.len()).1).collect();
+                let found: Vec<_> = (0..40).map(|_| scanner.found(bytes, 0..bytes.len()).unwrap().1).collect();
                 found
             };
             [scan(&text), scan(&floats)].concat()
@@ -344,5 +352,32 @@ pub(super) mod tests {
         assert!(auto[..64].iter().all(|&scheme| scheme == Scheme::Lz4));
         assert!(auto[64..].iter().all(|&scheme| scheme == Scheme::Bg4Lz4));
         assert!(schemes(Policy::Never).iter().all(|&scheme| scheme == Scheme::None));
+    }
+
+    #[tokio::test]
+    async fn compressed_chunks_free_their_block_and_incompressible_ones_are_not_copied() {
+        let pool = Pool::new(0);
+        let prepared = async |content: Vec<u8>| {
+            let mut buffer = pool.block().await;
+            buffer.bytes[ROOM..ROOM + content.len()].copy_from_slice(&content);
+            let (at, end) = (buffer.bytes.as_ptr(), ROOM + content.len());
+            let batch = Scanner::new(Policy::Auto, false).scan(Filled { buffer, end, is_last: true });
+            (batch.prepare(), at)
+        };
+        let (random, at) = prepared(testdata::random(1, 1 << 20)).await;
+        assert_eq!(random.buffer.bytes.as_ptr(), at);
+        drop(random);
+        let before = pool.free();
+        let (mixed, _) = prepared([testdata::text(1 << 19), testdata::random(1, 1 << 19)].concat()).await;
+        let held = before - pool.free();
+        assert!(held > 1 << 19 && held < 3 << 18, "{held}");
+        assert!(mixed.chunks.iter().any(|chunk| chunk.scheme == Scheme::None));
+        assert!(mixed.chunks.iter().any(|chunk| chunk.scheme != Scheme::None));
+        for chunk in &mixed.chunks {
+            let mut raw = Vec::new();
+            let stored = &mixed.buffer.bytes[chunk.stored.clone()];
+            crate::xet::compression::decompress(chunk.scheme, stored, chunk.raw_len as usize, &mut raw).unwrap();
+            assert_eq!(chunk_hash(&raw), chunk.hash);
+        }
     }
 }

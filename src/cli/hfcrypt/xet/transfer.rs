@@ -9,6 +9,7 @@ use crate::hub::client::bucket_tokens;
 use crate::hub::{self, BatchOp, BucketId, Client, Endpoint, FileEntry, Hub};
 use crate::store::Source;
 use crate::xet::compression::Policy;
+use crate::xet::download::Place;
 use crate::xet::http::{self, HttpCas};
 use crate::xet::upload::Uploaded;
 use crate::xet::{Downloader, Hash, UploadSession, download, upload};
@@ -21,7 +22,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::SystemTime;
 use time::OffsetDateTime;
-use tokio::io::AsyncWrite;
 use tokio_util::io::{InspectReader, InspectWriter};
 
 /// Files read at once: small ones wait for their disk more than for a core.
@@ -235,27 +235,38 @@ async fn fetch(remote: &Remote, key: &str, out: &Path) -> Outcome {
     let hash = file.hash.ok_or_else(|| Failure::new(Exit::NotFound, "it has no Xet hash"))?;
     let progress = term::byte_progress(file.size, "downloading");
     let downloader = Downloader::new(remote.cas.clone(), download::Options::default());
-    let get = |sink: Box<dyn AsyncWrite + Send + Unpin>| {
-        let sink = InspectWriter::new(sink, |bytes| progress.inc(bytes.len() as u64));
-        downloader.download(&hash, file.size, sink)
-    };
     if is_dash(out) {
         let stdout = std::io::stdout().as_fd().try_clone_to_owned()?;
-        get(Box::new(tokio::fs::File::from_std(stdout.into()))).await?;
-        progress.finish_and_clear();
-        return Ok(());
+        let count = progress.clone();
+        let sink = InspectWriter::new(tokio::fs::File::from_std(stdout.into()), |bytes| count.inc(bytes.len() as u64));
+        downloader.download(&hash, file.size, sink).await?;
+    } else {
+        let about = |e: std::io::Error| Failure::from(e).about(out.display());
+        // Beside its place: the last step is a rename, which can't be half done.
+        let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let temporary = tempfile::Builder::new()
+            .prefix(".hfcrypt-")
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
+            .tempfile_in(folder)
+            .map_err(about)?;
+        let place = Counted { file: temporary.reopen().map_err(about)?, progress: progress.clone() };
+        downloader.download_to(&hash, file.size, Arc::new(place)).await?;
+        temporary.persist_noclobber(out).map_err(|e| about(e.error))?;
     }
-    let about = |e: std::io::Error| Failure::from(e).about(out.display());
-    // Beside its place: the last step is a rename, which can't be half done.
-    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary = tempfile::Builder::new()
-        .prefix(".hfcrypt-")
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
-        .tempfile_in(folder)
-        .map_err(about)?;
-    let writer = tokio::fs::File::from_std(temporary.reopen().map_err(about)?);
-    get(Box::new(tokio::io::BufWriter::with_capacity(1 << 20, writer))).await?;
-    temporary.persist_noclobber(out).map_err(|e| about(e.error))?;
     progress.finish_and_clear();
     Ok(())
+}
+
+/// A file whose progress is shown.
+struct Counted {
+    file: std::fs::File,
+    progress: indicatif::ProgressBar,
+}
+
+impl Place for Counted {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        Place::write_at(&self.file, offset, bytes)?;
+        self.progress.inc(bytes.len() as u64);
+        Ok(())
+    }
 }

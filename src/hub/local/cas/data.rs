@@ -4,6 +4,7 @@
 //! it. Asked for may be any part of one of its ranges, or several ascending ones at once (multipart). Altered, expired or asked
 //! for more: 403.
 
+use super::pool::Pool;
 use super::xorbs::stored_len;
 use super::{Error, blocking, parse_hash};
 use crate::hub::local::Site;
@@ -30,6 +31,13 @@ const PURPOSE: &str = "cas data url v1";
 const MAX_RANGES: usize = crate::xet::plan::MAX_RANGES_PER_URL;
 /// Bytes of a xorb that are read, and held, at a time.
 const PIECE: u64 = 1024 * 1024;
+/// Shorter pieces, in bytes, get memory of their own length.
+const SHORT: usize = 64 * 1024;
+
+/// The buffers of pieces.
+pub(super) fn pieces() -> Pool {
+    Pool::new(PIECE as usize)
+}
 
 /// Makes the URLs of one answer.
 pub(super) struct Signer {
@@ -115,7 +123,8 @@ pub(super) async fn get(
         // Without a header all of the URL's ranges are meant, in the form that a request for them gets.
         None => allowed,
     };
-    Ok(respond(Arc::from(file), total, ranges))
+    let source = Source { file: Arc::from(file), buffers: site.shared.cas.pieces.clone() };
+    Ok(respond(source, total, ranges))
 }
 
 /// The ranges asked for: ascending, not overlapping, each within one that the URL allows. So a request never costs more than the xorb.
@@ -137,7 +146,7 @@ fn resolve(wanted: &[Wanted], allowed: &[Range<u64>], total: u64) -> Result<Vec<
     wanted.iter().map(resolve_one).collect()
 }
 
-fn respond(file: Arc<dyn DiskFile>, total: u64, ranges: Vec<Range<u64>>) -> Response {
+fn respond(source: Source, total: u64, ranges: Vec<Range<u64>>) -> Response {
     let mut pieces = VecDeque::new();
     let (content_type, content_range) = match ranges.as_slice() {
         [range] => {
@@ -157,7 +166,7 @@ fn respond(file: Arc<dyn DiskFile>, total: u64, ranges: Vec<Range<u64>>) -> Resp
     let len: u64 = pieces.iter().map(Piece::len).sum();
     let headers = [(header::CONTENT_TYPE, content_type), (header::CONTENT_LENGTH, len.to_string())];
     let content_range = content_range.map(|value| [(header::CONTENT_RANGE, value)]);
-    (StatusCode::PARTIAL_CONTENT, headers, content_range, stream_pieces(file, pieces)).into_response()
+    (StatusCode::PARTIAL_CONTENT, headers, content_range, stream_pieces(source, pieces)).into_response()
 }
 
 /// Something to send.
@@ -177,15 +186,20 @@ impl Piece {
     }
 
     /// Blocks.
-    fn read(self, file: &dyn DiskFile) -> std::io::Result<Bytes> {
-        match self {
-            Self::Text(text) => Ok(text.into()),
-            Self::File(range) => {
-                let mut bytes = vec![0; (range.end - range.start) as usize];
-                file.read_exact_at(&mut bytes, range.start)?;
-                Ok(bytes.into())
-            }
+    fn read(self, file: &dyn DiskFile, buffers: &Pool) -> std::io::Result<Bytes> {
+        let range = match self {
+            Self::Text(text) => return Ok(text.into()),
+            Self::File(range) => range,
+        };
+        let len = (range.end - range.start) as usize;
+        if len < SHORT {
+            let mut bytes = vec![0; len];
+            file.read_exact_at(&mut bytes, range.start)?;
+            return Ok(bytes.into());
         }
+        let mut buffer = buffers.take();
+        file.read_exact_at(&mut buffer[..len], range.start)?;
+        Ok(Bytes::from_owner(buffer).slice(..len))
     }
 }
 
@@ -195,12 +209,19 @@ fn cut(range: &Range<u64>) -> impl Iterator<Item = Piece> + use<> {
     (start..end).step_by(PIECE as usize).map(move |at| Piece::File(at..end.min(at + PIECE)))
 }
 
+/// Where pieces are read from, and into.
+#[derive(Clone)]
+struct Source {
+    file: Arc<dyn DiskFile>,
+    buffers: Pool,
+}
+
 /// A failed read breaks the connection, so that the client sees that bytes are missing.
-fn stream_pieces(file: Arc<dyn DiskFile>, pieces: VecDeque<Piece>) -> Body {
-    Body::from_stream(stream::try_unfold((file, pieces), async |(file, mut pieces)| {
+fn stream_pieces(source: Source, pieces: VecDeque<Piece>) -> Body {
+    Body::from_stream(stream::try_unfold((source, pieces), async |(source, mut pieces)| {
         let Some(piece) = pieces.pop_front() else { return Ok(None) };
-        let reader = Arc::clone(&file);
-        let bytes = blocking(move || piece.read(reader.as_ref()).map_err(Error::io("read a xorb"))).await?;
-        Ok::<_, Error>(Some((bytes, (file, pieces))))
+        let Source { file, buffers } = source.clone();
+        let read = move || piece.read(file.as_ref(), &buffers).map_err(Error::io("read a xorb"));
+        Ok::<_, Error>(Some((blocking(read).await?, (source, pieces))))
     }))
 }

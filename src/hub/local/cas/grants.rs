@@ -5,7 +5,8 @@
 //! verified wholly and published at once; as xorbs are addressed by content, a commit only has to see that it is there. Data that isn't the
 //! xorb granted is therefore refused by the PUT (400) and never reaches the commit, which then answers 404: no data for this grant.
 
-use super::{Error, authorize, blocking, check_prefix, parse_hash, xorbs};
+use super::intake::{self, Intake};
+use super::{Error, authorize, check_prefix, parse_hash, xorbs};
 use crate::hub::local::auth::now_seconds;
 use crate::hub::local::{Site, body};
 use crate::xet::xorb::{CHUNK_HEADER_LEN, MAX_CHUNKS, MAX_SERIALISED};
@@ -68,13 +69,6 @@ impl Grant {
         // One spelling only: the MAC is over the numbers, not over the text.
         let is_ours = fields.next().is_none() && mac == grant.mac(site) && id == grant.id(site);
         is_ours.then_some(grant)
-    }
-
-    /// An error unless this is the body that was granted. Takes a while for a long one.
-    fn check(&self, body: &[u8]) -> Result<(), Error> {
-        let crc = || crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, body);
-        let granted = body.len() as u64 == self.length && crc() == self.crc;
-        if granted { Ok(()) } else { Err(Error::Invalid("the body is not the one granted".into())) }
     }
 
     fn fields(&self) -> String {
@@ -140,13 +134,8 @@ pub(super) async fn put(
         }
     };
     let store = &site.shared.cas;
-    let received = store.receive(&headers, body, grant.length as usize, 1).await?;
-    let store = store.clone();
-    blocking(move || {
-        grant.check(&received.bytes)?;
-        store.xorbs().verify_and_publish(&grant.xorb, &received.bytes, false)
-    })
-    .await?;
+    let intake = Intake::new(store, grant.xorb, false).granted(grant.length, grant.crc);
+    intake::receive(store, &headers, body, grant.length as usize, intake).await?;
     Ok(StatusCode::OK)
 }
 

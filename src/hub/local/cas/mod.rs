@@ -1,6 +1,6 @@
 //! The CAS server of the embedded Hub (Xet spec, sections 9, 10 and 12), mounted below `/cas`.
 //!
-//! * [`xorbs`]: xorb files, their indexes, direct upload; [`grants`]: upload by grant.
+//! * [`xorbs`]: xorb files, their indexes, direct upload; [`grants`]: upload by grant; [`intake`]: what comes in by both.
 //! * [`shards`]: validation and registration of shards; [`files`]: the registered files; [`dedup`]: the chunk index.
 //! * [`reconstruct`]: what to fetch for a file; [`data`]: signed URLs and the bytes behind them; [`reader`]: a file's bytes for the Hub itself.
 //!
@@ -15,8 +15,8 @@
 //! a shard of that bucket gave: otherwise knowing one chunk hash of a foreign xorb would yield the others, and with them the content. That
 //! a xorb exists at all is visible to every writer: an upload says so.
 //!
-//! **Bounds.** Bodies of xorbs and shards share 256 MiB of memory ([`super::body`]), further ones wait unread; a stalled one is dropped after a
-//! minute. Indexes are cached to 42 MB ([`indexes`]). Downloads hold one piece of 1 MiB each ([`data`], [`reader`]), answers to
+//! **Bounds.** Uploads of xorbs and shards share 256 MiB of memory ([`super::body`], [`intake`]), further ones wait unread; a stalled one is
+//! dropped after a minute. Indexes are cached to 42 MB ([`indexes`]). Downloads hold one piece of 1 MiB each ([`data`], [`reader`]), answers to
 //! chunk queries about 1 MiB ([`dedup`]), reconstructions half of that, and the longer ones some 500 MB together ([`reconstruct`]). A
 //! shard costs half a minute of one core at most ([`shards`]).
 
@@ -26,6 +26,8 @@ mod error;
 mod files;
 mod grants;
 mod indexes;
+mod intake;
+mod pool;
 mod reader;
 mod reconstruct;
 pub(crate) mod schema;
@@ -50,12 +52,13 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, head, post, put};
 use futures::stream::BoxStream;
+use pool::Pool;
 use rusqlite::{Connection, Transaction};
 use std::ops::Range;
 use std::sync::Arc;
 use xorbs::Xorbs;
 
-/// Memory for the bodies of uploads under way, in MiB: three xorbs of full size. Further ones wait unread, held back by TCP.
+/// Memory for the bodies of uploads under way, in MiB: two shards of full size, or 32 xorbs. Further ones wait unread, held back by TCP.
 const BODIES_MIB: u32 = 256;
 /// Prefixes of xorb routes: both names that clients use.
 const PREFIXES: [&str; 2] = ["default", "default-merkledb"];
@@ -66,6 +69,10 @@ pub(crate) struct CasStore {
     db: Db,
     xorbs: Arc<Xorbs>,
     bodies: Budget,
+    /// For uploads of xorbs.
+    blocks: Pool,
+    /// For downloads.
+    pieces: Pool,
     /// Terms that long answers under way may still have ([`reconstruct`]).
     terms: Budget,
 }
@@ -77,6 +84,8 @@ impl CasStore {
             db,
             xorbs: Arc::new(Xorbs::new(publisher)),
             bodies: body::budget(BODIES_MIB),
+            blocks: intake::blocks(),
+            pieces: data::pieces(),
             terms: reconstruct::terms_in_flight(),
         }
     }

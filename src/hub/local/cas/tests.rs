@@ -2,6 +2,7 @@
 
 mod access;
 mod bounds;
+mod intake;
 mod ours;
 mod reads;
 mod shards;

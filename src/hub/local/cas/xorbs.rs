@@ -5,8 +5,9 @@
 //! chunks compressed otherwise have other offsets and other processes hold the old ones; these take notice when they next open the file.
 
 use super::indexes::{Cache, Known};
+use super::intake::{self, Intake};
 use super::{CasStore, Error, authorize, blocking, check_prefix, parse_hash};
-use crate::hub::local::disk::{DiskFile, Publisher};
+use crate::hub::local::disk::{DiskFile, Publisher, Staged};
 use crate::hub::local::{Site, body};
 use crate::xet::hash::chunk_hash;
 use crate::xet::xorb::{self, MAX_CHUNKS, MAX_SERIALISED, XorbIndex};
@@ -108,33 +109,30 @@ impl Xorbs {
         Ok(())
     }
 
-    /// Verifies an upload body and stores it, durably. `false` where it is there already. Blocks.
-    pub(super) fn verify_and_publish(&self, hash: &Hash, body: &[u8], allow_footer: bool) -> Result<bool, Error> {
-        let (index, area_len) = xorb::verify_upload(body, hash, allow_footer).map_err(Error::refused)?;
-        let area = body.get(..area_len).ok_or(Error::Task)?;
-        match self.examine(hash)? {
-            Health::Sound => self.make_durable([hash]).map(|()| false),
-            Health::Missing => self.publish(area, index, false),
-            Health::Damaged => self.publish(area, index, true),
-        }
-    }
-
-    /// Stores a verified xorb, durably. `false` where another was faster; `replacing`: then its file is not left.
-    fn publish(&self, area: &[u8], index: XorbIndex, replacing: bool) -> Result<bool, Error> {
+    /// Gives the staged chunks of a verified upload their name, durably. `false` where the xorb is there already. Blocks.
+    pub(super) fn publish(&self, mut staged: Staged, index: XorbIndex) -> Result<bool, Error> {
         let hash = index.hash;
+        let health = self.examine(&hash)?;
+        if health == Health::Sound {
+            return self.make_durable([&hash]).map(|()| false);
+        }
         let footer = xorb::write_footer(&index);
-        let mut staged = self.publisher.stage().map_err(Error::io("stage a xorb"))?;
-        staged.write_all(area).map_err(Error::io("write a xorb"))?;
         staged.write_all(&footer).map_err(Error::io("write a xorb"))?;
-        let published = match replacing {
-            true => staged.publish_over(relative_path(&hash)).map(|()| true),
-            false => staged.publish_new(relative_path(&hash)),
+        let published = match health {
+            Health::Damaged => staged.publish_over(relative_path(&hash)).map(|()| true),
+            _ => staged.publish_new(relative_path(&hash)),
         };
         let published = published.map_err(Error::io("publish a xorb"))?;
         if published {
-            self.remember(&hash, &Arc::new(index), (area.len() + footer.len()) as u64, true);
+            let file_len = stored_len(&index) + footer.len() as u64;
+            self.remember(&hash, &Arc::new(index), file_len, true);
         }
         Ok(published)
+    }
+
+    /// Begins the file of a xorb. Blocks.
+    pub(super) fn stage(&self) -> Result<Staged, Error> {
+        self.publisher.stage().map_err(Error::io("stage a xorb"))
     }
 
     /// Reads all of a xorb.
@@ -282,10 +280,7 @@ pub(super) async fn post(
         body::drain(body, MAX_SERIALISED).await;
         false
     } else {
-        let received = store.receive(&headers, body, MAX_SERIALISED, 1).await?;
-        let store = store.clone();
-        // The body's share of the budget is given back when it is done.
-        blocking(move || store.xorbs().verify_and_publish(&hash, &received.bytes, true)).await?
+        intake::receive(store, &headers, body, MAX_SERIALISED, Intake::new(store, hash, true)).await?
     };
     Ok(Json(serde_json::json!({ "was_inserted": was_inserted })))
 }

@@ -4,6 +4,7 @@ use super::*;
 use crate::hub::local::body::Refused;
 use crate::hub::local::budget::Busy;
 use crate::hub::local::cas::error::Error;
+use crate::hub::local::cas::intake::Intake;
 use crate::hub::local::disk::{Disk, DiskFile, Publisher, RealDisk};
 use axum::response::IntoResponse;
 use futures::StreamExt;
@@ -181,6 +182,11 @@ fn store_on(dir: &Path, disk: &LogDisk) -> CasStore {
     CasStore::new(db, Publisher::open(dir, Arc::new(disk.clone())).unwrap())
 }
 
+/// Whether it was new.
+fn put(store: &CasStore, xorb: &Xorb) -> bool {
+    Intake::new(store, xorb.index.hash, true).store(&xorb.body).unwrap()
+}
+
 #[tokio::test]
 async fn a_stored_xorb_survives_a_power_cut() {
     let dir = tempfile::tempdir().unwrap();
@@ -188,7 +194,7 @@ async fn a_stored_xorb_survives_a_power_cut() {
     let store = store_on(dir.path(), &disk);
     for seed in 0..3 {
         let xorb = Sample::random(seed, 100_000).xorb;
-        assert!(store.xorbs().verify_and_publish(&xorb.index.hash, &xorb.body, true).unwrap());
+        assert!(put(&store, &xorb));
         let name = xorb.index.hash.to_string();
         assert!(disk.survives(dir.path(), &dir.path().join("xorbs").join(&name[..2]).join(&name)));
     }
@@ -198,7 +204,7 @@ async fn a_stored_xorb_survives_a_power_cut() {
 async fn a_xorb_of_another_process_is_synced_before_it_is_vouched_for() {
     let dir = tempfile::tempdir().unwrap();
     let xorb = Sample::random(1, 100_000).xorb;
-    store_on(dir.path(), &LogDisk::default()).xorbs().verify_and_publish(&xorb.index.hash, &xorb.body, true).unwrap();
+    put(&store_on(dir.path(), &LogDisk::default()), &xorb);
     let disk = LogDisk::default();
     let store = store_on(dir.path(), &disk);
     disk.0.lock().unwrap().clear();
@@ -219,7 +225,7 @@ async fn a_shard_syncs_each_folder_once() {
     let hashes: Vec<Hash> = (0..3)
         .map(|seed| {
             let xorb = Sample::random(seed, 100_000).xorb;
-            other.xorbs().verify_and_publish(&xorb.index.hash, &xorb.body, true).unwrap();
+            put(&other, &xorb);
             xorb.index.hash
         })
         .collect();
@@ -243,15 +249,15 @@ async fn a_shard_syncs_each_folder_once() {
 async fn a_replaced_xorb_survives_a_power_cut() {
     let dir = tempfile::tempdir().unwrap();
     let xorb = Sample::random(1, 100_000).xorb;
-    let (hash, name) = (xorb.index.hash, xorb.index.hash.to_string());
+    let name = xorb.index.hash.to_string();
     let path = dir.path().join("xorbs").join(&name[..2]).join(&name);
     let disk = LogDisk::default();
     let store = store_on(dir.path(), &disk);
-    assert!(store.xorbs().verify_and_publish(&hash, &xorb.body, true).unwrap());
+    assert!(put(&store, &xorb));
     let made: Vec<Done> = disk.0.lock().unwrap().iter().filter(|d| matches!(d, Done::MakeFolder(_))).cloned().collect();
     std::fs::write(&path, b"damaged").unwrap();
     disk.0.lock().unwrap().retain(|done| made.contains(done) || matches!(done, Done::SyncFolder(_)));
     assert!(!disk.survives(dir.path(), &path));
-    assert!(store.xorbs().verify_and_publish(&hash, &xorb.body, true).unwrap());
+    assert!(put(&store, &xorb));
     assert!(disk.survives(dir.path(), &path));
 }

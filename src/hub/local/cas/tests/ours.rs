@@ -34,14 +34,15 @@ async fn files_of_all_sizes_make_the_round_trip() {
         // Two xorbs.
         (splitmix64(2, 80_000_000), Policy::Never),
     ];
-    let session = UploadSession::new(Arc::clone(&cas), upload::Options { xorbs_in_flight: 2 });
+    let session = UploadSession::new(Arc::clone(&cas), upload::Options::default());
     let mut files = Vec::new();
     for (content, policy) in &contents {
         files.push(session.add(content.as_slice(), *policy).await.unwrap());
     }
     session.finish().await.unwrap();
 
-    let downloader = Downloader::new(Arc::clone(&cas), download::Options { window: 16 << 20, ahead: 2 });
+    let downloader =
+        Downloader::new(Arc::clone(&cas), download::Options { window: 16 << 20, ahead: 2, ..Default::default() });
     for (file, (content, _)) in files.iter().zip(&contents) {
         assert_eq!(file.len, content.len() as u64);
         let mut read = Vec::new();

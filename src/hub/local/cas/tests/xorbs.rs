@@ -1,6 +1,7 @@
 //! Uploads of xorbs, direct and by grant.
 
 use super::*;
+use crate::hub::local::cas::intake::Intake;
 use serde_json::json;
 
 const VECTORS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/xet/");
@@ -226,7 +227,7 @@ async fn the_same_chunks_compressed_otherwise_do_not_replace_what_is_stored() {
     site.put(&plain).await;
     let (store, hash, body) = (site.store(), plain.xorb.index.hash, packed.xorb.body.clone());
     // Past the check that an upload begins with, as where two processes race.
-    let inserted = tokio::task::spawn_blocking(move || store.xorbs().verify_and_publish(&hash, &body, true));
+    let inserted = tokio::task::spawn_blocking(move || Intake::new(&store, hash, true).store(&body));
     assert!(!inserted.await.unwrap().unwrap());
     let answer = site.reconstruct(2, &plain.hash(), None).await.unwrap();
     assert_eq!(site.read_terms(&answer).await, plain.content);

@@ -1,0 +1,47 @@
+//! The stored bytes of versions, through the disk cache where there is one.
+//!
+//! All of it is below encryption: what a cache keeps of an encrypted source is ciphertext.
+
+use super::{Error, Version};
+use crate::xet::Downloader;
+use crate::xet::cache::FileCache;
+use bytes::Bytes;
+use std::ops::Range;
+use tokio::io::AsyncWrite;
+
+/// Reads one source's content. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Contents {
+    /// Asks the chunk cache first, if it has one.
+    downloader: Downloader,
+    /// Instead of a chunk cache.
+    files: Option<FileCache>,
+}
+
+impl Contents {
+    pub(super) fn new(downloader: Downloader, files: Option<FileCache>) -> Self {
+        Self { downloader, files }
+    }
+
+    /// Exactly these bytes of a version, nobody else's.
+    pub(super) async fn read(&self, version: &Version, range: Range<u64>) -> Result<Bytes, Error> {
+        let Version { hash, stored_len, .. } = *version;
+        if let Some(files) = &self.files {
+            let fill = || self.downloader.chunks(hash, stored_len);
+            if let Some(bytes) = files.read(&hash, stored_len, range.clone(), fill).await {
+                return Ok(bytes);
+            }
+        }
+        Ok(self.downloader.read(&hash, range).await?)
+    }
+
+    /// The same where a few bytes are wanted and nothing tells that more will be: doesn't begin to keep the file.
+    pub(super) async fn peek(&self, hash: &crate::xet::Hash, range: Range<u64>) -> Result<Bytes, Error> {
+        Ok(self.downloader.read(hash, range).await?)
+    }
+
+    /// A whole version in order, checked against its hash: from the source, whatever a cache has.
+    pub(super) async fn download(&self, version: &Version, sink: impl AsyncWrite + Send + Unpin) -> Result<(), Error> {
+        Ok(self.downloader.download(&version.hash, version.stored_len, sink).await?)
+    }
+}
