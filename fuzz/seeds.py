@@ -111,6 +111,20 @@ def chunk_list():
     return [b"XETKNOW1" + b"".join(chunks[:count]) for count in (0, 1, 3, 8)] + [b"XETKNOW1" + chunks[0][:35], b"XETKNOW2"]
 
 
+def chunker():
+    # Pieces of a byte, about the least chunk, as long as can be said, and about what hashing depends on.
+    sizes = [struct.pack("<8H", *row) for row in ((0,) * 8, (8191, 0, 8190, 8192) * 2, (65535,) * 8, (1, 63, 64, 65, 8127, 8128, 9999, 3))]
+    return [row + period for row in sizes for period in (b"\0", b"lapwing", bytes(range(256)) * 5)]
+
+
+def dedup():
+    return binaries("shard")
+
+
+def upload_shards():
+    return [bytes(row) for row in ((0, 0), (9, 200, 0, 1, 2, 3, 4, 5), (4, 0, 0, 1), (255, 255, *range(250)), (3, 1, 9), (30, 30, 8, 8, 8, 9, 9))]
+
+
 def shard():
     return binaries("shard")
 
@@ -169,8 +183,8 @@ def hub_key():
     return [b"a", b"a/b c/d%2F", b"../x", b"a//b", ".enc/t.2<`ERd~R6n'C'$`::PUSE".encode(), "é/ü".encode()]
 
 
-TARGETS = [key_file, base91, stored_name, container_header, record, chunk_header, compression, xorb, stretch, chunk_list, shard, cache_entry,
-           reconstruction, byteranges, ndjson, tree, hub_answers, hub_words, hub_link, hub_key]
+TARGETS = [key_file, base91, stored_name, container_header, record, chunk_header, chunker, compression, xorb, stretch, chunk_list, shard,
+           dedup, upload_shards, cache_entry, reconstruction, byteranges, ndjson, tree, hub_answers, hub_words, hub_link, hub_key]
 
 
 def main(check):

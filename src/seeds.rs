@@ -12,9 +12,11 @@ const TARGETS: &[(&str, Body)] = &[
     ("byteranges", xet::fuzz::byteranges),
     ("cache_entry", xet::fuzz::cache_entry),
     ("chunk_header", xet::fuzz::chunk_header),
+    ("chunker", xet::fuzz::chunker),
     ("chunk_list", xet::fuzz::chunk_list),
     ("compression", xet::fuzz::compression),
     ("container_header", crypto::fuzz::container_header),
+    ("dedup", xet::fuzz::dedup),
     ("hub_answers", hub::fuzz::answers),
     ("hub_key", hub::fuzz::key),
     ("hub_link", hub::fuzz::link),
@@ -27,6 +29,7 @@ const TARGETS: &[(&str, Body)] = &[
     ("stored_name", crypto::fuzz::stored_name),
     ("stretch", xet::fuzz::stretch),
     ("tree", hub::fuzz::tree),
+    ("upload_shards", xet::fuzz::upload_shards),
     ("xorb", xet::fuzz::xorb),
 ];
 

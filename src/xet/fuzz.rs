@@ -2,7 +2,7 @@
 //!
 //! Plain tests replay the vectors, whole and damaged, through them.
 
-use super::chunker::MAX_CHUNK;
+use super::chunker::{Chunker, MAX_CHUNK, MIN_CHUNK};
 use super::compression::{self, Scheme};
 use super::download::decoder::Decoder;
 use super::http::ndjson;
@@ -12,6 +12,44 @@ use super::shard::Shard;
 use super::xorb::{self, ChunkHeader};
 use super::{Hash, merkle};
 use bytes::Bytes;
+
+pub use super::upload::fuzz::{dedup, upload_shards};
+
+/// A stream, behind 16 bytes that say in pieces of what sizes it comes: chunks end where they do when it comes whole.
+///
+/// It is repeated until it has some chunks of every length: inputs are short.
+pub fn chunker(data: &[u8]) {
+    /// Bytes of the stream.
+    const LEN: usize = 3 * MAX_CHUNK;
+    let Some((sizes, period)) = data.split_first_chunk::<16>() else { return };
+    if period.is_empty() {
+        return;
+    }
+    let stream: Vec<u8> = period.iter().copied().cycle().take(LEN).collect();
+    let whole = chunk_lens(&stream, std::iter::once(LEN));
+    let sizes = sizes.as_chunks::<2>().0.iter().map(|size| usize::from(u16::from_le_bytes(*size)) + 1);
+    assert_eq!(chunk_lens(&stream, sizes.cycle()), whole);
+    assert_eq!(whole.iter().sum::<usize>(), LEN);
+    let (last, rest) = whole.split_last().expect("a stream that isn't empty has a chunk");
+    assert!(*last <= MAX_CHUNK && rest.iter().all(|len| (MIN_CHUNK..=MAX_CHUNK).contains(len)));
+}
+
+/// The lengths of the chunks of `stream`, which comes in pieces of these sizes.
+fn chunk_lens(mut stream: &[u8], mut sizes: impl Iterator<Item = usize>) -> Vec<usize> {
+    let (mut chunker, mut lens, mut len) = (Chunker::new(), Vec::new(), 0);
+    while !stream.is_empty() {
+        let size = sizes.next().unwrap_or(stream.len()).min(stream.len());
+        let (mut piece, rest) = stream.split_at(size);
+        stream = rest;
+        while let Some(end) = chunker.next_boundary(piece) {
+            lens.push(len + end);
+            (piece, len) = (&piece[end..], 0);
+        }
+        len += piece.len();
+    }
+    lens.extend((len > 0).then_some(len));
+    lens
+}
 
 /// A chunk header.
 pub fn chunk_header(data: &[u8]) {
@@ -119,7 +157,10 @@ pub fn chunk_list(data: &[u8]) {
         if let Ok(list) = ChunkList::parse(kind, &hash, data) {
             assert_eq!(list.to_bytes(), data);
         }
-        assert!(ChunkList::parse(kind, &Hash([7; 32]), data).is_err());
+        // No fixed hash would do: that of a xorb of one chunk is the chunk's.
+        let mut other = hash;
+        other.0[0] ^= 1;
+        assert!(ChunkList::parse(kind, &other, data).is_err());
     }
 }
 
@@ -195,8 +236,20 @@ mod tests {
     }
 
     fn all(data: &[u8]) {
-        let bodies =
-            [chunk_header, compression, xorb, stretch, chunk_list, shard, reconstruction, byteranges, cache_entry];
+        let bodies = [
+            chunk_header,
+            chunker,
+            compression,
+            xorb,
+            stretch,
+            chunk_list,
+            shard,
+            dedup,
+            upload_shards,
+            reconstruction,
+            byteranges,
+            cache_entry,
+        ];
         for body in bodies {
             body(data);
         }

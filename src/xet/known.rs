@@ -4,6 +4,8 @@
 //! uploads, dedup shards, an earlier whole and verified read. A list proves itself: the Merkle root over it is the hash of the file or the xorb
 //! (Xet spec, 4.1-4.3), so it is believed when that was recomputed and not before, whoever brought it and whatever happened to the disk.
 //!
+//! But the root over a single chunk is that chunk's hash, without its length: such a list is not kept on disk, and not believed from there.
+//!
 //! In memory within a bound, least recently used out first; and, where there is a folder, as one small file per list, within another.
 //! Writing is best effort. A file that is damaged is deleted and unknown from then on. Several processes may share a folder; what one
 //! of them adds the others see when they open it again.
@@ -146,6 +148,10 @@ impl ChunkList {
             let (hash, len) = record.split_first_chunk::<32>().expect("36 bytes");
             (Hash(*hash), u32::from_le_bytes(len.try_into().expect("the other 4")))
         };
+        if records.len() == 1 {
+            // The root over one chunk is that chunk's hash: it says nothing of the length.
+            return Err(Error::Malformed { what: "chunk list", why: "one chunk proves no length".to_owned() });
+        }
         Self::proven(kind, hash, records.iter().map(record))
     }
 }
@@ -289,7 +295,8 @@ impl Known {
 
     /// Puts a list on disk, if there is one; in the background where there is a runtime.
     fn write(&self, name: Name, list: Arc<ChunkList>) {
-        if self.shared.options.dir.is_none() || self.state().files.contains_key(&name) {
+        // One chunk couldn't be believed when it is read again.
+        if list.len() == 1 || self.shared.options.dir.is_none() || self.state().files.contains_key(&name) {
             return;
         }
         let known = self.clone();
@@ -427,6 +434,11 @@ mod tests {
             let hash = file_hash(&wide(&chunks));
             let list = ChunkList::proven(Kind::File, &hash, chunks.clone()).unwrap();
             let mut bytes = list.to_bytes();
+            if count == 1 {
+                // Nothing would show that its length was altered.
+                prop_assert!(ChunkList::parse(Kind::File, &hash, &bytes).is_err());
+                return Ok(());
+            }
             prop_assert_eq!(&ChunkList::parse(Kind::File, &hash, &bytes).unwrap(), &list);
             prop_assert!(list.iter().eq(chunks));
             let at = at.index(bytes.len());

@@ -16,6 +16,8 @@
 mod blocks;
 mod content;
 mod dedup;
+#[cfg(any(test, fuzzing, feature = "fuzzing"))]
+pub(in crate::xet) mod fuzz;
 mod late;
 mod pack;
 mod progress;

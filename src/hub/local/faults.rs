@@ -4,14 +4,16 @@
 //! that fits a request is used up by one. Without rules and recorder nothing is touched.
 
 use super::errors::ApiError;
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, BodyDataStream, HttpBody, to_bytes};
 use axum::extract::Request;
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures::{StreamExt, stream};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use std::convert::Infallible;
 use std::fmt;
+use std::future::ready;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -48,6 +50,51 @@ pub enum Fault {
         /// Bytes sent before.
         after: u64,
     },
+    /// Sends this many bytes of the answer's body and then nothing more; the connection stays open.
+    Stall {
+        /// Bytes sent before.
+        after: u64,
+    },
+    /// Sends the answer's body in drops.
+    Drip {
+        /// Bytes of a drop, at least one.
+        bytes: usize,
+        /// Pause before each.
+        every: Duration,
+    },
+    /// Gives the answer's body another length, announced and sent alike: cuts it, or adds zeros.
+    Resize {
+        /// Length in bytes.
+        to: u64,
+    },
+    /// Sets a header of the answer.
+    Header {
+        /// Its name, in lower case.
+        name: &'static str,
+        /// Its value.
+        value: &'static str,
+    },
+    /// Answers zeros without end, without handling the request.
+    Zeros {
+        /// HTTP status.
+        status: u16,
+        /// Length that is announced, in bytes; no more are sent then.
+        announced: Option<u64>,
+        /// Pause before each 64 KiB.
+        every: Duration,
+    },
+    /// Closes the connection after this many bytes of the request's body, the others unread: the client sees a reset.
+    CutUpload {
+        /// Bytes taken before.
+        after: u64,
+    },
+    /// Takes this many bytes of the request's body and then nothing more; the connection stays open.
+    StallUpload {
+        /// Bytes taken before.
+        after: u64,
+    },
+    /// Reconstructions and grants: makes the pre-signed URLs of the answer such as their server refuses with 403, as after their hour.
+    ExpiredUrls,
     /// Flips a bit of the answer's body.
     CorruptByte {
         /// Offset in the body.
@@ -76,6 +123,11 @@ impl Rule {
     /// Hits the next request for `path`, whatever its method.
     pub fn once(path: impl Into<String>, fault: Fault) -> Self {
         Self { method: None, path: path.into(), skip: 0, count: 1, fault }
+    }
+
+    /// Hits all requests for `path`, whatever their method.
+    pub fn always(path: impl Into<String>, fault: Fault) -> Self {
+        Self { count: u64::MAX, ..Self::once(path, fault) }
     }
 
     fn fits(&self, request: &Request) -> bool {
@@ -118,6 +170,11 @@ impl Faults {
         lock(&self.rules).push(rule);
     }
 
+    /// Whether a rule has requests left to hit.
+    pub fn is_armed(&self) -> bool {
+        lock(&self.rules).iter().any(|rule| rule.count > 0)
+    }
+
     /// Drops all rules.
     pub fn clear(&self) {
         lock(&self.rules).clear();
@@ -138,6 +195,15 @@ impl Faults {
         match fault {
             Some(Fault::Refuse) => return Err(Cut),
             Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
+            Some(Fault::CutUpload { after }) => {
+                drop(take_some(request.into_body(), after).await);
+                return Err(Cut);
+            }
+            Some(Fault::StallUpload { after }) => {
+                // Held, or the rest would be read away.
+                let _rest = take_some(request.into_body(), after).await;
+                return std::future::pending().await;
+            }
             Some(Fault::ExpiredToken) => {
                 request.extensions_mut().insert(ExpiredToken);
             }
@@ -198,16 +264,36 @@ impl Plan {
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/html"));
                 Some(response)
             }
+            Some(Fault::Zeros { status, announced, every }) => {
+                let mut response = Response::new(zeros(*announced, *every));
+                *response.status_mut() = status_of(*status);
+                if let Some(len) = announced {
+                    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(*len));
+                }
+                Some(response)
+            }
             _ => None,
         }
     }
 
     /// The answer as it goes out.
-    pub(super) fn spoil(self, response: Response) -> Result<Response, Cut> {
+    pub(super) async fn spoil(self, mut response: Response) -> Result<Response, Cut> {
         Ok(match self.0 {
             Some(Fault::LoseAnswer) => return Err(Cut),
-            Some(Fault::CutBody { after }) => response.map(|body| cut(body, after)),
-            Some(Fault::CorruptByte { at }) => response.map(|body| corrupt(body, at)),
+            Some(Fault::CutBody { after }) => announced(response).map(|body| cut(body, after)),
+            Some(Fault::CorruptByte { at }) => announced(response).map(|body| corrupt(body, at)),
+            Some(Fault::Stall { after }) => announced(response).map(|body| stall(body, after)),
+            Some(Fault::Drip { bytes, every }) => announced(response).map(|body| drip(body, bytes.max(1), every)),
+            Some(Fault::Resize { to }) => {
+                response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(to));
+                response.map(|body| resize(body, to))
+            }
+            Some(Fault::Header { name, value }) => {
+                let (name, value) = (HeaderName::from_static(name), HeaderValue::from_static(value));
+                response.headers_mut().insert(name, value);
+                response
+            }
+            Some(Fault::ExpiredUrls) => expire(response).await?,
             _ => response,
         })
     }
@@ -227,8 +313,30 @@ async fn record(request: Request, recorder: &Recorder) -> Result<Request, Cut> {
     Ok(Request::from_parts(parts, Body::from(body)))
 }
 
-fn cut(body: Body, after: u64) -> Body {
-    let kept = body.into_data_stream().scan(after, |left, piece| {
+/// Reads at least `len` bytes of a request's body, unless it ends before. Gives what was not read.
+async fn take_some(body: Body, len: u64) -> BodyDataStream {
+    let mut rest = body.into_data_stream();
+    let mut taken = 0;
+    while taken < len {
+        let Some(Ok(piece)) = rest.next().await else { break };
+        taken += piece.len() as u64;
+    }
+    rest
+}
+
+/// With its length in its head, where it is known: a body that is changed below would lose it.
+fn announced(mut response: Response) -> Response {
+    if let Some(len) = response.body().size_hint().exact() {
+        response.headers_mut().entry(CONTENT_LENGTH).or_insert(HeaderValue::from(len));
+    }
+    response
+}
+
+type Piece = Result<Bytes, axum::BoxError>;
+
+/// The first `len` bytes of a body.
+fn first(body: Body, len: u64) -> impl Stream<Item = Piece> + Send + 'static {
+    body.into_data_stream().scan(len, |left, piece| {
         let outcome = match piece {
             Ok(_) if *left == 0 => None,
             Ok(mut piece) => {
@@ -238,10 +346,74 @@ fn cut(body: Body, after: u64) -> Body {
             }
             Err(error) => Some(Err(axum::BoxError::from(error))),
         };
-        std::future::ready(outcome)
+        ready(outcome)
+    })
+}
+
+fn cut(body: Body, after: u64) -> Body {
+    // An error in a body makes the server close the connection, whatever length it announced. What was sent is given time to leave.
+    let broken = stream::once(async {
+        tokio::task::yield_now().await;
+        Err(axum::BoxError::from(Cut))
     });
-    // An error in a body makes the server close the connection, whatever length it announced.
-    Body::from_stream(kept.chain(stream::once(std::future::ready(Err(axum::BoxError::from(Cut))))))
+    Body::from_stream(first(body, after).chain(broken))
+}
+
+fn stall(body: Body, after: u64) -> Body {
+    Body::from_stream(first(body, after).chain(stream::pending()))
+}
+
+fn drip(body: Body, len: usize, every: Duration) -> Body {
+    let state = (body.into_data_stream(), Bytes::new());
+    Body::from_stream(stream::unfold(state, move |(mut rest, mut piece)| async move {
+        while piece.is_empty() {
+            match rest.next().await? {
+                Ok(next) => piece = next,
+                Err(error) => return Some((Err(error), (rest, piece))),
+            }
+        }
+        tokio::time::sleep(every).await;
+        let drop = piece.split_to(len.min(piece.len()));
+        Some((Ok(drop), (rest, piece)))
+    }))
+}
+
+fn resize(body: Body, len: u64) -> Body {
+    let padding = zero_pieces().map(Ok::<_, axum::BoxError>);
+    Body::from_stream(first(Body::from_stream(body.into_data_stream().map_err(Into::into).chain(padding)), len))
+}
+
+fn zeros(len: Option<u64>, every: Duration) -> Body {
+    let paced = zero_pieces().then(move |piece| async move {
+        tokio::time::sleep(every).await;
+        Ok::<_, Infallible>(piece)
+    });
+    match len {
+        Some(len) => Body::from_stream(first(Body::from_stream(paced), len)),
+        None => Body::from_stream(paced),
+    }
+}
+
+fn zero_pieces() -> impl Stream<Item = Bytes> + Send + 'static {
+    stream::repeat(Bytes::from_static(&[0; 64 * 1024]))
+}
+
+/// Spoils the signature at the end of every `"url"`.
+async fn expire(response: Response) -> Result<Response, Cut> {
+    const URL: &[u8] = b"\"url\":\"";
+    let (mut parts, body) = response.into_parts();
+    let mut json = to_bytes(body, RECORD_LIMIT).await.map_err(|_| Cut)?.to_vec();
+    let starts: Vec<_> =
+        json.windows(URL.len()).enumerate().filter(|(_, words)| *words == URL).map(|(at, _)| at).collect();
+    for start in starts {
+        let url = &mut json[start + URL.len()..];
+        let end = url.iter().position(|&byte| byte == b'"').unwrap_or(0);
+        if let Some(last) = url[..end].last_mut() {
+            *last = if *last == b'0' { b'1' } else { b'0' };
+        }
+    }
+    parts.headers.remove(CONTENT_LENGTH);
+    Ok(Response::from_parts(parts, Body::from(json)))
 }
 
 fn corrupt(body: Body, at: u64) -> Body {
@@ -258,7 +430,7 @@ fn corrupt(body: Body, at: u64) -> Body {
                 piece
             }
         });
-        std::future::ready(Some(spoilt))
+        ready(Some(spoilt))
     }))
 }
 
@@ -278,6 +450,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt;
+    use tokio::time::Instant;
 
     #[test]
     fn patterns_match_runs() {
@@ -290,5 +464,85 @@ mod tests {
         ] {
             assert_eq!(matches(pattern.as_bytes(), text.as_bytes()), fits, "{pattern} {text}");
         }
+    }
+
+    /// What `fault` makes of an answer of `body`.
+    async fn spoilt(fault: Fault, body: &'static str) -> Response {
+        let response = Response::new(Body::from(body));
+        Plan(Some(fault)).spoil(response).await.unwrap()
+    }
+
+    fn announced_len(response: &Response) -> Option<&str> {
+        response.headers().get(CONTENT_LENGTH).map(|len| len.to_str().unwrap())
+    }
+
+    async fn text(response: Response) -> String {
+        String::from_utf8(to_bytes(response.into_body(), 1 << 20).await.unwrap().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_cut_or_stalls_announces_all_of_it() {
+        let cut = spoilt(Fault::CutBody { after: 3 }, "answer").await;
+        assert_eq!(announced_len(&cut), Some("6"));
+        let pieces: Vec<_> = cut.into_body().into_data_stream().collect().await;
+        assert!(matches!(pieces.as_slice(), [Ok(piece), Err(_)] if piece == "ans"));
+
+        let stalled = spoilt(Fault::Stall { after: 3 }, "answer").await;
+        assert_eq!(announced_len(&stalled), Some("6"));
+        let mut pieces = stalled.into_body().into_data_stream();
+        assert_eq!(pieces.next().await.unwrap().unwrap(), "ans");
+        assert!(pieces.next().now_or_never().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dripping_body_is_all_there_in_the_end() {
+        let start = Instant::now();
+        let dripped = spoilt(Fault::Drip { bytes: 4, every: Duration::from_secs(9) }, "an answer").await;
+        assert_eq!(announced_len(&dripped), Some("9"));
+        assert_eq!(text(dripped).await, "an answer");
+        assert_eq!(start.elapsed(), Duration::from_secs(27));
+    }
+
+    #[tokio::test]
+    async fn a_resized_body_is_as_long_as_announced() {
+        for (to, body) in [(0, ""), (2, "an"), (6, "answer"), (8, "answer\0\0")] {
+            let resized = spoilt(Fault::Resize { to }, "answer").await;
+            assert_eq!(announced_len(&resized), Some(to.to_string().as_str()));
+            assert_eq!(text(resized).await, body);
+        }
+    }
+
+    #[tokio::test]
+    async fn zeros_end_where_announced_or_never() {
+        let zeros = |announced| Plan(Some(Fault::Zeros { status: 206, announced, every: Duration::ZERO }));
+        let some = zeros(Some(100_000)).instead().unwrap();
+        assert_eq!((some.status().as_u16(), announced_len(&some)), (206, Some("100000")));
+        assert_eq!(text(some).await, "\0".repeat(100_000));
+        let endless = zeros(None).instead().unwrap();
+        assert_eq!(announced_len(&endless), None);
+        assert!(to_bytes(endless.into_body(), 10_000_000).await.is_err(), "more than that");
+    }
+
+    #[tokio::test]
+    async fn expired_urls_differ_in_their_signature_only() {
+        let json = r#"{"url":"http://a/1?s=af","hash":"f","list":[{"url":"http://a/2?s=10"},{"url":""}]}"#;
+        let expected = r#"{"url":"http://a/1?s=a0","hash":"f","list":[{"url":"http://a/2?s=11"},{"url":""}]}"#;
+        assert_eq!(text(spoilt(Fault::ExpiredUrls, json).await).await, expected);
+    }
+
+    #[tokio::test]
+    async fn an_upload_is_taken_as_far_as_asked() {
+        let upload = || {
+            let pieces = stream::iter(["abc", "def", "ghi"]).map(Ok::<_, Infallible>);
+            Request::post("/x").body(Body::from_stream(pieces)).unwrap()
+        };
+        let faults = Faults::default();
+        faults.add(Rule::once("/x", Fault::CutUpload { after: 4 }));
+        assert!(faults.meet(upload()).await.is_err());
+        faults.add(Rule::once("/x", Fault::StallUpload { after: 4 }));
+        assert!(faults.meet(upload()).now_or_never().is_none());
+        assert!(faults.meet(upload()).await.is_ok(), "rules are used up");
+        let rest = take_some(upload().into_body(), 4).await;
+        assert_eq!(rest.collect::<Vec<_>>().await.len(), 1, "two pieces hold four bytes");
     }
 }

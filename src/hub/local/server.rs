@@ -150,7 +150,7 @@ async fn answer(front: Arc<Front>, request: hyper::Request<Incoming>) -> Result<
             response
         }
     };
-    plan.spoil(numbered(response))
+    plan.spoil(numbered(response)).await
 }
 
 /// With a number, unless it has one.

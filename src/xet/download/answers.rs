@@ -93,6 +93,15 @@ impl Answers {
         }
     }
 
+    /// Forgets what was said of `file`: reading by it failed in a way that another answer may not.
+    pub(super) fn forget(&self, file: &Hash) {
+        let mut state = self.state();
+        for kept in state.kept.remove(file).unwrap_or_default() {
+            state.count -= 1;
+            state.bytes -= kept.bytes;
+        }
+    }
+
     /// Asks, or waits for the answer to the same question.
     async fn ask(&self, file: &Hash, range: Range<u64>) -> Result<Arc<Layout>, Error> {
         let asking = {

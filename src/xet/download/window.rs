@@ -65,10 +65,12 @@ impl Engine {
             None => None,
         };
         let job = Job { engine: self, range, manner, known: known.as_ref() };
-        match job.run(file, true).await {
+        // It may be the answer that is wrong, down to the host of a URL: none is believed again that nothing could be read by.
+        let done = job.run(file, true).await.inspect_err(|_| self.answers.forget(file));
+        match done {
             Err(error) if known.is_some() && is_damage(&error) => {
                 tracing::debug!(%error, "damaged data, fetching it again");
-                job.run(file, false).await
+                job.run(file, false).await.inspect_err(|_| self.answers.forget(file))
             }
             done => done,
         }

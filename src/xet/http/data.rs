@@ -149,19 +149,14 @@ impl<'a> Transfer<'a> {
                     if self.given == self.len
                         && let Some(open) = self.open.take()
                     {
-                        open.permit.tell(&Ok(()), self.len);
+                        open.permit.tell(None, self.len);
                     }
                     return Ok(Some(piece));
                 }
                 Err(failure) => {
-                    let failure = match self.open.take() {
-                        Some(open) => {
-                            let failed = Err::<(), _>(failure);
-                            open.permit.tell(&failed, self.len);
-                            failed.expect_err("made so")
-                        }
-                        None => failure,
-                    };
+                    if let Some(open) = self.open.take() {
+                        open.permit.tell(Some(&failure), self.len);
+                    }
                     let wait = self.request.backoff.next(failure, getrandom::u32().unwrap_or(0))?;
                     tracing::debug!(what = WHAT, given = self.given, ?wait, "trying again");
                     sleep(wait).await;
@@ -207,9 +202,8 @@ impl<'a> Transfer<'a> {
         match answer {
             Ok(answer) => Ok(Open { answer, come: 0, left: budget.saturating_sub(begun.elapsed()), permit }),
             Err(failure) => {
-                let failed = Err(failure);
-                permit.tell(&failed, self.len);
-                failed
+                permit.tell(Some(&failure), self.len);
+                Err(failure)
             }
         }
     }

@@ -143,7 +143,7 @@ impl HttpCas {
         let permit = self.permit(request.lane).await;
         let exchange = async { read(self.open(request, token).await?).await };
         let result = timeout(request.budget(), exchange).await.unwrap_or_else(|_| Err(too_slow(request.what)));
-        permit.tell(&result, request.bytes());
+        permit.tell(result.as_ref().err(), request.bytes());
         result
     }
 
@@ -303,15 +303,15 @@ pub(super) struct Permit<'a> {
 
 impl Permit<'_> {
     /// Tells the gate how a request that moved `bytes` ended: load and stalls are its business, refusals are not.
-    pub(super) fn tell<T>(self, result: &Result<T, Failure>, bytes: u64) {
+    pub(super) fn tell(self, failure: Option<&Failure>, bytes: u64) {
         let Some(pass) = self.pass else { return };
-        match result {
-            Ok(_) => pass.finished(bytes),
-            Err(Failure::Transient {
+        match failure {
+            None => pass.finished(bytes),
+            Some(Failure::Transient {
                 error: Error::Network(_) | Error::Status { status: 408 | 429 | 503 | 504, .. },
                 ..
             }) => pass.refused(),
-            Err(_) => {}
+            Some(_) => {}
         }
     }
 }

@@ -9,6 +9,8 @@
 //! file, [`AT_ONCE`] at a time, and never twice. A file waits for an answer at most [`PATIENCE`], and not at all while answers are
 //! of no use. Errors are no answer.
 
+#[cfg(any(test, fuzzing, feature = "fuzzing"))]
+pub(in crate::xet) mod fuzz;
 mod known;
 mod local;
 

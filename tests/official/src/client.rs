@@ -6,7 +6,7 @@ use futures::{StreamExt, TryStreamExt};
 use hfcrypt::xet::compression::Policy;
 use hfcrypt::xet::http::{self, HttpCas};
 use hfcrypt::xet::{Cas, Downloader, Hash, UploadSession, download, upload};
-use std::ops::RangeBounds;
+use std::ops::{Range, RangeBounds};
 use std::sync::Arc;
 use tempfile::TempDir;
 use xet_client::cas_client::auth::{AuthConfig, TokenRefresher};
@@ -34,19 +34,27 @@ impl Ours {
 
     /// Uploads all in one session, at once, and gives the file hashes.
     pub(crate) async fn upload(&self, samples: &[Sample]) -> Vec<String> {
+        self.upload_measured(samples).await.0
+    }
+
+    pub(crate) async fn upload_measured(&self, samples: &[Sample]) -> (Vec<String>, upload::Report) {
         let session = UploadSession::new(Arc::clone(&self.cas), upload::Options::default());
         let add = |sample| add(&session, sample);
         let hashes = futures::stream::iter(samples).map(add).buffered(4).collect().await;
-        session.finish().await.unwrap();
-        hashes
+        (hashes, session.finish().await.unwrap())
     }
 
     /// Reads ranges, a stream, and the whole file verified.
     pub(crate) async fn check(&self, file: &str, sample: &Sample) {
+        self.check_ranges(file, sample, ranges(&sample.bytes)).await;
+    }
+
+    /// The same with these ranges.
+    pub(crate) async fn check_ranges(&self, file: &str, sample: &Sample, ranges: Vec<Range<u64>>) {
         let Sample { name, bytes } = sample;
         let (file, len) = (file.parse::<Hash>().unwrap(), bytes.len() as u64);
         let downloader = self.downloader();
-        for range in ranges(bytes) {
+        for range in ranges {
             let read = downloader.read(&file, range.clone()).await.unwrap();
             assert!(read == bytes[range.start as usize..range.end as usize], "{name}, {range:?}");
         }
@@ -110,11 +118,16 @@ impl Official {
 
     /// Reads ranges, and the whole file with its size known and unknown.
     pub(crate) async fn check(&self, file: &str, sample: &Sample) {
+        self.check_ranges(file, sample, ranges(&sample.bytes)).await;
+    }
+
+    /// The same with these ranges; of an empty one there is nothing to ask for.
+    pub(crate) async fn check_ranges(&self, file: &str, sample: &Sample, ranges: Vec<Range<u64>>) {
         let Sample { name, bytes } = sample;
         let session = FileDownloadSession::new(Arc::clone(&self.config), None).await.unwrap();
         let known = XetFileInfo::new(file.to_owned(), bytes.len() as u64);
         let unknown = XetFileInfo::new_hash_only(file.to_owned());
-        for range in ranges(bytes) {
+        for range in ranges.into_iter().filter(|range| !range.is_empty()) {
             let read = read(&session, &known, range.clone()).await;
             assert!(read == bytes[range.start as usize..range.end as usize], "{name}, {range:?}");
         }

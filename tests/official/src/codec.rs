@@ -1,6 +1,7 @@
 //! Codec against codec, without a server: chunks, hashes, compression, xorbs, shards. Inputs are drawn from what is hard to cut.
 
 mod chunks;
+mod hostile;
 mod shards;
 mod xorbs;
 

@@ -58,6 +58,12 @@ macro_rules! on_each_server {
             }
 
             #[tokio::test(flavor = "multi_thread")]
+            async fn our_client_finds_official_chunks_and_builds_on_official_xorbs() {
+                let server = Server::start($kind).await;
+                our_client_dedups_against_the_official_one(&server).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
             async fn reading_past_the_end_is_an_error() {
                 let server = Server::start($kind).await;
                 reading_past_the_end(&server).await;
@@ -96,6 +102,18 @@ async fn the_official_client_dedups_against_us(server: &Server) {
     // All but the chunk at the seam.
     assert!(metrics.deduped_bytes_by_global_dedup > 2_800_000, "{metrics:?}");
     assert!(metrics.xorb_bytes_uploaded < 300_000, "{metrics:?}");
+    both_read(server, &files, &second).await;
+}
+
+async fn our_client_dedups_against_the_official_one(server: &Server) {
+    let shared = random(22, 3_000_000);
+    let first = [Sample { name: "first", bytes: shared.clone() }];
+    Official::new(server).upload(&first).await;
+    let second = [Sample { name: "random, second", bytes: [shared, random(23, 100_000)].concat() }];
+    let (files, report) = Ours::new(server).await.upload_measured(&second).await;
+    // All but the chunk at the seam.
+    assert!(report.deduplicated > 2_800_000, "{report:?}");
+    assert!(report.stored < 300_000, "{report:?}");
     both_read(server, &files, &second).await;
 }
 
