@@ -5,7 +5,7 @@
 
 use hfcrypt::crypto::{Keys, MasterKey};
 use hfcrypt::fs::fuse::{FuseMount, FuseOptions};
-use hfcrypt::fs::{Error, Options, Vfs};
+use hfcrypt::fs::{Error, OnConflict, Options, Vfs};
 use hfcrypt::hub::token::TokenProvider;
 use hfcrypt::hub::{BucketId, Endpoint};
 use hfcrypt::store::{OpenOptions, Source, View, open};
@@ -48,9 +48,14 @@ fn options(dir: &Path) -> Options {
         flush_max_window: Duration::from_secs(5),
         uid: 0,
         gid: 0,
+        file_mode: 0o644,
+        dir_mode: 0o755,
         filter_os_files: true,
         reply_deadline: Duration::from_secs(30),
         fsync_remote: false,
+        on_conflict: OnConflict::KeepBoth,
+        max_staging: None,
+        read_back_after: Duration::from_secs(10),
     }
 }
 
@@ -237,8 +242,12 @@ fn the_kernel_sees_posix_errors_and_attributes() {
     assert_eq!(errno(fs::remove_dir(at("a"))), libc::ENOTDIR);
     assert_eq!(errno(fs::remove_file(at("d"))), libc::EISDIR);
     assert_eq!(errno(fs::read(at("missing"))), libc::ENOENT);
-    assert_eq!(errno(std::os::unix::fs::symlink("a", at("s"))), libc::EPERM);
-    assert_eq!(errno(fs::hard_link(at("a"), at("h"))), libc::EPERM);
+    std::os::unix::fs::symlink("a", at("s")).unwrap();
+    assert_eq!(fs::read(at("s")).unwrap(), b"12345");
+    fs::hard_link(at("a"), at("h")).unwrap();
+    assert_eq!(errno(fs::hard_link(at("d/x"), at("h"))), libc::EEXIST);
+    fs::remove_file(at("h")).unwrap();
+    fs::remove_file(at("s")).unwrap();
     assert_eq!(errno(fs::write(at(".DS_Store"), b"")), libc::EACCES);
     assert_eq!(errno(fs::write(at(&"x".repeat(256)), b"")), libc::ENAMETOOLONG);
     let bad: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(&[b'a', 0xff]);
@@ -272,8 +281,13 @@ fn the_kernel_sees_posix_errors_and_attributes() {
     mounted.flush();
     let len = rustix::fs::getxattr(at("a"), "user.hf.hash", &mut value).unwrap();
     assert_eq!(len, 64);
-    let set = rustix::fs::setxattr(at("a"), "user.x", b"1", rustix::fs::XattrFlags::empty());
-    assert_eq!(set, Err(rustix::io::Errno::OPNOTSUPP));
+    let set = |name: &str| rustix::fs::setxattr(at("a"), name, b"1", rustix::fs::XattrFlags::empty());
+    assert_eq!(set("user.x"), Ok(()));
+    assert_eq!(set("user.hf.hash"), Err(rustix::io::Errno::PERM));
+    assert_eq!(set("trusted.x"), Err(rustix::io::Errno::OPNOTSUPP));
+    let len = rustix::fs::listxattr(at("a"), &mut value).unwrap();
+    assert_eq!(&value[..len], b"user.x\0");
+    rustix::fs::removexattr(at("a"), "user.x").unwrap();
     assert_eq!(rustix::fs::statvfs(at("")).unwrap().f_namemax, 255);
     mounted.end();
 }
@@ -427,6 +441,9 @@ fn nothing_plain_lands_on_the_disk() {
     open.sync_all().unwrap();
     fs::rename(&inside, mounted.at(&format!("{canary}-moved"))).unwrap();
     drop(open);
+    std::os::unix::fs::symlink(format!("../{canary}"), mounted.at(&format!("{canary}-link"))).unwrap();
+    let value = canary.as_bytes();
+    rustix::fs::setxattr(mounted.at("."), format!("user.{canary}"), value, rustix::fs::XattrFlags::CREATE).unwrap();
     mounted.flush();
     fs::write(mounted.at("pending"), canary.repeat(100)).unwrap();
     // While mounted, and with the mount point left out.

@@ -3,6 +3,7 @@
 use super::exit::{Exit, Failure, Outcome};
 use crate::crypto::geometry::Padding;
 use crate::crypto::{Format, Keys, keyfile};
+use crate::fs::OnConflict;
 use crate::hub::token::TokenProvider;
 use crate::hub::{BucketId, Endpoint};
 use crate::store::{CacheMode, DiskCacheOptions, OpenOptions, Source};
@@ -313,6 +314,28 @@ pub enum Fsync {
     Remote,
 }
 
+/// `--on-conflict`.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnConflictArg {
+    /// Keep both: one of them goes to `name (conflict …)`.
+    KeepBoth,
+    /// Ours replaces theirs.
+    Overwrite,
+    /// Park ours until `hf-mount pending` decides.
+    Fail,
+}
+
+impl From<OnConflictArg> for OnConflict {
+    fn from(arg: OnConflictArg) -> Self {
+        match arg {
+            OnConflictArg::KeepBoth => Self::KeepBoth,
+            OnConflictArg::Overwrite => Self::Overwrite,
+            OnConflictArg::Fail => Self::Fail,
+        }
+    }
+}
+
 /// How a mount behaves.
 #[derive(Args, Clone, Debug, Serialize, Deserialize)]
 pub struct MountArgs {
@@ -367,6 +390,12 @@ pub struct MountArgs {
     /// What fsync waits for
     #[arg(long, global = true, value_enum, default_value = "local")]
     pub fsync: Fsync,
+    /// What becomes of two changes of the same file or name, here and elsewhere
+    #[arg(long, global = true, value_enum, default_value = "keep-both")]
+    pub on_conflict: OnConflictArg,
+    /// Most that local changes may take on disk (500M, 10G); 0: no limit
+    #[arg(long, global = true, default_value = "0", value_name = "SIZE", value_parser = parse_size)]
+    pub max_staging_size: u64,
     /// Threads that read kernel requests
     #[arg(long, global = true, default_value_t = 16, value_name = "N")]
     pub max_threads: usize,
@@ -382,6 +411,12 @@ pub struct MountArgs {
     /// Group of all files [default: this user's]
     #[arg(long, global = true, value_name = "GID")]
     pub gid: Option<u32>,
+    /// Permission bits of files that nobody has changed here, octal
+    #[arg(long, global = true, value_name = "MODE", default_value = "644", value_parser = permission_bits)]
+    pub file_mode: u16,
+    /// Permission bits of folders that nobody has changed here, octal
+    #[arg(long, global = true, value_name = "MODE", default_value = "755", value_parser = permission_bits)]
+    pub dir_mode: u16,
     /// Let other users in, on a mount with a key too
     #[arg(long, global = true)]
     pub fuse_allow_other: bool,
@@ -423,9 +458,23 @@ impl MountArgs {
     }
 }
 
+/// Permission bits, octal. More than those (set-user-ID and the like) nothing should have unless somebody asks for it.
+fn permission_bits(text: &str) -> Result<u16, String> {
+    let bits = u16::from_str_radix(text, 8).ok().filter(|bits| *bits <= 0o777);
+    bits.ok_or_else(|| "give octal permission bits such as 640".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn permission_bits_are_octal_and_no_more_than_nine() {
+        assert_eq!(permission_bits("0640"), Ok(0o640));
+        for wrong in ["1777", "8", "rw", "", "-1"] {
+            assert!(permission_bits(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn bucket_sources_are_split_into_id_and_folder() {

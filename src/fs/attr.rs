@@ -1,15 +1,9 @@
-//! Attributes: `stat`, `chmod`, `chown`, `utimes`, extended attributes, `statfs`.
+//! Attributes: `stat`, `chmod`, `chown`, `utimes`, `statfs`.
 
 use super::inode::{Attr, Ino};
 use super::{Error, Vfs, lock};
-use crate::store::Side;
 use std::time::SystemTime;
 use time::OffsetDateTime;
-
-/// 0 or 1: whether the entry is stored encrypted.
-const XATTR_ENCRYPTED: &str = "user.hf.encrypted";
-/// The Xet hash of the stored object, while the source has the file's content.
-const XATTR_HASH: &str = "user.hf.hash";
 
 /// Size of a block in `statfs`, bytes.
 pub const STATFS_BLOCK: u32 = 4096;
@@ -80,36 +74,6 @@ impl Vfs {
         let Some(edit) = edit else { return Ok(()) };
         let Ok(mtime) = to_date(mtime) else { return Ok(()) };
         edit.set_mtime(&self.journal, mtime).map(|_| ())
-    }
-
-    /// The value of an extended attribute.
-    pub fn getxattr(&self, ino: Ino, name: &str) -> Result<Vec<u8>, Error> {
-        let tree = lock(&self.tree);
-        let file = tree.node(ino)?.as_file().map_err(|_| Error::NoAttribute)?;
-        let value = match name {
-            XATTR_ENCRYPTED => {
-                let encrypted = match (&file.edit, file.version) {
-                    (Some(_), _) => self.view.key_id().is_some(),
-                    (None, Some(version)) => matches!(version.side, Side::Encrypted(_)),
-                    (None, None) => false,
-                };
-                u8::from(encrypted).to_string()
-            }
-            XATTR_HASH => {
-                let stored = file.edit.as_ref().is_none_or(|edit| !edit.is_dirty());
-                file.version.filter(|_| stored).ok_or(Error::NoAttribute)?.hash.to_string()
-            }
-            _ => return Err(Error::NoAttribute),
-        };
-        Ok(value.into_bytes())
-    }
-
-    /// The names of a file's extended attributes, each ended by NUL.
-    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>, Error> {
-        let names = [XATTR_ENCRYPTED, XATTR_HASH];
-        let here = names.iter().filter(|name| self.getxattr(ino, name).is_ok());
-        lock(&self.tree).node(ino)?;
-        Ok(here.flat_map(|name| name.bytes().chain([0])).collect())
     }
 }
 

@@ -4,6 +4,7 @@
 //! may follow the last entry but zeros.
 
 use super::ledger::{Entry, FileNo, OpNo, QueuedOp, Remote};
+use super::special::Special;
 use crate::store::{
     Binding, Delta, DraftState, Format, Frozen, Hash, PlainPath, RecordRef, Side, SlotId, Stored, Version,
 };
@@ -244,6 +245,45 @@ impl Writer {
                 self.u64(*file);
                 self.u64(*op);
             }
+            Entry::Unconfirmed { path, stored, mtime } => {
+                self.u8(15);
+                self.path(path);
+                self.version(&stored.version);
+                self.u64(stored.plain_len);
+                self.time(*mtime);
+            }
+            Entry::Confirmed { path } => {
+                self.u8(16);
+                self.path(path);
+            }
+            Entry::Special { path, special } => {
+                self.u8(17);
+                self.path(path);
+                self.special(special);
+            }
+            Entry::ForgetSpecial { path } => {
+                self.u8(18);
+                self.path(path);
+            }
+        }
+    }
+
+    fn special(&mut self, special: &Special) {
+        match special {
+            Special::Link(target) => {
+                self.u8(1);
+                self.bytes(target);
+            }
+            Special::Fifo => self.u8(2),
+            Special::Socket => self.u8(3),
+            Special::CharDevice(number) => {
+                self.u8(4);
+                self.u32(*number);
+            }
+            Special::BlockDevice(number) => {
+                self.u8(5);
+                self.u32(*number);
+            }
         }
     }
 }
@@ -366,6 +406,17 @@ impl<'a> Reader<'a> {
         })
     }
 
+    fn special(&mut self) -> Result<Special> {
+        Ok(match self.u8()? {
+            1 => Special::Link(self.bytes()?.to_vec()),
+            2 => Special::Fifo,
+            3 => Special::Socket,
+            4 => Special::CharDevice(self.u32()?),
+            5 => Special::BlockDevice(self.u32()?),
+            _ => return Err(Malformed),
+        })
+    }
+
     fn entry(&mut self, tag: u8) -> Result<Entry> {
         Ok(match tag {
             1 => Entry::Track {
@@ -412,6 +463,14 @@ impl<'a> Reader<'a> {
             12 => Entry::Finish { op: OpNo(self.u64()?) },
             13 => Entry::Committed { file: self.file()?, generation: self.u64()?, version: self.version()? },
             14 => Entry::Numbers { file: self.u64()?, op: self.u64()? },
+            15 => Entry::Unconfirmed {
+                path: self.path()?,
+                stored: Stored { version: self.version()?, plain_len: self.u64()? },
+                mtime: self.time()?,
+            },
+            16 => Entry::Confirmed { path: self.path()? },
+            17 => Entry::Special { path: self.path()?, special: self.special()? },
+            18 => Entry::ForgetSpecial { path: self.path()? },
             _ => return Err(Malformed),
         })
     }
@@ -473,6 +532,16 @@ pub(super) mod tests {
         ]
     }
 
+    fn special() -> impl Strategy<Value = Special> {
+        prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..40).prop_map(Special::Link),
+            Just(Special::Fifo),
+            Just(Special::Socket),
+            any::<u32>().prop_map(Special::CharDevice),
+            any::<u32>().prop_map(Special::BlockDevice),
+        ]
+    }
+
     fn entry() -> impl Strategy<Value = Entry> {
         let no = any::<u64>().prop_map(FileNo);
         let number = any::<u64>();
@@ -521,6 +590,14 @@ pub(super) mod tests {
             number.prop_map(|no| Entry::Finish { op: OpNo(no) }),
             (no, version()).prop_map(|(file, version)| Entry::Committed { file, generation: 4, version }),
             (number, number).prop_map(|(file, op)| Entry::Numbers { file, op }),
+            (path(), version(), number, mtime()).prop_map(|(path, version, plain_len, mtime)| Entry::Unconfirmed {
+                path,
+                stored: Stored { version, plain_len },
+                mtime
+            }),
+            path().prop_map(|path| Entry::Confirmed { path }),
+            (path(), special()).prop_map(|(path, special)| Entry::Special { path, special }),
+            path().prop_map(|path| Entry::ForgetSpecial { path }),
         ]
     }
 

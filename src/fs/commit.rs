@@ -4,6 +4,7 @@
 //! at a path for its change to happen is looked up in the ledger at that moment. Where something else is there, nothing is overwritten: see
 //! [`super::conflict`].
 
+use super::confirm;
 use super::journal::Purpose;
 use super::ledger::{Entry, FileNo, FrozenRecord, Ledger, OpNo, QueuedOp, Remote};
 use super::{Error, Vfs, lock};
@@ -85,7 +86,7 @@ impl Vfs {
         match outcome {
             Outcome::Done(version) => self.done(op, &what, request, version),
             Outcome::Conflict { found } => self.resolve(op, what, request, found).await,
-            Outcome::Failed(error) => self.failed(op, &what, error),
+            Outcome::Failed(error) => self.failed(op, &what, error).await,
         }
     }
 
@@ -118,7 +119,7 @@ impl Vfs {
             QueuedOp::Delete { file, .. } => {
                 self.finish(op, what, vec![Entry::Remote { file: *file, remote: Remote::Absent }]);
             }
-            QueuedOp::Rename { file, replaced, .. } => {
+            QueuedOp::Rename { file, to, replaced, .. } => {
                 let entries = {
                     let ledger = self.journal.ledger();
                     match (&request.change, ledger.file(*file).map(|record| record.remote)) {
@@ -126,7 +127,15 @@ impl Vfs {
                         (Change::Delete, _) => after_local_move(&ledger, *file, *replaced),
                         (_, Some(Remote::Own(old, len))) => {
                             let version = version.filter(|new| new.hash == old.hash).unwrap_or(old);
-                            vec![Entry::Remote { file: *file, remote: Remote::Own(version, len) }]
+                            let stored = Stored { version, plain_len: len };
+                            let mtime = ledger.file(*file).and_then(|record| record.mtime);
+                            let mtime = mtime.unwrap_or_else(time::OffsetDateTime::now_utc);
+                            let noted = confirm::note(&ledger, op, to, stored, mtime);
+                            self.read_back_later(to.clone(), version.hash);
+                            noted
+                                .into_iter()
+                                .chain([Entry::Remote { file: *file, remote: Remote::Own(version, len) }])
+                                .collect()
                         }
                         _ => Vec::new(),
                     }
@@ -145,14 +154,21 @@ impl Vfs {
             let draft = ledger.file(file).and_then(|record| record.draft.as_ref());
             draft.and_then(|draft| draft.frozen.as_ref()).map(|frozen| frozen.mtime)
         };
+        let path = what.paths().next().cloned();
         let note = |ledger: &Ledger| {
+            let read_back = path.as_ref().and_then(|path| {
+                let mtime = mtime.unwrap_or_else(time::OffsetDateTime::now_utc);
+                confirm::note(ledger, op, path, stored, mtime)
+            });
             let has_draft = ledger.file(file).is_some_and(|record| record.draft.is_some());
-            vec![match has_draft {
+            let done = match has_draft {
                 true => Entry::Committed { file, generation, version },
                 // It was removed meanwhile; the operation that removes it is in the queue.
                 false => Entry::Remote { file, remote: Remote::Own(version, stored.plain_len) },
-            }]
+            };
+            [done].into_iter().chain(read_back).collect::<Vec<_>>()
         };
+        path.iter().for_each(|path| self.read_back_later(path.clone(), version.hash));
         if let Some(edit) = self.flusher.edit(file) {
             let writing = self.show_commit(edit.ino(), &stored, mtime);
             edit.committed(generation, version, writing);
@@ -194,12 +210,34 @@ impl Vfs {
     }
 
     /// An operation failed. What may work later stays in the queue; a commit that was refused for good leaves it, and its file is parked.
-    fn failed(&self, op: OpNo, what: &QueuedOp, error: crate::store::Error) {
+    async fn failed(&self, op: OpNo, what: &QueuedOp, error: crate::store::Error) {
+        if let QueuedOp::RenameDirectory { from, to } = what
+            && super::conflict::concerns_a_directory(&error)
+        {
+            let policy = self.flusher.wish(op, None).unwrap_or(self.options.on_conflict);
+            if let Err(error) = self.resolve_directory(op, what, from, to, policy).await {
+                self.flusher.op_failed(op, error);
+            }
+            return;
+        }
         let error = Error::Store(error);
         match what {
-            QueuedOp::Put { file, generation, .. } if !error.is_transient() => {
-                self.finish(op, what, Vec::new());
-                self.flusher.file_failed(*file, *generation, Arc::new(error));
+            QueuedOp::Put { file, generation, .. } if self.flusher.is_final(op, &error) => {
+                let copy = self.flusher.edit(*file).filter(|_| is_copy(&self.journal.ledger(), *file, *generation));
+                match copy {
+                    // What it was copied from may be gone from the source: it is sent like any other content then.
+                    Some(edit) => {
+                        self.finish(op, what, Vec::new());
+                        edit.outgrow(*generation);
+                        self.flush_soon(*file);
+                    }
+                    None => {
+                        // Parked before it leaves the queue, or it would be queued again in between.
+                        self.flusher.file_failed(*file, *generation, Arc::new(error));
+                        self.flusher.park_file(*file);
+                        self.finish(op, what, Vec::new());
+                    }
+                }
             }
             _ => self.flusher.op_failed(op, error),
         }
@@ -224,6 +262,13 @@ pub(super) fn put_file(what: &QueuedOp) -> Option<FileNo> {
         QueuedOp::Put { file, .. } => Some(*file),
         _ => None,
     }
+}
+
+/// Whether a frozen version is one that the source had before, with no bytes here to be sent.
+fn is_copy(ledger: &Ledger, file: FileNo, generation: u64) -> bool {
+    let draft = ledger.file(file).and_then(|record| record.draft.as_ref());
+    let frozen = draft.and_then(|draft| draft.frozen.as_ref()).filter(|frozen| frozen.generation == generation);
+    frozen.is_some_and(|frozen| frozen.frozen.len > 0 && frozen.frozen.records.is_empty())
 }
 
 /// What an operation asks of the source now.

@@ -1,27 +1,51 @@
-//! What happens where the source holds something else than an operation expected: both are kept, and it is said so.
+//! What happens where the source holds something else than an operation expected.
 //!
 //! First, what looks like a conflict may be our own doing: an answer was lost, or the daemon was killed before it could note one. What carries the
-//! hash that we sent is ours. Then:
+//! hash that we sent is ours. Then the mount's policy decides ([`OnConflict`]):
 //!
-//! | operation | found | what happens |
-//! |---|---|---|
-//! | commit | another version | ours goes to `name (conflict <host> <time>).ext` |
-//! | removal | another version | it stays |
-//! | rename | another version at the source | it stays there; ours appears at the new name |
-//! | rename | another version at the target | that one goes to a conflict name, ours takes the place |
+//! | operation | found | keep both | overwrite | fail |
+//! |---|---|---|---|---|
+//! | commit | another version | ours goes to `name (conflict <host> <time>).ext` | ours replaces it | parked |
+//! | commit | nothing more | ours is put back | ours is put back | parked |
+//! | removal | another version | it stays | it is removed | parked |
+//! | rename | another version at the source | it stays there; ours appears at the new name | it is removed; ours appears at the new name | parked |
+//! | rename | nothing at the source | ours appears at the new name | the same | parked |
+//! | rename | another version at the target | that one goes to a conflict name, ours takes the place | ours replaces it | parked |
+//! | directory rename | files where ours go | as a rename of each file | as a rename of each file | parked |
+//!
+//! Where a directory can't be renamed as a whole its files are, one by one. What can't be moved at all (a name that its format can't store, an
+//! object without a hash) stays at the old name, and it is said so: the operation never stays in the queue for that.
 
 use super::commit::{after_local_move, left_by};
 use super::inode::Ino;
 use super::journal::Purpose;
 use super::ledger::{Entry, FileNo, OpNo, QueuedOp, Remote};
 use super::{Error, Vfs, lock};
-use crate::store::{Change, Entry as Listed, Expect, Hash, Kind, Op, Outcome, PlainPath, Stored, Version};
+use crate::store::{self, Change, Entry as Listed, Expect, Hash, Kind, Op, Outcome, PlainPath, Stored, Version};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
+/// What becomes of two changes of the same thing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnConflict {
+    /// Both are kept.
+    #[default]
+    KeepBoth,
+    /// Ours replaces theirs.
+    Overwrite,
+    /// Ours is parked until the user decides.
+    Fail,
+}
+
 /// Numbers tried to find a conflict name that is free.
 const TRIES: u32 = 100;
+/// Files of a directory that are moved in one batch.
+const BATCH: usize = 256;
+/// Times that the files of a directory are listed and moved before it is left for later: somebody keeps changing them.
+const ROUNDS: usize = 4;
 /// Bytes of a host's name that go into a file name.
 const HOST_LEN: usize = 32;
 
@@ -37,6 +61,7 @@ enum Found {
 impl Vfs {
     /// Resolves a conflict of an operation, or leaves it to be tried again.
     pub(super) async fn resolve(self: &Arc<Self>, op: OpNo, what: QueuedOp, request: &Op, found: Option<Hash>) {
+        let policy = self.flusher.wish(op, super::commit::put_file(&what)).unwrap_or(self.options.on_conflict);
         let outcome = match &what {
             QueuedOp::Put { file, generation, path } => {
                 let Change::Put { stored, .. } = request.change else { return };
@@ -44,58 +69,100 @@ impl Vfs {
                     self.put_done(op, &what, *file, *generation, stored);
                     return;
                 }
-                match found {
-                    Some(_) => self.keep_both(op, &what, *file, path),
-                    // Removed by somebody else: there is no second version to keep, ours is put where it belongs.
-                    None => {
-                        self.put_anew(op, &what, *file);
-                        Ok(())
-                    }
-                }
+                self.resolve_put(op, &what, (*file, *generation), path, found, policy)
             }
-            QueuedOp::Delete { file, path } => {
-                if found.is_some() {
-                    self.note_conflict(path);
-                }
-                self.finish(op, &what, vec![Entry::Remote { file: *file, remote: Remote::Absent }]);
-                Ok(())
-            }
+            QueuedOp::Delete { file, path } => self.resolve_delete(op, &what, *file, path, found, policy),
             QueuedOp::Rename { file, from, to, replaced } => {
-                self.resolve_rename(op, &what, *file, from, to, *replaced).await
+                self.resolve_rename(op, &what, *file, from, to, *replaced, policy).await
             }
-            QueuedOp::RenameDirectory { .. } | QueuedOp::RemoveDirectory { .. } => Err(Error::Exists),
+            QueuedOp::RenameDirectory { from, to } => self.resolve_directory(op, &what, from, to, policy).await,
+            QueuedOp::RemoveDirectory { .. } => Err(Error::Exists),
         };
         if let Err(error) = outcome {
             self.flusher.op_failed(op, error);
         }
     }
 
+    fn resolve_put(
+        self: &Arc<Self>,
+        op: OpNo,
+        what: &QueuedOp,
+        (file, generation): (FileNo, u64),
+        path: &PlainPath,
+        found: Option<Hash>,
+        policy: OnConflict,
+    ) -> Result<(), Error> {
+        let now = self.journal.ledger().file(file).and_then(|record| record.path.clone());
+        if now.as_ref() != Some(path) {
+            // Moved already, so the place is not ours to dispute; or removed, and the removal is in the queue.
+            self.put_anew(op, what, file);
+            return Ok(());
+        }
+        match (policy, found) {
+            (OnConflict::Fail, _) => {
+                // Parked before it leaves the queue, or it would be queued again in between.
+                self.flusher.file_failed(file, generation, Arc::new(Error::Conflict));
+                self.finish(op, what, Vec::new());
+            }
+            // Removed by somebody else: there is no second version to keep, ours is put where it belongs.
+            (_, None) => self.put_anew(op, what, file),
+            (OnConflict::KeepBoth, Some(_)) => {
+                self.note_conflict(path);
+                self.step_aside(op, what, file, path, vec![Entry::Remote { file, remote: Remote::Absent }])?;
+                self.flush_soon(file);
+            }
+            (OnConflict::Overwrite, Some(theirs)) => self.overwrite(op, file, path, theirs)?,
+        }
+        Ok(())
+    }
+
+    fn resolve_delete(
+        &self,
+        op: OpNo,
+        what: &QueuedOp,
+        file: FileNo,
+        path: &PlainPath,
+        found: Option<Hash>,
+        policy: OnConflict,
+    ) -> Result<(), Error> {
+        match (policy, found) {
+            (OnConflict::Fail, Some(_)) => return Err(Error::Conflict),
+            (OnConflict::Overwrite, Some(theirs)) => return self.overwrite(op, file, path, theirs),
+            (OnConflict::KeepBoth, Some(_)) => self.note_conflict(path),
+            (_, None) => {}
+        }
+        self.finish(op, what, vec![Entry::Remote { file, remote: Remote::Absent }]);
+        Ok(())
+    }
+
+    /// Has the operation carried out again, over `theirs`.
+    fn overwrite(&self, op: OpNo, file: FileNo, path: &PlainPath, theirs: Hash) -> Result<(), Error> {
+        self.note_overwritten(path);
+        self.journal.append(Purpose::Relief, vec![Entry::Remote { file, remote: Remote::Replaced(theirs) }])?;
+        self.flusher.op_again(op);
+        Ok(())
+    }
+
+    pub(super) fn note_overwritten(&self, path: &PlainPath) {
+        self.flusher.conflict();
+        tracing::warn!(path = self.view.log_name(path), "changed by somebody else meanwhile; ours replaces it");
+    }
+
     /// Says so, and looks at the directory again.
-    fn note_conflict(&self, path: &PlainPath) {
+    pub(super) fn note_conflict(&self, path: &PlainPath) {
         self.flusher.conflict();
         tracing::warn!(path = self.view.log_name(path), "changed by somebody else meanwhile; both versions are kept");
-        let mut tree = lock(&self.tree);
-        let parent = path.split().and_then(|(parent, _)| tree.find(&parent));
-        if let Some(Ok(directory)) = parent.map(|ino| tree.directory_mut(ino)) {
-            directory.loaded = None;
+        if let Some((parent, _)) = path.split() {
+            self.look_again(&parent);
         }
     }
 
-    /// A commit met another version: our file moves to a name of its own and is committed there.
-    fn keep_both(self: &Arc<Self>, op: OpNo, what: &QueuedOp, file: FileNo, path: &PlainPath) -> Result<(), Error> {
-        let now = self.journal.ledger().file(file).and_then(|record| record.path.clone());
-        let free = vec![Entry::Remote { file, remote: Remote::Absent }];
-        match now {
-            // Moved already, so the place is not ours to dispute; or removed, and the removal is in the queue.
-            Some(now) if now != *path => self.finish(op, what, free),
-            None => self.finish(op, what, free),
-            Some(_) => {
-                self.note_conflict(path);
-                self.step_aside(op, what, file, path, free)?;
-            }
+    /// Has a directory listed anew before it is shown again.
+    fn look_again(&self, directory: &PlainPath) {
+        let mut tree = lock(&self.tree);
+        if let Some(Ok(directory)) = tree.find(directory).map(|ino| tree.directory_mut(ino)) {
+            directory.loaded = None;
         }
-        self.flush_soon(file);
-        Ok(())
     }
 
     /// The commit is made again, for a path at which nothing is.
@@ -104,7 +171,8 @@ impl Vfs {
         self.flush_soon(file);
     }
 
-    fn flush_soon(&self, file: FileNo) {
+    /// Has a file's local content flushed without waiting for quiet.
+    pub(super) fn flush_soon(&self, file: FileNo) {
         if let Some(edit) = self.flusher.edit(file) {
             edit.hurry();
             self.flusher.touch(&edit);
@@ -156,12 +224,14 @@ impl Vfs {
 
     async fn look(&self, path: &PlainPath) -> Result<Found, Error> {
         Ok(match self.view.stat(path).await? {
-            None => Found::Nothing,
+            // Keys with this one as a folder are no obstacle.
+            None | Some(Listed { kind: Kind::Directory { .. }, .. }) => Found::Nothing,
             Some(Listed { kind: Kind::File { version: Some(version), .. }, .. }) => Found::Content(version.hash),
             Some(_) => Found::Other,
         })
     }
 
+    #[allow(clippy::too_many_arguments, reason = "a rename has that many parts")]
     async fn resolve_rename(
         self: &Arc<Self>,
         op: OpNo,
@@ -170,22 +240,25 @@ impl Vfs {
         from: &PlainPath,
         to: &PlainPath,
         replaced: Option<FileNo>,
+        policy: OnConflict,
     ) -> Result<(), Error> {
-        let (remote, at_target, entries, dirty) = {
+        let (record, at_target, local) = {
             let ledger = self.journal.ledger();
-            let record = ledger.file(file);
-            let dirty = record.and_then(|record| record.draft.as_ref()).is_some_and(|draft| draft.is_dirty());
-            let remote = record.map_or(Remote::Absent, |record| record.remote);
-            (remote, left_by(&ledger, replaced), after_local_move(&ledger, file, replaced), dirty)
+            (ledger.file(file).cloned(), left_by(&ledger, replaced), after_local_move(&ledger, file, replaced))
         };
-        let Remote::Own(version, len) = remote else {
+        let Some(record) = record else {
+            self.finish(op, what, Vec::new());
+            return Ok(());
+        };
+        let source = self.look(from).await?;
+        let Remote::Own(version, len) = record.remote else {
             // Only what was replaced was to be removed; whatever is there now isn't that.
-            self.note_conflict(from);
-            self.finish(op, what, entries);
+            self.remove_theirs(from, source, policy).await?;
+            self.finish(op, what, local);
             return Ok(());
         };
         let ours = Found::Content(version.hash);
-        let (source, target) = (self.look(from).await?, self.look(to).await?);
+        let target = self.look(to).await?;
         if target == ours {
             // The answer was lost after the first half.
             if source == ours {
@@ -194,27 +267,184 @@ impl Vfs {
             self.finish(op, what, Vec::new());
             return Ok(());
         }
-        if !matches_expected(target, at_target) {
-            return self.clear_target(op, what, to, target, replaced).await;
+        let is_taken = !matches_expected(target, at_target);
+        if is_taken && (target == Found::Nothing || policy == OnConflict::KeepBoth) {
+            return self.clear_target(op, to, target, replaced).await;
         }
-        // The source is another version, or gone.
-        self.note_conflict(from);
-        if dirty {
-            self.finish(op, what, entries);
-            return Ok(());
+        if policy == OnConflict::Fail {
+            // It may be over already.
+            return Err(if is_taken || source != ours { Error::Conflict } else { Error::TimedOut });
         }
-        let stored = Stored { version, plain_len: len };
-        let change = Change::Put { stored, mtime: OffsetDateTime::now_utc() };
-        self.ask(Op { path: to.clone(), expect: at_target.expect(), change }).await?;
-        self.finish(op, what, vec![Entry::Remote { file, remote: Remote::Own(version, len) }]);
+        let expect = match target {
+            Found::Nothing => Expect::Absent,
+            Found::Content(hash) => Expect::Is(hash),
+            Found::Other => return Err(Error::Exists),
+        };
+        if is_taken {
+            self.note_overwritten(to);
+        }
+        let dirty = record.draft.as_ref().is_some_and(|draft| draft.is_dirty());
+        let entries = if dirty {
+            let remote = if let Found::Content(hash) = target { Remote::Replaced(hash) } else { Remote::Absent };
+            let emptied = replaced.map(|file| Entry::Remote { file, remote: Remote::Absent });
+            [Entry::Remote { file, remote }].into_iter().chain(emptied).collect()
+        } else {
+            let mtime = record.mtime.unwrap_or_else(OffsetDateTime::now_utc);
+            let change = Change::Put { stored: Stored { version, plain_len: len }, mtime };
+            self.ask(Op { path: to.clone(), expect, change }).await?;
+            vec![Entry::Remote { file, remote: Remote::Own(version, len) }]
+        };
+        match source {
+            // Ours, at its old name still.
+            _ if source == ours => {
+                self.ask(Op { path: from.clone(), expect: Expect::Is(version.hash), change: Change::Delete }).await?;
+            }
+            Found::Nothing => self.note_conflict(from),
+            theirs => self.remove_theirs(from, theirs, policy).await?,
+        }
+        self.finish(op, what, entries);
         Ok(())
+    }
+
+    /// Deals with what somebody else left at a place that was to become empty.
+    async fn remove_theirs(&self, path: &PlainPath, theirs: Found, policy: OnConflict) -> Result<(), Error> {
+        match (theirs, policy) {
+            (Found::Nothing, _) => Ok(()),
+            (_, OnConflict::Fail) => Err(Error::Conflict),
+            (Found::Content(hash), OnConflict::Overwrite) => {
+                self.note_overwritten(path);
+                self.ask(Op { path: path.clone(), expect: Expect::Is(hash), change: Change::Delete }).await.map(drop)
+            }
+            _ => {
+                self.note_conflict(path);
+                Ok(())
+            }
+        }
+    }
+
+    /// A directory can't be renamed as a whole: its files are, one by one.
+    pub(super) async fn resolve_directory(
+        &self,
+        op: OpNo,
+        what: &QueuedOp,
+        from: &PlainPath,
+        to: &PlainPath,
+        policy: OnConflict,
+    ) -> Result<(), Error> {
+        if policy == OnConflict::Fail {
+            return Err(Error::Conflict);
+        }
+        let mut stuck = HashSet::new();
+        for round in 0.. {
+            let mut files = self.files_below(from).await?;
+            files.retain(|path, _| !stuck.contains(path));
+            if files.is_empty() {
+                break;
+            }
+            if round == ROUNDS {
+                return Err(Error::TimedOut);
+            }
+            let files: Vec<_> = files.into_iter().collect();
+            for batch in files.chunks(BATCH) {
+                self.move_files(batch, from, to, policy, &mut stuck).await?;
+            }
+        }
+        if stuck.is_empty() {
+            // Nothing is left to move; this tells the store that an earlier attempt at the whole is over.
+            let change = Change::RenameDirectory { to: to.clone() };
+            if let Err(error) = self.ask(Op { path: from.clone(), expect: Expect::Any, change }).await {
+                tracing::debug!(%error, "a directory was moved file by file");
+            }
+        }
+        for path in &stuck {
+            self.note_conflict(path);
+            tracing::warn!(path = self.view.log_name(path), "can't be moved with its directory; it stays");
+        }
+        for path in [from, to] {
+            if let Some((parent, _)) = path.split() {
+                self.look_again(&parent);
+            }
+            self.look_again(path);
+        }
+        self.finish(op, what, Vec::new());
+        Ok(())
+    }
+
+    /// Our files at the source below a directory, by path; `None`: one that can't be moved.
+    async fn files_below(&self, directory: &PlainPath) -> Result<BTreeMap<PlainPath, Option<Hash>>, Error> {
+        let mut files = BTreeMap::new();
+        let mut open = vec![directory.clone()];
+        while let Some(at) = open.pop() {
+            for entry in self.view.list(&at).await?.entries {
+                let path = at.join(&entry.name)?;
+                match entry.kind {
+                    Kind::Directory { .. } => open.push(path),
+                    Kind::File { read_only: true, .. } => {}
+                    Kind::File { version, .. } => drop(files.insert(path, version.map(|version| version.hash))),
+                }
+            }
+        }
+        Ok(files)
+    }
+
+    async fn move_files(
+        &self,
+        files: &[(PlainPath, Option<Hash>)],
+        from: &PlainPath,
+        to: &PlainPath,
+        policy: OnConflict,
+        stuck: &mut HashSet<PlainPath>,
+    ) -> Result<(), Error> {
+        let mut ops = Vec::with_capacity(files.len());
+        for (path, hash) in files {
+            match (hash, path.rebase(from, to)) {
+                (Some(hash), Some(target)) => {
+                    let change = Change::Rename { to: target, expect_to: Expect::Absent };
+                    ops.push(Op { path: path.clone(), expect: Expect::Is(*hash), change });
+                }
+                _ => drop(stuck.insert(path.clone())),
+            }
+        }
+        let outcomes = self.view.commit(&ops).await;
+        for (op, outcome) in ops.into_iter().zip(outcomes) {
+            let (Change::Rename { to, .. }, Expect::Is(hash)) = (&op.change, op.expect) else { continue };
+            match outcome {
+                Outcome::Done(_) => {}
+                Outcome::Conflict { .. } => {
+                    if !self.clear_for(&op.path, hash, to, policy).await? {
+                        stuck.insert(op.path.clone());
+                    }
+                }
+                Outcome::Failed(error) if concerns_one_file(&error) => drop(stuck.insert(op.path.clone())),
+                Outcome::Failed(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes room at `to` for a file of a directory that moves, so that the next round can move it. Says whether that was possible.
+    async fn clear_for(&self, path: &PlainPath, ours: Hash, to: &PlainPath, policy: OnConflict) -> Result<bool, Error> {
+        match self.look(to).await? {
+            // The file itself was changed or removed: the next round sees what it is now.
+            Found::Nothing => {}
+            Found::Other => return Ok(false),
+            Found::Content(hash) if hash == ours => {
+                self.ask(Op { path: path.clone(), expect: Expect::Is(ours), change: Change::Delete }).await?;
+            }
+            Found::Content(theirs) if policy == OnConflict::Overwrite => {
+                self.note_overwritten(to);
+                let change = Change::Rename { to: to.clone(), expect_to: Expect::Is(theirs) };
+                self.ask(Op { path: path.clone(), expect: Expect::Is(ours), change }).await?;
+            }
+            Found::Content(theirs) => self.move_aside(to, theirs).await?,
+        }
+        Ok(true)
     }
 
     /// Moves a foreign version away from where a rename is to put ours, and has the rename tried again.
     async fn clear_target(
         &self,
         op: OpNo,
-        what: &QueuedOp,
         to: &PlainPath,
         target: Found,
         replaced: Option<FileNo>,
@@ -222,16 +452,8 @@ impl Vfs {
         match target {
             Found::Other => return Err(Error::Exists),
             Found::Nothing => {}
-            Found::Content(hash) => {
-                self.note_conflict(to);
-                let (parent, name) = to.split().ok_or(Error::Invalid("the root is no file"))?;
-                let directory = lock(&self.tree).find(&parent);
-                let aside = self.conflict_name(&parent, name, |name| self.is_child(directory, name))?;
-                let change = Change::Rename { to: parent.join(&aside)?, expect_to: Expect::Absent };
-                self.ask(Op { path: to.clone(), expect: Expect::Is(hash), change }).await?;
-            }
+            Found::Content(theirs) => self.move_aside(to, theirs).await?,
         }
-        let _ = what;
         if let Some(file) = replaced {
             self.journal.append(Purpose::Relief, vec![Entry::Remote { file, remote: Remote::Absent }])?;
         }
@@ -239,18 +461,45 @@ impl Vfs {
         Ok(())
     }
 
+    /// Gives a foreign version a conflict name.
+    async fn move_aside(&self, path: &PlainPath, theirs: Hash) -> Result<(), Error> {
+        self.note_conflict(path);
+        let aside = self.free_conflict_path(path)?;
+        let change = Change::Rename { to: aside, expect_to: Expect::Absent };
+        self.ask(Op { path: path.clone(), expect: Expect::Is(theirs), change }).await.map(drop)
+    }
+
+    /// A conflict name for what lies at `path`, beside it.
+    pub(super) fn free_conflict_path(&self, path: &PlainPath) -> Result<PlainPath, Error> {
+        let (parent, name) = path.split().ok_or(Error::Invalid("the root is no file"))?;
+        let directory = lock(&self.tree).find(&parent);
+        let aside = self.conflict_name(&parent, name, |name| self.is_child(directory, name))?;
+        Ok(parent.join(&aside)?)
+    }
+
     fn is_child(&self, directory: Option<Ino>, name: &str) -> bool {
         directory.is_some_and(|ino| lock(&self.tree).child(ino, name).is_ok_and(|child| child.is_some()))
     }
 
     /// One operation by itself; a conflict is an error that makes the whole be looked at again.
-    async fn ask(&self, op: Op) -> Result<Option<Version>, Error> {
+    pub(super) async fn ask(&self, op: Op) -> Result<Option<Version>, Error> {
         match self.view.commit(std::slice::from_ref(&op)).await.into_iter().next() {
             Some(Outcome::Done(version)) => Ok(version),
             Some(Outcome::Failed(error)) => Err(error.into()),
             Some(Outcome::Conflict { .. }) | None => Err(Error::TimedOut),
         }
     }
+}
+
+/// Whether a refusal to move one file of a directory says nothing of the others.
+fn concerns_one_file(error: &store::Error) -> bool {
+    use store::Error as E;
+    matches!(error, E::NameTooLong | E::InvalidName | E::NoContent | E::Unauthentic(_) | E::ReadOnly | E::NotFound)
+}
+
+/// Whether a directory's rename failed because of what is in it, or where it goes.
+pub(super) fn concerns_a_directory(error: &store::Error) -> bool {
+    matches!(error, store::Error::NotEmpty(_)) || concerns_one_file(error)
 }
 
 fn matches_expected(found: Found, expected: Remote) -> bool {

@@ -1,12 +1,12 @@
 //! Directories: listing the source, laying local state over it, looking names up, paging.
 
 use super::handle::{DirectoryHandle, HandleNo, Listed};
-use super::inode::{Attr, Body, Ino, Node, Tree};
+use super::inode::{Attr, Body, FileKind, Ino, Node, Tree};
 use super::journal::Journal;
 use super::ledger::{Ledger, Remote};
 use super::overlay::{LocalChild, Overlay};
 use super::{Error, Vfs, lock};
-use crate::store::{Entry, Kind, Len, PlainPath, Version};
+use crate::store::{Entry, Hidden, Kind, Len, PlainPath, Version};
 use futures::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Instant, SystemTime};
@@ -74,25 +74,10 @@ impl Vfs {
         let began = Instant::now();
         let listing = Listing::begin(&self.journal);
         let sources = self.journal.ledger().overlay(path, None).sources;
-        let mut found = BTreeMap::new();
-        let (mut unreadable, mut reported) = (0, 0);
+        let mut listings = Vec::with_capacity(sources.len());
         for source in sources {
             let listed = self.view.list(&source).await?;
-            unreadable += listed.hidden.foreign + listed.hidden.suspicious;
-            reported += listed.hidden.shadowed + listed.hidden.unreachable;
-            for entry in listed.entries {
-                // An entry that is being moved shows in two sources; a directory of both is one.
-                match found.get_mut(&entry.name) {
-                    Some(Entry { kind: Kind::Directory { .. }, .. }) => {}
-                    Some(older) => *older = entry,
-                    None => {
-                        found.insert(entry.name.clone(), entry);
-                    }
-                }
-            }
-        }
-        if unreadable + reported > 0 {
-            tracing::debug!(directory = self.view.log_name(path), unreadable, reported, "entries are not shown");
+            listings.push((source, listed));
         }
         let mut tree = lock(&self.tree);
         if tree.path(ino)? != *path {
@@ -100,6 +85,14 @@ impl Vfs {
         }
         let ledger = self.journal.ledger();
         let overlay = ledger.overlay(path, Some(listing.stamp));
+        listings.retain(|(source, _)| !overlay.stale.contains(source));
+        let hidden = |count: fn(&Hidden) -> u64| listings.iter().map(|(_, listed)| count(&listed.hidden)).sum::<u64>();
+        let unreadable = hidden(|hidden| hidden.foreign + hidden.suspicious);
+        let reported = hidden(|hidden| hidden.shadowed + hidden.unreachable);
+        if unreadable + reported > 0 {
+            tracing::debug!(directory = self.view.log_name(path), unreadable, reported, "entries are not shown");
+        }
+        let found = union(listings.into_iter().flat_map(|(_, listed)| listed.entries));
         let merge = Merge { vfs: self, ledger: &ledger, path, overlay };
         merge.run(&mut tree, ino, found)?;
         let directory = tree.directory_mut(ino)?;
@@ -198,12 +191,12 @@ impl Vfs {
         self.load(ino).await?;
         let mut tree = lock(&self.tree);
         let parent = tree.node(ino)?.place.as_ref().map_or(ino, |(parent, _)| *parent);
-        let dot = |ino, name: &str| Listed { ino, name: name.to_owned(), is_directory: true };
+        let dot = |ino, name: &str| Listed { ino, name: name.to_owned(), kind: FileKind::Directory };
         let mut entries = vec![dot(ino, "."), dot(parent, "..")];
         let children = tree.directory(ino)?.children.iter().map(|(name, child)| Listed {
             ino: *child,
             name: name.clone(),
-            is_directory: tree.node(*child).is_ok_and(Node::is_directory),
+            kind: tree.node(*child).map_or(FileKind::File, Node::kind),
         });
         entries.extend(children);
         tree.opened(ino, false)?;
@@ -267,6 +260,20 @@ impl Vfs {
     }
 }
 
+/// One listing of several, oldest place first. An entry that is being moved shows in two; a directory of both is one. Where the files differ,
+/// ours is the one that moves, and the other is somebody else's at the new place.
+fn union(entries: impl Iterator<Item = Entry>) -> BTreeMap<String, Entry> {
+    let mut found: BTreeMap<String, Entry> = BTreeMap::new();
+    for entry in entries {
+        match found.get_mut(&entry.name) {
+            Some(older) if matches!(entry.kind, Kind::Directory { .. }) => *older = entry,
+            Some(_) => {}
+            None => drop(found.insert(entry.name.clone(), entry)),
+        }
+    }
+    found
+}
+
 /// Lays local state over what the source showed.
 struct Merge<'a> {
     vfs: &'a Vfs,
@@ -292,8 +299,17 @@ impl Merge<'_> {
 
     /// Decides on one name; says whether it came or went.
     fn name(&self, tree: &mut Tree, parent: Ino, name: &str, found: Option<Entry>) -> Result<bool, Error> {
-        let here = tree.child(parent, name)?;
+        let mut here = tree.child(parent, name)?;
         let known = self.overlay.children.get(name);
+        if known == Some(&LocalChild::Special)
+            && found.is_none()
+            && let Some(ino) = here
+            && tree.node(ino)?.as_special().is_none()
+        {
+            // What the source showed in its place is gone.
+            tree.remove(parent, name);
+            here = None;
+        }
         if self.overlay.governed.contains(name) || (known.is_some() && found.is_none()) {
             let Some(known) = known.filter(|_| here.is_none()) else { return Ok(false) };
             return self.restore(tree, parent, name, *known);
@@ -323,6 +339,10 @@ impl Merge<'_> {
     fn restore(&self, tree: &mut Tree, parent: Ino, name: &str, known: LocalChild) -> Result<bool, Error> {
         let node = match known {
             LocalChild::Directory => Node::directory(false),
+            LocalChild::Special => match self.ledger.special(&self.path.join(name)?) {
+                Some(special) => Node::special(special.clone()),
+                None => return Ok(false),
+            },
             LocalChild::File(no) => {
                 let Some(record) = self.ledger.file(no) else { return Ok(false) };
                 match (self.vfs.flusher.edit(no), record.remote) {

@@ -5,10 +5,10 @@
 
 use super::inode::Ino;
 use super::journal::{Journal, Purpose, Ticket};
-use super::ledger::{Entry, FileNo};
+use super::ledger::{Entry, FileNo, FrozenRecord};
 use super::slots::Pool;
 use super::{Error, lock};
-use crate::store::{Delta, Draft, DraftState, Frozen, Version};
+use crate::store::{Delta, Draft, DraftState, Frozen, Stored, Version};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use time::OffsetDateTime;
@@ -48,6 +48,15 @@ struct Meta {
     early: u32,
     /// The last write failed.
     stuck: bool,
+    /// Bytes of the base that a freeze still has to fetch, at most.
+    owed: u64,
+}
+
+impl Meta {
+    fn is_evictable(&self) -> bool {
+        let settled = self.settled == self.generation && self.backlog.is_empty();
+        self.generation > 0 && self.generation == self.committed && settled
+    }
 }
 
 impl Edit {
@@ -75,6 +84,7 @@ impl Edit {
             hurry: 0,
             early: 0,
             stuck: false,
+            owed: draft.state().base.map_or(0, |(_, visible)| visible),
         };
         Self { file, draft: RwLock::new(Some(draft)), meta: Mutex::new(meta), ino: OnceLock::new() }
     }
@@ -103,6 +113,11 @@ impl Edit {
     /// The current generation.
     pub(super) fn generation(&self) -> u64 {
         lock(&self.meta).generation
+    }
+
+    /// How long the oldest change has waited that the source lacks.
+    pub(super) fn age(&self) -> Duration {
+        lock(&self.meta).first_change.elapsed()
     }
 
     /// Whether the source lacks something of it.
@@ -136,6 +151,23 @@ impl Edit {
         Some((meta.last_change + debounce).min(meta.first_change + window))
     }
 
+    /// How long nothing was changed.
+    pub(super) fn quiet(&self) -> Duration {
+        lock(&self.meta).last_change.elapsed()
+    }
+
+    /// Bytes of slots that a first change would need besides its own, for the rest of the file.
+    pub(super) fn owed(&self) -> u64 {
+        let meta = lock(&self.meta);
+        if meta.generation == meta.committed { meta.owed } else { 0 }
+    }
+
+    /// Whether it was changed and the source has all of it.
+    pub(super) fn is_evictable(&self) -> bool {
+        let meta = lock(&self.meta);
+        meta.is_evictable()
+    }
+
     /// Makes what it is now due at once.
     pub(super) fn hurry(&self) {
         let mut meta = lock(&self.meta);
@@ -151,7 +183,10 @@ impl Edit {
     pub(super) async fn writer(&self) -> RwLockWriteGuard<'_, Option<Draft>> {
         let mut draft = self.draft.write().await;
         let version = lock(&self.meta).rebase.take();
-        if let (Some(draft), Some(version)) = (draft.as_mut(), version) {
+        if let (Some(draft), Some(version)) = (draft.as_mut(), version)
+            // A copy is committed as what it is based on, and most of it may be nowhere else.
+            && draft.state().base.is_none_or(|(base, _)| base.hash != version.hash)
+        {
             draft.rebase(version);
         }
         draft
@@ -170,6 +205,14 @@ impl Edit {
         meta.generation += 1;
     }
 
+    /// Makes a version that was frozen one of the past, though its content is the present one.
+    pub(super) fn outgrow(&self, generation: u64) {
+        let mut meta = lock(&self.meta);
+        if meta.generation == generation {
+            meta.generation += 1;
+        }
+    }
+
     /// Sets the time to be committed, if nothing was frozen since the last change; says whether that worked.
     pub(super) fn set_mtime(&self, journal: &Journal, mtime: OffsetDateTime) -> Result<bool, Error> {
         let mut meta = lock(&self.meta);
@@ -179,11 +222,19 @@ impl Edit {
         let (file, generation) = (self.file, meta.settled);
         let (_, done) = journal.transact(Purpose::Work, |ledger| {
             let draft = ledger.file(file).and_then(|record| record.draft.as_ref());
-            let frozen = draft.and_then(|draft| draft.frozen.as_ref());
-            if draft.is_none() || frozen.is_some_and(|frozen| frozen.generation == meta.generation) {
-                return Ok((Vec::new(), false));
+            let frozen = draft.and_then(|draft| draft.frozen.clone());
+            let mut entries = vec![Entry::Extend { file, generation, mtime, delta: None, checksums: Vec::new() }];
+            match frozen.filter(|frozen| frozen.generation == meta.generation) {
+                None if draft.is_none() => return Ok((Vec::new(), false)),
+                None => {}
+                // What is uploaded but not on its way yet, a copy that was just made, is noted again with the new time.
+                Some(FrozenRecord { generation, frozen, stored: Some(stored), .. }) if !ledger.is_mentioned(file) => {
+                    entries.push(Entry::Freeze { file, generation, mtime, frozen });
+                    entries.push(Entry::Uploaded { file, generation, stored });
+                }
+                Some(_) => return Ok((Vec::new(), false)),
             }
-            Ok((vec![Entry::Extend { file, generation, mtime, delta: None, checksums: Vec::new() }], true))
+            Ok((entries, true))
         })?;
         if done {
             meta.mtime = mtime;
@@ -265,6 +316,31 @@ impl Edit {
         Ok(meta.ticket)
     }
 
+    /// Journals that the content is from now on `copy`, a version that the source has. The draft must be held for writing, with nothing unsettled, and be
+    /// replaced by `copy` right after.
+    pub(super) fn become_copy(
+        &self,
+        copy: &Draft,
+        stored: Stored,
+        frozen: Arc<Frozen>,
+        journal: &Journal,
+    ) -> Result<(), Error> {
+        let (file, mtime) = (self.file, OffsetDateTime::now_utc());
+        {
+            let mut meta = lock(&self.meta);
+            let generation = meta.generation + 1;
+            let entries = vec![
+                Entry::Begin { file, state: copy.state().clone(), generation, mtime },
+                Entry::Freeze { file, generation, mtime, frozen },
+                Entry::Uploaded { file, generation, stored },
+            ];
+            meta.ticket = journal.append(Purpose::Work, entries)?;
+            meta.settled = generation;
+        }
+        self.change(copy);
+        Ok(())
+    }
+
     /// Forgets what is decrypted in memory, once the journal has all of it: `again` makes the same draft from its state. Thousands of files that
     /// wait for their flush would each keep a record otherwise.
     pub(super) async fn cool(&self, again: impl FnOnce(DraftState) -> Result<Draft, Error>) -> Result<(), Error> {
@@ -273,6 +349,39 @@ impl Edit {
             *draft = again(draft.state().clone())?;
         }
         Ok(())
+    }
+
+    /// Gives all slots back, if the source has what is in them: from then on it is an edit of that version that has changed nothing yet. Says
+    /// whether it did.
+    pub(super) async fn evict(
+        &self,
+        journal: &Journal,
+        pool: &Pool,
+        again: impl FnOnce(DraftState) -> Result<Draft, Error>,
+    ) -> Result<bool, Error> {
+        let mut guard = self.writer().await;
+        let Some(draft) = guard.as_mut().filter(|_| self.is_evictable()) else { return Ok(false) };
+        // What a fetch brought into memory and no entry told yet.
+        self.settle_locked(draft, journal, pool).await?;
+        let Some((version, _)) = draft.state().base.filter(|_| !draft.state().records.is_empty()) else {
+            return Ok(false);
+        };
+        let (file, len) = (self.file, draft.len());
+        let state = DraftState { len, base: Some((version, len)), ..DraftState::default() };
+        let fresh = again(state.clone())?;
+        let mut meta = lock(&self.meta);
+        let (generation, mtime) = (meta.generation, meta.mtime);
+        // The note of a commit says that no byte of the base is needed: here all of them are.
+        let base = Delta { len, base_len: len, ..Delta::default() };
+        let entries = vec![
+            Entry::Begin { file, state, generation, mtime },
+            Entry::Committed { file, generation, version },
+            Entry::Extend { file, generation, mtime, delta: Some(base), checksums: Vec::new() },
+        ];
+        meta.ticket = journal.append(Purpose::Relief, entries)?;
+        meta.owed = len;
+        *draft = fresh;
+        Ok(true)
     }
 
     /// Fetches what a freeze would have to, piece by piece: between them the draft may be read and written, and no lock is held over the network.
@@ -304,6 +413,7 @@ impl Edit {
             let meta = lock(&self.meta);
             (meta.generation, meta.mtime)
         };
+        lock(&self.meta).owed = 0;
         let entry = Entry::Freeze { file: self.file, generation, mtime, frozen: frozen.clone() };
         // On a full disk this is the way out: what is committed gives its slots back.
         self.journal(Purpose::Relief, delta, journal, pool, vec![entry])?;
@@ -327,12 +437,23 @@ impl Edit {
         pool: &Pool,
         give_up: impl FnOnce(&mut dyn FnMut() -> Result<(), Error>) -> Result<bool, Error>,
     ) -> Result<bool, Error> {
+        self.end_with(journal, pool, |end| give_up(&mut || end(Vec::new()))).await
+    }
+
+    /// The same, with entries that are to come right before the end.
+    pub(super) async fn end_with(
+        &self,
+        journal: &Journal,
+        pool: &Pool,
+        give_up: impl FnOnce(&mut dyn FnMut(Vec<Entry>) -> Result<(), Error>) -> Result<bool, Error>,
+    ) -> Result<bool, Error> {
         let mut guard = self.writer().await;
         let Some(draft) = guard.as_mut() else { return Ok(false) };
         // Under the tree's lock nothing may wait: what isn't in a slot yet is dropped, and what no entry told yet is given back with the rest.
-        let mut end = || {
+        let mut end = |mut entries: Vec<Entry>| {
             let delta = draft.abandon();
-            self.journal(Purpose::Relief, delta, journal, pool, vec![Entry::End { file: self.file }]).map(|_| ())
+            entries.push(Entry::End { file: self.file });
+            self.journal(Purpose::Relief, delta, journal, pool, entries).map(|_| ())
         };
         let ended = give_up(&mut end)?;
         if ended {

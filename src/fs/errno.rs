@@ -79,6 +79,9 @@ pub enum Error {
     /// What kept a file from being flushed.
     #[error(transparent)]
     Flush(std::sync::Arc<Error>),
+    /// Somebody else changed the same thing, and the mount was told to leave such cases to its user.
+    #[error("changed elsewhere too")]
+    Conflict,
     /// A deadline was over.
     #[error("timed out")]
     TimedOut,
@@ -115,7 +118,12 @@ impl Error {
             Self::NoAttribute => libc::ENODATA,
             Self::TooLarge => libc::EFBIG,
             Self::Busy(_) | Self::MountBusy => libc::EBUSY,
-            Self::Journal { .. } | Self::Mount(_) | Self::Damaged | Self::TimedOut | Self::Stopping => libc::EIO,
+            Self::Journal { .. }
+            | Self::Mount(_)
+            | Self::Damaged
+            | Self::Conflict
+            | Self::TimedOut
+            | Self::Stopping => libc::EIO,
         }
     }
 

@@ -7,9 +7,10 @@
 
 use super::edit::Edit;
 use super::journal::Purpose;
-use super::ledger::{Entry, FileNo, OpNo, QueuedOp};
-use super::{Drained, Error, Vfs, lock};
-use crate::store::{Content, Frozen, PutSession, Stored};
+use super::ledger::{Entry, FileNo, OpNo, PathSet, QueuedOp};
+use super::pending::Standing;
+use super::{Drained, Error, OnConflict, Vfs, lock};
+use crate::store::{self, Content, Frozen, PutSession, Stored};
 use futures::StreamExt;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, Weak};
@@ -28,6 +29,10 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Pause after an operation was refused for good: somebody has to change something, and may.
 const PARKED_PAUSE: Duration = Duration::from_secs(300);
+/// Refusals of a single change that are taken for passing ones (they have been seen to); then it counts as refused for good.
+const REFUSALS: u32 = 5;
+/// Pause of what waits for its user's decision (30 days): nothing that passes by itself.
+const UNDECIDED_PAUSE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The uploader looks around at least this often.
 const LOOK: Duration = Duration::from_secs(3600);
 
@@ -44,6 +49,13 @@ struct Trouble {
     error: Arc<Error>,
 }
 
+impl Trouble {
+    /// As a user is told of it.
+    fn told(&self, parked: bool) -> (u32, bool, String) {
+        (self.attempts, parked, self.error.to_string())
+    }
+}
+
 #[derive(Default)]
 struct Work {
     /// Files being frozen or uploaded.
@@ -54,6 +66,11 @@ struct Work {
     running: HashSet<OpNo>,
     files: HashMap<FileNo, Trouble>,
     ops: HashMap<OpNo, Trouble>,
+    /// Files whose upload in company was refused for good: the next attempt tells which of them was meant.
+    alone: HashSet<FileNo>,
+    /// What the user wants done about conflicts of these, whatever the mount's policy.
+    file_wishes: HashMap<FileNo, OnConflict>,
+    op_wishes: HashMap<OpNo, OnConflict>,
 }
 
 /// What `status` tells.
@@ -133,7 +150,12 @@ impl Flusher {
     /// A file that isn't to be flushed any more.
     pub(super) fn forget(&self, file: FileNo) {
         lock(&self.dirty).remove(&file);
-        lock(&self.work).files.remove(&file);
+        {
+            let mut work = lock(&self.work);
+            work.files.remove(&file);
+            work.alone.remove(&file);
+            work.file_wishes.remove(&file);
+        }
         self.moved();
     }
 
@@ -195,6 +217,7 @@ impl Flusher {
             let mut work = lock(&self.work);
             work.running.remove(&op);
             work.ops.remove(&op);
+            work.op_wishes.remove(&op);
             file.map(|file| work.launched.remove(&file));
         }
         self.moved();
@@ -208,8 +231,12 @@ impl Flusher {
             let mut work = lock(&self.work);
             work.running.remove(&op);
             let attempts = work.ops.get(&op).map_or(0, |trouble| trouble.attempts) + 1;
-            let parked = !error.is_transient();
-            let pause = if parked { PARKED_PAUSE } else { pause(attempts) };
+            let parked = is_final(&error, attempts);
+            let pause = match (&error, parked) {
+                (Error::Conflict, _) => UNDECIDED_PAUSE,
+                (_, true) => PARKED_PAUSE,
+                (_, false) => pause(attempts),
+            };
             let trouble =
                 Trouble { attempts, next: Instant::now() + pause, parked, generation: 0, error: Arc::new(error) };
             work.ops.insert(op, trouble);
@@ -231,7 +258,9 @@ impl Flusher {
             let mut work = lock(&self.work);
             let attempts = work.files.get(&file).map_or(0, |trouble| trouble.attempts) + 1;
             // A full disk may be emptied by what is committed meanwhile.
-            let parked = !error.is_transient() && error.errno() != libc::ENOSPC;
+            let is_local = matches!(&*error, Error::Staging(_) | Error::Store(crate::store::Error::Io(_)));
+            let is_full_here = is_local && error.errno() == libc::ENOSPC;
+            let parked = !error.is_transient() && !is_full_here;
             let next = Instant::now() + pause(attempts);
             work.files.insert(file, Trouble { attempts, next, parked, generation, error });
         }
@@ -239,10 +268,47 @@ impl Flusher {
         self.uploads.notify_one();
     }
 
+    /// Whether an operation that fails with this has been refused for good.
+    pub(super) fn is_final(&self, op: OpNo, error: &Error) -> bool {
+        is_final(error, lock(&self.work).ops.get(&op).map_or(0, |trouble| trouble.attempts) + 1)
+    }
+
+    /// Whatever a file failed with, it isn't tried again by itself.
+    pub(super) fn park_file(&self, file: FileNo) {
+        if let Some(trouble) = lock(&self.work).files.get_mut(&file) {
+            trouble.parked = true;
+        }
+    }
+
+    /// What the user wants done about a conflict of this.
+    pub(super) fn wish(&self, op: OpNo, file: Option<FileNo>) -> Option<OnConflict> {
+        let work = lock(&self.work);
+        let of_file = || work.file_wishes.get(&file?);
+        work.op_wishes.get(&op).or_else(of_file).copied()
+    }
+
+    /// The user wants this of an operation.
+    pub(super) fn wish_op(&self, op: OpNo, wish: OnConflict) {
+        lock(&self.work).op_wishes.insert(op, wish);
+    }
+
+    /// The user wants this of a file.
+    pub(super) fn wish_file(&self, file: FileNo, wish: OnConflict) {
+        lock(&self.work).file_wishes.insert(file, wish);
+    }
+
     /// A file is at the source.
     pub(super) fn file_committed(&self, file: FileNo) {
         lock(&self.tally).flushed += 1;
-        lock(&self.work).files.remove(&file);
+        let mut work = lock(&self.work);
+        work.files.remove(&file);
+        work.alone.remove(&file);
+        work.file_wishes.remove(&file);
+    }
+
+    /// Parked changes of names.
+    pub(super) fn parked_ops(&self) -> u64 {
+        lock(&self.work).ops.values().filter(|trouble| trouble.parked).count() as u64
     }
 
     /// A foreign change was kept.
@@ -305,6 +371,12 @@ impl Flusher {
         (due, next)
     }
 
+    /// Whether the file is being uploaded, or its commit is in the queue.
+    pub(super) fn is_under_way(&self, file: FileNo) -> bool {
+        let work = lock(&self.work);
+        work.busy.contains(&file) || work.launched.contains(&file)
+    }
+
     /// A commit of the file is in the queue.
     pub(super) fn launch(&self, file: FileNo) {
         lock(&self.work).launched.insert(file);
@@ -321,6 +393,37 @@ impl Flusher {
         let mut work = lock(&self.work);
         work.files.clear();
         work.ops.clear();
+    }
+
+    /// Files to be flushed that the source lacks.
+    pub(super) fn dirty_files(&self) -> Vec<Arc<Edit>> {
+        lock(&self.dirty).values().filter(|edit| edit.is_dirty()).cloned().collect()
+    }
+
+    /// How a file's flush stands; `put`: its commit, if that is in the queue.
+    pub(super) fn file_standing(&self, file: FileNo, generation: u64, put: Option<OpNo>) -> Standing {
+        let work = lock(&self.work);
+        let of_file = work.files.get(&file).map(|trouble| trouble.told(work.is_parked(file, generation)));
+        let of_put = || put.and_then(|op| work.ops.get(&op)).map(|trouble| trouble.told(trouble.parked));
+        let committing = put.is_some_and(|op| work.running.contains(&op));
+        Standing { committing, trouble: of_file.or_else(of_put) }
+    }
+
+    /// How an operation stands.
+    pub(super) fn op_standing(&self, op: OpNo) -> Standing {
+        let work = lock(&self.work);
+        let trouble = work.ops.get(&op).map(|trouble| trouble.told(trouble.parked));
+        Standing { committing: work.running.contains(&op), trouble }
+    }
+
+    /// Forgets an operation's failures.
+    pub(super) fn forgive_op(&self, op: OpNo) {
+        lock(&self.work).ops.remove(&op);
+    }
+
+    /// Forgets a file's failures.
+    pub(super) fn forgive_file(&self, file: FileNo) {
+        lock(&self.work).files.remove(&file);
     }
 
     /// Flushes one file and waits until the source has what it is now, or an attempt failed.
@@ -346,6 +449,12 @@ impl Flusher {
             }
         }
     }
+}
+
+/// Whether nothing is left to wait for after so many attempts.
+fn is_final(error: &Error, attempts: u32) -> bool {
+    let refused = matches!(error, Error::Store(store::Error::Refused(_)));
+    !error.is_transient() || (refused && attempts >= REFUSALS)
 }
 
 impl Work {
@@ -389,7 +498,7 @@ impl Vfs {
         loop {
             let Some(this) = vfs.upgrade() else { return };
             let (due, next) = this.flusher.take_due();
-            for group in groups(due) {
+            for group in this.flusher.groups(due) {
                 tokio::spawn(this.clone().upload(group));
             }
             tokio::select! {
@@ -416,6 +525,11 @@ impl Vfs {
         };
         if let Err(error) = outcome {
             let error = Arc::new(Error::Store(error));
+            if generations.len() > 1 && !error.is_transient() {
+                tracing::warn!(%error, files = generations.len(), "an upload was refused; its files are sent one by one");
+                lock(&self.flusher.work).alone.extend(generations.iter().map(|(file, _)| *file));
+                return;
+            }
             for (file, generation) in generations {
                 self.flusher.file_failed(file, generation, error.clone());
             }
@@ -533,15 +647,35 @@ impl Vfs {
         ledger.ops().filter(|(_, op)| counts(op)).count() as u64
     }
 
+    /// Whether all of it is at the source, or waits for somebody: parked, or behind something that is.
     fn is_flushed(&self, targets: &[(u64, Arc<Edit>)], last: Option<OpNo>) -> bool {
-        let ops: Vec<_> = self.journal.ledger().ops().map(|(op, _)| op).take_while(|op| Some(*op) <= last).collect();
+        let ops: Vec<_> = self.journal.ledger().ops().map(|(op, what)| (op, what.clone())).collect();
         let dirty: HashSet<_> = lock(&self.flusher.dirty).keys().copied().collect();
         let left =
             targets.iter().filter(|(generation, edit)| !edit.has_committed(*generation) && dirty.contains(&edit.file));
         let left: Vec<_> = left.map(|(_, edit)| (edit.file, edit.generation())).collect();
         let work = lock(&self.flusher.work);
-        ops.iter().all(|op| work.ops.get(op).is_some_and(|trouble| trouble.parked))
-            && left.iter().all(|(file, generation)| work.is_parked(*file, *generation))
+        let (mut held, mut held_files) = (PathSet::default(), HashSet::new());
+        let mut is_done = true;
+        for (op, what) in &ops {
+            let parked = work.ops.get(op).is_some_and(|trouble| trouble.parked) && !work.running.contains(op);
+            if parked || what.paths().any(|path| held.overlaps(path)) {
+                what.paths().for_each(|path| held.insert(path));
+                held_files.extend(super::commit::put_file(what));
+            } else if Some(*op) <= last {
+                is_done = false;
+            }
+        }
+        is_done && left.iter().all(|(file, generation)| work.is_parked(*file, *generation) || held_files.contains(file))
+    }
+}
+
+impl Flusher {
+    /// Small files together; large ones, and those that company did no good, alone.
+    fn groups(&self, due: Vec<Arc<Edit>>) -> Vec<Vec<Arc<Edit>>> {
+        let alone = lock(&self.work).alone.clone();
+        let (single, together): (Vec<_>, Vec<_>) = due.into_iter().partition(|edit| alone.contains(&edit.file));
+        groups(together).into_iter().chain(single.into_iter().map(|edit| vec![edit])).collect()
     }
 }
 

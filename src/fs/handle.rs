@@ -1,6 +1,6 @@
 //! Open files and directories.
 
-use super::inode::{Cached, Ino};
+use super::inode::{Cached, FileKind, Ino};
 use super::read::Readahead;
 use super::{Error, lock};
 use crate::store::Object;
@@ -87,8 +87,8 @@ pub struct Listed {
     pub ino: Ino,
     /// Its name.
     pub name: String,
-    /// A directory, or else a file.
-    pub is_directory: bool,
+    /// What it is.
+    pub kind: FileKind,
 }
 
 /// All open handles. Each map has its own lock, held only to look up.

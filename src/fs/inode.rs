@@ -6,6 +6,8 @@
 
 use super::edit::Edit;
 use super::ledger::FileNo;
+use super::special::Special;
+use super::xattr::Xattrs;
 use super::{Error, Options};
 use crate::store::{Len, PlainPath, Version};
 use std::collections::{BTreeMap, HashMap};
@@ -22,16 +24,46 @@ impl Ino {
     pub const ROOT: Self = Self(1);
 }
 
+/// A special file has no content; the kernel never asks for it.
+const NO_CONTENT: Error = Error::Invalid("a special file has no content");
 /// Blocks are reported in units of this many bytes.
 const BLOCK: u64 = 512;
+
+/// What an inode is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+    /// A symbolic link.
+    Link,
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+    /// A character device.
+    CharDevice,
+    /// A block device.
+    BlockDevice,
+}
+
+/// What a new entry gets from whoever makes it; what is missing it has as all others do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Birth {
+    /// Permission bits.
+    pub mode: Option<u16>,
+    /// User and group of the process.
+    pub owner: Option<(u32, u32)>,
+}
 
 /// What `stat` tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attr {
     /// The inode.
     pub ino: Ino,
-    /// A directory, or else a file.
-    pub is_directory: bool,
+    /// What it is.
+    pub kind: FileKind,
     /// Plaintext size in bytes.
     pub len: u64,
     /// Blocks of 512 bytes.
@@ -50,9 +82,14 @@ pub struct Attr {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// A device's number.
+    pub device: u32,
     /// Whether the size is known: else it must not be cached.
     pub is_certain: bool,
 }
+
+/// The set-group-ID bit of a mode.
+const SET_GROUP_ID: u16 = 0o2000;
 
 /// Attributes that live in memory only.
 #[derive(Clone, Copy, Debug, Default)]
@@ -111,6 +148,8 @@ pub(super) enum Cached {
 pub(super) enum Body {
     Directory(Directory),
     File(File),
+    /// What only this machine has, and when it was made.
+    Special(Special, SystemTime),
 }
 
 /// An inode.
@@ -122,6 +161,7 @@ pub(super) struct Node {
     pub(super) opens: u32,
     pub(super) writers: u32,
     pub(super) looks: Looks,
+    pub(super) xattrs: Xattrs,
     pub(super) body: Body,
 }
 
@@ -169,15 +209,39 @@ impl Node {
         node
     }
 
-    fn new(body: Body) -> Self {
-        Self { place: None, lookups: 0, opens: 0, writers: 0, looks: Looks::default(), body }
+    /// A link, a pipe, a socket or a device.
+    pub(super) fn special(special: Special) -> Self {
+        Self::new(Body::Special(special, SystemTime::now()))
     }
 
-    /// The file, or `IsDirectory`.
+    fn new(body: Body) -> Self {
+        let (looks, xattrs) = (Looks::default(), Xattrs::default());
+        Self { place: None, lookups: 0, opens: 0, writers: 0, looks, xattrs, body }
+    }
+
+    /// What it is.
+    pub(super) fn kind(&self) -> FileKind {
+        match &self.body {
+            Body::Directory(_) => FileKind::Directory,
+            Body::File(_) => FileKind::File,
+            Body::Special(special, _) => special.kind(),
+        }
+    }
+
+    /// What only this machine has.
+    pub(super) fn as_special(&self) -> Option<&Special> {
+        match &self.body {
+            Body::Special(special, _) => Some(special),
+            _ => None,
+        }
+    }
+
+    /// The file, or `IsDirectory`; `Invalid` for what has no content of its own.
     pub(super) fn as_file(&self) -> Result<&File, Error> {
         match &self.body {
             Body::File(file) => Ok(file),
             Body::Directory(_) => Err(Error::IsDirectory),
+            Body::Special(..) => Err(NO_CONTENT),
         }
     }
 
@@ -186,6 +250,7 @@ impl Node {
         match &mut self.body {
             Body::File(file) => Ok(file),
             Body::Directory(_) => Err(Error::IsDirectory),
+            Body::Special(..) => Err(NO_CONTENT),
         }
     }
 
@@ -193,7 +258,7 @@ impl Node {
     pub(super) fn as_directory(&self) -> Result<&Directory, Error> {
         match &self.body {
             Body::Directory(directory) => Ok(directory),
-            Body::File(_) => Err(Error::NotDirectory),
+            Body::File(_) | Body::Special(..) => Err(Error::NotDirectory),
         }
     }
 
@@ -201,7 +266,7 @@ impl Node {
     pub(super) fn as_directory_mut(&mut self) -> Result<&mut Directory, Error> {
         match &mut self.body {
             Body::Directory(directory) => Ok(directory),
-            Body::File(_) => Err(Error::NotDirectory),
+            Body::File(_) | Body::Special(..) => Err(Error::NotDirectory),
         }
     }
 
@@ -221,13 +286,15 @@ pub(super) struct Tree {
     next: u64,
     /// What has no time of its own gets the time of the mount.
     started: SystemTime,
+    /// Bytes of all extended attributes.
+    xattr_bytes: usize,
 }
 
 impl Tree {
     /// A root that nobody has listed yet.
     pub(super) fn new() -> Self {
         let nodes = HashMap::from([(Ino::ROOT, Node::directory(false))]);
-        Self { nodes, next: Ino::ROOT.0 + 1, started: SystemTime::now() }
+        Self { nodes, next: Ino::ROOT.0 + 1, started: SystemTime::now(), xattr_bytes: 0 }
     }
 
     /// An inode.
@@ -365,8 +432,19 @@ impl Tree {
                     open.push(child);
                 }
             }
-            self.nodes.remove(&at);
+            let gone = self.nodes.remove(&at);
+            self.count_xattrs(gone.map_or(0, |node| node.xattrs.bytes()), 0);
         }
+    }
+
+    /// Bytes of all extended attributes.
+    pub(super) fn xattr_bytes(&self) -> usize {
+        self.xattr_bytes
+    }
+
+    /// Those of an inode took `before` bytes, and take `after` now.
+    pub(super) fn count_xattrs(&mut self, before: usize, after: usize) {
+        self.xattr_bytes = self.xattr_bytes - before + after;
     }
 
     /// The kernel learns of an inode once more.
@@ -403,25 +481,42 @@ impl Tree {
         }
     }
 
+    /// What a new entry of a directory looks like. A directory with the set-group-ID bit hands its group down, and the bit to directories.
+    pub(super) fn looks_for(
+        &self,
+        parent: Ino,
+        birth: Birth,
+        is_directory: bool,
+        options: &Options,
+    ) -> Result<Looks, Error> {
+        let parent = self.attr(parent, options)?;
+        let hands_down = parent.mode & SET_GROUP_ID != 0;
+        let bit = if hands_down && is_directory { SET_GROUP_ID } else { 0 };
+        Ok(Looks {
+            mode: birth.mode.map(|mode| (mode & 0o7777) | bit),
+            uid: birth.owner.map(|(uid, _)| uid),
+            gid: if hands_down { Some(parent.gid) } else { birth.owner.map(|(_, gid)| gid) },
+            ..Looks::default()
+        })
+    }
+
     /// What `stat` tells of an inode.
     pub(super) fn attr(&self, ino: Ino, options: &Options) -> Result<Attr, Error> {
         let node = self.node(ino)?;
-        let (is_directory, len, mtime, nlink, is_certain, mode) = match &node.body {
+        let (len, mtime, nlink, is_certain, mode) = match &node.body {
             Body::Directory(directory) => {
                 let links = if node.place.is_none() && ino != Ino::ROOT { 0 } else { 2 + directory.subdirectories };
-                (true, 0, directory.mtime, links, true, 0o755)
+                (0, directory.mtime, links, true, options.dir_mode)
+            }
+            Body::Special(special, made) => {
+                let mode = if matches!(special, Special::Link(_)) { 0o777 } else { options.file_mode };
+                (special.len(), *made, u32::from(node.place.is_some()), true, mode)
             }
             Body::File(file) => {
                 let (len, is_certain) = file.size();
                 let mtime = file.time().map_or(self.started, SystemTime::from);
-                (
-                    false,
-                    len,
-                    mtime,
-                    u32::from(node.place.is_some()),
-                    is_certain,
-                    if file.read_only { 0o444 } else { 0o644 },
-                )
+                let mode = if file.read_only { options.file_mode & !0o222 } else { options.file_mode };
+                (len, mtime, u32::from(node.place.is_some()), is_certain, mode)
             }
         };
         let mode = if options.read_only { mode & !0o222 } else { mode };
@@ -429,7 +524,7 @@ impl Tree {
         let mtime = looks.mtime.unwrap_or(mtime);
         Ok(Attr {
             ino,
-            is_directory,
+            kind: node.kind(),
             len,
             blocks: len.div_ceil(BLOCK),
             atime: looks.atime.unwrap_or(mtime),
@@ -439,6 +534,7 @@ impl Tree {
             nlink,
             uid: looks.uid.unwrap_or(options.uid),
             gid: looks.gid.unwrap_or(options.gid),
+            device: node.as_special().map_or(0, Special::device),
             is_certain,
         })
     }

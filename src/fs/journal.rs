@@ -26,12 +26,12 @@
 //! not known to be durable also counts as torn where a slot it names doesn't have the bytes its checksum says.
 
 use super::codec;
-use super::ledger::{Entry, Ledger};
+use super::ledger::{Entry, Ledger, OpNo};
 use super::slots::{Pool, checksum};
 use super::{Error, lock};
 use crate::store::{Sealer, SlotId};
 use rustix::fs::{FallocateFlags, fallocate};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -39,6 +39,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use time::OffsetDateTime;
 use tokio::sync::watch;
 
 const MAGIC: &[u8; 8] = b"HFCJRNL1";
@@ -99,6 +100,8 @@ struct Shared {
 
 struct State {
     ledger: Ledger,
+    /// When each operation was queued, or found in the queue at the start.
+    queued: HashMap<OpNo, OffsetDateTime>,
     id: [u8; 32],
     /// Sequence number of the next record.
     next: u64,
@@ -150,9 +153,12 @@ impl Journal {
         }
         ledger.take_unnamed();
         let pool = Arc::new(Pool::open(&pool_path, slot_len, ledger.slots())?);
+        let now = OffsetDateTime::now_utc();
+        let queued = ledger.ops().map(|(op, _)| (op, now)).collect();
         let (progress, _) = watch::channel(Progress { written: next - 1, durable: next - 1, ..Progress::default() });
         let state = State {
             ledger,
+            queued,
             id: [0; 32],
             next,
             queue: Vec::new(),
@@ -300,6 +306,13 @@ impl Drop for Journal {
 /// The ledger, locked.
 pub(super) struct LedgerGuard<'a>(MutexGuard<'a, State>);
 
+impl LedgerGuard<'_> {
+    /// When an operation was queued; of one that an earlier daemon left, when this one started.
+    pub(super) fn queued_since(&self, op: OpNo) -> Option<OffsetDateTime> {
+        self.0.queued.get(&op).copied()
+    }
+}
+
 impl std::ops::Deref for LedgerGuard<'_> {
     type Target = Ledger;
     fn deref(&self) -> &Ledger {
@@ -321,6 +334,11 @@ impl Shared {
         let record = self.record(&state.id, state.next, entries)?;
         for entry in entries {
             state.ledger.apply(entry).map_err(|misfit| self.broken(&misfit.to_string()))?;
+            match entry {
+                Entry::Queue { op, .. } => drop(state.queued.insert(*op, OffsetDateTime::now_utc())),
+                Entry::Finish { op } => drop(state.queued.remove(op)),
+                _ => {}
+            }
         }
         let ticket = Ticket(state.next);
         state.next += 1;

@@ -7,7 +7,9 @@
 //! operation to happen ([`Remote`]) is looked up when it is carried out, so an operation stays right when one before it in the queue has
 //! changed that. An operation waits for every earlier one whose paths overlap its own, and for nothing else.
 
-use super::overlay::{Overlay, Walk};
+use super::confirm::Unconfirmed;
+use super::overlay::{LocalChild, Overlay, Walk};
+use super::special::Special;
 use crate::store::{Delta, DraftState, Expect, Frozen, Hash, PlainPath, SlotId, Stored, Version};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -118,7 +120,8 @@ impl QueuedOp {
         std::iter::once(a).chain(b)
     }
 
-    fn files(&self) -> impl Iterator<Item = FileNo> {
+    /// The files it names.
+    pub(super) fn files(&self) -> impl Iterator<Item = FileNo> {
         let (a, b) = match self {
             Self::Put { file, .. } | Self::Delete { file, .. } => (Some(*file), None),
             Self::Rename { file, replaced, .. } => (Some(*file), *replaced),
@@ -151,6 +154,10 @@ pub(super) enum Entry {
     Directory { path: PlainPath },
     /// It doesn't have to be remembered any more.
     ForgetDirectory { path: PlainPath },
+    /// A link, a pipe, a socket or a device is there.
+    Special { path: PlainPath, special: Special },
+    /// It isn't there any more.
+    ForgetSpecial { path: PlainPath },
     /// An operation was queued.
     Queue { op: OpNo, what: QueuedOp },
     /// It is done, or was given up.
@@ -159,6 +166,10 @@ pub(super) enum Entry {
     Committed { file: FileNo, generation: u64, version: Version },
     /// Numbers up to these were used (first entry of a compacted journal).
     Numbers { file: u64, op: u64 },
+    /// A commit is to be read back, unless a later operation concerns its path.
+    Unconfirmed { path: PlainPath, stored: Stored, mtime: OffsetDateTime },
+    /// It was, or need not be.
+    Confirmed { path: PlainPath },
 }
 
 /// An entry that doesn't fit what came before: a programming error, or a journal that isn't ours.
@@ -176,6 +187,12 @@ struct SlotUse {
 /// A path as a key that sorts a directory right before what is below it: names hold no NUL, and NUL sorts before everything.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct PathKey(String);
+
+impl std::fmt::Debug for PathKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PathKey(hidden)")
+    }
+}
 
 impl PathKey {
     pub(super) fn new(path: &PlainPath) -> Self {
@@ -213,6 +230,33 @@ impl PathSet {
     }
 }
 
+/// Commits by their path.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Commits(BTreeMap<PathKey, Unconfirmed>);
+
+impl Commits {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The one at a path.
+    pub(super) fn of(&self, path: &PlainPath) -> Option<&Unconfirmed> {
+        self.0.get(&PathKey::new(path))
+    }
+
+    /// All of them.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Unconfirmed> {
+        self.0.values()
+    }
+
+    fn forget_within(&mut self, path: &PlainPath) {
+        let key = PathKey::new(path);
+        let below: Vec<_> = self.0.range(key.below()).map(|(key, _)| key.clone()).collect();
+        below.iter().chain([&key]).for_each(|key| drop(self.0.remove(key)));
+    }
+}
+
 /// See the module.
 #[derive(Default)]
 pub(super) struct Ledger {
@@ -220,6 +264,7 @@ pub(super) struct Ledger {
     /// Files that have a path, by it.
     places: BTreeMap<PathKey, FileNo>,
     directories: BTreeMap<PathKey, PlainPath>,
+    specials: BTreeMap<PathKey, (PlainPath, Special)>,
     ops: BTreeMap<OpNo, QueuedOp>,
     /// The queue by the paths it concerns.
     op_places: BTreeSet<(PathKey, OpNo)>,
@@ -230,6 +275,7 @@ pub(super) struct Ledger {
     unnamed: Vec<SlotId>,
     last_file: u64,
     last_op: u64,
+    unconfirmed: Commits,
     /// Not journalled: operations that finished while a listing was under way, with the stamp of that moment. Such a listing may show the
     /// state before or after them.
     finished: BTreeMap<OpNo, (u64, QueuedOp)>,
@@ -263,6 +309,24 @@ impl Ledger {
     /// The queue.
     pub(super) fn ops(&self) -> impl DoubleEndedIterator<Item = (OpNo, &QueuedOp)> {
         self.ops.iter().map(|(op, what)| (*op, what))
+    }
+
+    /// An operation in the queue.
+    pub(super) fn op(&self, op: OpNo) -> Option<&QueuedOp> {
+        self.ops.get(&op)
+    }
+
+    /// Files that have a path at or below this one.
+    pub(super) fn files_within(&self, path: &PlainPath) -> impl Iterator<Item = (FileNo, &FileRecord)> {
+        let key = PathKey::new(path);
+        let below = self.places.range(key.below()).map(|(_, file)| *file);
+        let all = self.places.get(&key).copied().into_iter().chain(below);
+        all.filter_map(|file| Some((file, self.files.get(&file)?)))
+    }
+
+    /// Commits that weren't read back yet.
+    pub(super) fn unconfirmed(&self) -> &Commits {
+        &self.unconfirmed
     }
 
     /// Whether an operation in the queue names the file.
@@ -316,6 +380,16 @@ impl Ledger {
         found.into_iter().filter_map(|op| Some((op, self.ops.get(&op)?)))
     }
 
+    /// The special file at a path.
+    pub(super) fn special(&self, path: &PlainPath) -> Option<&Special> {
+        self.specials.get(&PathKey::new(path)).map(|(_, special)| special)
+    }
+
+    /// Special files below a path.
+    pub(super) fn specials_within(&self, path: &PlainPath) -> impl Iterator<Item = &(PlainPath, Special)> {
+        self.specials.range(PathKey::new(path).below()).map(|(_, special)| special)
+    }
+
     /// Remembered directories at or below a path.
     pub(super) fn directories_within(&self, path: &PlainPath) -> impl Iterator<Item = &PlainPath> {
         let key = PathKey::new(path);
@@ -365,15 +439,18 @@ impl Ledger {
         // Both are sorted: merge them from the newest to the oldest.
         let mut all: Vec<_> = self.ops.iter().chain(recent).collect();
         all.sort_unstable_by_key(|(op, _)| std::cmp::Reverse(**op));
-        all.into_iter().for_each(|(_, what)| walk.step_back(what));
+        all.into_iter().for_each(|(op, what)| walk.step_back(what, self.ops.contains_key(op)));
         let mut overlay = walk.finish();
         let key = PathKey::new(directory);
         let depth = if key.0.is_empty() { 0 } else { key.0.len() + 1 };
         for (below, file) in self.places.range(key.below()) {
-            overlay.add_child(&below.0[depth..], Some(*file));
+            overlay.add_child(&below.0[depth..], LocalChild::File(*file));
         }
-        for (below, _) in self.directories.range(key.below()) {
-            overlay.add_child(&below.0[depth..], None);
+        for below in self.specials.range(key.below()).map(|(below, _)| below) {
+            overlay.add_child(&below.0[depth..], LocalChild::Special);
+        }
+        for below in self.directories.range(key.below()).map(|(below, _)| below) {
+            overlay.add_child(&below.0[depth..], LocalChild::Directory);
         }
         overlay
     }
@@ -440,6 +517,12 @@ impl Ledger {
             Entry::ForgetDirectory { path } => {
                 self.directories.remove(&PathKey::new(path));
             }
+            Entry::Special { path, special } => {
+                self.specials.insert(PathKey::new(path), (path.clone(), special.clone()));
+            }
+            Entry::ForgetSpecial { path } => {
+                self.specials.remove(&PathKey::new(path));
+            }
             Entry::Queue { op, what } => self.queue(*op, what)?,
             Entry::Finish { op } => self.finish(*op)?,
             Entry::Committed { file, generation, version } => self.committed(*file, *generation, *version)?,
@@ -447,6 +530,11 @@ impl Ledger {
                 self.last_file = self.last_file.max(*file);
                 self.last_op = self.last_op.max(*op);
             }
+            Entry::Unconfirmed { path, stored, mtime } => {
+                let commit = Unconfirmed { path: path.clone(), stored: *stored, mtime: *mtime };
+                self.unconfirmed.0.insert(PathKey::new(path), commit);
+            }
+            Entry::Confirmed { path } => drop(self.unconfirmed.0.remove(&PathKey::new(path))),
         }
         Ok(())
     }
@@ -555,18 +643,26 @@ impl Ledger {
                 self.directories.remove(&PathKey::new(path));
             }
         }
+        // It is compared with what we left there before it is carried out.
+        what.paths().for_each(|path| self.unconfirmed.forget_within(path));
         self.op_places.extend(what.paths().map(|path| (PathKey::new(path), op)));
         self.ops.insert(op, what.clone());
         Ok(())
     }
 
-    /// Moves every file and remembered directory below `from`; `to` itself is remembered until the operation is done.
+    /// Moves every file, special file and remembered directory below `from`; `to` itself is remembered until the operation is done.
     fn rebase(&mut self, from: &PlainPath, to: &PlainPath) {
         let below = PathKey::new(from).below();
         let files: Vec<_> = self.places.range(below.clone()).map(|(_, file)| *file).collect();
         for file in files {
             let path = self.files.get(&file).and_then(|record| record.path.as_ref()?.rebase(from, to));
             self.place(file, path);
+        }
+        let specials: Vec<_> = self.specials.range(below.clone()).map(|(key, _)| key.clone()).collect();
+        for (path, special) in specials.iter().filter_map(|key| self.specials.remove(key)).collect::<Vec<_>>() {
+            if let Some(path) = path.rebase(from, to) {
+                self.specials.insert(PathKey::new(&path), (path, special));
+            }
         }
         let directories: Vec<_> = self.directories.range(below).map(|(_, path)| path.clone()).collect();
         for path in directories.into_iter().chain([from.clone()]) {
@@ -600,8 +696,10 @@ impl Ledger {
     fn committed(&mut self, file: FileNo, generation: u64, version: Version) -> Result<(), Misfit> {
         let draft = self.draft(file)?;
         draft.committed = draft.committed.max(generation);
-        // The version that was frozen is whole in slots: of the base only its identity counts from now on.
-        draft.state.base = Some((version, 0));
+        // The version that was frozen is whole in slots: of the base only its identity counts from now on. A copy is nothing but its base.
+        if draft.state.base.is_none_or(|(base, _)| base.hash != version.hash) {
+            draft.state.base = Some((version, 0));
+        }
         let frozen = draft.frozen.take_if(|frozen| frozen.generation == generation);
         let len = frozen.as_ref().map_or(draft.state.len, |frozen| frozen.frozen.len);
         self.drop_frozen(frozen);
@@ -629,8 +727,15 @@ impl Ledger {
         }
         out.extend(self.ops.iter().map(|(op, what)| Entry::Queue { op: *op, what: what.clone() }));
         out.extend(self.files.iter().map(|(file, record)| Entry::Move { file: *file, path: record.path.clone() }));
+        let specials = self.specials.values().cloned();
+        out.extend(specials.map(|(path, special)| Entry::Special { path, special }));
         // Queueing a directory's rename or removal changed these again.
         out.extend(self.replay_directories());
+        out.extend(self.unconfirmed.all().map(|commit| Entry::Unconfirmed {
+            path: commit.path.clone(),
+            stored: commit.stored,
+            mtime: commit.mtime,
+        }));
         out
     }
 
@@ -685,15 +790,19 @@ impl Ledger {
             let checksums = checksums.collect();
             out.push(Entry::Extend { file, generation, mtime, delta: Some(delta), checksums });
         }
+        if let (true, Some((version, visible))) = (draft.committed > 0, draft.state.base) {
+            out.push(Entry::Committed { file, generation: draft.committed, version });
+            if visible > 0 {
+                let delta = Delta { len: state.len, binding: state.binding, base_len: visible, ..Delta::default() };
+                out.push(Entry::Extend { file, generation, mtime, delta: Some(delta), checksums: Vec::new() });
+            }
+            // `Committed` sets what the record itself says.
+            out.extend(self.file(file).map(|record| Entry::Remote { file, remote: record.remote }));
+        }
         if let Some(frozen) = &draft.frozen {
             let (generation, mtime) = (frozen.generation, frozen.mtime);
             out.push(Entry::Freeze { file, generation, mtime, frozen: frozen.frozen.clone() });
             out.extend(frozen.stored.map(|stored| Entry::Uploaded { file, generation, stored }));
-        }
-        if let (true, Some((version, _))) = (draft.committed > 0, draft.state.base) {
-            out.push(Entry::Committed { file, generation: draft.committed, version });
-            // `Committed` sets what the record itself says.
-            out.extend(self.file(file).map(|record| Entry::Remote { file, remote: record.remote }));
         }
     }
 }
@@ -703,3 +812,6 @@ const SNAPSHOT_RECORDS: usize = 8192;
 
 /// Names in a directory that local state decides.
 pub(super) type Names = HashSet<String>;
+
+#[cfg(test)]
+mod tests;

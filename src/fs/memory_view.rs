@@ -2,8 +2,8 @@
 
 use super::lock;
 use crate::store::{
-    Change, Content, CryptoError, Draft, DraftState, Entry, Error, Expect, Hash, Hidden, HubError, Kind, Len, Listing,
-    Object, Op, Outcome, PlainPath, PutSession, Sealer, Side, SlotIo, Stored, Version, View,
+    Change, Content, CryptoError, Draft, DraftState, Entry, Error, Expect, Format, Hash, Hidden, HubError, Kind, Len,
+    Listing, Object, Op, Outcome, PlainPath, PutSession, Sealer, Side, SlotIo, Stored, Version, View,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -38,8 +38,14 @@ struct State {
     trouble: Option<Trouble>,
     read_only: Vec<String>,
     damaged: Vec<String>,
+    /// Everything is stored in format 1.
+    format_1: bool,
     unread: bool,
     commits: Vec<Vec<Op>>,
+    /// Operations on paths that begin so are refused: for good, or in passing.
+    refused: Vec<(String, bool)>,
+    /// A session that holds this content is refused.
+    poison: Option<Hash>,
     unreadable: BTreeMap<String, u64>,
 }
 
@@ -93,6 +99,26 @@ impl MemoryView {
         self.state().trouble = trouble;
     }
 
+    /// Refuses changes of paths that begin so, for good.
+    pub(super) fn refuse(&self, prefix: &str) {
+        self.state().refused.push((prefix.to_owned(), true));
+    }
+
+    /// Has changes of paths that begin so fail in passing.
+    pub(super) fn refuse_for_now(&self, prefix: &str) {
+        self.state().refused.push((prefix.to_owned(), false));
+    }
+
+    /// Takes that back.
+    pub(super) fn allow(&self, prefix: &str) {
+        self.state().refused.retain(|(refused, _)| refused != prefix);
+    }
+
+    /// Refuses uploads that hold this content.
+    pub(super) fn poison(&self, content: &[u8]) {
+        self.state().poison = Some(content_hash(content));
+    }
+
     /// Makes a path one of the plaintext side.
     pub(super) fn set_read_only(&self, path: &str) {
         self.state().read_only.push(path.to_owned());
@@ -101,6 +127,11 @@ impl MemoryView {
     /// Makes a file one whose header doesn't authenticate.
     pub(super) fn set_damaged(&self, path: &str) {
         self.state().damaged.push(path.to_owned());
+    }
+
+    /// Makes everything a file of format 1.
+    pub(super) fn set_format_1(&self) {
+        self.state().format_1 = true;
     }
 
     /// Puts entries of another key into a directory.
@@ -142,7 +173,8 @@ impl State {
 
     fn entry(&self, path: &str, file: &File, read: bool) -> Kind {
         let len = self.contents[&file.hash].len() as u64;
-        let version = Version { hash: file.hash, stored_len: len, side: Side::Plain };
+        let side = if self.format_1 { Side::Encrypted(Format::V1) } else { Side::Plain };
+        let version = Version { hash: file.hash, stored_len: len, side };
         let len = match (self.damaged.iter().any(|at| at == path), self.unread && !read) {
             (true, _) => Len::Damaged,
             (false, true) => Len::Unread,
@@ -166,6 +198,12 @@ impl State {
 
     fn apply(&mut self, op: &Op) -> Outcome {
         let path = op.path.as_str();
+        if let Some((_, forever)) = self.refused.iter().find(|(prefix, _)| path.starts_with(prefix.as_str())) {
+            return Outcome::Failed(Error::Hub(match forever {
+                true => HubError::Forbidden("not this one".into()),
+                false => HubError::Network("not now".into()),
+            }));
+        }
         if !self.is_met(path, op.expect) {
             return Outcome::Conflict { found: self.found(path) };
         }
@@ -180,6 +218,10 @@ impl State {
             }
             Change::Rename { to, expect_to } | Change::Copy { to, expect_to } => {
                 let Some(file) = self.files.get(path).cloned() else { return Outcome::Conflict { found: None } };
+                if *to == op.path {
+                    let stored_len = self.contents[&file.hash].len() as u64;
+                    return Outcome::Done(Some(Version { hash: file.hash, stored_len, side: Side::Plain }));
+                }
                 if !self.is_met(to.as_str(), *expect_to) {
                     return Outcome::Conflict { found: self.found(to.as_str()) };
                 }
@@ -231,7 +273,7 @@ impl Object for MemoryObject {
     }
 }
 
-struct Session(Arc<Mutex<State>>);
+struct Session(Arc<Mutex<State>>, Mutex<Vec<Hash>>);
 
 #[async_trait]
 impl PutSession for Session {
@@ -247,12 +289,18 @@ impl PutSession for Session {
         assert!(bytes.len() as u64 >= frozen.len, "all records are there");
         bytes.truncate(frozen.len as usize);
         let hash = lock(&self.0).store(&bytes);
+        lock(&self.1).push(hash);
         let version = Version { hash, stored_len: frozen.len, side: Side::Plain };
         Ok(Stored { version, plain_len: frozen.len })
     }
 
     async fn finish(self: Box<Self>) -> Result<(), Error> {
-        lock(&self.0).online()
+        let state = lock(&self.0);
+        state.online()?;
+        match state.poison.filter(|poison| lock(&self.1).contains(poison)) {
+            Some(_) => Err(Error::Hub(HubError::Status { status: 413, message: "too large".into() })),
+            None => Ok(()),
+        }
     }
 }
 
@@ -325,7 +373,7 @@ impl View for MemoryView {
 
     async fn put(&self) -> Result<Box<dyn PutSession>, Error> {
         self.state().online()?;
-        Ok(Box::new(Session(self.state.clone())))
+        Ok(Box::new(Session(self.state.clone(), Mutex::default())))
     }
 
     async fn commit(&self, operations: &[Op]) -> Vec<Outcome> {

@@ -9,9 +9,14 @@
 //! | `dir`, `overlay` | listings of the source with local state laid over them |
 //! | `edit`, `write` | local content of files |
 //! | `name` | operations on names |
+//! | `special` | links, pipes, sockets, devices: what only this machine has |
+//! | `copy` | copies that move no bytes |
+//! | `xattr` | extended attributes |
 //! | `journal`, `ledger`, `codec` | what this machine owes the source, so that no crash loses it |
 //! | `slots` | the pool of staging slots |
-//! | `flush`, `commit`, `conflict` | paying what is owed |
+//! | `room` | how much may be staged |
+//! | `flush`, `commit`, `conflict`, `confirm` | paying what is owed |
+//! | `pending` | what the user sees and decides of that |
 //! | `errno` | the one table of error numbers |
 //!
 //! Locks, in this order, all short but the first, none but the first held across an await: a file's draft, the flusher's dirty list, the tree,
@@ -20,7 +25,9 @@
 mod attr;
 mod codec;
 mod commit;
+mod confirm;
 mod conflict;
+mod copy;
 mod dir;
 mod edit;
 mod errno;
@@ -35,18 +42,27 @@ mod ledger;
 mod memory_view;
 mod name;
 mod overlay;
+mod pending;
 mod read;
+mod room;
 mod slots;
+mod special;
 mod staging;
 #[cfg(test)]
 mod tests;
 mod write;
+mod xattr;
 
 pub use attr::{STATFS_BLOCK, STATFS_BLOCKS, STATFS_NAME, SetAttr};
+pub use conflict::OnConflict;
 pub use errno::Error;
 pub use handle::{Access, HandleNo, Listed, Opened};
-pub use inode::{Attr, Ino};
+pub use inode::{Attr, Birth, FileKind, Ino};
 pub use name::Create;
+pub use pending::{Pending, PendingFile, PendingKind, PendingNo, PendingState, drop_order};
+pub use special::Special;
+pub use write::Allocate;
+pub use xattr::SetXattr;
 
 use crate::store::View;
 use edit::Edit;
@@ -59,7 +75,7 @@ use slots::Pool;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Journal and pool are synced this often, so that a power cut loses at most what a second brought.
@@ -84,16 +100,26 @@ pub struct Options {
     pub flush_debounce: Duration,
     /// Longest time a dirty file waits.
     pub flush_max_window: Duration,
-    /// Owner of all entries.
+    /// Owner of all entries that were made elsewhere, or before this mount.
     pub uid: u32,
-    /// Group of all entries.
+    /// Group of the same.
     pub gid: u32,
+    /// Permission bits of such files.
+    pub file_mode: u16,
+    /// Permission bits of such directories.
+    pub dir_mode: u16,
     /// Refuse to create `.DS_Store`, `Thumbs.db` and the like.
     pub filter_os_files: bool,
     /// Deadline of every remote wait a kernel request makes.
     pub reply_deadline: Duration,
     /// `fsync` also waits for the Hub.
     pub fsync_remote: bool,
+    /// What becomes of two changes of the same thing.
+    pub on_conflict: OnConflict,
+    /// Most that local content may take on disk, bytes; `None`: no limit.
+    pub max_staging: Option<u64>,
+    /// How long after a commit it is read back: 10 s or more, except in tests.
+    pub read_back_after: Duration,
 }
 
 /// What `status` tells of a mount. Paths in it are plaintext: only the control socket carries it.
@@ -103,7 +129,7 @@ pub struct Status {
     pub pending_files: u64,
     /// Their bytes.
     pub pending_bytes: u64,
-    /// Files that were refused for good; their data is kept.
+    /// Files and changes of names that were refused for good, or wait for a decision; nothing of them is lost.
     pub parked_files: u64,
     /// Conflicts kept.
     pub conflicts: u64,
@@ -135,6 +161,9 @@ pub struct Vfs {
     journal: Arc<Journal>,
     pool: Arc<Pool>,
     flusher: Flusher,
+    read_backs: confirm::ReadBacks,
+    /// When uploads were hurried last, to make room.
+    hurried: Mutex<Option<Instant>>,
     stopping: AtomicBool,
     stop: watch::Sender<bool>,
     /// Keeps other daemons out of the staging folder; released last.
@@ -161,6 +190,8 @@ impl Vfs {
             journal,
             pool,
             flusher,
+            read_backs: confirm::ReadBacks::default(),
+            hurried: Mutex::default(),
             stopping: AtomicBool::new(false),
             stop: watch::channel(false).0,
             _folder: folder,
@@ -169,6 +200,7 @@ impl Vfs {
         let stop = || vfs.stop.subscribe();
         tokio::spawn(Self::upload_loop(Arc::downgrade(&vfs), stop()));
         tokio::spawn(Self::commit_loop(Arc::downgrade(&vfs), stop()));
+        tokio::spawn(Self::confirm_loop(Arc::downgrade(&vfs), stop()));
         tokio::spawn(Self::tick_loop(Arc::downgrade(&vfs), stop()));
         Ok(vfs)
     }
@@ -179,6 +211,8 @@ impl Vfs {
             let ledger = self.journal.ledger();
             // Nothing newer of such a file is frozen before it is known what became of this: the source may have it already.
             ledger.ops().filter_map(|(_, what)| commit::put_file(what)).for_each(|file| self.flusher.launch(file));
+            let commits = ledger.unconfirmed().all();
+            commits.for_each(|commit| self.read_back_later(commit.path.clone(), commit.stored.version.hash));
             ledger
                 .files()
                 .filter_map(|(file, record)| Some((file, record.path.is_some(), record.draft.clone()?)))
@@ -261,7 +295,7 @@ impl Vfs {
         Status {
             pending_files: files + queued,
             pending_bytes: bytes,
-            parked_files: parked,
+            parked_files: parked + self.flusher.parked_ops(),
             conflicts: tally.conflicts,
             unreadable_entries: hidden.foreign + hidden.suspicious,
             last_error: self.sync_trouble().or_else(|| tally.last_error.clone()),

@@ -5,12 +5,12 @@
 
 use super::edit::Edit;
 use super::handle::{Access, FileHandle, HandleNo, Opened};
-use super::inode::{Attr, Cached, Ino, Node, Tree};
+use super::inode::{Attr, Birth, Body, Cached, FileKind, Ino, Node, Tree};
 use super::journal::{Purpose, Ticket};
 use super::ledger::{Entry, FileNo, Ledger, QueuedOp, Remote};
 use super::write::{remote_of, track};
 use super::{Error, Vfs, lock};
-use crate::store::{DraftState, Len, PlainPath};
+use crate::store::{DraftState, Format, Len, PlainPath, Side};
 use std::sync::Arc;
 use std::time::SystemTime;
 use time::OffsetDateTime;
@@ -29,8 +29,8 @@ pub struct Create {
     pub access: Access,
     /// Fail where the name is taken.
     pub exclusive: bool,
-    /// Permission bits.
-    pub mode: Option<u16>,
+    /// What a new file gets.
+    pub birth: Birth,
 }
 
 /// What happens to a file's record when its name goes.
@@ -52,7 +52,7 @@ impl Vfs {
     }
 
     /// Whether a new name may be made.
-    fn check_new_name(&self, parent: Ino, name: &str) -> Result<(), Error> {
+    pub(super) fn check_new_name(&self, parent: Ino, name: &str) -> Result<(), Error> {
         self.check_writable()?;
         if self.options.filter_os_files && (FILTERED.contains(&name) || name.starts_with(FILTERED_PREFIX)) {
             return Err(Error::Denied("names of desktop litter are filtered"));
@@ -98,6 +98,7 @@ impl Vfs {
             return Ok(None);
         }
         let path = tree.path(parent)?.join(name)?;
+        let looks = tree.looks_for(parent, create.birth, false, &self.options)?;
         let mtime = OffsetDateTime::now_utc();
         let draft = self.view.draft(DraftState::default(), self.pool.clone())?;
         let (ticket, file) = self.journal.transact(Purpose::Work, |ledger| {
@@ -110,7 +111,7 @@ impl Vfs {
         let edit = Arc::new(Edit::new(file, draft, mtime, 1, 0, ticket));
         self.flusher.add(edit.clone());
         let mut node = Node::edited(edit.clone());
-        node.looks.mode = create.mode.map(|mode| mode & 0o7777);
+        node.looks = looks;
         let ino = tree.insert(parent, name, node)?;
         edit.set_ino(ino);
         tree.opened(ino, create.access.write)?;
@@ -120,7 +121,7 @@ impl Vfs {
 
     /// What a new file at a path that has no file here finds at the source. A removal that waits there and has nothing before or behind it is
     /// dropped: the new file replaces the old one in one step, and no cut leaves neither.
-    fn take_over(&self, ledger: &mut Ledger, path: &PlainPath) -> (Remote, Vec<Entry>) {
+    pub(super) fn take_over(&self, ledger: &mut Ledger, path: &PlainPath) -> (Remote, Vec<Entry>) {
         let overlapping: Vec<_> = ledger.overlapping(path).map(|(op, what)| (op, what.clone())).collect();
         if let [(op, QueuedOp::Delete { file, path: at })] = &overlapping[..]
             && at == path
@@ -133,7 +134,7 @@ impl Vfs {
     }
 
     /// Makes a directory; it exists here only until something in it is committed. The attributes are a reference of the kernel.
-    pub async fn mkdir(&self, parent: Ino, name: &str, mode: Option<u16>) -> Result<Attr, Error> {
+    pub async fn mkdir(&self, parent: Ino, name: &str, birth: Birth) -> Result<Attr, Error> {
         self.check_new_name(parent, name)?;
         if self.find_child(parent, name).await?.is_some() {
             return Err(Error::Exists);
@@ -144,9 +145,10 @@ impl Vfs {
                 return Err(Error::Exists);
             }
             let path = tree.path(parent)?.join(name)?;
+            let looks = tree.looks_for(parent, birth, true, &self.options)?;
             let ticket = self.journal.append(Purpose::Work, vec![Entry::Directory { path }])?;
             let mut node = Node::directory(false);
-            node.looks.mode = mode.map(|mode| mode & 0o7777);
+            node.looks = looks;
             // The listing above has shown that the source has nothing there.
             node.as_directory_mut()?.loaded = tree.directory(parent)?.loaded;
             let ino = tree.insert(parent, name, node)?;
@@ -170,26 +172,16 @@ impl Vfs {
                 return Err(Error::NotFound);
             }
             self.check_removable(&tree, ino)?;
-            let path = tree.path(ino)?;
-            let (ticket, file) = self.journal.transact(Purpose::Work, |ledger| {
-                let (file, going) = self.go(ledger, &tree, ino, &path)?;
-                let mut entries = going.entries;
-                if going.leaves.is_none_or(|remote| remote != Remote::Absent) {
-                    let (file, mut tracked) = self.track_file(ledger, &tree, ino, &path)?;
-                    tracked.append(&mut entries);
-                    entries = tracked;
-                    let op = ledger.new_op();
-                    entries.push(Entry::Queue { op, what: QueuedOp::Delete { file, path: path.clone() } });
+            let (ticket, edit) = match tree.node(ino)?.as_special() {
+                None => self.unlink_file(&mut tree, parent, name, ino)?,
+                Some(_) => {
+                    let forget = |ledger: &mut Ledger| Ok((self.forget_special(ledger, &tree, parent, name)?, ()));
+                    (self.journal.transact(Purpose::Work, forget)?.0, None)
                 }
-                entries.extend(keep_directory(ledger, &tree, parent, name)?);
-                Ok((entries, file))
-            })?;
-            let edit = tree.file(ino)?.edit.clone();
-            if file.is_some() {
-                tree.file_mut(ino)?.file = file;
-            }
+            };
             tree.remove(parent, name);
             touch(&mut tree, parent);
+            touch_node(&mut tree, ino);
             (ticket, edit)
         };
         self.gone(ino, edit).await;
@@ -197,8 +189,48 @@ impl Vfs {
         self.journal.written(ticket).await
     }
 
+    /// Journals the removal of a file that may go; what is left is to take it out of the tree.
+    fn unlink_file(&self, tree: &mut Tree, parent: Ino, name: &str, ino: Ino) -> Result<Moved, Error> {
+        let path = tree.path(ino)?;
+        let (ticket, file) = self.journal.transact(Purpose::Work, |ledger| {
+            let (file, mut entries) = self.remove_file(ledger, tree, ino, &path)?;
+            // A special file that was hidden by this one goes with it.
+            entries.extend(ledger.special(&path).map(|_| Entry::ForgetSpecial { path: path.clone() }));
+            entries.extend(keep_directory(ledger, tree, parent, name)?);
+            Ok((entries, file))
+        })?;
+        let edit = tree.file(ino)?.edit.clone();
+        if file.is_some() {
+            tree.file_mut(ino)?.file = file;
+        }
+        Ok((ticket, edit))
+    }
+
+    /// Entries that remove a file, here and at the source.
+    fn remove_file(
+        &self,
+        ledger: &mut Ledger,
+        tree: &Tree,
+        ino: Ino,
+        path: &PlainPath,
+    ) -> Result<(Option<FileNo>, Vec<Entry>), Error> {
+        let (file, going) = self.go(ledger, tree, ino, path)?;
+        let mut entries = going.entries;
+        if going.leaves.is_none_or(|remote| remote != Remote::Absent) {
+            let (file, mut tracked) = self.track_file(ledger, tree, ino, path)?;
+            tracked.append(&mut entries);
+            entries = tracked;
+            let op = ledger.new_op();
+            entries.push(Entry::Queue { op, what: QueuedOp::Delete { file, path: path.clone() } });
+        }
+        Ok((file, entries))
+    }
+
     fn check_removable(&self, tree: &Tree, ino: Ino) -> Result<(), Error> {
         let node = tree.node(ino)?;
+        if node.as_special().is_some() {
+            return Ok(());
+        }
         let file = node.as_file()?;
         if file.read_only {
             return Err(Error::Denied("plaintext files of a mount with a key are read-only"));
@@ -298,8 +330,8 @@ impl Vfs {
             if target == Some(source) {
                 return Ok(());
             }
-            let is_directory = lock(&self.tree).node(source)?.is_directory();
-            if is_directory {
+            let kind = lock(&self.tree).node(source)?.kind();
+            if kind == FileKind::Directory {
                 self.load_below(source).await?;
             } else {
                 self.measure_if_possible(source).await;
@@ -312,7 +344,11 @@ impl Vfs {
                 }
             }
             let plan = Move { parent, name, to_parent, to_name, source, target };
-            let moved = if is_directory { self.move_directory(&plan)? } else { self.move_file(&plan)? };
+            let moved = match kind {
+                FileKind::Directory => self.move_directory(&plan)?,
+                FileKind::File => self.move_file(&plan)?,
+                _ => self.move_special(&plan)?,
+            };
             let Some((ticket, replaced)) = moved else { continue };
             if let Some(target) = target {
                 self.gone(target, replaced).await;
@@ -335,7 +371,8 @@ impl Vfs {
         if source.edit.is_none() && source.version.is_none() {
             return Err(Error::Damaged);
         }
-        let replaced = match plan.target {
+        let target_file = plan.target_file(&tree);
+        let replaced = match target_file {
             Some(target) => {
                 self.check_removable(&tree, target)?;
                 let target = tree.file(target)?;
@@ -348,14 +385,43 @@ impl Vfs {
             None => None,
         };
         let (from, to) = plan.paths(&tree)?;
+        check_format(tree.file(plan.source)?, &to)?;
         let (ticket, (no, target_no)) = self.journal.transact(Purpose::Work, |ledger| {
             let (no, target_no, mut entries) = self.file_move(ledger, &tree, plan, &from, &to)?;
             entries.extend(plan.keep_parent(ledger, &tree)?);
             Ok((entries, (no, target_no)))
         })?;
         tree.file_mut(plan.source)?.file = Some(no);
-        if let (Some(target), Some(no)) = (plan.target, target_no) {
+        if let (Some(target), Some(no)) = (target_file, target_no) {
             tree.file_mut(target)?.file = Some(no);
+        }
+        plan.apply(&mut tree)?;
+        Ok(Some((ticket, replaced)))
+    }
+
+    /// Moves what only this machine has. A file in its way is removed.
+    fn move_special(&self, plan: &Move<'_>) -> Result<Option<Moved>, Error> {
+        let mut tree = lock(&self.tree);
+        if !plan.holds(&tree)? {
+            return Ok(None);
+        }
+        let special = tree.node(plan.source)?.as_special().cloned().ok_or(Error::NotFound)?;
+        let target = plan.target_file(&tree);
+        target.map_or(Ok(()), |target| self.check_removable(&tree, target))?;
+        let (from, to) = plan.paths(&tree)?;
+        let (ticket, no) = self.journal.transact(Purpose::Work, |ledger| {
+            let removed = target.map(|target| self.remove_file(ledger, &tree, target, &to)).transpose()?;
+            let (no, mut entries) = removed.unwrap_or_default();
+            entries.push(Entry::ForgetSpecial { path: from });
+            entries.push(Entry::Special { path: to, special });
+            entries.extend(plan.keep_parent(ledger, &tree)?);
+            Ok((entries, no))
+        })?;
+        let mut replaced = None;
+        if let Some(target) = target {
+            let target = tree.file_mut(target)?;
+            target.file = no.or(target.file);
+            replaced = target.edit.clone();
         }
         plan.apply(&mut tree)?;
         Ok(Some((ticket, replaced)))
@@ -371,8 +437,12 @@ impl Vfs {
         to: &PlainPath,
     ) -> Result<(FileNo, Option<FileNo>, Vec<Entry>), Error> {
         let (no, mut entries) = self.track_file(ledger, tree, plan.source, from)?;
+        let replaced = plan.target_file(tree);
+        if ledger.special(to).is_some() {
+            entries.push(Entry::ForgetSpecial { path: to.clone() });
+        }
         let unseen = ledger.file(no).is_some_and(|record| record.remote == Remote::Absent) && !ledger.is_mentioned(no);
-        let going = plan.target.map(|target| self.go(ledger, tree, target, to)).transpose()?;
+        let going = replaced.map(|target| self.go(ledger, tree, target, to)).transpose()?;
         let taken = match &going {
             Some((_, going)) => going.leaves.map(|remote| (remote.replaced(), Vec::new())),
             None => Some(self.take_over(ledger, to)),
@@ -390,7 +460,7 @@ impl Vfs {
             return Ok((no, target_no, entries));
         }
         let mut target_no = None;
-        if let Some(target) = plan.target {
+        if let Some(target) = replaced {
             let (file, tracked) = self.track_file(ledger, tree, target, to)?;
             entries.extend(tracked);
             target_no = Some(file);
@@ -424,9 +494,10 @@ impl Vfs {
     fn check_subtree(&self, tree: &Tree, source: Ino, from: &PlainPath, to: &PlainPath) -> Result<(), Error> {
         for ino in std::iter::once(source).chain(tree.below(source)) {
             let node = tree.node(ino)?;
-            let (read_only, unreadable) = match node.as_directory() {
-                Ok(directory) => (directory.read_only, directory.unreadable),
-                Err(_) => (node.as_file()?.read_only, 0),
+            let (read_only, unreadable) = match &node.body {
+                Body::Directory(directory) => (directory.read_only, directory.unreadable),
+                Body::File(file) => (file.read_only, 0),
+                Body::Special(..) => (false, 0),
             };
             if read_only {
                 return Err(Error::Denied("plaintext entries of a mount with a key are read-only"));
@@ -437,6 +508,9 @@ impl Vfs {
             let path = tree.path(ino)?.rebase(from, to).ok_or(Error::NotFound)?;
             let (parent, name) = path.split().ok_or(Error::Invalid("the root can't be moved"))?;
             self.view.check_name(&parent, name)?;
+            if let Ok(file) = node.as_file() {
+                check_format(file, &path)?;
+            }
         }
         Ok(())
     }
@@ -447,6 +521,16 @@ impl Vfs {
             tracing::debug!(%error, "an abandoned handle was gone");
         }
     }
+}
+
+/// Longest name that format 1 can store, bytes (format spec, section 2).
+const FORMAT_1_NAME: usize = 194;
+
+/// Whether a file can be stored at its new place in the format that it has: a rename changes no content.
+fn check_format(file: &super::inode::File, path: &PlainPath) -> Result<(), Error> {
+    let is_old = file.version.is_some_and(|version| version.side == Side::Encrypted(Format::V1));
+    let fits = path.as_str().split('/').all(|name| name.len() <= FORMAT_1_NAME);
+    if is_old && !fits { Err(Error::Store(crate::store::Error::NameTooLong)) } else { Ok(()) }
 }
 
 /// A rename, with what was found at both names.
@@ -478,6 +562,11 @@ impl Move<'_> {
         }
     }
 
+    /// What is at the target, where that is a file and not just special.
+    fn target_file(&self, tree: &Tree) -> Option<Ino> {
+        self.target.filter(|target| tree.file(*target).is_ok())
+    }
+
     fn paths(&self, tree: &Tree) -> Result<(PlainPath, PlainPath), Error> {
         Ok((tree.path(self.source)?, tree.path(self.to_parent)?.join(self.to_name)?))
     }
@@ -496,9 +585,20 @@ impl Move<'_> {
 }
 
 /// A name came or went.
-fn touch(tree: &mut Tree, directory: Ino) {
+pub(super) fn touch(tree: &mut Tree, directory: Ino) {
+    if let Ok(node) = tree.node_mut(directory) {
+        // A time that was set by hand ends with the next change.
+        (node.looks.mtime, node.looks.ctime) = (None, None);
+    }
     if let Ok(directory) = tree.directory_mut(directory) {
         directory.mtime = SystemTime::now();
+    }
+}
+
+/// A name of an inode came or went.
+fn touch_node(tree: &mut Tree, ino: Ino) {
+    if let Ok(node) = tree.node_mut(ino) {
+        node.looks.ctime = Some(SystemTime::now());
     }
 }
 
@@ -515,7 +615,12 @@ fn check_empty(tree: &Tree, ino: Ino) -> Result<(), Error> {
 }
 
 /// The source has directories only as long as something is in them; here one stays until it is removed.
-fn keep_directory(ledger: &Ledger, tree: &Tree, directory: Ino, leaving: &str) -> Result<Option<Entry>, Error> {
+pub(super) fn keep_directory(
+    ledger: &Ledger,
+    tree: &Tree,
+    directory: Ino,
+    leaving: &str,
+) -> Result<Option<Entry>, Error> {
     let path = tree.path(directory)?;
     let empties = tree.directory(directory)?.children.keys().all(|name| name == leaving);
     Ok((empties && !path.is_root() && !ledger.has_directory(&path)).then_some(Entry::Directory { path }))
@@ -523,7 +628,10 @@ fn keep_directory(ledger: &Ledger, tree: &Tree, directory: Ino, leaving: &str) -
 
 /// Entries for an empty directory that goes. While operations below it are queued, the source still shows it.
 fn remove_directory(ledger: &mut Ledger, path: &PlainPath) -> Vec<Entry> {
-    let mut entries = Vec::new();
+    // Special files that were hidden by it, or below it.
+    let hidden = ledger.specials_within(path).map(|(path, _)| path);
+    let hidden = hidden.chain(ledger.special(path).map(|_| path));
+    let mut entries: Vec<_> = hidden.map(|path| Entry::ForgetSpecial { path: path.clone() }).collect();
     if ledger.has_directory(path) {
         entries.push(Entry::ForgetDirectory { path: path.clone() });
     }
@@ -557,6 +665,10 @@ fn directory_move(
     }
     let moved = |path: &PlainPath| path.rebase(from, to).ok_or(Error::NotFound);
     let mut entries = Vec::new();
+    for (path, special) in ledger.specials_within(from) {
+        entries.push(Entry::ForgetSpecial { path: path.clone() });
+        entries.push(Entry::Special { path: moved(path)?, special: special.clone() });
+    }
     for path in ledger.directories_within(from) {
         entries.push(Entry::ForgetDirectory { path: path.clone() });
         entries.push(Entry::Directory { path: moved(path)? });

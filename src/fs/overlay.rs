@@ -15,6 +15,8 @@ pub(super) enum LocalChild {
     File(FileNo),
     /// A directory: itself remembered, or above something that is.
     Directory,
+    /// A special file. What the source has of its name is shown instead.
+    Special,
 }
 
 /// See the module.
@@ -23,6 +25,9 @@ pub(super) struct Overlay {
     /// Directories of the source whose union is this directory. In this order they show every entry at least once, even while an operation is
     /// moving entries from one to the next.
     pub(super) sources: Vec<PlainPath>,
+    /// Those of them that show nothing yet of what is to come there: operations before the one that fills them are queued, and what they
+    /// show is on its way out.
+    pub(super) stale: Vec<PlainPath>,
     /// Names whose presence and kind local state decides.
     pub(super) governed: Names,
     /// Children that the ledger knows.
@@ -31,14 +36,10 @@ pub(super) struct Overlay {
 
 impl Overlay {
     /// Adds what is at `below`, a NUL-separated path relative to the directory. A directory wins over a file of its name, as in a listing.
-    pub(super) fn add_child(&mut self, below: &str, file: Option<FileNo>) {
-        let (name, deeper) = match below.split_once('\0') {
-            Some((name, _)) => (name, true),
-            None => (below, false),
-        };
-        let child = match file {
-            Some(file) if !deeper => LocalChild::File(file),
-            _ => LocalChild::Directory,
+    pub(super) fn add_child(&mut self, below: &str, child: LocalChild) {
+        let (name, child) = match below.split_once('\0') {
+            Some((name, _)) => (name, LocalChild::Directory),
+            None => (below, child),
         };
         if matches!(child, LocalChild::File(_)) {
             self.governed.insert(name.to_owned());
@@ -56,18 +57,25 @@ pub(super) struct Walk {
     now: Vec<PlainPath>,
     /// Places that an operation may have filled already; nothing before it concerns them.
     filled: Vec<PlainPath>,
+    /// Those of them that are still empty of that.
+    stale: Vec<PlainPath>,
     governed: Names,
 }
 
 impl Walk {
     /// Starts at the newest state.
     pub(super) fn new(directory: &PlainPath) -> Self {
-        Self { now: vec![directory.clone()], filled: Vec::new(), governed: Names::default() }
+        Self { now: vec![directory.clone()], filled: Vec::new(), stale: Vec::new(), governed: Names::default() }
     }
 
-    /// Takes one operation back.
-    pub(super) fn step_back(&mut self, op: &QueuedOp) {
+    /// Takes one operation back. `is_queued`: it wasn't carried out meanwhile.
+    pub(super) fn step_back(&mut self, op: &QueuedOp, is_queued: bool) {
         op.paths().for_each(|path| self.govern(path));
+        if is_queued {
+            // Who fills such a place waits for this one.
+            let waits = |place: &&PlainPath| op.paths().any(|path| path.is_within(place) || place.is_within(path));
+            self.stale.extend(self.filled.iter().filter(waits).cloned());
+        }
         match op {
             QueuedOp::Put { .. } | QueuedOp::Delete { .. } | QueuedOp::Rename { .. } => {}
             // What the source shows there is on its way out.
@@ -95,6 +103,6 @@ impl Walk {
     pub(super) fn finish(mut self) -> Overlay {
         self.filled.reverse();
         self.now.append(&mut self.filled);
-        Overlay { sources: self.now, governed: self.governed, children: BTreeMap::new() }
+        Overlay { sources: self.now, stale: self.stale, governed: self.governed, children: BTreeMap::new() }
     }
 }

@@ -13,17 +13,20 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Mutex;
+use tokio::sync::watch;
 
 /// Slots by which the file grows (4 MiB): few enough that a small mount stays small, many enough that reserving costs nothing.
-const GROWTH: u64 = 64;
+pub(super) const GROWTH: u64 = 64;
 /// Free slots at the end of the file that may stay (64 MiB) before it is cut.
-const SLACK: u64 = 1024;
+pub(super) const SLACK: u64 = 1024;
 
 /// See the module.
 pub(super) struct Pool {
     file: File,
     slot_len: usize,
     state: Mutex<State>,
+    /// Counts whenever slots were freed.
+    freed: watch::Sender<u64>,
 }
 
 /// Stands for a checksum that isn't known (one slot in 2^32 has it by chance, and goes unchecked).
@@ -54,7 +57,7 @@ impl Pool {
         let free = (0..end).filter(|slot| !checksums.contains_key(slot)).collect();
         file.set_len(end.saturating_mul(slot_len as u64))?;
         let state = State { free, end, reserved: end, checksums, ..State::default() };
-        Ok(Self { file, slot_len, state: Mutex::new(state) })
+        Ok(Self { file, slot_len, state: Mutex::new(state), freed: watch::channel(0).0 })
     }
 
     /// Makes all written slots durable.
@@ -78,6 +81,8 @@ impl Pool {
             }
         }
         self.trim(&mut state);
+        drop(state);
+        self.freed.send_modify(|count| *count += 1);
     }
 
     /// Keeps the bytes of slots while the guard lives.
@@ -87,8 +92,21 @@ impl Pool {
         Pins { pool: self.clone(), slots: slots.to_vec() }
     }
 
+    /// Bytes of a slot.
+    pub(super) fn slot_len(&self) -> u64 {
+        self.slot_len as u64
+    }
+
+    /// Resolves when slots have been freed since it was called.
+    pub(super) fn freed(&self) -> impl Future<Output = ()> + use<> {
+        let mut freed = self.freed.subscribe();
+        async move {
+            // The pool can't go while somebody waits for it; if it did, there would be nothing to wait for.
+            let _ = freed.changed().await;
+        }
+    }
+
     /// Slots in use.
-    #[cfg(test)]
     pub(super) fn used(&self) -> u64 {
         let state = lock(&self.state);
         state.end - state.free.len() as u64

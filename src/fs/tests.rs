@@ -1,9 +1,13 @@
 //! The filesystem without a kernel: operations on [`Vfs`] against sources that can be watched and broken.
 
 mod bench;
+mod confirm;
 mod conflicts;
 mod crash;
 mod model;
+mod pending;
+mod posix;
+mod room;
 mod semantics;
 
 use bench::Mount;

@@ -10,7 +10,7 @@ use super::inode::{Cached, File, Ino};
 use super::journal::Purpose;
 use super::ledger::{Entry, FileNo, Ledger, Remote};
 use super::{Error, Vfs, lock};
-use crate::store::{DraftState, Len, PlainPath, Version};
+use crate::store::{Draft, DraftState, Len, PlainPath, Version};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,24 @@ use time::OffsetDateTime;
 
 /// A file is at most this long (8 TiB): what is behind the last byte is stored, so a longer one can't be meant.
 const MAX_LEN: u64 = 8 << 40;
+/// A hole in the middle of a file is zeros that are written, at most so many (1 GiB).
+const MAX_HOLE: u64 = 1 << 30;
+/// Of those, written at once.
+static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+
+/// What `fallocate` is to do with a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocate {
+    /// Make the file at least that long.
+    Extend,
+    /// Nothing that could be seen: space isn't reserved.
+    Reserve,
+    /// Make it zeros.
+    Zero {
+        /// The file doesn't become longer.
+        keep_size: bool,
+    },
+}
 
 impl Vfs {
     /// Whether files may be written at any offset.
@@ -80,6 +98,9 @@ impl Vfs {
         self.check_writable()?;
         loop {
             let edit = self.edit(handle.ino).await?;
+            let start = if handle.access.append { edit.len() } else { offset };
+            let end = start.saturating_add(data.len() as u64).max(edit.len());
+            self.make_room(&edit, data.len() as u64, end).await?;
             let mut guard = edit.writer().await;
             let Some(draft) = guard.as_mut() else { continue };
             let offset = if handle.access.append { draft.len() } else { offset };
@@ -119,6 +140,7 @@ impl Vfs {
     async fn cut(&self, ino: Ino, len: u64) -> Result<(), Error> {
         loop {
             let edit = self.edit(ino).await?;
+            self.make_room(&edit, len.saturating_sub(edit.len()), len).await?;
             let mut guard = edit.writer().await;
             let Some(draft) = guard.as_mut() else { continue };
             // The same size is no change, but an emptied file is a new version whatever it was.
@@ -134,8 +156,60 @@ impl Vfs {
         }
     }
 
+    /// Makes a range zeros, or the file longer. No space is reserved: what is written later may still find the disk full.
+    pub async fn allocate(&self, handle: HandleNo, offset: u64, len: u64, how: Allocate) -> Result<(), Error> {
+        let handle = self.handles.file(handle)?;
+        if !handle.access.write {
+            return Err(Error::BadHandle);
+        }
+        self.check_writable()?;
+        if !self.is_advanced() {
+            return Err(Error::NotSupported);
+        }
+        let end = offset.checked_add(len).filter(|end| *end <= MAX_LEN).ok_or(Error::TooLarge)?;
+        if how == Allocate::Reserve {
+            return Ok(());
+        }
+        loop {
+            let edit = self.edit(handle.ino).await?;
+            let mut guard = edit.writer().await;
+            let Some(draft) = guard.as_mut() else { continue };
+            let old = draft.len();
+            if matches!(how, Allocate::Zero { .. }) && offset < old {
+                self.clear(&edit, draft, offset, end).await?;
+            }
+            if how != (Allocate::Zero { keep_size: true }) && end > old {
+                draft.truncate(end).await?;
+            }
+            edit.change(draft);
+            let ticket = edit.settle_locked(draft, &self.journal, &self.pool).await;
+            drop(guard);
+            self.changed(handle.ino, &edit);
+            return self.journal.written(ticket?).await;
+        }
+    }
+
+    /// Makes `[offset, end)` of a draft that is longer than `offset` zeros.
+    async fn clear(&self, edit: &Edit, draft: &mut Draft, offset: u64, end: u64) -> Result<(), Error> {
+        let len = draft.len();
+        if end >= len {
+            draft.truncate(offset).await?;
+            return Ok(draft.truncate(len).await?);
+        }
+        if end - offset > MAX_HOLE {
+            return Err(Error::NotSupported);
+        }
+        let mut at = offset;
+        while at < end {
+            let part = (end - at).min(ZEROS.len() as u64);
+            edit.write(draft, at, &ZEROS[..part as usize], &self.journal, &self.pool).await?;
+            at += part;
+        }
+        Ok(())
+    }
+
     /// What follows every change of content.
-    fn changed(&self, ino: Ino, edit: &Arc<Edit>) {
+    pub(super) fn changed(&self, ino: Ino, edit: &Arc<Edit>) {
         let has_name = {
             let mut tree = lock(&self.tree);
             let node = tree.node_mut(ino);

@@ -252,7 +252,8 @@ def test_no_mark_reaches_any_file_or_request(hub, key, mount, tmp_path, home, mo
         os.fsync(file.fileno())
     os.rename(m.point / f"{NAME_MARK}-dir", m.point / f"{NAME_MARK}-moved")
     os.mkdir(m.point / f"{NAME_MARK}-empty")
-    assert error_of(lambda: os.symlink(NAME_MARK, m.point / f"{NAME_MARK}-link")) == errno.EPERM
+    os.symlink(NAME_MARK, m.point / f"{NAME_MARK}-link")
+    os.setxattr(m.point / f"{NAME_MARK}-a", f"user.{NAME_MARK}", CONTENT_MARK)
     assert error_of(lambda: open(m.point / f"{NAME_MARK}-missing")) == errno.ENOENT
     write_tree(m.point, {f"{NAME_MARK}-deleted": CONTENT_MARK})
     os.unlink(m.point / f"{NAME_MARK}-deleted")
@@ -261,6 +262,7 @@ def test_no_mark_reaches_any_file_or_request(hub, key, mount, tmp_path, home, mo
     m.stop()
     m = mount("--encryption-key-file", key, "--cache-dir", cache, source=f"local/test/{NAME_MARK}-prefix")
     assert tree(m.point)[f"{NAME_MARK}-a"].count(CONTENT_MARK) > 19_000
+    assert os.readlink(m.point / f"{NAME_MARK}-link") == NAME_MARK, "links are kept, sealed"
     m.stop()
     searched += scan([cache, hub.directory, home])
     streams = recorder.streams()

@@ -1,19 +1,28 @@
-//! The daemon's control socket: one JSON request line, one JSON answer line. Mode 0600: answers hold plaintext paths.
+//! The daemon's control socket: one JSON request line, one JSON answer line, and behind the answer to `Read` a file's bytes. Mode 0600: answers
+//! hold plaintext paths and contents.
+//!
+//! Contents come in frames: a length (u32, little-endian) and so many bytes. A length of 0 ends them, and one more line says how it went.
 
 use super::registry::Record;
 use crate::cli::exit::{Exit, Failure, Outcome};
-use crate::fs::{Drained, Status};
+use crate::fs::{Drained, OnConflict, Pending, PendingFile, PendingNo, Status};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
-/// Longest line either side takes, bytes.
-const MAX_LINE: u64 = 64 * 1024;
+/// Longest line either side takes, bytes: a page of [`PAGE`] paths of 4096 bytes each and more, escaped.
+const MAX_LINE: u64 = 32 << 20;
+/// Things in one answer or request.
+pub(super) const PAGE: usize = 500;
+/// Longest frame of a content, bytes.
+const MAX_FRAME: usize = 1 << 20;
+/// How long a client may take to accept a frame.
+const FRAME_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a client may ask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub(super) enum Request {
     /// How is it?
@@ -25,6 +34,28 @@ pub(super) enum Request {
         /// Detach although files are open.
         lazy: bool,
     },
+    /// What is pending? One page.
+    Pending {
+        /// The last of the page before.
+        after: Option<PendingNo>,
+    },
+    /// Try these again at once.
+    Retry {
+        /// Which.
+        numbers: Vec<PendingNo>,
+        /// What to do about conflicts.
+        on_conflict: Option<OnConflict>,
+    },
+    /// The content of one.
+    Read {
+        /// Which.
+        number: PendingNo,
+    },
+    /// Give these up, in this order.
+    Drop {
+        /// Which.
+        numbers: Vec<PendingNo>,
+    },
 }
 
 /// What the daemon answers.
@@ -35,6 +66,21 @@ pub(super) enum Answer {
     Status(Box<Live>),
     /// To `Flush` and `Stop`.
     Drained(Drained),
+    /// To `Pending`: empty behind the last.
+    Pending(Vec<Pending>),
+    /// To `Retry`: how many of them are pending.
+    Retried(usize),
+    /// To `Read`: frames follow.
+    Content {
+        /// Bytes in all.
+        len: u64,
+        /// When it was changed last, Unix seconds.
+        mtime: i64,
+    },
+    /// Behind the frames of a content: it is whole.
+    Whole,
+    /// To `Drop`: why each was not given up, if so.
+    Dropped(Vec<Option<Failure>>),
     /// Not done; the mount goes on.
     Refused(Failure),
 }
@@ -76,13 +122,13 @@ pub(super) fn listen(path: &Path) -> Outcome<UnixListener> {
     Ok(listener)
 }
 
-async fn read_line<T: serde::de::DeserializeOwned>(stream: &mut UnixStream) -> std::io::Result<T> {
+async fn read_line<T: serde::de::DeserializeOwned>(stream: &mut (impl AsyncBufRead + Unpin)) -> std::io::Result<T> {
     let mut line = Vec::new();
-    BufReader::new(stream.take(MAX_LINE)).read_until(b'\n', &mut line).await?;
+    stream.take(MAX_LINE).read_until(b'\n', &mut line).await?;
     Ok(serde_json::from_slice(&line)?)
 }
 
-async fn write_line(stream: &mut UnixStream, value: &impl Serialize) -> std::io::Result<()> {
+async fn write_line(stream: &mut (impl AsyncWrite + Unpin), value: &impl Serialize) -> std::io::Result<()> {
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');
     stream.write_all(&line).await
@@ -90,7 +136,7 @@ async fn write_line(stream: &mut UnixStream, value: &impl Serialize) -> std::io:
 
 /// Reads the request of one connection. A client that says nothing for 10 s is dropped.
 pub(super) async fn receive(stream: &mut UnixStream) -> std::io::Result<Request> {
-    tokio::time::timeout(Duration::from_secs(10), read_line(stream)).await?
+    tokio::time::timeout(Duration::from_secs(10), read_line(&mut BufReader::new(stream))).await?
 }
 
 /// Sends the answer. A client that is gone is no failure of ours.
@@ -100,26 +146,103 @@ pub(super) async fn reply(mut stream: UnixStream, answer: &Answer) {
     }
 }
 
+/// Sends a pending file's content. `patience`: how long one read may take.
+pub(super) async fn send_content(mut stream: UnixStream, file: PendingFile, patience: Duration) {
+    let answer = Answer::Content { len: file.len(), mtime: file.mtime().unix_timestamp() };
+    let send = async {
+        write_line(&mut stream, &answer).await?;
+        let mut offset = 0;
+        let end = loop {
+            if offset >= file.len() {
+                break Answer::Whole;
+            }
+            let read = tokio::time::timeout(patience, file.read(offset, MAX_FRAME)).await;
+            let bytes = match read.unwrap_or(Err(crate::fs::Error::TimedOut)) {
+                Ok(bytes) if !bytes.is_empty() => bytes,
+                Ok(_) => break Answer::Refused(Failure::new(Exit::Failure, "it ended early")),
+                Err(error) => break Answer::Refused(error.into()),
+            };
+            offset += bytes.len() as u64;
+            let frame = async {
+                stream.write_u32_le(bytes.len() as u32).await?;
+                stream.write_all(&bytes).await
+            };
+            tokio::time::timeout(FRAME_PATIENCE, frame).await??;
+        };
+        stream.write_u32_le(0).await?;
+        write_line(&mut stream, &end).await
+    };
+    if let Err(error) = send.await {
+        tracing::debug!(%error, "control client left");
+    }
+}
+
+/// A content that is being received.
+pub(super) struct Content {
+    stream: BufReader<UnixStream>,
+    pub(super) len: u64,
+    pub(super) mtime: i64,
+    got: u64,
+}
+
+impl Content {
+    /// Asks for the content of a pending file.
+    pub(super) async fn open(record: &Record, number: PendingNo) -> Outcome<Self> {
+        let fail = |e| no_answer(record, e);
+        let mut stream = UnixStream::connect(record.socket()?).await.map_err(fail)?;
+        write_line(&mut stream, &Request::Read { number }).await.map_err(fail)?;
+        let mut stream = BufReader::new(stream);
+        match read_line(&mut stream).await.map_err(fail)? {
+            Answer::Content { len, mtime } => Ok(Self { stream, len, mtime, got: 0 }),
+            Answer::Refused(failure) => Err(failure),
+            _ => Err(another_kind()),
+        }
+    }
+
+    /// The next bytes; `None` behind the last. Fails where they aren't all there.
+    pub(super) async fn next(&mut self) -> Outcome<Option<Vec<u8>>> {
+        let len = self.stream.read_u32_le().await? as usize;
+        if len > MAX_FRAME {
+            return Err(another_kind());
+        }
+        if len > 0 {
+            let mut bytes = vec![0; len];
+            self.stream.read_exact(&mut bytes).await?;
+            self.got += len as u64;
+            return Ok(Some(bytes));
+        }
+        match read_line(&mut self.stream).await? {
+            Answer::Whole if self.got == self.len => Ok(None),
+            Answer::Refused(failure) => Err(failure),
+            _ => Err(another_kind()),
+        }
+    }
+}
+
+/// An answer that doesn't belong to the question.
+pub(super) fn another_kind() -> Failure {
+    Failure::new(Exit::Failure, "the daemon gave an answer of another kind").hint("is it of another version?")
+}
+
+fn no_answer(record: &Record, error: std::io::Error) -> Failure {
+    let point = record.mountpoint.display();
+    Failure::new(Exit::Failure, format!("the daemon of {point} (pid {}) does not answer: {error}", record.pid))
+}
+
 /// Asks a running daemon.
 pub(super) async fn ask(record: &Record, request: Request) -> Outcome<Answer> {
     let path = record.socket()?;
-    let fail = |e: std::io::Error| {
-        Failure::new(
-            Exit::Failure,
-            format!("the daemon of {} (pid {}) does not answer: {e}", record.mountpoint.display(), record.pid),
-        )
-    };
     let exchange = async {
         let mut stream = UnixStream::connect(&path).await?;
         write_line(&mut stream, &request).await?;
-        read_line(&mut stream).await
+        read_line(&mut BufReader::new(stream)).await
     };
-    match request {
+    match &request {
         Request::Status => {
             tokio::time::timeout(Duration::from_secs(5), exchange).await.unwrap_or_else(|e| Err(e.into()))
         }
         // As long as it takes: whoever asked may interrupt the client, and the daemon goes on.
-        Request::Flush | Request::Stop { .. } => exchange.await,
+        _ => exchange.await,
     }
-    .map_err(fail)
+    .map_err(|error| no_answer(record, error))
 }

@@ -19,6 +19,9 @@ use tokio::sync::mpsc;
 /// Longest orders on stdin, bytes.
 const MAX_ORDERS: u64 = 1 << 20;
 
+/// How long after a commit it is read back: whoever compared with the version before it has committed by then.
+const READ_BACK: Duration = Duration::from_secs(10);
+
 /// How often a source that another daemon is still draining is tried again.
 const BUSY_RETRY: Duration = Duration::from_millis(200);
 
@@ -246,6 +249,25 @@ impl Mounted {
                     }
                 }
             }
+            Ok(Request::Pending { after }) => {
+                control::reply(client, &Answer::Pending(self.vfs.pending(after, control::PAGE))).await;
+            }
+            Ok(Request::Retry { numbers, on_conflict }) => {
+                control::reply(client, &Answer::Retried(self.vfs.retry(&numbers, on_conflict))).await;
+            }
+            Ok(Request::Read { number }) => match self.vfs.open_pending(number) {
+                Ok(file) => control::send_content(client, file, self.vfs.options().reply_deadline).await,
+                Err(error) => control::reply(client, &Answer::Refused(error.into())).await,
+            },
+            Ok(Request::Drop { numbers }) => {
+                let answer = match self.vfs.drop_pending(&numbers).await {
+                    Ok(outcomes) => {
+                        Answer::Dropped(outcomes.into_iter().map(|error| error.map(Failure::from)).collect())
+                    }
+                    Err(error) => Answer::Refused(error.into()),
+                };
+                control::reply(client, &answer).await;
+            }
             Err(error) => tracing::debug!(%error, "control client"),
         }
     }
@@ -278,9 +300,14 @@ fn vfs_options(args: &MountArgs, cache_dir: std::path::PathBuf) -> fs::Options {
         flush_max_window: Duration::from_millis(args.flush_max_batch_window_ms),
         uid: args.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()),
         gid: args.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
+        file_mode: args.file_mode,
+        dir_mode: args.dir_mode,
         filter_os_files: !args.no_filter_os_files,
         reply_deadline: Duration::from_millis(args.read_fetch_timeout_ms),
         fsync_remote: args.fsync == Fsync::Remote,
+        on_conflict: args.on_conflict.into(),
+        max_staging: Some(args.max_staging_size).filter(|bytes| *bytes > 0),
+        read_back_after: READ_BACK,
     }
 }
 

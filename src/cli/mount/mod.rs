@@ -3,6 +3,7 @@
 mod control;
 mod daemon;
 mod mountpoint;
+mod pending;
 mod quickstart;
 mod registry;
 mod start;
@@ -23,6 +24,7 @@ Examples:
   hf-mount start --encryption-key-file key.bin bucket me/data ~/data
   hf-mount start --hub-endpoint file:///srv/hub --create bucket local/data ~/data
   hf-mount status
+  hf-mount pending list ~/data                           what is not on the Hub yet, and why
   hf-mount stop ~/data";
 
 /// Mount Hugging Face Storage Buckets as local folders, encrypted on this machine.
@@ -52,6 +54,9 @@ enum Command {
         /// The mount point
         mountpoint: PathBuf,
     },
+    /// What is not on the Hub yet, or was refused: list it, try it again, copy it out, give it up
+    #[command(subcommand)]
+    Pending(pending::Command),
     /// A key, an embedded Hub and an encrypted mount in one step
     Quickstart {
         /// An empty folder; a missing last component is made
@@ -100,6 +105,7 @@ pub fn hf_mount() -> ExitCode {
             },
             Command::Status { json } => status::status(json).await,
             Command::Flush { mountpoint } => stop::flush(&mountpoint).await,
+            Command::Pending(command) => pending::run(command).await,
             Command::Quickstart { mountpoint } => quickstart::quickstart(&cli.common, mountpoint).await,
             Command::Daemon => daemon::background().await,
         }

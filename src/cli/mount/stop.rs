@@ -21,7 +21,8 @@ pub(super) fn exit_code(drained: Drained) -> ExitCode {
     }
 }
 
-fn known(point: &Path) -> Outcome<Record> {
+/// The mount of ours at a mount point.
+pub(super) fn known(point: &Path) -> Outcome<Record> {
     let point = mountpoint::absolute(point)?;
     registry::find(&point)?.ok_or_else(|| {
         Failure::new(Exit::MountPoint, format!("nothing of ours is mounted on {}", point.display()))
@@ -47,10 +48,7 @@ async fn drain(record: &Record, request: Request) -> Outcome<Drained> {
     match control::ask(record, request).await? {
         Answer::Drained(drained) => Ok(drained),
         Answer::Refused(failure) => Err(failure),
-        Answer::Status(_) => {
-            Err(Failure::new(Exit::Failure, "the daemon gave an answer of another kind")
-                .hint("is it of another version?"))
-        }
+        _ => Err(control::another_kind()),
     }
 }
 

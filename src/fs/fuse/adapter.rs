@@ -1,7 +1,10 @@
 //! The requests of the kernel, one method each: decode, call [`Vfs`], encode.
 
 use super::answer::{Desk, errno};
-use crate::fs::{Access, Attr, Create, Error, HandleNo, Ino, STATFS_BLOCK, STATFS_BLOCKS, STATFS_NAME, SetAttr, Vfs};
+use crate::fs::{
+    Access, Allocate, Attr, Birth, Create, Error, FileKind, HandleNo, Ino, STATFS_BLOCK, STATFS_BLOCKS, STATFS_NAME,
+    SetAttr, SetXattr, Special, Vfs,
+};
 use bytes::Bytes;
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
@@ -116,12 +119,12 @@ fn file_attr(attr: &Attr) -> FileAttr {
         mtime: attr.mtime,
         ctime: attr.ctime,
         crtime: SystemTime::UNIX_EPOCH,
-        kind: file_type(attr.is_directory),
+        kind: file_type(attr.kind),
         perm: attr.mode,
         nlink: attr.nlink,
         uid: attr.uid,
         gid: attr.gid,
-        rdev: 0,
+        rdev: attr.device,
         blksize: BLOCK_SIZE,
         flags: 0,
     }
@@ -148,8 +151,21 @@ fn absent() -> FileAttr {
     }
 }
 
-fn file_type(is_directory: bool) -> FileType {
-    if is_directory { FileType::Directory } else { FileType::RegularFile }
+fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Directory => FileType::Directory,
+        FileKind::File => FileType::RegularFile,
+        FileKind::Link => FileType::Symlink,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
+    }
+}
+
+/// What a new entry gets: the mode, which the kernel has masked, and the owner of the process.
+fn birth(req: &Request, mode: Option<u32>) -> Birth {
+    Birth { mode: mode.map(permissions), owner: Some((req.uid(), req.gid())) }
 }
 
 fn time(time: TimeOrNow) -> SystemTime {
@@ -249,27 +265,44 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readlink(&self, _req: &Request, _ino: INodeNo, reply: ReplyData) {
-        // There are no symbolic links.
-        reply.error(Errno::EINVAL);
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.desk.vfs.readlink(Ino(ino.0)) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(errno(&error)),
+        }
     }
 
     fn mknod(
         &self,
-        _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _mode: u32,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
         _umask: u32,
-        _rdev: u32,
+        rdev: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(Errno::EPERM);
+        let special = match mode & libc::S_IFMT {
+            libc::S_IFREG | 0 => None,
+            libc::S_IFIFO => Some(Special::Fifo),
+            libc::S_IFSOCK => Some(Special::Socket),
+            libc::S_IFCHR => Some(Special::CharDevice(rdev)),
+            libc::S_IFBLK => Some(Special::BlockDevice(rdev)),
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let (vfs, parent, name, birth) = (self.vfs(), Ino(parent.0), utf8(name), birth(req, Some(mode)));
+        let work = async move {
+            match special {
+                Some(special) => vfs.make_special(parent, &name?, special, birth).await,
+                None => vfs.make_closed(parent, &name?, birth).await,
+            }
+        };
+        self.answer_entry(false, work, reply);
     }
 
-    fn mkdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let (vfs, name) = (self.vfs(), utf8(name));
-        let work = async move { vfs.mkdir(Ino(parent.0), &name?, Some(permissions(mode))).await };
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let (vfs, name, birth) = (self.vfs(), utf8(name), birth(req, Some(mode)));
+        let work = async move { vfs.mkdir(Ino(parent.0), &name?, birth).await };
         self.answer_entry(false, work, reply);
     }
 
@@ -283,9 +316,11 @@ impl Filesystem for Adapter {
         self.answer_empty(async move { vfs.rmdir(Ino(parent.0), &name?).await }, reply);
     }
 
-    fn symlink(&self, _req: &Request, _parent: INodeNo, _link_name: &OsStr, _target: &Path, reply: ReplyEntry) {
-        // Neither format can keep one, and one that vanishes at unmount is worse than none.
-        reply.error(Errno::EPERM);
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let (vfs, name, birth) = (self.vfs(), utf8(name), birth(req, None));
+        let special = Special::Link(target.as_os_str().as_encoded_bytes().to_vec());
+        let work = async move { vfs.make_special(Ino(parent.0), &name?, special, birth).await };
+        self.answer_entry(false, work, reply);
     }
 
     fn rename(
@@ -308,8 +343,9 @@ impl Filesystem for Adapter {
         self.answer_empty(work, reply);
     }
 
-    fn link(&self, _req: &Request, _ino: INodeNo, _newparent: INodeNo, _newname: &OsStr, reply: ReplyEntry) {
-        reply.error(Errno::EPERM);
+    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let (vfs, name) = (self.vfs(), utf8(newname));
+        self.answer_entry(false, async move { vfs.link(Ino(ino.0), Ino(newparent.0), &name?).await }, reply);
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -426,7 +462,7 @@ impl Filesystem for Adapter {
 
     fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let done = self.desk.vfs.readdir(HandleNo(fh.0), offset, |entry, next| {
-            reply.add(INodeNo(entry.ino.0), next, file_type(entry.is_directory), &entry.name)
+            reply.add(INodeNo(entry.ino.0), next, file_type(entry.kind), &entry.name)
         });
         match done {
             Ok(()) => reply.ok(),
@@ -477,14 +513,22 @@ impl Filesystem for Adapter {
     fn setxattr(
         &self,
         _req: &Request,
-        _ino: INodeNo,
-        _name: &OsStr,
-        _value: &[u8],
-        _flags: i32,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EOPNOTSUPP);
+        let how = match flags {
+            0 => SetXattr::Any,
+            libc::XATTR_CREATE => SetXattr::Create,
+            libc::XATTR_REPLACE => SetXattr::Replace,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let name = name.to_str().ok_or(Error::NotSupported);
+        let done = name.and_then(|name| self.desk.vfs.setxattr(Ino(ino.0), name, value, how));
+        empty(reply, done.map_err(|error| errno(&error)));
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -496,8 +540,10 @@ impl Filesystem for Adapter {
         xattr(reply, size, self.desk.vfs.listxattr(Ino(ino.0)));
     }
 
-    fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EOPNOTSUPP);
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.to_str().ok_or(Error::NoAttribute);
+        let done = name.and_then(|name| self.desk.vfs.removexattr(Ino(ino.0), name));
+        empty(reply, done.map_err(|error| errno(&error)));
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -507,7 +553,7 @@ impl Filesystem for Adapter {
 
     fn create(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
@@ -520,7 +566,7 @@ impl Filesystem for Adapter {
         let create = Create {
             access: Access::from_flags(flags),
             exclusive: flags & libc::O_EXCL != 0,
-            mode: Some(permissions(mode)),
+            birth: birth(req, Some(mode)),
         };
         let work = async move { vfs.create(Ino(parent.0), &name?, create).await };
         self.desk.answer(
@@ -539,6 +585,59 @@ impl Filesystem for Adapter {
                 vfs.forget(attr.ino, 1);
             },
         );
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        // Other modes shift what follows, or ask for what a bucket doesn't have.
+        let how = match mode {
+            0 => Allocate::Extend,
+            libc::FALLOC_FL_KEEP_SIZE => Allocate::Reserve,
+            mode if mode == libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE => {
+                Allocate::Zero { keep_size: true }
+            }
+            mode if mode == libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE => {
+                Allocate::Zero { keep_size: true }
+            }
+            libc::FALLOC_FL_ZERO_RANGE => Allocate::Zero { keep_size: false },
+            _ => return reply.error(Errno::EOPNOTSUPP),
+        };
+        let vfs = self.vfs();
+        self.answer_empty(async move { vfs.allocate(HandleNo(fh.0), offset, length, how).await }, reply);
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        _ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // What isn't the copy of a whole file the kernel does itself, by reading and writing, when it hears EOPNOTSUPP.
+        if offset_in != 0 || offset_out != 0 {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
+        let vfs = self.vfs();
+        let work = async move { vfs.copy_whole(HandleNo(fh_in.0), HandleNo(fh_out.0), len).await };
+        self.answer(work, |done| match done {
+            // Answers have 32 bits; a file that is longer isn't copied this way.
+            Ok(copied) => reply.written(copied),
+            Err(error) => reply.error(error),
+        });
     }
 
     // What follows the kernel does by itself once it was told, with these numbers, that we don't.
@@ -592,27 +691,7 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOTTY);
     }
 
-    fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
     fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn copy_file_range(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: u64,
-        _: CopyFileRangeFlags,
-        reply: ReplyWrite,
-    ) {
         reply.error(Errno::ENOSYS);
     }
 }

@@ -341,3 +341,114 @@ async fn an_entry_that_does_not_fit_is_refused() {
     add(&journal, vec![directory("a")]).await;
     assert_eq!(directories(&journal), ["a"]);
 }
+
+/// The cells of the tables in a section of docs/journal.md.
+fn documented(section: &str) -> Vec<Vec<String>> {
+    let text = include_str!("../../../docs/journal.md");
+    let (_, section) = text.split_once(&format!("\n## {section}\n")).unwrap();
+    let lines = section.split("\n## ").next().unwrap().lines();
+    let rows = lines.filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"));
+    rows.map(|row| row.split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
+}
+
+#[tokio::test]
+async fn the_documented_layout_is_that_of_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(dir.path()).unwrap();
+    add(&journal, vec![directory("a")]).await;
+    let (bytes, starts) = records(dir.path());
+    let rows = documented("Layout");
+    let number = |cell: &str| cell.parse::<usize>().unwrap();
+    let header: Vec<_> = rows.iter().skip_while(|row| row[0] != "0").take_while(|row| row[0] != "offset").collect();
+    let record: Vec<_> = rows.iter().rev().take_while(|row| row[0] != "offset").collect();
+    let field = |rows: &[&Vec<String>], what: &str| {
+        let row = rows.iter().find(|row| row[2].starts_with(what)).unwrap_or_else(|| panic!("{what}"));
+        number(&row[0])..number(&row[0]) + number(&row[1])
+    };
+    let mut end = 0;
+    for row in &header {
+        assert_eq!(number(&row[0]), end, "{row:?}");
+        end += number(&row[1]);
+    }
+    assert_eq!(end, HEADER_LEN);
+    assert_eq!(&bytes[field(&header, "`HFCJRNL1`")], MAGIC);
+    assert_eq!(bytes[field(&header, "slot length")], (SLOT as u32).to_le_bytes());
+    assert_eq!(bytes[field(&header, "identity")], [3; 32]);
+    let crc = field(&header, "CRC-32C");
+    assert_eq!(bytes[crc.clone()], checksum(&bytes[..crc.start]).to_le_bytes());
+
+    let at = *starts.last().unwrap();
+    let last = &bytes[at..];
+    let read =
+        |range: std::ops::Range<usize>| last[range].iter().rev().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
+    assert_eq!(last[field(&record, "the first 4 bytes")], bytes[field(&header, "journal id")][..4]);
+    let len = read(field(&record, "length of the payload")) as usize;
+    assert!(record.iter().any(|row| row[2].contains("at most 67,108,864")) && MAX_PAYLOAD == 67_108_864);
+    let before = &bytes[starts[starts.len() - 2]..];
+    let sequence = field(&record, "sequence number");
+    assert_eq!(last[sequence.clone()][0], before[sequence][0] + 1);
+    let payload = number(&record.iter().find(|row| row[2] == "payload").unwrap()[0]);
+    assert_eq!(payload, RECORD_HEADER_LEN);
+    let crc = field(&record, "CRC-32C");
+    let sum = checksum(&[&last[4..24], &last[payload..payload + len]].concat());
+    assert_eq!(read(crc), u64::from(sum));
+    let sealed_for: [u8; 32] = std::array::from_fn(|i| bytes[16 + i]);
+    let opened = sealer().open(&sealed_for, read(field(&record, "sequence number")), &last[payload..payload + len]);
+    assert_eq!(opened.unwrap().len() % PADDING, 0);
+}
+
+#[test]
+fn every_entry_is_documented_under_its_tag() {
+    let rows = documented("Entries");
+    let documented: Vec<_> = rows.iter().filter_map(|row| Some((row[0].parse::<u8>().ok()?, row[1].clone()))).collect();
+    let (file, op, mtime, path) = (FileNo(1), OpNo(1), OffsetDateTime::UNIX_EPOCH, path("a"));
+    let version =
+        crate::store::Version { hash: crate::store::Hash([1; 32]), stored_len: 1, side: crate::store::Side::Plain };
+    let stored = crate::store::Stored { version, plain_len: 1 };
+    let frozen = Arc::new(crate::store::Frozen { header: None, len: 0, records: Vec::new() });
+    let entries = [
+        Entry::Track { file, path: None, remote: Remote::Absent, mtime: None },
+        Entry::Begin { file, state: DraftState::default(), generation: 1, mtime },
+        Entry::Extend { file, generation: 1, mtime, delta: None, checksums: Vec::new() },
+        Entry::Freeze { file, generation: 1, mtime, frozen },
+        Entry::Uploaded { file, generation: 1, stored },
+        Entry::End { file },
+        Entry::Move { file, path: None },
+        Entry::Remote { file, remote: Remote::Absent },
+        Entry::Directory { path: path.clone() },
+        Entry::ForgetDirectory { path: path.clone() },
+        Entry::Queue { op, what: QueuedOp::RemoveDirectory { path: path.clone() } },
+        Entry::Finish { op },
+        Entry::Committed { file, generation: 1, version },
+        Entry::Numbers { file: 1, op: 1 },
+        Entry::Unconfirmed { path: path.clone(), stored, mtime },
+        Entry::Confirmed { path: path.clone() },
+        Entry::Special { path: path.clone(), special: crate::fs::Special::Fifo },
+        Entry::ForgetSpecial { path },
+    ];
+    let name = |entry: &Entry| format!("{entry:?}").split(' ').next().unwrap().to_owned();
+    let there: Vec<_> =
+        entries.iter().map(|entry| (codec::encode(std::slice::from_ref(entry))[0], name(entry))).collect();
+    assert_eq!(documented, there);
+}
+
+#[test]
+fn documented_limits_are_those_of_the_code() {
+    let text = include_str!("../../../docs/journal.md").replace('\n', " ");
+    let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+    for told in [
+        format!("padded with zeros to a multiple of {PADDING} bytes"),
+        format!("ahead ({})", mib(RESERVE)),
+        format!("longer than {} and than {} snapshots", mib(COMPACT_LEN), if GROWTH == 4 { "four" } else { "other" }),
+        format!("longer than {} KiB with nothing pending", BLANK_LEN >> 10),
+        format!("| journal | {} GiB;", MAX_LEN >> 30),
+        format!("| payload of a record | {} |", mib(MAX_PAYLOAD as u64)),
+        format!("grows by {} slots", crate::fs::slots::GROWTH),
+        format!("more than {}, or", crate::fs::slots::SLACK),
+        "read back | 65,536;".to_owned(),
+    ] {
+        assert!(text.contains(&told), "docs/journal.md doesn't say {told:?}");
+    }
+    assert_eq!(crate::fs::confirm::MAX_UNCONFIRMED, 65_536);
+    assert_eq!(crate::fs::TICK, Duration::from_secs(1), "synced every second");
+}

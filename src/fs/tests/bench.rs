@@ -1,7 +1,9 @@
 //! A mount to test on: paths instead of inodes, and restarts.
 
 use crate::fs::memory_view::MemoryView;
-use crate::fs::{Access, Attr, Create, Error, HandleNo, Ino, Listed, Options, SetAttr, Vfs};
+use crate::fs::{
+    Access, Attr, Birth, Create, Error, FileKind, HandleNo, Ino, Listed, OnConflict, Options, SetAttr, Special, Vfs,
+};
 use crate::store::View;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -23,9 +25,14 @@ pub(in crate::fs) fn options(cache_dir: &Path) -> Options {
         flush_max_window: NEVER,
         uid: 1000,
         gid: 1000,
+        file_mode: 0o644,
+        dir_mode: 0o755,
         filter_os_files: true,
         reply_deadline: Duration::from_secs(30),
         fsync_remote: false,
+        on_conflict: OnConflict::KeepBoth,
+        max_staging: None,
+        read_back_after: Duration::from_secs(10),
     }
 }
 
@@ -91,7 +98,7 @@ impl Mount {
         let found = self.find(path).await;
         if flags & libc::O_CREAT != 0 && (found.is_err() || flags & libc::O_EXCL != 0) {
             let (parent, name) = self.parent(path).await?;
-            let create = Create { access, exclusive: flags & libc::O_EXCL != 0, mode: None };
+            let create = Create { access, exclusive: flags & libc::O_EXCL != 0, birth: Birth::default() };
             let (attr, opened) = self.vfs.create(parent, name, create).await?;
             self.vfs.forget(attr.ino, 1);
             return Ok(opened.handle);
@@ -150,9 +157,49 @@ impl Mount {
 
     pub(in crate::fs) async fn mkdir(&self, path: &str) -> Result<(), Error> {
         let (parent, name) = self.parent(path).await?;
-        let attr = self.vfs.mkdir(parent, name, None).await?;
+        let attr = self.vfs.mkdir(parent, name, Birth::default()).await?;
         self.vfs.forget(attr.ino, 1);
         Ok(())
+    }
+
+    pub(in crate::fs) async fn special(&self, path: &str, special: Special) -> Result<(), Error> {
+        let (parent, name) = self.parent(path).await?;
+        let attr = self.vfs.make_special(parent, name, special, Birth::default()).await?;
+        self.vfs.forget(attr.ino, 1);
+        Ok(())
+    }
+
+    pub(in crate::fs) async fn symlink(&self, path: &str, target: &str) -> Result<(), Error> {
+        self.special(path, Special::Link(target.into())).await
+    }
+
+    pub(in crate::fs) async fn link(&self, from: &str, to: &str) -> Result<(), Error> {
+        let from = self.find(from).await?;
+        let (parent, name) = self.parent(to).await?;
+        let attr = self.vfs.link(from, parent, name).await?;
+        self.vfs.forget(attr.ino, 1);
+        Ok(())
+    }
+
+    /// Copies a whole file as `cp` does: in one go where that is possible, else by reading and writing. Says whether it was in one go.
+    pub(in crate::fs) async fn copy(&self, from: &str, to: &str) -> Result<bool, Error> {
+        let reader = self.open(from, libc::O_RDONLY).await?;
+        let content = self.read_all(reader).await?;
+        let writer = self.open(to, libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC).await?;
+        let moved = match self.vfs.copy_whole(reader, writer, u64::MAX).await {
+            Ok(copied) => {
+                assert_eq!(copied as usize, content.len());
+                true
+            }
+            Err(Error::NotSupported) => {
+                self.put(writer, 0, &content).await?;
+                false
+            }
+            Err(error) => return Err(error),
+        };
+        self.close(writer).await?;
+        self.close(reader).await?;
+        Ok(moved)
     }
 
     pub(in crate::fs) async fn unlink(&self, path: &str) -> Result<(), Error> {
@@ -190,18 +237,23 @@ impl Mount {
         self.list(path).await.unwrap().into_iter().map(|entry| entry.name).collect()
     }
 
-    /// Everything in the mount: files with their content, directories with `None`.
+    /// Everything in the mount: files with their content, symbolic links with their target, directories with `None`.
     pub(in crate::fs) async fn tree(&self) -> BTreeMap<String, Option<Vec<u8>>> {
         let mut found = BTreeMap::new();
         let mut open = vec![String::new()];
         while let Some(directory) = open.pop() {
             for entry in self.list(&directory).await.unwrap() {
                 let path = if directory.is_empty() { entry.name } else { format!("{directory}/{}", entry.name) };
-                if entry.is_directory {
-                    found.insert(path.clone(), None);
-                    open.push(path);
-                } else {
-                    found.insert(path.clone(), Some(self.read(&path).await.unwrap()));
+                match entry.kind {
+                    FileKind::Directory => {
+                        found.insert(path.clone(), None);
+                        open.push(path);
+                    }
+                    FileKind::File => drop(found.insert(path.clone(), Some(self.read(&path).await.unwrap()))),
+                    _ => {
+                        let target = self.vfs.readlink(entry.ino).unwrap();
+                        found.insert(path, Some([&b"-> "[..], &target].concat()));
+                    }
                 }
             }
         }

@@ -1,7 +1,10 @@
 //! Others change the source meanwhile: both versions are kept, and nothing of theirs is overwritten.
 
 use super::Mount;
+use crate::fs::OnConflict::{Fail, KeepBoth, Overwrite};
 use crate::fs::memory_view::Trouble;
+use crate::fs::{OnConflict, PendingState};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 fn is_conflict_copy(name: &str, of: &str) -> bool {
@@ -133,4 +136,208 @@ async fn operations_that_were_cut_off_are_repeated_until_they_are_done() {
     mount.view.set_offline(false);
     mount.flush().await;
     assert_eq!(mount.remote().into_iter().collect::<Vec<_>>(), [("c".to_owned(), b"b".to_vec())]);
+}
+
+/// Ours was changed below `work` while the source was changed below `foreign`; what the source has after a flush, and the mount. Conflict copies
+/// are called `…*`.
+async fn clash<W, F>(policy: OnConflict, base: &[&str], work: W, foreign: F) -> (BTreeMap<String, String>, Mount)
+where
+    W: AsyncFnOnce(&Mount),
+    F: FnOnce(&Mount),
+{
+    let mount = Mount::with(|options| options.on_conflict = policy).await;
+    for path in base {
+        mount.view.put_foreign(path, format!("base {path}").as_bytes());
+    }
+    let view = mount.view.clone();
+    let held = view.hold_commits().await;
+    work(&mount).await;
+    foreign(&mount);
+    drop(held);
+    mount.vfs.flush(Some(Duration::from_secs(20))).await;
+    let name = |path: &str| match path.split_once(" (conflict ") {
+        Some((stem, _)) => format!("{stem}*"),
+        None => path.to_owned(),
+    };
+    let text = |content: Vec<u8>| String::from_utf8(content).unwrap();
+    (mount.remote().into_iter().map(|(path, content)| (name(&path), text(content))).collect(), mount)
+}
+
+fn source(files: &[(&str, &str)]) -> BTreeMap<String, String> {
+    files.iter().map(|(path, content)| ((*path).to_owned(), (*content).to_owned())).collect()
+}
+
+/// Checks the state, the count of conflicts and what is parked; then that a mount which parked it still has its own view of things, and
+/// can go on once the foreign change is gone.
+fn check(
+    policy: OnConflict,
+    (found, mount): &(BTreeMap<String, String>, Mount),
+    expected: &[(&str, &str)],
+    conflicts: u64,
+) {
+    assert_eq!(*found, source(expected), "{policy:?}");
+    let status = mount.vfs.status();
+    let parked = u64::from(policy == Fail);
+    assert_eq!(
+        (status.conflicts, status.parked_files, status.pending_files),
+        (conflicts, parked, parked),
+        "{policy:?}"
+    );
+    if policy == Fail {
+        let pending = mount.vfs.pending(None, 9);
+        assert_eq!(pending[0].state, PendingState::Parked);
+        assert_eq!(pending[0].error.as_deref(), Some("changed elsewhere too"));
+    }
+}
+
+#[tokio::test]
+async fn a_commit_that_meets_another_version_goes_by_the_policy() {
+    for (policy, expected, count) in [
+        (KeepBoth, &[("a", "theirs"), ("a*", "ours a")][..], 1),
+        (Overwrite, &[("a", "ours a")], 1),
+        (Fail, &[("a", "theirs")], 0),
+    ] {
+        let work = async |mount: &Mount| mount.write_at("a", 0, b"ours").await.unwrap();
+        let outcome = clash(policy, &["a"], work, |mount| mount.view.put_foreign("a", b"theirs")).await;
+        check(policy, &outcome, expected, count);
+        let ours = outcome.1.tree().await;
+        assert!(ours.values().flatten().any(|content| content == b"ours a"), "{policy:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_commit_that_meets_a_removal_goes_by_the_policy() {
+    for (policy, expected) in [(KeepBoth, &[("a", "ours a")][..]), (Overwrite, &[("a", "ours a")]), (Fail, &[])] {
+        let work = async |mount: &Mount| mount.write_at("a", 0, b"ours").await.unwrap();
+        let outcome = clash(policy, &["a"], work, |mount| mount.view.delete_foreign("a")).await;
+        check(policy, &outcome, expected, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_removal_that_meets_another_version_goes_by_the_policy() {
+    for (policy, expected, count) in
+        [(KeepBoth, &[("a", "theirs")][..], 1), (Overwrite, &[], 1), (Fail, &[("a", "theirs")], 0)]
+    {
+        let work = async |mount: &Mount| mount.unlink("a").await.unwrap();
+        let outcome = clash(policy, &["a"], work, |mount| mount.view.put_foreign("a", b"theirs")).await;
+        check(policy, &outcome, expected, count);
+        let shown = if policy == KeepBoth { vec!["a"] } else { vec![] };
+        assert_eq!(outcome.1.names("").await, shown, "{policy:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_rename_that_meets_another_version_at_its_source_goes_by_the_policy() {
+    for (policy, expected, count) in [
+        (KeepBoth, &[("a", "theirs"), ("b", "base a")][..], 1),
+        (Overwrite, &[("b", "base a")], 1),
+        (Fail, &[("a", "theirs")], 0),
+    ] {
+        let work = async |mount: &Mount| mount.rename("a", "b").await.unwrap();
+        let outcome = clash(policy, &["a"], work, |mount| mount.view.put_foreign("a", b"theirs")).await;
+        check(policy, &outcome, expected, count);
+    }
+}
+
+#[tokio::test]
+async fn a_rename_that_meets_another_version_at_its_target_goes_by_the_policy() {
+    for (policy, expected, count) in [
+        (KeepBoth, &[("b", "base a"), ("b*", "theirs")][..], 1),
+        (Overwrite, &[("b", "base a")], 1),
+        (Fail, &[("a", "base a"), ("b", "theirs")], 0),
+    ] {
+        for base in [&["a"][..], &["a", "b"]] {
+            let work = async |mount: &Mount| mount.rename("a", "b").await.unwrap();
+            let outcome = clash(policy, base, work, |mount| mount.view.put_foreign("b", b"theirs")).await;
+            check(policy, &outcome, expected, count);
+            assert_eq!(outcome.1.read("b").await.unwrap(), b"base a", "{policy:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_rename_whose_source_is_gone_goes_by_the_policy() {
+    for (policy, expected, count) in
+        [(KeepBoth, &[("b", "base a")][..], 1), (Overwrite, &[("b", "base a")], 1), (Fail, &[], 0)]
+    {
+        let work = async |mount: &Mount| mount.rename("a", "b").await.unwrap();
+        let outcome = clash(policy, &["a"], work, |mount| mount.view.delete_foreign("a")).await;
+        check(policy, &outcome, expected, count);
+    }
+}
+
+#[tokio::test]
+async fn a_directory_rename_that_meets_files_at_its_target_goes_by_the_policy() {
+    for (policy, expected, count) in [
+        (KeepBoth, &[("e/only", "other"), ("e/x", "base d/x"), ("e/x*", "theirs"), ("e/y/z", "base d/y/z")][..], 1),
+        (Overwrite, &[("e/only", "other"), ("e/x", "base d/x"), ("e/y/z", "base d/y/z")], 1),
+        (Fail, &[("d/x", "base d/x"), ("d/y/z", "base d/y/z"), ("e/only", "other"), ("e/x", "theirs")], 0),
+    ] {
+        let work = async |mount: &Mount| mount.rename("d", "e").await.unwrap();
+        let foreign = |mount: &Mount| {
+            mount.view.put_foreign("e/x", b"theirs");
+            mount.view.put_foreign("e/only", b"other");
+        };
+        let outcome = clash(policy, &["d/x", "d/y/z"], work, foreign).await;
+        check(policy, &outcome, expected, count);
+        assert_eq!(outcome.1.read("e/x").await.unwrap(), b"base d/x", "{policy:?}");
+        if policy != Fail {
+            assert!(outcome.1.find("d").await.is_err(), "{policy:?}");
+            assert_eq!(outcome.1.read("e/only").await.unwrap(), b"other");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_written_below_a_renamed_directory_is_not_held_up_by_a_conflict_in_it() {
+    let work = async |mount: &Mount| {
+        mount.rename("d", "e").await.unwrap();
+        mount.write_at("e/x", 0, b"ours").await.unwrap();
+        mount.write("e/new", b"new").await.unwrap();
+    };
+    let foreign = |mount: &Mount| mount.view.put_foreign("e/x", b"theirs");
+    let outcome = clash(KeepBoth, &["d/x"], work, foreign).await;
+    check(KeepBoth, &outcome, &[("e/new", "new"), ("e/x", "ours d/x"), ("e/x*", "theirs")], 1);
+}
+
+#[tokio::test]
+async fn a_parked_conflict_goes_on_when_the_foreign_change_is_undone() {
+    let work = async |mount: &Mount| mount.rename("d", "e").await.unwrap();
+    let (_, mount) = clash(Fail, &["d/x"], work, |mount| mount.view.put_foreign("e/x", b"theirs")).await;
+    mount.view.delete_foreign("e/x");
+    mount.flush().await;
+    assert_eq!(mount.remote().keys().collect::<Vec<_>>(), ["e/x"]);
+}
+
+#[tokio::test]
+async fn a_name_that_format_1_cannot_store_is_refused_at_once() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("a", b"a");
+    mount.view.put_foreign("d/x", b"x");
+    mount.view.set_format_1();
+    let (fits, long) = ("n".repeat(194), "n".repeat(195));
+    for from in ["a", "d"] {
+        let refused = mount.rename(from, &long).await.unwrap_err();
+        assert_eq!(refused.errno(), libc::ENAMETOOLONG);
+    }
+    assert_eq!(mount.vfs.status().pending_files, 0);
+    mount.rename("a", &fits).await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.remote().keys().collect::<Vec<_>>(), ["d/x", fits.as_str()]);
+}
+
+#[tokio::test]
+async fn what_was_removed_from_a_place_does_not_show_in_the_directory_that_was_moved_there() {
+    let mount = Mount::new().await;
+    for path in ["e/old", "e/x", "d/x", "d/y"] {
+        mount.view.put_foreign(path, path.as_bytes());
+    }
+    let view = mount.view.clone();
+    let _held = view.hold_commits().await;
+    mount.unlink("e/old").await.unwrap();
+    mount.unlink("e/x").await.unwrap();
+    mount.rename("d", "e").await.unwrap();
+    assert_eq!(mount.names("e").await, ["x", "y"]);
+    assert_eq!(mount.read("e/x").await.unwrap(), b"d/x");
 }

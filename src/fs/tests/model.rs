@@ -2,9 +2,9 @@
 //! flushes, kills and foreign listings come between.
 
 use super::Mount;
-use crate::fs::Error;
+use crate::fs::{Error, drop_order};
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 #[derive(Clone, Debug)]
@@ -26,6 +26,17 @@ enum Step {
     Unlink {
         path: String,
     },
+    Symlink {
+        path: String,
+    },
+    Link {
+        from: String,
+        to: String,
+    },
+    Copy {
+        from: String,
+        to: String,
+    },
     Mkdir {
         path: String,
     },
@@ -44,7 +55,12 @@ enum Step {
     Kill,
 }
 
-/// A directory is `None`.
+/// What the target of every symbolic link is.
+const TARGET: &str = "elsewhere";
+/// How [`Mount::tree`] shows one.
+const LINK: &[u8] = b"-> elsewhere";
+
+/// A directory is `None`, a symbolic link is [`LINK`].
 type Tree = BTreeMap<String, Option<Vec<u8>>>;
 
 /// The obvious filesystem; errors are errno numbers.
@@ -70,7 +86,23 @@ impl Model {
 
     fn file(&mut self, path: &str) -> Result<&mut Vec<u8>, i32> {
         self.get(path)?;
-        self.0.get_mut(path).and_then(Option::as_mut).ok_or(libc::EISDIR)
+        let file = self.0.get_mut(path).and_then(Option::as_mut).ok_or(libc::EISDIR)?;
+        // The kernel follows links by itself.
+        if file == LINK { Err(libc::EINVAL) } else { Ok(file) }
+    }
+
+    fn write(&mut self, path: &str, content: Vec<u8>) -> Result<(), i32> {
+        self.parent_is_there(path)?;
+        if self.0.contains_key(path) {
+            self.file(path)?;
+        }
+        self.0.insert(path.to_owned(), Some(content));
+        Ok(())
+    }
+
+    fn must_be_free(&self, path: &str) -> Result<(), i32> {
+        self.parent_is_there(path)?;
+        if self.0.contains_key(path) { Err(libc::EEXIST) } else { Ok(()) }
     }
 
     fn has_children(&self, path: &str) -> bool {
@@ -79,12 +111,19 @@ impl Model {
 
     fn apply(&mut self, step: &Step) -> Result<(), i32> {
         match step {
-            Step::Write { path, len, byte } => {
-                self.parent_is_there(path)?;
-                if self.0.get(path) == Some(&None) {
-                    return Err(libc::EISDIR);
-                }
-                self.0.insert(path.clone(), Some(vec![*byte; *len]));
+            Step::Write { path, len, byte } => self.write(path, vec![*byte; *len])?,
+            Step::Copy { from, to } => {
+                let content = self.file(from)?.clone();
+                self.write(to, content)?;
+            }
+            Step::Symlink { path } => {
+                self.must_be_free(path)?;
+                self.0.insert(path.clone(), Some(LINK.to_vec()));
+            }
+            Step::Link { from, to } => {
+                let content = self.get(from)?.clone();
+                self.must_be_free(to)?;
+                self.0.insert(to.clone(), Some(content.ok_or(libc::EISDIR)?));
             }
             Step::WriteAt { path, offset, len } => {
                 let file = self.file(path)?;
@@ -96,14 +135,11 @@ impl Model {
             }
             Step::Truncate { path, len } => self.file(path)?.resize(*len as usize, 0),
             Step::Unlink { path } => {
-                self.file(path)?;
+                self.get(path)?.as_ref().ok_or(libc::EISDIR)?;
                 self.0.remove(path);
             }
             Step::Mkdir { path } => {
-                self.parent_is_there(path)?;
-                if self.0.contains_key(path) {
-                    return Err(libc::EEXIST);
-                }
+                self.must_be_free(path)?;
                 self.0.insert(path.clone(), None);
             }
             Step::Rmdir { path } => {
@@ -154,7 +190,8 @@ impl Model {
     }
 
     fn files(&self) -> BTreeMap<String, Vec<u8>> {
-        self.0.iter().filter_map(|(path, content)| Some((path.clone(), content.clone()?))).collect()
+        let files = self.0.iter().filter_map(|(path, content)| Some((path.clone(), content.clone()?)));
+        files.filter(|(_, content)| content != LINK).collect()
     }
 }
 
@@ -171,6 +208,9 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (path(), offset.clone(), 1..30usize).prop_map(|(path, offset, len)| Step::WriteAt { path, offset, len }),
         2 => (path(), offset).prop_map(|(path, len)| Step::Truncate { path, len }),
         3 => path().prop_map(|path| Step::Unlink { path }),
+        3 => path().prop_map(|path| Step::Symlink { path }),
+        2 => (path(), path()).prop_map(|(from, to)| Step::Link { from, to }),
+        2 => (path(), path()).prop_filter("one file", |(a, b)| a != b).prop_map(|(from, to)| Step::Copy { from, to }),
         4 => path().prop_map(|path| Step::Mkdir { path }),
         2 => path().prop_map(|path| Step::Rmdir { path }),
         5 => (path(), path(), prop::bool::weighted(0.9)).prop_map(|(from, to, replace)| Step::Rename { from, to, replace }),
@@ -187,6 +227,9 @@ async fn perform(mount: &Mount, step: &Step) -> Result<(), Error> {
         Step::WriteAt { path, offset, len } => mount.write_at(path, *offset, &vec![b'w'; *len]).await,
         Step::Truncate { path, len } => mount.truncate(path, *len).await,
         Step::Unlink { path } => mount.unlink(path).await,
+        Step::Symlink { path } => mount.symlink(path, TARGET).await,
+        Step::Link { from, to } => mount.link(from, to).await,
+        Step::Copy { from, to } => mount.copy(from, to).await.map(drop),
         Step::Mkdir { path } => mount.mkdir(path).await,
         Step::Rmdir { path } => mount.rmdir(path).await,
         Step::Rename { from, to, replace } => mount.rename_as(from, to, *replace).await,
@@ -197,6 +240,7 @@ async fn perform(mount: &Mount, step: &Step) -> Result<(), Error> {
 /// A tree that fits a message: lengths and a checksum in the place of contents.
 fn outline(tree: &Tree) -> Vec<String> {
     let content = |content: &Option<Vec<u8>>| match content {
+        Some(link) if link == LINK => "link".to_owned(),
         None => "directory".to_owned(),
         Some(bytes) => format!("{} bytes, {:08x}", bytes.len(), crate::fs::slots::checksum(bytes)),
     };
@@ -242,6 +286,151 @@ async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// What somebody else does meanwhile.
+#[derive(Clone, Debug)]
+enum Foreign {
+    Put { path: String },
+    Delete { path: String },
+}
+
+fn foreign() -> impl Strategy<Value = Foreign> {
+    prop_oneof![
+        3 => path().prop_map(|path| Foreign::Put { path }),
+        1 => path().prop_map(|path| Foreign::Delete { path }),
+    ]
+}
+
+/// Both sides change things without knowing of each other, then all is flushed.
+#[derive(Clone, Debug)]
+struct Round {
+    ours: Vec<Step>,
+    theirs: Vec<Foreign>,
+    kill: bool,
+}
+
+fn round() -> impl Strategy<Value = Round> {
+    let ours = proptest::collection::vec(step(), 1..12);
+    let theirs = proptest::collection::vec(foreign(), 0..5);
+    (ours, theirs, any::<bool>()).prop_map(|(ours, theirs, kill)| Round { ours, theirs, kill })
+}
+
+/// The contents of all files.
+fn contents(files: impl IntoIterator<Item = Vec<u8>>) -> BTreeSet<Vec<u8>> {
+    files.into_iter().collect()
+}
+
+/// Symbolic links stay here, whatever becomes of the source.
+fn is_for_the_source(step: &Step) -> bool {
+    !matches!(step, Step::Symlink { .. })
+}
+
+/// Whether a key of the source hides others: a file with the name of a directory.
+fn has_shadows(remote: &BTreeMap<String, Vec<u8>>) -> bool {
+    let above = |path: &str| path.match_indices('/').map(|(at, _)| path[..at].to_owned()).collect::<Vec<_>>();
+    remote.keys().any(|path| above(path).iter().any(|folder| remote.contains_key(folder)))
+}
+
+/// What both sides have written last is at the source in the end, under whatever names, and nothing stays pending.
+async fn run_with_others(rounds: Vec<Round>) -> Result<(), TestCaseError> {
+    let mut mount = Mount::new().await;
+    let mut number = 0u32;
+    let mut unique = |whose: &str| {
+        number += 1;
+        format!("{whose} {number}").into_bytes()
+    };
+    for (at, Round { ours, theirs, kill }) in rounds.into_iter().enumerate() {
+        let before = contents(mount.remote().into_values());
+        mount.view.refuse_for_now("");
+        for step in ours.iter().filter(|step| is_for_the_source(step)) {
+            // What fails fails; others may have taken the name.
+            let _ = match step {
+                Step::Write { path, .. } => mount.write(path, &unique("ours")).await,
+                other => perform(&mount, other).await,
+            };
+        }
+        let local = contents(mount.tree().await.into_values().flatten());
+        let written: Vec<_> = local.difference(&before).cloned().collect();
+        let mut foreign = BTreeMap::new();
+        for change in theirs {
+            match change {
+                Foreign::Put { path } => {
+                    let content = unique("theirs");
+                    mount.view.put_foreign(&path, &content);
+                    foreign.insert(path, content);
+                }
+                Foreign::Delete { path } => {
+                    mount.view.delete_foreign(&path);
+                    foreign.remove(&path);
+                }
+            }
+        }
+        if kill {
+            mount = mount.killed().await;
+        }
+        mount.view.allow("");
+        let drained = mount.vfs.flush(Some(Duration::from_secs(20))).await;
+        prop_assert_eq!(drained.pending, 0, "round {}: {:?}", at, mount.vfs.pending(None, 9));
+        let remote = mount.remote();
+        let after = contents(remote.values().cloned());
+        for content in written.iter().chain(foreign.values()) {
+            prop_assert!(after.contains(content), "round {}: {:?} is lost", at, String::from_utf8_lossy(content));
+        }
+        if has_shadows(&remote) {
+            return Ok(());
+        }
+        let tree = mount.tree().await;
+        if tree.iter().any(|(path, content)| content.is_none() && remote.contains_key(path)) {
+            // A directory of ours hides a file of theirs, as everywhere.
+            return Ok(());
+        }
+        let shown = tree.into_iter().filter_map(|(path, content)| Some((path, content?))).collect();
+        prop_assert_eq!(outline_files(shown), outline_files(remote), "round {}", at);
+    }
+    Ok(())
+}
+
+/// Whatever was done: once all of it is given up, the mount shows the source, and the source is as it was.
+async fn run_and_give_up(first: Vec<Step>, then: Vec<Step>, kill: bool) -> Result<(), TestCaseError> {
+    let mut mount = Mount::new().await;
+    for step in first.iter().filter(|step| is_for_the_source(step)) {
+        let _ = perform(&mount, step).await;
+    }
+    mount.flush().await;
+    let remote = mount.remote();
+    mount.view.refuse_for_now("");
+    for step in then.iter().filter(|step| is_for_the_source(step)) {
+        let _ = perform(&mount, step).await;
+        if matches!(step, Step::FlushMeanwhile) {
+            mount.vfs.flush(Some(Duration::from_millis(20))).await;
+        }
+    }
+    if kill {
+        mount = mount.killed().await;
+    }
+    let mut numbers: Vec<_> = mount.vfs.pending(None, usize::MAX).into_iter().map(|pending| pending.number).collect();
+    drop_order(&mut numbers);
+    let refused: Vec<_> = mount.vfs.drop_pending(&numbers).await.unwrap().into_iter().flatten().collect();
+    if !refused.is_empty() {
+        // Refusing is right where something under way or local builds on it; then nothing of that may be lost.
+        mount.view.allow("");
+        let shown = mount.tree().await;
+        mount.flush().await;
+        prop_assert_eq!(outline(&mount.tree().await), outline(&shown), "after {:?}", refused);
+        return Ok(());
+    }
+    mount.view.allow("");
+    for again in [false, true] {
+        if again {
+            mount = mount.killed().await;
+        }
+        let shown = mount.tree().await.into_iter().filter_map(|(path, content)| Some((path, content?))).collect();
+        prop_assert_eq!(outline_files(shown), outline_files(remote.clone()), "killed: {}", again);
+        mount.flush().await;
+        prop_assert_eq!(outline_files(mount.remote()), outline_files(remote.clone()));
+    }
+    Ok(())
+}
+
 /// A few tenths of a second each; more on request.
 fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(64)
@@ -254,5 +443,21 @@ proptest! {
     fn histories_match_the_model(steps in proptest::collection::vec(step(), 1..40)) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(run(steps))?;
+    }
+
+    #[test]
+    fn nothing_that_two_sides_wrote_is_lost(rounds in proptest::collection::vec(round(), 1..4)) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(run_with_others(rounds))?;
+    }
+
+    #[test]
+    fn what_is_given_up_leaves_what_the_source_has(
+        first in proptest::collection::vec(step(), 0..15),
+        then in proptest::collection::vec(step(), 1..15),
+        kill in any::<bool>(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(run_and_give_up(first, then, kill))?;
     }
 }

@@ -1,0 +1,232 @@
+//! The ledger alone: overlays, readiness, and that a snapshot says all of it.
+
+use super::*;
+use crate::fs::overlay::LocalChild;
+use crate::store::{Binding, RecordRef, Side};
+use proptest::prelude::*;
+
+fn path(text: &str) -> PlainPath {
+    PlainPath::new(text).unwrap()
+}
+
+fn apply(ledger: &mut Ledger, entries: Vec<Entry>) {
+    entries.iter().for_each(|entry| ledger.apply(entry).unwrap());
+}
+
+fn track(file: u64, at: &str) -> Entry {
+    Entry::Track { file: FileNo(file), path: Some(path(at)), remote: Remote::Absent, mtime: None }
+}
+
+fn queue(op: u64, what: QueuedOp) -> Entry {
+    Entry::Queue { op: OpNo(op), what }
+}
+
+fn move_directory(from: &str, to: &str) -> QueuedOp {
+    QueuedOp::RenameDirectory { from: path(from), to: path(to) }
+}
+
+fn sources(ledger: &Ledger, at: &str) -> Vec<String> {
+    ledger.overlay(&path(at), None).sources.iter().map(|path| path.as_str().to_owned()).collect()
+}
+
+#[test]
+fn a_moved_directory_is_listed_where_it_was_and_where_it_goes() {
+    let mut ledger = Ledger::default();
+    apply(&mut ledger, vec![queue(1, move_directory("a", "b")), queue(2, move_directory("b/c", "d"))]);
+    assert_eq!(sources(&ledger, "b"), ["a", "b"]);
+    assert_eq!(sources(&ledger, "d"), ["a/c", "b/c", "d"]);
+    assert_eq!(sources(&ledger, "d/x"), ["a/c/x", "b/c/x", "d/x"]);
+    assert_eq!(sources(&ledger, "a"), [""; 0], "what is there is on its way out");
+    assert_eq!(sources(&ledger, ""), [""]);
+    let root = ledger.overlay(&path(""), None);
+    for name in ["a", "b", "d"] {
+        assert!(root.governed.contains(name), "{name}");
+    }
+    assert_eq!(root.children.keys().collect::<Vec<_>>(), ["b", "d"]);
+}
+
+#[test]
+fn what_was_queued_before_a_move_counts_under_the_new_name() {
+    let mut ledger = Ledger::default();
+    let gone = QueuedOp::Delete { file: FileNo(1), path: path("a/gone") };
+    apply(&mut ledger, vec![track(1, "a/gone"), queue(1, gone), queue(2, move_directory("a", "b"))]);
+    assert!(ledger.overlay(&path("b"), None).governed.contains("gone"));
+    // A file that appears at the old name afterwards is another one.
+    assert!(!ledger.overlay(&path("a"), None).governed.contains("gone"));
+}
+
+#[test]
+fn operations_wait_for_earlier_ones_that_overlap_and_for_no_others() {
+    let mut ledger = Ledger::default();
+    let delete = |file, at| QueuedOp::Delete { file: FileNo(file), path: path(at) };
+    apply(&mut ledger, vec![track(1, "a/x"), track(2, "b"), track(3, "a!")]);
+    let ops = [delete(1, "a/x"), move_directory("a", "c"), delete(2, "b"), delete(3, "a!"), move_directory("c/d", "e")];
+    for (op, what) in ops.into_iter().enumerate() {
+        apply(&mut ledger, vec![queue(op as u64 + 1, what)]);
+    }
+    let ready = |ledger: &Ledger| ledger.ready(|_| false, |_| true, 9).iter().map(|(op, _)| op.0).collect::<Vec<_>>();
+    assert_eq!(ready(&ledger), [1, 3, 4]);
+    apply(&mut ledger, vec![Entry::Finish { op: OpNo(1) }]);
+    assert_eq!(ready(&ledger), [2, 3, 4]);
+    assert_eq!(ledger.ready(|op| op == OpNo(2), |_| true, 9).len(), 2, "one that waits holds up what overlaps it");
+    let overlapping = |at| ledger.overlapping(&path(at)).map(|(op, _)| op.0).collect::<Vec<_>>();
+    assert_eq!(overlapping("c/d/e"), [2, 5]);
+    assert_eq!(overlapping("a"), [2]);
+    assert_eq!(overlapping("a!"), [4]);
+    assert_eq!(overlapping(""), [2, 3, 4, 5]);
+}
+
+#[test]
+fn an_operation_that_finishes_during_a_listing_still_governs_it() {
+    let mut ledger = Ledger::default();
+    let delete = QueuedOp::Delete { file: FileNo(1), path: path("a") };
+    apply(&mut ledger, vec![track(1, "a"), queue(1, delete)]);
+    let stamp = ledger.begin_listing();
+    apply(&mut ledger, vec![Entry::Finish { op: OpNo(1) }]);
+    assert!(ledger.overlay(&path(""), Some(stamp)).governed.contains("a"));
+    let later = ledger.begin_listing();
+    assert!(!ledger.overlay(&path(""), Some(later)).governed.contains("a"));
+    ledger.end_listing(stamp);
+    ledger.end_listing(later);
+    assert!(ledger.finished.is_empty());
+}
+
+#[test]
+fn local_files_and_directories_show_with_everything_above_them() {
+    let mut ledger = Ledger::default();
+    apply(&mut ledger, vec![track(1, "a/b/c"), Entry::Directory { path: path("d/e") }, track(2, "f")]);
+    let root = ledger.overlay(&path(""), None).children;
+    assert_eq!(root["a"], LocalChild::Directory);
+    assert_eq!(root["d"], LocalChild::Directory);
+    assert_eq!(root["f"], LocalChild::File(FileNo(2)));
+    assert_eq!(ledger.overlay(&path("a/b"), None).children["c"], LocalChild::File(FileNo(1)));
+    assert!(ledger.overlay(&path("f"), None).children.is_empty());
+}
+
+#[test]
+fn a_later_operation_takes_the_place_of_a_commit_that_is_to_be_read_back() {
+    let version = Version { hash: Hash([4; 32]), stored_len: 5, side: Side::Plain };
+    let stored = Stored { version, plain_len: 3 };
+    let commit = |at| Entry::Unconfirmed { path: path(at), stored, mtime: OffsetDateTime::UNIX_EPOCH };
+    let mut ledger = Ledger::default();
+    apply(&mut ledger, vec![commit("a/x"), commit("b"), commit("a!"), commit("c"), track(1, "b")]);
+    apply(&mut ledger, vec![queue(1, move_directory("a", "d"))]);
+    apply(&mut ledger, vec![queue(2, QueuedOp::Delete { file: FileNo(1), path: path("b") })]);
+    apply(&mut ledger, vec![Entry::Confirmed { path: path("c") }]);
+    assert_eq!(ledger.unconfirmed().all().map(|commit| commit.path.as_str()).collect::<Vec<_>>(), ["a!"]);
+}
+
+fn any_path() -> impl Strategy<Value = PlainPath> {
+    "[ab](/[ab]){0,2}".prop_map(|text| path(&text))
+}
+
+fn any_entry() -> impl Strategy<Value = Entry> {
+    let file = || (1..4u64).prop_map(FileNo);
+    let op = || (1..6u64).prop_map(OpNo);
+    let version = Version { hash: Hash([4; 32]), stored_len: 5, side: Side::Plain };
+    let mtime = OffsetDateTime::UNIX_EPOCH;
+    let slots = || proptest::collection::vec((0..12u64).prop_map(SlotId), 0..4);
+    let what = prop_oneof![
+        (file(), any_path()).prop_map(|(file, path)| QueuedOp::Put { file, generation: 2, path }),
+        (file(), any_path()).prop_map(|(file, path)| QueuedOp::Delete { file, path }),
+        (file(), any_path(), any_path(), proptest::option::of(file()))
+            .prop_map(|(file, from, to, replaced)| QueuedOp::Rename { file, from, to, replaced }),
+        (any_path(), any_path()).prop_map(|(from, to)| QueuedOp::RenameDirectory { from, to }),
+        any_path().prop_map(|path| QueuedOp::RemoveDirectory { path }),
+    ];
+    prop_oneof![
+        (file(), proptest::option::of(any_path())).prop_map(|(file, path)| Entry::Track {
+            file,
+            path,
+            remote: Remote::Absent,
+            mtime: None
+        }),
+        (file(), 0..3u64).prop_map(move |(file, generation)| Entry::Begin {
+            file,
+            state: DraftState { len: 3, base: Some((version, 2)), ..DraftState::default() },
+            generation,
+            mtime
+        }),
+        (file(), slots(), proptest::option::of(0..3u64)).prop_map(move |(file, slots, cut)| {
+            let record = |slot| RecordRef { slot, binding: Binding([1; 24]) };
+            let placed: Vec<_> = slots.into_iter().enumerate().map(|(at, slot)| (at as u64, record(slot))).collect();
+            let checksums = placed.iter().map(|(_, record)| record.slot.0 as u32).collect();
+            let delta = Delta { len: 9, base_len: 1, placed, cut, ..Delta::default() };
+            Entry::Extend { file, generation: 2, mtime, delta: Some(delta), checksums }
+        }),
+        (file(), slots()).prop_map(move |(file, records)| Entry::Freeze {
+            file,
+            generation: 2,
+            mtime,
+            frozen: Arc::new(Frozen { header: None, len: 3, records })
+        }),
+        file().prop_map(move |file| Entry::Uploaded { file, generation: 2, stored: Stored { version, plain_len: 3 } }),
+        file().prop_map(move |file| Entry::Committed { file, generation: 2, version }),
+        file().prop_map(|file| Entry::End { file }),
+        (file(), proptest::option::of(any_path())).prop_map(|(file, path)| Entry::Move { file, path }),
+        any_path().prop_map(|path| Entry::Directory { path }),
+        any_path().prop_map(|path| Entry::ForgetDirectory { path }),
+        (op(), what).prop_map(|(op, what)| Entry::Queue { op, what }),
+        any_path().prop_map(move |path| Entry::Unconfirmed { path, stored: Stored { version, plain_len: 3 }, mtime }),
+        any_path().prop_map(|path| Entry::Confirmed { path }),
+        op().prop_map(|op| Entry::Finish { op }),
+    ]
+}
+
+/// Whether two ledgers say the same. A slot may be named by a frozen version alone; then only its count is kept.
+fn same(one: &Ledger, other: &Ledger) -> bool {
+    let names =
+        |ledger: &Ledger| -> BTreeMap<_, _> { ledger.slots.iter().map(|(slot, used)| (*slot, used.count)).collect() };
+    one.files == other.files
+        && one.directories.keys().eq(other.directories.keys())
+        && one.ops == other.ops
+        && one.unconfirmed == other.unconfirmed
+        && names(one) == names(other)
+}
+
+/// What the callers of the ledger never do.
+fn makes_sense(ledger: &Ledger, entry: &Entry) -> bool {
+    match entry {
+        Entry::Track { file, path, .. } => {
+            let taken = path.as_ref().is_some_and(|path| ledger.places.contains_key(&PathKey::new(path)));
+            !ledger.files.contains_key(file) && !taken
+        }
+        Entry::Move { path: Some(path), .. } => !ledger.places.contains_key(&PathKey::new(path)),
+        Entry::Queue { op, what } => {
+            // The target's file goes with the operation or went before it; a directory's target holds nothing.
+            let free = |to: &PlainPath| {
+                ledger.overlay(to, None).children.is_empty() && !ledger.places.contains_key(&PathKey::new(to))
+            };
+            let fits = match what {
+                QueuedOp::Rename { from, to, file, replaced } => {
+                    from != to
+                        && Some(*file) != *replaced
+                        && free(to)
+                        && ledger.files.get(file).is_some_and(|r| r.path.is_some())
+                }
+                QueuedOp::RenameDirectory { from, to } => !to.is_within(from) && !from.is_within(to) && free(to),
+                _ => true,
+            };
+            fits && !ledger.ops.contains_key(op) && op.0 > ledger.last_op
+        }
+        _ => true,
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_snapshot_says_what_the_ledger_says(entries in proptest::collection::vec(any_entry(), 0..60)) {
+        let mut ledger = Ledger::default();
+        for entry in entries {
+            if makes_sense(&ledger, &entry) {
+                // What doesn't fit is refused and changes nothing.
+                let _ = ledger.apply(&entry);
+            }
+        }
+        let mut copy = Ledger::default();
+        for entry in ledger.snapshot() {
+            prop_assert!(copy.apply(&entry).is_ok(), "{entry:?}");
+        }
+        prop_assert!(same(&ledger, &copy), "{:?}\n{:?}", ledger.snapshot(), copy.snapshot());
+    }
+}

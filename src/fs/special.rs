@@ -1,0 +1,113 @@
+//! What a bucket has no place for: symbolic links, pipes, sockets and device nodes.
+//!
+//! They exist on this machine only, as empty directories do: in the tree, and by path in the journal (sealed there on a mount with a key), so
+//! they outlive the mount and cost the source no object. Where the source has a file or directory of the same name, that is shown instead.
+
+use super::inode::{Attr, Birth, FileKind, Ino, Node, Tree};
+use super::journal::Purpose;
+use super::ledger::{Entry, Ledger};
+use super::name::{keep_directory, touch};
+use super::{Error, Vfs, lock};
+
+/// Longest target of a symbolic link, bytes: what the kernel takes.
+const TARGET_MAX: usize = 4095;
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Special {
+    /// A symbolic link, with its target as it was given.
+    Link(Vec<u8>),
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+    /// A character device, with its number as the kernel packs it.
+    CharDevice(u32),
+    /// A block device, with its number as the kernel packs it.
+    BlockDevice(u32),
+}
+
+impl Special {
+    /// What `stat` calls it.
+    pub fn kind(&self) -> FileKind {
+        match self {
+            Self::Link(_) => FileKind::Link,
+            Self::Fifo => FileKind::Fifo,
+            Self::Socket => FileKind::Socket,
+            Self::CharDevice(_) => FileKind::CharDevice,
+            Self::BlockDevice(_) => FileKind::BlockDevice,
+        }
+    }
+
+    /// Size as `stat` tells it: that of a link's target.
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Self::Link(target) => target.len() as u64,
+            _ => 0,
+        }
+    }
+
+    /// A device's number.
+    pub(super) fn device(&self) -> u32 {
+        match self {
+            Self::CharDevice(number) | Self::BlockDevice(number) => *number,
+            _ => 0,
+        }
+    }
+}
+
+impl Vfs {
+    /// Makes a special file. The attributes are a reference of the kernel.
+    pub async fn make_special(&self, parent: Ino, name: &str, special: Special, birth: Birth) -> Result<Attr, Error> {
+        if let Special::Link(target) = &special
+            && target.len() > TARGET_MAX
+        {
+            return Err(Error::Store(crate::store::Error::NameTooLong));
+        }
+        self.check_new_name(parent, name)?;
+        if self.find_child(parent, name).await?.is_some() {
+            return Err(Error::Exists);
+        }
+        let (ino, ticket) = {
+            let mut tree = lock(&self.tree);
+            if tree.child(parent, name)?.is_some() {
+                return Err(Error::Exists);
+            }
+            let path = tree.path(parent)?.join(name)?;
+            let looks = tree.looks_for(parent, birth, false, &self.options)?;
+            let entry = Entry::Special { path, special: special.clone() };
+            let ticket = self.journal.append(Purpose::Work, vec![entry])?;
+            let mut node = Node::special(special);
+            node.looks = looks;
+            let ino = tree.insert(parent, name, node)?;
+            touch(&mut tree, parent);
+            (ino, ticket)
+        };
+        self.journal.written(ticket).await?;
+        let mut tree = lock(&self.tree);
+        tree.remember(ino);
+        tree.attr(ino, &self.options)
+    }
+
+    /// The target of a symbolic link.
+    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>, Error> {
+        match lock(&self.tree).node(ino)?.as_special() {
+            Some(Special::Link(target)) => Ok(target.clone()),
+            _ => Err(Error::Invalid("not a symbolic link")),
+        }
+    }
+
+    /// Entries that take a special file's name away.
+    pub(super) fn forget_special(
+        &self,
+        ledger: &Ledger,
+        tree: &Tree,
+        parent: Ino,
+        name: &str,
+    ) -> Result<Vec<Entry>, Error> {
+        let path = tree.path(parent)?.join(name)?;
+        let mut entries = vec![Entry::ForgetSpecial { path }];
+        entries.extend(keep_directory(ledger, tree, parent, name)?);
+        Ok(entries)
+    }
+}

@@ -1,0 +1,345 @@
+//! What is pending can be seen, tried again, read and given up, one by one; and nothing else ever gives it up.
+
+use super::Mount;
+use crate::fs::memory_view::Trouble;
+use crate::fs::{Error, OnConflict, Pending, PendingKind, PendingNo, PendingState, drop_order};
+use std::time::Duration;
+
+impl Mount {
+    fn pending(&self) -> Vec<Pending> {
+        self.vfs.pending(None, usize::MAX)
+    }
+
+    fn number_of(&self, path: &str) -> PendingNo {
+        let pending = self.pending();
+        let found = pending.iter().find(|pending| pending.path == path || pending.to.as_deref() == Some(path));
+        found.unwrap_or_else(|| panic!("{path} is not pending: {pending:?}")).number
+    }
+
+    async fn give_up(&self, path: &str) -> Result<(), Error> {
+        let numbers = [self.number_of(path)];
+        let mut answers = self.vfs.drop_pending(&numbers).await.unwrap();
+        answers.pop().unwrap().map_or(Ok(()), Err)
+    }
+
+    async fn give_up_all(&self) -> Vec<Option<Error>> {
+        let mut numbers: Vec<_> = self.pending().into_iter().map(|pending| pending.number).collect();
+        drop_order(&mut numbers);
+        self.vfs.drop_pending(&numbers).await.unwrap()
+    }
+
+    /// Has a flush fail in passing.
+    async fn fail_to_flush(&self) {
+        self.view.set_offline(true);
+        self.vfs.flush(Some(Duration::from_millis(50))).await;
+        self.view.set_offline(false);
+    }
+
+    async fn whole(&self, number: PendingNo) -> Result<Vec<u8>, Error> {
+        let file = self.vfs.open_pending(number)?;
+        let mut out = Vec::new();
+        while (out.len() as u64) < file.len() {
+            out.extend_from_slice(&file.read(out.len() as u64, 60_000).await?);
+        }
+        Ok(out)
+    }
+}
+
+fn refusal(outcome: Result<(), Error>) -> &'static str {
+    match outcome {
+        Err(Error::NotPermitted(why)) => why,
+        Err(other) => panic!("{other}"),
+        Ok(()) => panic!("it was given up"),
+    }
+}
+
+#[tokio::test]
+async fn every_pending_thing_is_listed_with_how_far_it_is() {
+    let mount = Mount::new().await;
+    for path in ["gone", "old", "d/x"] {
+        mount.view.put_foreign(path, b"base");
+    }
+    let view = mount.view.clone();
+    let held = view.hold_commits().await;
+    mount.write("new", b"12345").await.unwrap();
+    mount.unlink("gone").await.unwrap();
+    mount.rename("old", "young").await.unwrap();
+    mount.rename("d", "e").await.unwrap();
+    let all = mount.pending();
+    let told: Vec<_> = all.iter().map(|p| (p.kind, p.path.as_str(), p.to.as_deref(), p.bytes)).collect();
+    assert_eq!(
+        told,
+        [
+            (PendingKind::File, "new", None, Some(5)),
+            (PendingKind::Delete, "gone", None, None),
+            (PendingKind::Rename, "old", Some("young"), None),
+            (PendingKind::RenameDirectory, "d", Some("e"), None),
+        ]
+    );
+    assert_eq!(all[0].state, PendingState::Dirty);
+    assert!(all.iter().all(|pending| pending.since.is_some()));
+    assert_eq!(mount.vfs.status().pending_files, 4);
+    // In pages it is the same.
+    let mut paged = Vec::new();
+    while let [next] = &mount.vfs.pending(paged.last().map(|pending: &Pending| pending.number), 1)[..] {
+        paged.push(next.clone());
+    }
+    assert_eq!(paged.iter().map(|p| p.number).collect::<Vec<_>>(), all.iter().map(|p| p.number).collect::<Vec<_>>());
+    drop(held);
+    mount.flush().await;
+    assert!(mount.pending().is_empty());
+}
+
+#[tokio::test]
+async fn a_failure_is_told_with_its_attempts_and_a_refusal_parks() {
+    let mount = Mount::new().await;
+    mount.write("a", b"1").await.unwrap();
+    mount.fail_to_flush().await;
+    let told = mount.pending().remove(0);
+    assert_eq!((told.state, told.attempts), (PendingState::Retrying, 1));
+    assert!(told.error.unwrap().contains("unplugged"));
+    mount.view.set_trouble(Some(Trouble::Forbidden));
+    mount.vfs.flush(Some(Duration::from_secs(20))).await;
+    let told = mount.pending().remove(0);
+    assert_eq!(told.state, PendingState::Parked);
+    assert_eq!(mount.vfs.status().parked_files, 1);
+    // Parked stays parked, until it is tried again.
+    mount.view.set_trouble(None);
+    mount.vfs.flusher.wake();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(mount.remote().is_empty());
+    assert_eq!(mount.vfs.retry(&[mount.number_of("a")], None), 1);
+    while !mount.pending().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(mount.remote()["a"], b"1");
+}
+
+#[tokio::test]
+async fn a_refused_change_of_names_is_parked_blocks_no_other_and_a_flush_does_not_wait_for_it() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("a", b"a");
+    mount.view.put_foreign("b", b"b");
+    mount.names("").await;
+    mount.view.refuse("a");
+    mount.rename("a", "c").await.unwrap();
+    // It waits behind the parked one.
+    mount.write_at("c", 0, b"later").await.unwrap();
+    mount.unlink("b").await.unwrap();
+    mount.write("new", b"new").await.unwrap();
+    let drained = mount.vfs.flush(None).await;
+    assert_eq!(drained.pending, 2);
+    assert_eq!(mount.remote().keys().collect::<Vec<_>>(), ["a", "new"]);
+    assert_eq!(mount.vfs.status().parked_files, 1);
+    mount.view.allow("a");
+    mount.vfs.retry(&[mount.number_of("a")], None);
+    mount.flush().await;
+    assert_eq!(mount.remote()["c"], b"later");
+}
+
+#[tokio::test]
+async fn one_file_that_no_upload_takes_does_not_keep_its_company_back() {
+    let mount = Mount::new().await;
+    for file in 0..20u8 {
+        mount.write(&format!("f{file}"), &[file; 10]).await.unwrap();
+    }
+    mount.write("bad", b"poison").await.unwrap();
+    mount.view.poison(b"poison");
+    let drained = mount.vfs.flush(Some(Duration::from_secs(20))).await;
+    assert_eq!((drained.flushed, drained.pending), (20, 1));
+    assert_eq!(mount.pending()[0].state, PendingState::Parked);
+    assert_eq!(mount.read("bad").await.unwrap(), b"poison");
+}
+
+#[tokio::test]
+async fn a_pending_file_reads_whole_while_the_source_is_away() {
+    let mount = Mount::new().await;
+    let data: Vec<u8> = (0..200_000u32).map(|i| (i * 7) as u8).collect();
+    mount.write("a", &data).await.unwrap();
+    mount.view.put_foreign("edited", &[b'x'; 100_000]);
+    mount.write_at("edited", 5, b"yes").await.unwrap();
+    let mount = {
+        mount.view.set_offline(true);
+        mount.killed().await
+    };
+    assert_eq!(mount.whole(mount.number_of("a")).await.unwrap(), data);
+    // What was never fetched can't be had, and that is an error.
+    assert!(mount.whole(mount.number_of("edited")).await.is_err());
+    mount.view.set_offline(false);
+    assert_eq!(mount.whole(mount.number_of("edited")).await.unwrap().len(), 100_000);
+}
+
+#[tokio::test]
+async fn a_pending_file_that_changes_while_it_is_read_is_an_error() {
+    let mount = Mount::new().await;
+    mount.write("a", &[1; 1000]).await.unwrap();
+    let file = mount.vfs.open_pending(mount.number_of("a")).unwrap();
+    file.read(0, 10).await.unwrap();
+    mount.write_at("a", 500, b"2").await.unwrap();
+    assert!(file.read(10, 10).await.is_err());
+}
+
+#[tokio::test]
+async fn a_dropped_edit_shows_what_the_source_has_and_a_dropped_new_file_is_gone() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("edited", b"base");
+    mount.view.put_foreign("replaced", b"theirs");
+    mount.write_at("edited", 0, b"ours").await.unwrap();
+    mount.write("d1", b"").await.unwrap();
+    mount.mkdir("d").await.unwrap();
+    mount.write("d/new", &[1; 70_000]).await.unwrap();
+    mount.write("mv", b"mine").await.unwrap();
+    mount.rename("mv", "replaced").await.unwrap();
+    for path in ["edited", "d/new", "replaced"] {
+        mount.give_up(path).await.unwrap();
+    }
+    assert_eq!(mount.read("edited").await.unwrap(), b"base");
+    assert_eq!(mount.read("replaced").await.unwrap(), b"theirs");
+    assert_eq!(mount.names("d").await, [""; 0]);
+    let before = mount.tree().await;
+    assert_eq!(before.keys().collect::<Vec<_>>(), ["d", "d1", "edited", "replaced"]);
+    let mount = mount.killed().await;
+    assert_eq!(mount.tree().await, before);
+    mount.flush().await;
+    assert_eq!(mount.remote().keys().collect::<Vec<_>>(), ["d1", "edited", "replaced"]);
+    mount.staging_empties().await;
+}
+
+#[tokio::test]
+async fn what_is_open_for_writing_or_being_committed_is_not_dropped() {
+    let mount = Mount::new().await;
+    let handle = mount.open("a", libc::O_RDWR | libc::O_CREAT).await.unwrap();
+    mount.put(handle, 0, b"1").await.unwrap();
+    assert!(refusal(mount.give_up("a").await).contains("open for writing"));
+    mount.close(handle).await.unwrap();
+    let view = mount.view.clone();
+    let held = view.hold_commits().await;
+    let vfs = mount.vfs.clone();
+    let flush = tokio::spawn(async move { vfs.flush(Some(Duration::from_secs(20))).await });
+    while mount.pending()[0].state != PendingState::Committing {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(refusal(mount.give_up("a").await).contains("being committed"));
+    drop(held);
+    flush.await.unwrap();
+    assert_eq!(mount.remote()["a"], b"1");
+}
+
+#[tokio::test]
+async fn a_dropped_file_whose_commit_is_queued_is_never_committed() {
+    let mount = Mount::new().await;
+    mount.view.refuse_for_now("a");
+    mount.write("a", b"1").await.unwrap();
+    mount.vfs.flush(Some(Duration::from_millis(100))).await;
+    assert_eq!(mount.vfs.journal.ledger().ops().count(), 1, "its commit waits to be tried again");
+    mount.give_up("a").await.unwrap();
+    mount.view.allow("a");
+    mount.flush().await;
+    assert!(mount.remote().is_empty() && mount.names("").await.is_empty());
+    mount.write("a", b"2").await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.remote()["a"], b"2");
+}
+
+#[tokio::test]
+async fn dropped_changes_of_names_are_undone() {
+    let mount = Mount::new().await;
+    for path in ["gone", "a", "b", "d/x", "d/y/z", "r/only"] {
+        mount.view.put_foreign(path, path.as_bytes());
+    }
+    let before = mount.tree().await;
+    mount.view.set_offline(true);
+    mount.view.set_offline(false);
+    let view = mount.view.clone();
+    view.refuse_for_now("");
+    mount.unlink("gone").await.unwrap();
+    mount.rename("a", "b").await.unwrap();
+    mount.rename("d", "e").await.unwrap();
+    mount.unlink("r/only").await.unwrap();
+    mount.rmdir("r").await.unwrap();
+    mount.write_at("e/x", 0, b"D").await.unwrap();
+    let after = mount.tree().await;
+    assert_eq!(after.keys().collect::<Vec<_>>(), ["b", "e", "e/x", "e/y", "e/y/z"]);
+    for path in ["gone", "b", "d", "r/only"] {
+        mount.give_up(path).await.unwrap();
+    }
+    let mut expected = before.clone();
+    expected.insert("d/x".into(), Some(b"D/x".to_vec()));
+    assert_eq!(mount.tree().await, expected);
+    let mount = mount.killed().await;
+    assert_eq!(mount.tree().await, expected);
+    view.allow("");
+    mount.flush().await;
+    assert_eq!(mount.tree().await, expected);
+    assert_eq!(mount.remote()["d/x"], b"D/x");
+    assert_eq!(mount.remote().len(), 6);
+}
+
+#[tokio::test]
+async fn a_change_that_others_build_on_is_not_undone_before_them() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("a", b"a");
+    mount.view.put_foreign("x", b"x");
+    mount.names("").await;
+    mount.view.refuse_for_now("");
+    mount.rename("a", "b").await.unwrap();
+    mount.rename("b", "c").await.unwrap();
+    mount.unlink("x").await.unwrap();
+    mount.rename("c", "x").await.unwrap();
+    mount.write("a", b"new").await.unwrap();
+    assert!(refusal(mount.give_up("a").await.and(mount.give_up("b").await)).contains("later"));
+    assert!(refusal(mount.give_up("b").await).contains("later"));
+    // All at once goes, in the right order.
+    for refused in mount.give_up_all().await {
+        assert!(refused.is_none(), "{refused:?}");
+    }
+    assert!(mount.pending().is_empty());
+    let tree = mount.tree().await;
+    assert_eq!(
+        tree.into_iter().map(|(path, c)| (path, c.unwrap())).collect::<Vec<_>>(),
+        [("a".to_owned(), b"a".to_vec()), ("x".to_owned(), b"x".to_vec())]
+    );
+    mount.view.allow("");
+    mount.flush().await;
+    assert_eq!(mount.remote().len(), 2);
+}
+
+#[tokio::test]
+async fn a_name_that_was_taken_again_keeps_a_change_from_being_undone() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("a", b"a");
+    mount.view.put_foreign("gone", b"gone");
+    mount.names("").await;
+    mount.view.refuse_for_now("");
+    mount.rename("a", "b").await.unwrap();
+    mount.mkdir("a").await.unwrap();
+    let rename = mount.number_of("b");
+    let refused = mount.vfs.drop_pending(&[rename]).await.unwrap().remove(0);
+    assert!(refused.unwrap().to_string().contains("taken"));
+    mount.unlink("gone").await.unwrap();
+    let delete = mount.number_of("gone");
+    mount.mkdir("gone").await.unwrap();
+    assert!(mount.vfs.drop_pending(&[delete]).await.unwrap().remove(0).is_some());
+    assert_eq!(mount.pending().len(), 2);
+}
+
+#[tokio::test]
+async fn what_waits_for_a_decision_is_decided_by_a_retry() {
+    for (wish, theirs_stay) in [(OnConflict::KeepBoth, true), (OnConflict::Overwrite, false)] {
+        let mount = Mount::with(|options| options.on_conflict = OnConflict::Fail).await;
+        mount.view.put_foreign("a", b"base");
+        mount.write_at("a", 0, b"ours").await.unwrap();
+        mount.view.put_foreign("a", b"theirs");
+        mount.vfs.flush(None).await;
+        assert_eq!(mount.pending()[0].state, PendingState::Parked);
+        assert_eq!(mount.remote()["a"], b"theirs");
+        assert_eq!(mount.read("a").await.unwrap(), b"ours");
+        mount.vfs.retry(&[mount.number_of("a")], Some(wish));
+        while !mount.pending().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let remote = mount.remote();
+        assert!(remote.values().any(|content| content == b"ours"));
+        assert_eq!(remote.values().any(|content| content == b"theirs"), theirs_stay);
+    }
+}
