@@ -164,25 +164,17 @@ impl Downloader {
         W: AsyncWrite + Send + Unpin,
     {
         let mismatch = || Error::HashMismatch { what: "file", expected: *file };
-        let mut windows = std::pin::pin!(self.windows(*file, 0..len, true));
+        let mut chunks = self.chunks(*file, len);
         let mut tree = Tree::new();
         let mut list = self.engine.options.known.as_ref().map(|_| Vec::new());
         let mut at = 0;
-        while let Some(chunks) = windows.try_next().await? {
-            // A chunk across the edge came with the window before, too.
-            let seen = at;
-            for chunk in chunks.into_iter().skip_while(|chunk| chunk.end() <= seen) {
-                if chunk.offset != at || chunk.end() > len {
-                    return Err(mismatch());
-                }
-                at = chunk.end();
-                let hash = chunk.hash.ok_or_else(mismatch)?;
-                tree.push(hash, chunk.bytes.len() as u64);
-                list = list.filter(|list| list.len() < MAX_LIST);
-                // A chunk's length.
-                list.iter_mut().for_each(|list| list.push((hash, chunk.bytes.len() as u32)));
-                sink.write_all(&chunk.bytes).await?;
-            }
+        while let Some(Cached { hash, bytes }) = chunks.try_next().await? {
+            at += bytes.len() as u64;
+            tree.push(hash, bytes.len() as u64);
+            list = list.filter(|list| list.len() < MAX_LIST);
+            // A chunk's length.
+            list.iter_mut().for_each(|list| list.push((hash, bytes.len() as u32)));
+            sink.write_all(&bytes).await?;
         }
         if at != len || tree.into_file_hash() != *file {
             return Err(mismatch());
