@@ -63,7 +63,7 @@ impl Vfs {
         let mut asked = Vec::new();
         let mut ops = Vec::new();
         for (op, what) in ready {
-            let step = prepare(&self.journal.ledger(), op, &what);
+            let step = prepare(&self.journal.ledger(), &what);
             match step {
                 Step::Nothing(entries) => self.finish(op, &what, entries),
                 Step::Remote(request) => {
@@ -272,7 +272,7 @@ fn is_copy(ledger: &Ledger, file: FileNo, generation: u64) -> bool {
 }
 
 /// What an operation asks of the source now.
-fn prepare(ledger: &Ledger, op: OpNo, what: &QueuedOp) -> Step {
+fn prepare(ledger: &Ledger, what: &QueuedOp) -> Step {
     let nothing = Step::Nothing(Vec::new());
     let request = match what {
         QueuedOp::Put { file, generation, path } => {
@@ -306,7 +306,6 @@ fn prepare(ledger: &Ledger, op: OpNo, what: &QueuedOp) -> Step {
         }
         QueuedOp::RemoveDirectory { .. } => return nothing,
     };
-    let _ = op;
     Step::Remote(request)
 }
 

@@ -135,6 +135,18 @@ impl Vfs {
 
     /// Makes a directory; it exists here only until something in it is committed. The attributes are a reference of the kernel.
     pub async fn mkdir(&self, parent: Ino, name: &str, birth: Birth) -> Result<Attr, Error> {
+        self.make_here(parent, name, birth, Node::directory(false), |path| Entry::Directory { path }).await
+    }
+
+    /// Makes what the source has no object for; `entry` keeps it. The attributes are a reference of the kernel.
+    pub(super) async fn make_here(
+        &self,
+        parent: Ino,
+        name: &str,
+        birth: Birth,
+        mut node: Node,
+        entry: impl FnOnce(PlainPath) -> Entry,
+    ) -> Result<Attr, Error> {
         self.check_new_name(parent, name)?;
         if self.find_child(parent, name).await?.is_some() {
             return Err(Error::Exists);
@@ -145,12 +157,12 @@ impl Vfs {
                 return Err(Error::Exists);
             }
             let path = tree.path(parent)?.join(name)?;
-            let looks = tree.looks_for(parent, birth, true, &self.options)?;
-            let ticket = self.journal.append(Purpose::Work, vec![Entry::Directory { path }])?;
-            let mut node = Node::directory(false);
-            node.looks = looks;
-            // The listing above has shown that the source has nothing there.
-            node.as_directory_mut()?.loaded = tree.directory(parent)?.loaded;
+            node.looks = tree.looks_for(parent, birth, node.is_directory(), &self.options)?;
+            let ticket = self.journal.append(Purpose::Work, vec![entry(path)])?;
+            if let Ok(directory) = node.as_directory_mut() {
+                // The listing above has shown that the source has nothing there.
+                directory.loaded = tree.directory(parent)?.loaded;
+            }
             let ino = tree.insert(parent, name, node)?;
             touch(&mut tree, parent);
             (ino, ticket)

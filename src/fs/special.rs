@@ -4,9 +4,8 @@
 //! they outlive the mount and cost the source no object. Where the source has a file or directory of the same name, that is shown instead.
 
 use super::inode::{Attr, Birth, FileKind, Ino, Node, Tree};
-use super::journal::Purpose;
 use super::ledger::{Entry, Ledger};
-use super::name::{keep_directory, touch};
+use super::name::keep_directory;
 use super::{Error, Vfs, lock};
 
 /// Longest target of a symbolic link, bytes: what the kernel takes.
@@ -64,29 +63,8 @@ impl Vfs {
         {
             return Err(Error::Store(crate::store::Error::NameTooLong));
         }
-        self.check_new_name(parent, name)?;
-        if self.find_child(parent, name).await?.is_some() {
-            return Err(Error::Exists);
-        }
-        let (ino, ticket) = {
-            let mut tree = lock(&self.tree);
-            if tree.child(parent, name)?.is_some() {
-                return Err(Error::Exists);
-            }
-            let path = tree.path(parent)?.join(name)?;
-            let looks = tree.looks_for(parent, birth, false, &self.options)?;
-            let entry = Entry::Special { path, special: special.clone() };
-            let ticket = self.journal.append(Purpose::Work, vec![entry])?;
-            let mut node = Node::special(special);
-            node.looks = looks;
-            let ino = tree.insert(parent, name, node)?;
-            touch(&mut tree, parent);
-            (ino, ticket)
-        };
-        self.journal.written(ticket).await?;
-        let mut tree = lock(&self.tree);
-        tree.remember(ino);
-        tree.attr(ino, &self.options)
+        let node = Node::special(special.clone());
+        self.make_here(parent, name, birth, node, |path| Entry::Special { path, special }).await
     }
 
     /// The target of a symbolic link.
