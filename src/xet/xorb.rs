@@ -292,8 +292,8 @@ pub(super) fn scan_upload(body: &[u8], allow_footer: bool) -> Result<(XorbIndex,
     Ok((scan.finish(&body[area_len..])?, area_len))
 }
 
-/// Splits one chunk off `bytes`.
-fn take_chunk<'a>(bytes: &mut &'a [u8]) -> Result<(ChunkHeader, &'a [u8]), Error> {
+/// Splits one chunk off `bytes`: its header, and its payload as stored.
+pub fn take_chunk<'a>(bytes: &mut &'a [u8]) -> Result<(ChunkHeader, &'a [u8]), Error> {
     let (header, rest) = bytes.split_first_chunk().ok_or_else(|| malformed("cut short in a chunk header"))?;
     let header = ChunkHeader::parse(header)?;
     let (stored, rest) =
@@ -303,7 +303,7 @@ fn take_chunk<'a>(bytes: &mut &'a [u8]) -> Result<(ChunkHeader, &'a [u8]), Error
 }
 
 /// The raw bytes of a chunk: borrowed where it is stored as it is, else decompressed into `raw`.
-fn open_chunk<'a>(header: ChunkHeader, stored: &'a [u8], raw: &'a mut Vec<u8>) -> Result<&'a [u8], Error> {
+pub fn open_chunk<'a>(header: ChunkHeader, stored: &'a [u8], raw: &'a mut Vec<u8>) -> Result<&'a [u8], Error> {
     if header.scheme == Scheme::None && header.raw_len == header.stored_len {
         return Ok(stored);
     }

@@ -3,11 +3,10 @@
 use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::cli::print_json;
 use crate::cli::term::say;
-use crate::xet::compression::{self, Scheme};
 use crate::xet::merkle::xorb_hash;
 use crate::xet::shard::{self, Shard};
-use crate::xet::xorb::{self, CHUNK_HEADER_LEN, ChunkHeader};
-use crate::xet::{Error, Hash, hash};
+use crate::xet::xorb;
+use crate::xet::{Error, Hash, Scheme, hash};
 use serde::Serialize;
 use serde_json::json;
 use std::fs::File;
@@ -92,16 +91,10 @@ fn chunks_of(bytes: &[u8]) -> Outcome<(Vec<Chunk>, usize)> {
     while !rest.is_empty() && !rest.starts_with(FOOTER_START) {
         let offset = bytes.len() - rest.len();
         let damaged = |error: Error| Failure::from(error).about(format!("chunk {} at byte {offset}", chunks.len()));
-        let cut = || Error::Malformed { what: "xorb", why: "it is cut short in a chunk".to_owned() };
-        let (header, behind) = rest.split_first_chunk::<CHUNK_HEADER_LEN>().ok_or_else(|| damaged(cut()))?;
-        let header = ChunkHeader::parse(header).map_err(damaged)?;
-        let (stored, behind) = behind.split_at_checked(header.stored_len as usize).ok_or_else(|| damaged(cut()))?;
-        raw.clear();
-        compression::decompress(header.scheme, stored, header.raw_len as usize, &mut raw).map_err(damaged)?;
-        let hash = hash::chunk_hash(&raw);
+        let (header, stored) = xorb::take_chunk(&mut rest).map_err(damaged)?;
+        let hash = hash::chunk_hash(xorb::open_chunk(header, stored, &mut raw).map_err(damaged)?);
         let (stored, length) = (header.stored_len, header.raw_len);
         chunks.push(Chunk { hash, offset, stored, length, scheme: name(header.scheme) });
-        rest = behind;
     }
     if chunks.is_empty() {
         return Err(Failure::new(Exit::Integrity, "neither a xorb nor a shard: it begins with no chunk"));
