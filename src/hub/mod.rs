@@ -84,6 +84,15 @@ pub trait Hub: Send + Sync + 'static {
     }
 }
 
+/// Fails where the bucket isn't there or can't be seen; with `create` a missing one is made, private.
+pub async fn require_bucket(hub: &dyn Hub, bucket: &BucketId, create: bool) -> Result<(), Error> {
+    match hub.bucket_info(bucket).await {
+        // Somebody else may have made it meanwhile.
+        Err(Error::BucketNotFound(_)) if create => hub.create_bucket(bucket, true, true).await,
+        other => other.map(drop),
+    }
+}
+
 /// Most entries that [`Hub::tree`] holds in memory at once (some 3 GB of them); larger trees are read page by page.
 const MAX_ENTRIES: usize = 10_000_000;
 /// Most pages that [`Hub::tree`] asks for: pages may be small or, after filtering, empty, but a Hub that links them in a circle has to stop.

@@ -3,8 +3,8 @@
 //! All of it is below encryption: what a cache keeps of an encrypted source is ciphertext.
 
 use super::{Error, Version};
-use crate::xet::Downloader;
 use crate::xet::cache::FileCache;
+use crate::xet::{Downloader, Hash};
 use bytes::Bytes;
 use std::ops::Range;
 use tokio::io::AsyncWrite;
@@ -36,7 +36,7 @@ impl Contents {
     }
 
     /// The same where a few bytes are wanted and nothing tells that more will be: doesn't begin to keep the file.
-    pub(super) async fn peek(&self, hash: &crate::xet::Hash, range: Range<u64>) -> Result<Bytes, Error> {
+    pub(super) async fn peek(&self, hash: &Hash, range: Range<u64>) -> Result<Bytes, Error> {
         Ok(self.downloader.read(hash, range).await?)
     }
 

@@ -128,7 +128,7 @@ pub(super) struct Ends {
 pub(super) async fn open_over(ends: Ends, source: &Source, options: OpenOptions) -> Result<Arc<dyn View>, Error> {
     let Source::Bucket { id, prefix } = source;
     let prefix = PlainPath::new(prefix.trim_matches('/'))?;
-    require_bucket(&*ends.hub, id, &options).await?;
+    hub::require_bucket(&*ends.hub, id, options.create && !options.read_only).await?;
     let known = if options.keys.is_none() { known_chunks(&options).await } else { None };
     let contents = contents(ends.cas.clone(), &options, known.clone()).await;
     let shards = local_shards(&ends.identity, id, &options).await;
@@ -175,16 +175,6 @@ async fn local_shards(endpoint: &str, bucket: &BucketId, options: &OpenOptions) 
     let open = move || LocalShards::open(dir, LocalLimits::default());
     let opened = tokio::task::spawn_blocking(open).await.ok()?;
     opened.inspect_err(|error| tracing::warn!(%error, "shards of own uploads can't be kept")).ok()
-}
-
-async fn require_bucket(hub: &dyn Hub, id: &BucketId, options: &OpenOptions) -> Result<(), Error> {
-    match hub.bucket_info(id).await {
-        Err(hub::Error::BucketNotFound(_)) if options.create && !options.read_only => {
-            // Somebody else may have made it meanwhile.
-            Ok(hub.create_bucket(id, true, true).await?)
-        }
-        other => Ok(other.map(|_| ())?),
-    }
 }
 
 fn open_plain(

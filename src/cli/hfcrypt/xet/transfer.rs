@@ -6,7 +6,7 @@ use crate::cli::hfcrypt::{is_dash, refuse_existing};
 use crate::cli::print_json;
 use crate::cli::term::{self, say};
 use crate::hub::client::bucket_tokens;
-use crate::hub::{self, BatchOp, BucketId, Client, Endpoint, FileEntry, Hub};
+use crate::hub::{BatchOp, BucketId, Client, Endpoint, FileEntry, Hub, require_bucket};
 use crate::store::Source;
 use crate::xet::compression::Policy;
 use crate::xet::download::Place;
@@ -87,10 +87,7 @@ impl Remote {
     async fn open(args: &HubArgs, bucket: BucketId, create: bool) -> Outcome<Self> {
         let endpoint = args.clone().resolved().open().await?;
         let hub = endpoint.client();
-        match hub.bucket_info(&bucket).await {
-            Err(hub::Error::BucketNotFound(_)) if create => hub.create_bucket(&bucket, true, true).await?,
-            other => drop(other?),
-        }
+        require_bucket(&*hub, &bucket, create).await?;
         let tokens = bucket_tokens(hub.clone(), bucket.clone());
         let cas = Arc::new(HttpCas::new(endpoint.http(), tokens, http::Options::default()));
         Ok(Self { hub, bucket, cas, endpoint })
