@@ -42,8 +42,6 @@ const MAX_RECONSTRUCTION: usize = 32 * 1024 * 1024;
 const MAX_REPLY: usize = 64 * 1024;
 /// Largest answer in bytes to a chunk query: the chunks of 22 GiB. A longer one would cost more memory than it is worth.
 const MAX_DEDUP_ANSWER: usize = 16 * 1024 * 1024;
-/// How long a shard may be validated: every term of it is checked against its xorb. The v1 route is silent meanwhile.
-const SHARD_PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 /// Xorbs sent and ranges fetched at once before anything is known of the link (Xet spec, section 11).
 const FIRST_UPLOADS: u32 = 2;
@@ -58,6 +56,8 @@ pub struct Options {
     pub first_delay: Duration,
     /// A response or request body that makes no progress for this long is a network error.
     pub idle: Duration,
+    /// How long a shard may be validated: every term of it is checked against its xorb. The v1 route is silent meanwhile.
+    pub shard_patience: Duration,
     /// Requests in flight, over all kinds. Below it, xorbs being sent and data being fetched find their own numbers.
     pub in_flight: usize,
 }
@@ -65,7 +65,13 @@ pub struct Options {
 impl Default for Options {
     /// Five retries over half a minute; 60 s covers what a server needs to check and store a whole xorb.
     fn default() -> Self {
-        Self { retries: 5, first_delay: Duration::from_secs(1), idle: Duration::from_secs(60), in_flight: 64 }
+        Self {
+            retries: 5,
+            first_delay: Duration::from_secs(1),
+            idle: Duration::from_secs(60),
+            shard_patience: Duration::from_secs(15 * 60),
+            in_flight: 64,
+        }
     }
 }
 
@@ -138,7 +144,7 @@ impl HttpCas {
     /// `false`: the server doesn't know the route.
     async fn put_shard_v2(&self, body: Bytes) -> Result<bool, Error> {
         let mut request = self.request("shard", Method::POST, Target::Cas("/v2/shards", Scope::Write)).body(body);
-        request.patience = SHARD_PATIENCE;
+        request.patience = self.options.shard_patience;
         self.call(request, read_frames).await
     }
 
@@ -149,7 +155,7 @@ impl HttpCas {
             _result: u8,
         }
         let mut request = self.request("shard", Method::POST, Target::Cas("/v1/shards", Scope::Write)).body(body);
-        (request.idle, request.patience) = (SHARD_PATIENCE, SHARD_PATIENCE);
+        (request.idle, request.patience) = (self.options.shard_patience, self.options.shard_patience);
         self.call(request, |answer| read_reply::<Reply>("shard answer", answer)).await.map(drop)
     }
 

@@ -228,6 +228,16 @@ async fn a_page_of_a_proxy_is_an_error_on_every_route() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_older_shard_route_may_be_silent_for_a_while_and_not_for_ever() {
+    let rig = Rig::open().await;
+    rig.faults.add(Rule::always(SHARD, status(404)));
+    rig.faults.add(Rule::always(SHARD_V1, Fault::Stall { after: 0 }));
+    let error = rig.client.upload(&rig.fresh()).await.unwrap_err();
+    assert!(is_network(&error), "{error:?}");
+    rig.expect_recovery(&rig.client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_upload_that_is_reset_is_sent_again() {
     survived_on(&[GRANTED, SHARD], Fault::CutUpload { after: 0 }).await;
     survived_on(&[GRANTED], Fault::CutUpload { after: 100_000 }).await;

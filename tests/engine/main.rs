@@ -49,6 +49,7 @@ fn impatient() -> http::Options {
         retries: 2,
         first_delay: Duration::from_millis(5),
         idle: Duration::from_millis(700),
+        shard_patience: Duration::from_secs(3),
         ..http::Options::default()
     }
 }

@@ -102,8 +102,14 @@ fn campaign<S: Strategy>(cases: S, play: impl AsyncFn(&Rig, S::Value)) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let rig = runtime.block_on(Rig::open());
     let cases_wanted = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES);
-    // Shrinking plays a case again and again: as much as a patient reader waits for.
-    let config = Config { cases: cases_wanted, max_shrink_iters: 60, failure_persistence: None, ..Config::default() };
+    // Shrinking plays a case again and again, and one that hangs takes a minute each time: as much as a patient reader waits for.
+    let config = Config {
+        cases: cases_wanted,
+        max_shrink_iters: 60,
+        max_shrink_time: 60_000,
+        failure_persistence: None,
+        ..Config::default()
+    };
     let outcome = TestRunner::new(config).run(&cases, |case| {
         // Not asserted within: a panic must not leave the rig with the rules of the case.
         let played = std::panic::AssertUnwindSafe(async {
