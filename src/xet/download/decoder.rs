@@ -29,14 +29,9 @@ impl StoredChunk {
         self.header.scheme == Scheme::None && self.payload.len() == self.header.raw_len as usize
     }
 
-    /// Its raw bytes: borrowed where it is stored as it is, else decompressed into `scratch`.
-    pub(in crate::xet) fn raw<'a>(&'a self, scratch: &'a mut Vec<u8>) -> Result<&'a [u8], Error> {
-        if self.is_plain() {
-            return Ok(&self.payload);
-        }
-        scratch.clear();
-        decompress(self.header.scheme, &self.payload, self.header.raw_len as usize, scratch)?;
-        Ok(scratch)
+    /// Appends its raw bytes.
+    pub(in crate::xet) fn raw_to(&self, raw: &mut Vec<u8>) -> Result<(), Error> {
+        decompress(self.header.scheme, &self.payload, self.header.raw_len as usize, raw)
     }
 
     /// Its raw bytes, which share the payload's memory where that isn't compressed.
@@ -166,7 +161,9 @@ mod tests {
         for &end in cuts.iter().chain([&body.len()]) {
             decoder.push(body.slice(start..end), |chunk| {
                 assert_eq!(chunk.index, chunks.start + raw.len() as u32);
-                raw.push(chunk.raw(&mut scratch)?.to_vec());
+                scratch.clear();
+                chunk.raw_to(&mut scratch)?;
+                raw.push(scratch.clone());
                 assert_eq!(chunk.into_raw()?, raw[raw.len() - 1]);
                 Ok(())
             })?;

@@ -1,8 +1,8 @@
 //! Whole files, verified, in whatever order their bytes arrive.
 //!
 //! A few connections at a time each bring one stretch of a xorb (or several small ones under one URL). A blocking thread per connection takes its
-//! pieces through a small channel: it cuts them into chunks, hashes each once and writes it to every place where the file has it. So memory is
-//! a few pieces per connection and the connection never waits but for the disk. Stretches that several terms use are fetched once per window.
+//! pieces through a small channel: it cuts them into chunks, hashes each once and writes them, some at a time, to every place where the file has
+//! them. So memory is some MiB per connection and the connection never waits but for the disk. Stretches that several terms use are fetched once per window.
 //!
 //! The file is asked for in windows, each beginning where the one before ended, so that a huge file's plan and hashes are never in memory
 //! at once. Two windows at most are under way: chunk hashes enter the Merkle tree in file order, and what came early waits for it. What
@@ -11,8 +11,9 @@
 //! Dropping the future stops the connections at once, and the writers behind the chunk that they are at.
 
 use super::Engine;
-use super::decoder::Decoder;
+use super::decoder::{Decoder, StoredChunk};
 use super::layout::{Layout, stored_len};
+use crate::xet::chunker::MAX_CHUNK;
 use crate::xet::hash::chunk_hash;
 use crate::xet::known::MAX_LIST;
 use crate::xet::merkle::Tree;
@@ -24,18 +25,36 @@ use std::io;
 use std::ops::Range;
 use std::panic::resume_unwind;
 use std::slice;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
-/// Where a file may be written in any order. Called from blocking threads, several at once.
+/// Where a file may be written in any order. Called from blocking threads, by one at a time: of those who write to one file at once, a kernel lets
+/// one, and the others spin.
 pub trait Place: Send + Sync + 'static {
+    /// Told before the first write that `len` bytes will be written, so that a full disk is known of before anything is fetched.
+    fn reserve(&self, len: u64) -> io::Result<()> {
+        let _ = len;
+        Ok(())
+    }
+
     /// Writes all of `bytes` at `offset`.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 }
 
 #[cfg(unix)]
 impl Place for std::fs::File {
+    #[cfg(target_os = "linux")]
+    fn reserve(&self, len: u64) -> io::Result<()> {
+        use rustix::io::Errno;
+        match rustix::fs::fallocate(self, rustix::fs::FallocateFlags::empty(), 0, len) {
+            // Nothing to reserve, or not on this file system.
+            Err(_) if len == 0 => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV | Errno::SPIPE) => Ok(()),
+            reserved => Ok(reserved?),
+        }
+    }
+
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         std::os::unix::fs::FileExt::write_all_at(self, bytes, offset)
     }
@@ -49,6 +68,8 @@ const PIECES: usize = 2;
 const MANY: u64 = 2 * 1024 * 1024;
 /// Shortest window to fall back to where an answer was too long: some 8,000 terms, if each is one small chunk.
 const LEAST_WINDOW: u64 = 64 * 1024 * 1024;
+/// Bytes of consecutive chunks that are written in one go: a write of one chunk costs the kernel twice as much by the byte.
+const RUN: usize = 512 * 1024;
 
 /// Chunk hashes and lengths.
 type Hashes = Vec<(Hash, u32)>;
@@ -56,8 +77,8 @@ type Hashes = Vec<(Hash, u32)>;
 impl Engine {
     /// Writes the file, which is `len` bytes long, to `place` and verifies it.
     pub(super) async fn place(self: &Arc<Self>, file: &Hash, len: u64, place: Arc<dyn Place>) -> Result<(), Error> {
-        let writers = TaskTracker::new();
-        let done = self.place_all(file, len, &place, &writers).await;
+        let (writers, sink) = (TaskTracker::new(), Arc::new(Sink::new(place)));
+        let done = self.place_all(file, len, &sink, &writers).await;
         // Those of connections that an error elsewhere has stopped, too: behind our back nothing is written.
         writers.close();
         writers.wait().await;
@@ -68,14 +89,17 @@ impl Engine {
         self: &Arc<Self>,
         file: &Hash,
         len: u64,
-        place: &Arc<dyn Place>,
+        sink: &Arc<Sink>,
         writers: &TaskTracker,
     ) -> Result<(), Error> {
+        let reserving = Arc::clone(sink);
+        let reserved = writers.spawn_blocking(move || reserving.place.reserve(len)).await;
+        reserved.map_err(io::Error::from)??;
         let mut sum = Sum::new(self.options.known.is_some());
         let engine = self;
         let windows = Arc::new(Semaphore::new(WINDOWS));
         let jobs = jobs(Arc::clone(self), *file, len, windows);
-        let run = |job: Result<Job, Error>| async move { job?.run(engine, place, writers).await };
+        let run = |job: Result<Job, Error>| async move { job?.run(engine, sink, writers).await };
         let mut done = jobs.map(run).buffer_unordered(self.options.connections.max(1));
         let mut open = VecDeque::<Pending>::new();
         let mut next = 0;
@@ -273,16 +297,16 @@ struct Finished {
 }
 
 impl Job {
-    async fn run(self, engine: &Engine, place: &Arc<dyn Place>, writers: &TaskTracker) -> Result<Finished, Error> {
+    async fn run(self, engine: &Engine, sink: &Arc<Sink>, writers: &TaskTracker) -> Result<Finished, Error> {
         let mut latest = Arc::clone(&*self.window.latest.lock().await);
         if latest.is_stale() {
             latest = self.window.renewed(engine, &latest).await?;
         }
-        let hashes = match self.transfer(engine, &latest, place, writers).await {
+        let hashes = match self.transfer(engine, &latest, sink, writers).await {
             // What was written already is written again.
             Err(Error::Forbidden(_)) => {
                 latest = self.window.renewed(engine, &latest).await?;
-                self.transfer(engine, &latest, place, writers).await?
+                self.transfer(engine, &latest, sink, writers).await?
             }
             done => done?,
         };
@@ -293,13 +317,13 @@ impl Job {
         &self,
         engine: &Engine,
         latest: &Layout,
-        place: &Arc<dyn Place>,
+        sink: &Arc<Sink>,
         writers: &TaskTracker,
     ) -> Result<Vec<(usize, Hashes)>, Error> {
         let (pieces, written) = mpsc::channel(PIECES);
         let writer = {
-            let (window, fetches, place) = (Arc::clone(&self.window), self.fetches.clone(), Arc::clone(place));
-            writers.spawn_blocking(move || write(&window, &fetches, written, &*place))
+            let (window, fetches, sink) = (Arc::clone(&self.window), self.fetches.clone(), Arc::clone(sink));
+            writers.spawn_blocking(move || write(&window, &fetches, written, &sink))
         };
         let fed = self.feed(engine, latest, pieces).await;
         // It ends when its pieces do, whatever the reason.
@@ -337,60 +361,110 @@ fn write(
     window: &Window,
     fetches: &[usize],
     mut pieces: mpsc::Receiver<Bytes>,
-    place: &dyn Place,
+    sink: &Sink,
 ) -> Result<Vec<(usize, Hashes)>, Error> {
-    let mut scratch = Vec::new();
+    let mut run = Vec::with_capacity(RUN + MAX_CHUNK);
     let mut all = Vec::with_capacity(fetches.len());
     for &fetch in fetches {
         let stretch = &window.plan.fetches[fetch];
         let mut left = stored_len(stretch);
         let mut decoder = Decoder::new(stretch.chunks.clone());
-        let mut writer = Writer::new(&window.spots[fetch], stretch.chunks.len());
+        let mut writer = Writer::new(&window.spots[fetch], stretch.chunks.len(), run);
         while left > 0 {
             let Some(piece) = pieces.blocking_recv() else { return Err(bad_data("it ends too early")) };
             left = left.checked_sub(piece.len() as u64).ok_or_else(|| bad_data("it is longer than asked for"))?;
-            decoder.push(piece, |chunk| writer.put(chunk.index, chunk.raw(&mut scratch)?, place))?;
+            decoder.push(piece, |chunk| writer.put(&chunk, sink))?;
         }
         decoder.finish()?;
-        all.push((fetch, writer.hashes));
+        let hashes;
+        (hashes, run) = writer.finish(sink)?;
+        all.push((fetch, hashes));
     }
     Ok(all)
 }
 
-/// Writes the chunks of a stretch to all their places.
+/// Writes the chunks of a stretch to all their places, some at a time.
 struct Writer<'a> {
     /// Terms that no chunk has come for.
     spots: slice::Iter<'a, Spot>,
-    /// The others, but for those that are whole: where the next chunk goes, and the term.
-    open: Vec<(u64, &'a Spot)>,
+    /// The others, but for those that are written.
+    open: Vec<Open<'a>>,
+    /// Consecutive chunks that are not written yet.
+    run: Vec<u8>,
     hashes: Hashes,
 }
 
+/// A term of which chunks have come.
+struct Open<'a> {
+    spot: &'a Spot,
+    /// Where the run goes, as far as it belongs here.
+    offset: u64,
+    part: Range<usize>,
+}
+
 impl<'a> Writer<'a> {
-    /// `spots` ascend by first chunk.
-    fn new(spots: &'a [Spot], chunks: usize) -> Self {
-        Self { spots: spots.iter(), open: Vec::new(), hashes: Vec::with_capacity(chunks) }
+    /// `spots` ascend by first chunk; `run` is empty.
+    fn new(spots: &'a [Spot], chunks: usize, run: Vec<u8>) -> Self {
+        Self { spots: spots.iter(), open: Vec::new(), run, hashes: Vec::with_capacity(chunks) }
     }
 
-    fn put(&mut self, index: u32, raw: &[u8], place: &dyn Place) -> Result<(), Error> {
+    fn put(&mut self, chunk: &StoredChunk, sink: &Sink) -> Result<(), Error> {
+        let (index, start) = (chunk.index, self.run.len());
+        chunk.raw_to(&mut self.run)?;
+        let end = self.run.len();
         // A chunk's length.
-        self.hashes.push((chunk_hash(raw), raw.len() as u32));
+        self.hashes.push((chunk_hash(&self.run[start..]), (end - start) as u32));
         while let Some(spot) = self.spots.as_slice().first().filter(|spot| spot.chunks.start == index) {
-            self.open.push((spot.offset, spot));
+            self.open.push(Open { spot, offset: spot.offset, part: start..start });
             self.spots.next();
         }
-        for (at, spot) in &mut self.open {
-            let end = *at + raw.len() as u64;
+        for open in self.open.iter_mut().filter(|open| open.spot.chunks.end > index) {
+            open.part.end = end;
+            let spot = open.spot;
+            let reached = open.offset + (end - open.part.start) as u64;
             let last = index + 1 == spot.chunks.end;
             // Checked before it is written: it must not run over what another term has there.
-            if end > spot.offset + spot.len || last != (end == spot.offset + spot.len) {
+            if reached > spot.offset + spot.len || last != (reached == spot.offset + spot.len) {
                 return Err(bad_data("a term is not as long as announced"));
             }
-            place.write_at(*at, raw)?;
-            *at = end;
         }
-        self.open.retain(|(_, spot)| index + 1 < spot.chunks.end);
+        if end >= RUN { self.flush(index + 1, sink) } else { Ok(()) }
+    }
+
+    /// Writes the run; `next` is the chunk behind it.
+    fn flush(&mut self, next: u32, sink: &Sink) -> Result<(), Error> {
+        for Open { offset, part, .. } in &mut self.open {
+            sink.write(*offset, &self.run[part.clone()])?;
+            *offset += part.len() as u64;
+            *part = 0..0;
+        }
+        self.open.retain(|open| open.spot.chunks.end > next);
+        self.run.clear();
         Ok(())
+    }
+
+    /// The hashes, and the memory of the run.
+    fn finish(mut self, sink: &Sink) -> Result<(Hashes, Vec<u8>), Error> {
+        self.flush(u32::MAX, sink)?;
+        Ok((self.hashes, self.run))
+    }
+}
+
+/// Where the writers of a download write, in turn.
+struct Sink {
+    place: Arc<dyn Place>,
+    turn: std::sync::Mutex<()>,
+}
+
+impl Sink {
+    fn new(place: Arc<dyn Place>) -> Self {
+        Self { place, turn: std::sync::Mutex::new(()) }
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        // It guards no data: who panicked left nothing half done here.
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.place.write_at(offset, bytes)
     }
 }
 

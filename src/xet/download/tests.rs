@@ -126,6 +126,8 @@ struct Memory {
     writes: AtomicUsize,
     /// Fails from this write on.
     broken_at: Option<usize>,
+    /// Has room for so many bytes.
+    room: Option<u64>,
 }
 
 impl Memory {
@@ -135,6 +137,13 @@ impl Memory {
 }
 
 impl Place for Memory {
+    fn reserve(&self, len: u64) -> std::io::Result<()> {
+        match self.room {
+            Some(room) if len > room => Err(std::io::ErrorKind::StorageFull.into()),
+            _ => Ok(()),
+        }
+    }
+
     fn write_at(&self, offset: u64, new: &[u8]) -> std::io::Result<()> {
         let write = self.writes.fetch_add(1, Ordering::Relaxed);
         if self.broken_at.is_some_and(|at| write >= at) {
@@ -750,6 +759,30 @@ async fn full_disk_stops_a_placed_download() {
         let result = downloader.download_to(&file, data.len() as u64, memory).await;
         assert!(matches!(result, Err(Error::Io(_))), "{result:?}");
     }
+}
+
+#[tokio::test]
+async fn a_file_that_has_no_room_is_not_fetched() {
+    let (cas, data, file) = stored_in_pieces().await;
+    let len = data.len() as u64;
+    for (room, fits) in [(len - 1, false), (len, true)] {
+        let saboteur = Arc::new(Saboteur::new(cas.clone()));
+        let memory = Arc::new(Memory { room: Some(room), ..Memory::default() });
+        let done = Downloader::new(saboteur.clone(), Options::default()).download_to(&file, len, memory).await;
+        assert_eq!((done.is_ok(), saboteur.count(Call::Fetch) > 0), (fits, fits));
+        assert!(fits || matches!(done, Err(Error::Io(ref error)) if error.kind() == std::io::ErrorKind::StorageFull));
+    }
+}
+
+#[test]
+fn space_of_a_file_is_reserved_and_absurd_lengths_are_errors() {
+    let file = tempfile::tempfile().unwrap();
+    file.reserve(0).unwrap();
+    file.reserve(100_000).unwrap();
+    // Where the file system can't reserve, nothing happens.
+    assert!([0, 100_000].contains(&file.metadata().unwrap().len()));
+    assert!(file.reserve(1 << 62).is_err() || file.metadata().unwrap().len() <= 100_000);
+    assert!(file.reserve(u64::MAX).is_err() || file.metadata().unwrap().len() <= 100_000);
 }
 
 #[tokio::test]
