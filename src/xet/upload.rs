@@ -125,6 +125,8 @@ pub struct UploadSession {
     local: Option<LocalShards>,
     known: Option<Known>,
     progress: Arc<Progress>,
+    /// Batches of one file.
+    preparing_at_once: usize,
     /// Files being added.
     adding: AtomicUsize,
 }
@@ -163,6 +165,8 @@ impl UploadSession {
             local: options.local,
             known: options.known,
             progress: Arc::default(),
+            // Asking costs reading a dozen files.
+            preparing_at_once: std::thread::available_parallelism().map_or(1, usize::from).min(MOST_PREPARING),
             adding: AtomicUsize::new(0),
         }
     }
@@ -180,9 +184,28 @@ impl UploadSession {
     where
         R: AsyncRead + Send + Unpin,
     {
+        self.add_read(async |filled| content::read(&mut content, &self.pool, &self.progress, filled).await, policy)
+            .await
+    }
+
+    /// The same for content that blocking threads read, right to where it stays until it is sent. Reads must not wait for others, as those of a
+    /// pipe do: they would hold memory that others wait for.
+    pub async fn add_file<R>(&self, content: R, policy: Policy) -> Result<Uploaded, Error>
+    where
+        R: io::Read + Send + 'static,
+    {
+        self.add_read(async |filled| content::read_file(content, &self.pool, &self.progress, filled).await, policy)
+            .await
+    }
+
+    async fn add_read(
+        &self,
+        read: impl AsyncFnOnce(mpsc::Sender<Filled>) -> io::Result<()>,
+        policy: Policy,
+    ) -> Result<Uploaded, Error> {
         self.check()?;
         let draft = if self.known.is_some() { Draft::listed() } else { Draft::default() };
-        let (mut draft, _) = self.pack_all(&mut content, Scanner::new(policy, false), draft).await?;
+        let (mut draft, _) = self.pack_all(read, Scanner::new(policy, false), draft).await?;
         let list = draft.take_list();
         let uploaded = self.register(draft.finish()).await;
         if let (Some(known), Some(list)) = (self.known.clone(), list) {
@@ -202,7 +225,8 @@ impl UploadSession {
         H: FnOnce(&mut R) -> io::Result<Vec<u8>> + Send,
     {
         self.check()?;
-        let (rest, first) = self.pack_all(&mut content, Scanner::new(policy, true), Draft::behind_first()).await?;
+        let read = async |filled| content::read(&mut content, &self.pool, &self.progress, filled).await;
+        let (rest, first) = self.pack_all(read, Scanner::new(policy, true), Draft::behind_first()).await?;
         let Some(first) = Kept::with_head(first, &head(&mut content)?)? else {
             return Ok(self.register(Draft::default().finish()).await);
         };
@@ -228,14 +252,16 @@ impl UploadSession {
         Ok(Report { shards, ..packer.report() })
     }
 
-    /// Packs all of `content`; gives also the first chunk, if it was to be kept.
-    async fn pack_all<R>(&self, content: &mut R, scanner: Scanner, draft: Draft) -> Result<(Draft, Option<Kept>), Error>
-    where
-        R: AsyncRead + Send + Unpin,
-    {
+    /// Packs all that is read; gives also the first chunk, if it was to be kept.
+    async fn pack_all(
+        &self,
+        read: impl AsyncFnOnce(mpsc::Sender<Filled>) -> io::Result<()>,
+        scanner: Scanner,
+        draft: Draft,
+    ) -> Result<(Draft, Option<Kept>), Error> {
         let _adding = Adding::on(&self.adding);
         let (sender, filled) = mpsc::channel(1);
-        let reading = async { content::read(content, &self.pool, &self.progress, sender).await.map_err(Error::from) };
+        let reading = async { read(sender).await.map_err(Error::from) };
         let ((), packed) = try_join!(reading, self.pack_blocks(filled, scanner, draft))?;
         Ok(packed)
     }
@@ -263,7 +289,7 @@ impl UploadSession {
                         self.pack(&mut draft, std::mem::take(&mut ready)).await?;
                     }
                 }
-                block = filled.recv(), if !has_ended && preparing.len() < preparing_at_once() => match block {
+                block = filled.recv(), if !has_ended && preparing.len() < self.preparing_at_once => match block {
                     Some(block) => {
                         let len = block.len();
                         let scanning = offload(len, move || {
@@ -487,8 +513,4 @@ impl Sending {
             }
         }
     }
-}
-
-fn preparing_at_once() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).min(MOST_PREPARING)
 }

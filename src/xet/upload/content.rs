@@ -10,7 +10,8 @@ use crate::xet::Hash;
 use crate::xet::chunker::{Chunker, MAX_CHUNK};
 use crate::xet::compression::{Policy, Scheme, choose, compress};
 use crate::xet::hash::chunk_hash;
-use std::io;
+use crate::xet::offload::offload;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -86,6 +87,50 @@ where
         }
     }
     Ok(true)
+}
+
+/// Reads all of `reader` into blocks on blocking threads, one at a time; else as [`read`] does. When it is dropped a read under way ends first.
+pub(super) async fn read_file<R>(
+    mut reader: R,
+    pool: &Arc<Pool>,
+    progress: &Progress,
+    filled: mpsc::Sender<Filled>,
+) -> io::Result<()>
+where
+    R: Read + Send + 'static,
+{
+    loop {
+        let buffer = pool.block().await;
+        let (block, read);
+        (reader, block, read) = offload(BLOCK, move || {
+            let mut block = Filled { buffer, end: ROOM, is_last: false };
+            let read = fill_all(&mut reader, &mut block);
+            (reader, block, read)
+        })
+        .await;
+        read?;
+        progress.add_read(block.len());
+        let is_last = block.is_last;
+        if filled.send(block).await.is_err() || is_last {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads until the block is full or the file ends.
+fn fill_all(reader: &mut impl Read, block: &mut Filled) -> io::Result<()> {
+    while block.end < BLOCK {
+        match reader.read(&mut block.buffer.bytes[block.end..BLOCK]) {
+            Ok(0) => {
+                block.is_last = true;
+                break;
+            }
+            Ok(read) => block.end += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Finds chunks and chooses how to compress them, in file order.

@@ -3,6 +3,7 @@
 mod dedup;
 mod memory;
 
+use super::blocks::ROOM;
 use super::content::tests::Trickle;
 use super::*;
 use crate::xet::download::{self, Downloader};
@@ -200,6 +201,47 @@ async fn xorbs_are_cut_below_their_limit_and_files_span_them() {
     assert_eq!(segments.len(), 2);
     assert!(segments[0].raw_len as usize <= MAX_RAW && segments[0].raw_len as usize > MAX_RAW - (1 << 17));
     assert!(downloaded(&cas, &uploaded).await == data);
+}
+
+/// A file that is interrupted before each read and gives a few bytes at a time, up to where it fails.
+struct Halting<'a> {
+    rest: &'a [u8],
+    step: usize,
+    fails: bool,
+    interrupted: bool,
+}
+
+impl std::io::Read for Halting<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.interrupted = !self.interrupted;
+        if self.interrupted {
+            return Err(std::io::ErrorKind::Interrupted.into());
+        }
+        if self.rest.is_empty() && self.fails {
+            return Err(std::io::Error::other("the disk is on fire"));
+        }
+        let step = self.step.min(buffer.len());
+        self.rest.read(&mut buffer[..step])
+    }
+}
+
+#[tokio::test]
+async fn a_file_read_by_threads_is_the_one_that_is_streamed() {
+    let data: &'static [u8] = testdata::random(9, 3_500_000).leak();
+    let cas = Arc::new(MemoryCas::default());
+    let session = session(&cas);
+    let bad = Halting { rest: &data[..2_500_000], step: 100_000, fails: true, interrupted: false };
+    assert!(matches!(session.add_file(bad, Policy::Never).await, Err(Error::Io(_))));
+    for len in [0, 1, BLOCK - ROOM, data.len()] {
+        for step in [70_000, usize::MAX] {
+            let good = Halting { rest: &data[..len], step, fails: false, interrupted: false };
+            let read = session.add_file(good, Policy::Never).await.unwrap();
+            assert_eq!(read, session.add(&data[..len], Policy::Never).await.unwrap(), "{len} by {step}");
+        }
+    }
+    let whole = session.add_file(data, Policy::Never).await.unwrap();
+    session.finish().await.unwrap();
+    assert!(downloaded(&cas, &whole).await == data);
 }
 
 #[tokio::test]

@@ -9,8 +9,9 @@ use hfcrypt::hub::token::TokenProvider;
 use hfcrypt::xet::compression::Policy;
 use hfcrypt::xet::http::{self, HttpCas};
 use hfcrypt::xet::{Cas, CasToken, Downloader, Scope, TokenSource, UploadSession, download, upload};
+use std::fs::File;
 use std::sync::Arc;
-use tokio::fs::File;
+
 
 /// One token, for as long as the server takes it.
 struct Fixed(CasToken);
@@ -33,13 +34,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         ["upload", url, token, content, path] => {
             let policy = if content == "random" { Policy::Never } else { Policy::Auto };
             let session = UploadSession::new(connect(url, token).await?, upload::Options::default());
-            let uploaded = session.add(File::open(path).await?, policy).await?;
+            let uploaded = session.add_file(File::open(path)?, policy).await?;
             session.finish().await?;
             println!("{}", uploaded.hash);
         }
         ["download", url, token, hash, len, path] => {
             let downloader = Downloader::new(connect(url, token).await?, download::Options::default());
-            let file = std::fs::File::create(path)?;
+            let file = File::create(path)?;
             downloader.download_to(&hash.parse()?, len.parse()?, Arc::new(file)).await?;
         }
         _ => return Err("see the top of this program's source".into()),

@@ -185,11 +185,17 @@ async fn put_all(
         let file = file.clone();
         async move {
             let about = |e: std::io::Error| Failure::from(e).about(&file);
-            let opened = tokio::fs::File::open(&file).await.map_err(about)?;
-            let mtime = opened.metadata().await.and_then(|metadata| metadata.modified()).map_err(about)?;
-            let content = InspectReader::new(opened, |bytes| progress_ref.inc(bytes.len() as u64));
-            let Uploaded { hash, len } =
-                session_ref.add(content, policy).await.map_err(|e| Failure::from(e).about(&file))?;
+            let opened = std::fs::File::open(&file).map_err(about)?;
+            let metadata = opened.metadata().map_err(about)?;
+            let mtime = metadata.modified().map_err(about)?;
+            let added = if metadata.is_file() {
+                session_ref.add_file(progress_ref.wrap_read(opened), policy).await
+            } else {
+                // A pipe, say, may have nothing to give for a while.
+                let opened = tokio::fs::File::from_std(opened);
+                session_ref.add(InspectReader::new(opened, |bytes| progress_ref.inc(bytes.len() as u64)), policy).await
+            };
+            let Uploaded { hash, len } = added.map_err(|e| Failure::from(e).about(&file))?;
             Ok::<_, Failure>((Put { path: file, key, size: len, hash }, mtime))
         }
     };
@@ -261,6 +267,10 @@ struct Counted {
 }
 
 impl Place for Counted {
+    fn reserve(&self, len: u64) -> std::io::Result<()> {
+        self.file.reserve(len)
+    }
+
     fn write_at(&self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
         Place::write_at(&self.file, offset, bytes)?;
         self.progress.inc(bytes.len() as u64);
