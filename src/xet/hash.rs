@@ -1,7 +1,9 @@
 //! Xet hashes and their text form (Xet spec, sections 2 and 4).
 
+use super::chunker::Chunker;
 use std::cmp::Ordering;
 use std::fmt;
+use std::io::{self, Read};
 use std::str::FromStr;
 
 /// BLAKE3 key of chunk hashes (and of a shard object's name).
@@ -14,6 +16,9 @@ const TERM_KEY: [u8; 32] = [
     0x7f, 0x18, 0x57, 0xd6, 0xce, 0x56, 0xed, 0x66, 0x12, 0x7f, 0xf9, 0x13, 0xe7, 0xa5, 0xc3, 0xf3, //
     0xa4, 0xcd, 0x26, 0xd5, 0xb5, 0xdb, 0x49, 0xe6, 0x41, 0x24, 0x98, 0x7f, 0x28, 0xfb, 0x94, 0xc3,
 ];
+
+/// Bytes read at once by [`chunk_hashes`]: some chunks' worth.
+const READ: usize = 1 << 20;
 
 /// A 32-byte Xet hash: of a chunk, a xorb, a file or a term.
 ///
@@ -53,9 +58,18 @@ impl PartialOrd for Hash {
     }
 }
 
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
 impl fmt::Display for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.words().iter().try_for_each(|w| write!(f, "{w:016x}"))
+        // Trees hash this text, so it is made without the machinery of formats.
+        let mut text = [0; 64];
+        let (digits, _) = text.as_chunks_mut::<2>();
+        let bytes = self.words().map(u64::to_be_bytes);
+        for (digits, byte) in digits.iter_mut().zip(bytes.as_flattened()) {
+            *digits = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
+        }
+        f.write_str(std::str::from_utf8(&text).expect("digits are ASCII"))
     }
 }
 
@@ -109,6 +123,40 @@ pub fn chunk_hash(data: &[u8]) -> Hash {
     Hash(*blake3::keyed_hash(&CHUNK_KEY, data).as_bytes())
 }
 
+/// Hashes and lengths of the chunks of all that `content` gives: what [`super::merkle::file_hash`] takes. Blocks; holds two MiB, and 40 bytes per
+/// chunk.
+pub fn chunk_hashes(mut content: impl Read) -> io::Result<Vec<(Hash, u64)>> {
+    let mut chunker = Chunker::new();
+    let mut hashes = Vec::new();
+    let mut buffer = vec![0; READ];
+    // The beginning of the chunk that the buffer ended in.
+    let mut pending: Vec<u8> = Vec::new();
+    loop {
+        let read = match content.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        let mut rest = &buffer[..read];
+        while let Some(end) = chunker.next_boundary(rest) {
+            let (mut chunk, later) = rest.split_at(end);
+            if !pending.is_empty() {
+                pending.extend_from_slice(chunk);
+                chunk = &pending;
+            }
+            hashes.push((chunk_hash(chunk), chunk.len() as u64));
+            pending.clear();
+            rest = later;
+        }
+        pending.extend_from_slice(rest);
+    }
+    if !pending.is_empty() {
+        hashes.push((chunk_hash(&pending), pending.len() as u64));
+    }
+    Ok(hashes)
+}
+
 /// Verification hash of a term: over the raw hashes of exactly its chunks, in order.
 pub fn term_hash(chunks: impl IntoIterator<Item = Hash>) -> Hash {
     let mut hasher = blake3::Hasher::new_keyed(&TERM_KEY);
@@ -126,6 +174,7 @@ pub fn keyed_chunk_hash(key: &[u8; 32], chunk: &Hash) -> Hash {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::xet::testdata;
     use proptest::prelude::*;
 
     fn any_hash() -> impl Strategy<Value = Hash> {
@@ -165,6 +214,25 @@ mod tests {
         for text in bad.iter().copied().chain([&*"ö".repeat(32)]) {
             assert_eq!(text.parse::<Hash>(), Err(ParseHashError), "{text:?}");
             assert!(serde_json::from_value::<Hash>(text.into()).is_err());
+        }
+    }
+
+    #[test]
+    fn chunks_of_a_reader_are_those_of_its_content_however_it_gives_it() {
+        struct Steps<'a>(&'a [u8], usize);
+        impl Read for Steps<'_> {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                let len = self.1.min(buffer.len());
+                self.0.read(&mut buffer[..len])
+            }
+        }
+        for len in [0, 1, READ, 3_000_000] {
+            let data = testdata::random(7, len);
+            let expected: Vec<_> =
+                testdata::chunks(&data).iter().map(|chunk| (chunk_hash(chunk), chunk.len() as u64)).collect();
+            for step in [1000, READ, usize::MAX] {
+                assert_eq!(chunk_hashes(Steps(&data, step)).unwrap(), expected, "{len} by {step}");
+            }
         }
     }
 
