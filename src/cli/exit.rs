@@ -162,8 +162,8 @@ impl From<xet::Error> for Failure {
             E::NotFound(_) => Self::new(Exit::NotFound, message),
             E::Unauthorized | E::Forbidden(_) => Self::new(Exit::NoAccess, message),
             // A token that the Hub won't give is the Hub's failure, with its code.
-            E::Token(source) => match source.downcast_ref::<std::sync::Arc<hub::Error>>() {
-                Some(error) => Self::from(&**error),
+            E::Token(source) => match source.downcast_ref::<hub::Error>() {
+                Some(error) => Self::from(error),
                 None => Self::new(Exit::Unavailable, message),
             },
             E::Network(_) => Self::new(Exit::Unavailable, message),
@@ -218,7 +218,9 @@ mod tests {
     #[test]
     fn a_token_that_the_hub_denies_is_no_access_at_the_cas_too() {
         let denied = std::sync::Arc::new(hub::Error::Forbidden("read only".into()));
-        assert_eq!(Failure::from(xet::Error::Token(Box::new(denied))).exit, Exit::NoAccess);
+        let error = xet::Error::Token(denied);
+        assert_eq!(Failure::from(error.duplicate()).exit, Exit::NoAccess);
+        assert_eq!(Failure::from(error).exit, Exit::NoAccess);
     }
 
     #[test]

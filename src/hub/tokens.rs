@@ -84,7 +84,7 @@ fn outward(error: Arc<Error>) -> xet::Error {
         Error::Status { status, message } if error.is_transient() => {
             xet::Error::Status { status: *status, message: format!("CAS token: {message}") }
         }
-        _ => xet::Error::Token(Box::new(error)),
+        _ => xet::Error::Token(error),
     }
 }
 
@@ -259,6 +259,6 @@ mod tests {
         let Err(xet::Error::Token(source)) = tokens.token(Scope::Write, None).await else {
             panic!("not a token error")
         };
-        assert!(matches!(source.downcast_ref::<Arc<Error>>().map(|error| &**error), Some(Error::Forbidden(_))));
+        assert!(matches!(source.downcast_ref::<Error>(), Some(Error::Forbidden(_))));
     }
 }

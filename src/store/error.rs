@@ -83,14 +83,14 @@ impl Error {
             Self::ReadOnly => Self::ReadOnly,
             Self::NotEmpty(count) => Self::NotEmpty(*count),
             Self::Unauthentic(error) => Self::Unauthentic(error.clone()),
-            Self::Corrupt(error) => Self::Corrupt(xet_again(error)),
+            Self::Corrupt(error) => Self::Corrupt(error.duplicate()),
             Self::WrongKey { entries } => Self::WrongKey { entries: *entries },
             Self::NoContent => Self::NoContent,
             Self::WrongSide => Self::WrongSide,
             Self::Refused(words) => Self::Refused(words.clone()),
             Self::LengthMismatch => Self::LengthMismatch,
             Self::Hub(error) => Self::Hub(hub_again(error)),
-            Self::Cas(error) => Self::Cas(xet_again(error)),
+            Self::Cas(error) => Self::Cas(error.duplicate()),
             Self::Crypto(error) => Self::Crypto(error.clone()),
             Self::Io(error) => Self::Io(io_again(error)),
         }
@@ -123,22 +123,6 @@ fn hub_again(error: &hub::Error) -> hub::Error {
         E::Malformed(why) => E::Malformed(why.clone()),
         E::TokenFile { path, source } => E::TokenFile { path: path.clone(), source: io_again(source) },
         E::Local(why) => E::Local(why.clone()),
-    }
-}
-
-fn xet_again(error: &xet::Error) -> xet::Error {
-    use xet::Error as E;
-    match error {
-        E::Malformed { what, why } => E::Malformed { what, why: why.clone() },
-        E::HashMismatch { what, expected } => E::HashMismatch { what, expected: *expected },
-        E::NotFound(hash) => E::NotFound(*hash),
-        E::RangeNotSatisfiable => E::RangeNotSatisfiable,
-        E::Unauthorized => E::Unauthorized,
-        E::Forbidden(why) => E::Forbidden(why.clone()),
-        E::Status { status, message } => E::Status { status: *status, message: message.clone() },
-        E::Network(why) => E::Network(why.clone()),
-        E::Token(source) => E::Token(source.to_string().into()),
-        E::Io(error) => E::Io(io_again(error)),
     }
 }
 
@@ -217,9 +201,7 @@ fn cause_at_cas(error: &xet::Error) -> Cause {
         E::Io(error) => cause_of_io(error),
         E::Malformed { .. } | E::HashMismatch { .. } => Cause::Integrity,
         // Why there is no token is for the Hub's error to say.
-        E::Token(source) => {
-            source.downcast_ref::<std::sync::Arc<hub::Error>>().map_or(Cause::Other, |error| cause_at_hub(error))
-        }
+        E::Token(source) => source.downcast_ref::<hub::Error>().map_or(Cause::Other, |error| cause_at_hub(error)),
         E::NotFound(_) | E::RangeNotSatisfiable | E::Network(_) => Cause::Other,
     }
 }

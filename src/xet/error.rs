@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 /// What can go wrong with Xet data or at the CAS.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -42,7 +44,7 @@ pub enum Error {
     Network(String),
     /// A token could not be had from its source.
     #[error("cannot get a store token: {0}")]
-    Token(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Token(#[source] Arc<dyn std::error::Error + Send + Sync>),
     /// The content handed in, or the sink handed out, failed.
     #[error("reading or writing content: {0}")]
     Io(#[from] std::io::Error),
@@ -58,7 +60,7 @@ impl Error {
         }
     }
 
-    /// The same error again, for another caller that waits for the same thing. Sources become text.
+    /// The same error again, for another caller that waits for the same thing. The source of an [`Error::Io`] becomes text.
     pub(crate) fn duplicate(&self) -> Self {
         match self {
             Self::Malformed { what, why } => Self::Malformed { what, why: why.clone() },
@@ -69,7 +71,7 @@ impl Error {
             Self::Forbidden(message) => Self::Forbidden(message.clone()),
             Self::Status { status, message } => Self::Status { status: *status, message: message.clone() },
             Self::Network(why) => Self::Network(why.clone()),
-            Self::Token(source) => Self::Token(source.to_string().into()),
+            Self::Token(source) => Self::Token(Arc::clone(source)),
             Self::Io(error) => Self::Io(std::io::Error::new(error.kind(), error.to_string())),
         }
     }

@@ -68,7 +68,7 @@ impl TokenSource for Tokens {
         if let Some(token) = latest.as_ref().filter(|token| Some(*token) != refused) {
             return Ok(token.clone());
         }
-        let token = self.hub.cas_token(&self.bucket, Scope::Write).await.map_err(|e| Error::Token(Box::new(e)))?;
+        let token = self.hub.cas_token(&self.bucket, Scope::Write).await.map_err(|e| Error::Token(Arc::new(e)))?;
         *latest = Some(token.clone());
         Ok(token)
     }
