@@ -12,10 +12,12 @@ import os
 import random
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -112,6 +114,49 @@ def exchange(content, client, server_side, options, folder):
     return dict(zip(DIRECTIONS, (upload, download)))
 
 
+class Peer:
+    """The other end of a bare connection: a thread of this process that swallows all, or sends a file."""
+
+    def __init__(self, file=None):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = "127.0.0.1:%d" % self.listener.getsockname()[1]
+        self.thread = threading.Thread(target=self._serve, args=(file,))
+        self.thread.start()
+
+    def _serve(self, file):
+        connection, _ = self.listener.accept()
+        with connection:
+            if file:
+                with open(file, "rb") as content:
+                    connection.sendfile(content)
+            else:
+                buffer = bytearray(MIB)
+                while connection.recv_into(buffer):
+                    pass
+
+    def stop(self):
+        self.thread.join()
+        self.listener.close()
+
+
+def floor(options, folder):
+    """CPU seconds of what no client can do without, per direction, for incompressible content."""
+    up, down, size = folder / "up", folder / "down", options.size * MIB
+    subprocess.run([options.programs / "content", "random", str(size), str(random.getrandbits(60)), up], check=True)
+    os.sync()
+    taken = []
+    for command, file in ((["upload"], None), (["download"], up)):
+        peer = Peer(file)
+        rest = [peer.address, up] if file is None else [peer.address, size, down]
+        client = subprocess.Popen(list(map(str, [options.programs / "floor", *command, *rest])))
+        _, status, usage = os.wait4(client.pid, 0)
+        client.returncode = os.waitstatus_to_exitcode(status)
+        peer.stop()
+        assert client.returncode == 0, f"floor {command} gave {client.returncode}"
+        taken.append({"client cpu": usage.ru_utime + usage.ru_stime})
+    return dict(zip(DIRECTIONS, taken))
+
+
 def run(options):
     """{(content, direction, client, server): [what a round took]}"""
     results = {}
@@ -128,6 +173,11 @@ def run(options):
                     results.setdefault((content, direction, client, server), []).append(taken[direction])
                     line = ", ".join(f"{name} {value:.2f}" for name, value in taken[direction].items())
                     print(f"{content} {direction}, {client} client, {server} server: {line}", file=sys.stderr)
+        if "random" in options.contents:
+            with tempfile.TemporaryDirectory(prefix="compare-", dir=options.dir) as folder:
+                for direction, taken in floor(options, Path(folder)).items():
+                    results.setdefault(("random", direction, "floor", "-"), []).append(taken)
+                    print(f"random {direction}, floor: client cpu {taken['client cpu']:.2f}", file=sys.stderr)
     return results
 
 
@@ -166,10 +216,17 @@ def report(options, results):
         for content, direction in cases
     ]
     table("Both ends ours / both ends official", ("content", "direction", "wall"), rows)
+    if "random" in options.contents:
+        rows = [
+            (direction, server, *(ratio(results, "client cpu", ("random", direction, client, server), ("random", direction, "floor", "-")) for client in SIDES))
+            for direction in DIRECTIONS
+            for server in options.servers
+        ]
+        table("Client CPU of random content / what no client can do without", ("direction", "server", *SIDES), rows)
     if options.absolute:
         names = ("wall", "client cpu", "client rss", "server cpu", "server rss")
         median = lambda taken, n: f"{statistics.median(t[n] for t in taken):.{0 if 'rss' in n else 2}f}"
-        rows = [(*case, *(median(taken, n) for n in names)) for case, taken in results.items()]
+        rows = [(*case, *(median(taken, n) for n in names)) for case, taken in results.items() if case[2] != "floor"]
         table(f"{options.size} MiB on this machine: seconds and MiB", ("content", "direction", "client", "server", *names), rows)
 
 

@@ -95,8 +95,7 @@ pub(super) struct FileId(u64, u64);
 
 impl FileId {
     fn of(stat: &Stat) -> Self {
-        // The types of these fields differ from system to system.
-        #[allow(clippy::unnecessary_cast)]
+        #[allow(clippy::unnecessary_cast, reason = "the types of these fields differ from system to system")]
         Self(stat.st_dev as u64, stat.st_ino as u64)
     }
 }
@@ -252,8 +251,7 @@ impl Folder {
         let keys = names(&folder)?.into_iter().filter_map(|name| Key::parse(kind, &name));
         let found = keys.filter(|key| key.shard() == shard).filter_map(|key| {
             let stat = statat(&folder, key.name(), AtFlags::SYMLINK_NOFOLLOW).ok()?;
-            // The types of these fields differ from system to system.
-            #[allow(clippy::unnecessary_cast)]
+            #[allow(clippy::unnecessary_cast, reason = "the types of these fields differ from system to system")]
             let written = (stat.st_mtime as i64).saturating_mul(1000);
             Some(Found { key, len: regular_len(&stat)?, written })
         });
