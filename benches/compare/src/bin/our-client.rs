@@ -12,7 +12,6 @@ use hfcrypt::xet::{Cas, CasToken, Downloader, Scope, TokenSource, UploadSession,
 use std::fs::File;
 use std::sync::Arc;
 
-
 /// One token, for as long as the server takes it.
 struct Fixed(CasToken);
 
