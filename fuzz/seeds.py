@@ -108,7 +108,10 @@ def stretch():
 
 def chunk_list():
     chunks = [bytes([n]) * 32 + (n * 40 + 1).to_bytes(4, "little") for n in range(1, 9)]
-    return [b"XETKNOW1" + b"".join(chunks[:count]) for count in (0, 1, 3, 8)] + [b"XETKNOW1" + chunks[0][:35], b"XETKNOW2"]
+    proven = [b"XETKNOW1" + b"".join(chunks[:count]) for count in (0, 1, 3, 8)] + [b"XETKNOW1" + chunks[0][:35], b"XETKNOW2"]
+    # All but the checksum, which the target adds.
+    head = b"XETTOLD1" + bytes(range(32)) + (2**40).to_bytes(8, "little")
+    return proven + [head + b"".join(chunks[:count]) for count in (0, 1, 8)] + [head + chunks[0][:35], head[:39]]
 
 
 def chunker():

@@ -201,7 +201,7 @@ fn cause_at_cas(error: &xet::Error) -> Cause {
         E::Io(error) => cause_of_io(error),
         E::Malformed { .. } | E::HashMismatch { .. } => Cause::Integrity,
         // Why there is no token is for the Hub's error to say.
-        E::Token(source) => source.downcast_ref::<hub::Error>().map_or(Cause::Other, |error| cause_at_hub(error)),
+        E::Token(source) => source.downcast_ref::<hub::Error>().map_or(Cause::Other, cause_at_hub),
         E::NotFound(_) | E::RangeNotSatisfiable | E::Network(_) => Cause::Other,
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! | | delivered | checked |
 //! |---|---|---|
-//! | [`Downloader::read`] | at once | structure and lengths; every chunk where the file's chunks are known |
+//! | [`Downloader::read`] | at once | structure and lengths; every chunk where the file's chunks, or its xorb's, are known |
 //! | [`Downloader::stream`] | in order | the same |
 //! | [`Downloader::download`] | in order, into a writer | every chunk hash and the file hash |
 //! | [`Downloader::download_to`] | in any order, into a [`Place`] | the same |
 //!
-//! A reconstruction carries no chunk hashes. They are known of files that were uploaded here, or read whole before, if [`Options::known`] is
-//! given; else a ranged read is as good as TLS and the CAS.
+//! A reconstruction carries no chunk hashes. If [`Options::known`] is given they are known of files that were uploaded here, or read whole before,
+//! and of xorbs that an upload was told of, which is proof where the hashes are plain and a second opinion of the CAS where they are
+//! not ([`super::known`]); else a ranged read is as good as TLS and the CAS.
 //!
 //! Where data is, is asked for by ranges. Answers are kept while they are of use (`answers.rs`). A data URL is signed for exact stretches: what an answer
 //! says lies in one stretch is fetched whole or not at all. So asking for more than is read saves questions and costs bytes:

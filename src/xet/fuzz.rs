@@ -6,7 +6,7 @@ use super::chunker::{Chunker, MAX_CHUNK, MIN_CHUNK};
 use super::compression::{self, Scheme};
 use super::download::decoder::Decoder;
 use super::http::ndjson;
-use super::known::{ChunkList, Kind};
+use super::known::{ChunkList, Kind, ToldList};
 use super::reconstruction::{parse_v1, parse_v2};
 use super::shard::Shard;
 use super::xorb::{self, ChunkHeader};
@@ -142,7 +142,7 @@ pub fn stretch(data: &[u8]) {
     }
 }
 
-/// A list of chunks as a disk holds it, under the hash that it has and under another.
+/// A list of chunks as a disk holds it, under the hash that it has and under another; and all but the checksum of one that was told.
 pub fn chunk_list(data: &[u8]) {
     let records = data.get(8..).unwrap_or_default().as_chunks::<36>().0;
     let chunks: Vec<_> = records
@@ -162,6 +162,12 @@ pub fn chunk_list(data: &[u8]) {
         other.0[0] ^= 1;
         assert!(ChunkList::parse(kind, &other, data).is_err());
     }
+    let (xorb, other) = (Hash([3; 32]), Hash([4; 32]));
+    let told = [data, &ToldList::sum(&xorb, data)].concat();
+    if let Ok(list) = ToldList::parse(&xorb, &told) {
+        assert_eq!(list.to_bytes(&xorb), told);
+    }
+    assert!(ToldList::parse(&other, &told).is_err());
 }
 
 /// A shard of any form.

@@ -1,14 +1,28 @@
 //! What is known of files and xorbs: the hashes and lengths of their chunks, in order.
 //!
 //! The protocol sends no chunk hashes with a reconstruction, so a ranged read can be checked only against what was learnt otherwise: own
-//! uploads, dedup shards, an earlier whole and verified read. A list proves itself: the Merkle root over it is the hash of the file or the xorb
-//! (Xet spec, 4.1-4.3), so it is believed when that was recomputed and not before, whoever brought it and whatever happened to the disk.
+//! uploads, an earlier whole and verified read, answers to chunk queries.
 //!
-//! But the root over a single chunk is that chunk's hash, without its length: such a list is not kept on disk, and not believed from there.
+//! | list | of | learnt from | worth |
+//! |---|---|---|---|
+//! | [`ChunkList`] | a file | own uploads, whole reads | proof |
+//! | [`ChunkList`] | a xorb | answers with plain chunk hashes | proof |
+//! | [`ToldList`] | a xorb | answers with chunk hashes under a key, as the Hub gives them | the word of the CAS, by another way than the data |
 //!
-//! In memory within a bound, least recently used out first; and, where there is a folder, as one small file per list, within another.
-//! Writing is best effort. A file that is damaged is deleted and unknown from then on. Several processes may share a folder; what one
-//! of them adds the others see when they open it again.
+//! A list proves itself: the Merkle root over it is the hash of the file or the xorb (Xet spec, 4.1-4.3), so it is believed when that was
+//! recomputed and not before, whoever brought it and whatever happened to the disk. But the root over a single chunk is that chunk's
+//! hash, without its length: such a list is not kept on disk, and not believed from there; a xorb's is no more than told.
+//!
+//! A list that was told proves nothing. It shows that the data isn't what its uploader registered: damage in the store, in a cache before
+//! it, at the host of a data URL. It does not help against a CAS that lies in both. So nothing is placed by its lengths and what a file's hash proves
+//! isn't held against it; and it is forgotten where it stands against what came twice, or a wrong one would make files unreadable
+//! ([`Known::forget_told`]). It is used until the answer expires.
+//!
+//! Own uploads leave no lists of xorbs: those of their files have the same hashes, and it would be twice as much on disk.
+//!
+//! In memory within a bound, least recently used out first; and, where there is a folder, as one small file per list, within another. Lists of
+//! xorbs, of which others decide how many there are, take at most a quarter of either. Writing is best effort. A file that is damaged is deleted
+//! and unknown from then on. Several processes may share a folder; what one of them adds the others see when they open it again.
 //!
 //! A file of the folder is named `f-` or `x-` (file, xorb) and the hash, and holds:
 //!
@@ -16,145 +30,38 @@
 //! |---|---|
 //! | 8 | `XETKNOW1` |
 //! | 36 each | chunk hash, then its length as little-endian u32 |
+//!
+//! Or it is named `k-` and the hash of a xorb of which it was told:
+//!
+//! | bytes | |
+//! |---|---|
+//! | 8 | `XETTOLD1` |
+//! | 32 | key of the chunk hashes; zeros: they are plain |
+//! | 8 | expiry, little-endian Unix seconds |
+//! | 36 each | keyed chunk hash, then the chunk's length as little-endian u32 |
+//! | 32 | BLAKE3 of all before, keyed with the xorb's hash: against damage, not against people |
 
-use super::chunker::MAX_CHUNK;
-use super::merkle::Tree;
+mod list;
+#[cfg(test)]
+mod tests;
+
 use super::offload::offload;
-use super::xorb::MAX_CHUNKS;
 use super::{Error, Hash};
+pub use list::{ChunkList, Excerpt, Kind, MAX_LIST, ToldList};
+use list::{MAX_FILE_LIST, MAX_XORB_LIST};
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::fs;
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-/// First bytes of a list on disk.
-const MAGIC: &[u8; 8] = b"XETKNOW1";
-/// Bytes of a chunk on disk.
-const RECORD: usize = 36;
-/// Most chunks of a list that is kept: 32 GiB of file on average, 20 MiB of memory.
-pub const MAX_LIST: usize = 1 << 19;
-
-/// Of what a list are the chunks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
-    /// A file.
-    File,
-    /// A xorb.
-    Xorb,
-}
-
-/// Chunks of a file or xorb, proven by its hash.
-#[derive(Debug, PartialEq, Eq)]
-pub struct ChunkList {
-    hashes: Vec<Hash>,
-    /// Where each ends, in uncompressed bytes.
-    ends: Vec<u64>,
-}
-
-impl ChunkList {
-    /// Checks `chunks` (hashes and uncompressed lengths) against `hash`.
-    pub fn proven(kind: Kind, hash: &Hash, chunks: impl IntoIterator<Item = (Hash, u32)>) -> Result<Self, Error> {
-        let malformed = |why: &str| Error::Malformed { what: "chunk list", why: why.to_owned() };
-        let most = if kind == Kind::Xorb { MAX_CHUNKS } else { MAX_LIST };
-        let mut list = Self { hashes: Vec::new(), ends: Vec::new() };
-        let mut tree = Tree::new();
-        let mut end = 0;
-        for (chunk, len) in chunks {
-            if list.hashes.len() == most {
-                return Err(malformed("too many chunks"));
-            }
-            if len == 0 || len as usize > MAX_CHUNK {
-                return Err(malformed("a length that no chunk has"));
-            }
-            // At most 2^36 in all.
-            end += u64::from(len);
-            list.hashes.push(chunk);
-            list.ends.push(end);
-            tree.push(chunk, u64::from(len));
-        }
-        let (what, found) = match kind {
-            Kind::File => ("file", tree.into_file_hash()),
-            Kind::Xorb => ("xorb", tree.into_xorb_hash()),
-        };
-        if found == *hash { Ok(list) } else { Err(Error::HashMismatch { what, expected: *hash }) }
-    }
-
-    /// Number of chunks.
-    pub fn len(&self) -> usize {
-        self.hashes.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.hashes.is_empty()
-    }
-
-    /// Hash of a chunk.
-    pub fn hash(&self, index: usize) -> Option<&Hash> {
-        self.hashes.get(index)
-    }
-
-    /// Where a chunk starts; at the number of chunks, where the last ends.
-    pub fn start(&self, index: usize) -> Option<u64> {
-        index.checked_sub(1).map_or(Some(0), |before| self.ends.get(before).copied())
-    }
-
-    /// The chunk that starts at `offset`.
-    pub fn starting_at(&self, offset: u64) -> Option<usize> {
-        let index = self.containing(offset);
-        (index < self.len() && self.start(index) == Some(offset)).then_some(index)
-    }
-
-    /// The chunk that the byte at `offset` is in; the number of chunks where it is behind all.
-    pub fn containing(&self, offset: u64) -> usize {
-        self.ends.partition_point(|&end| end <= offset)
-    }
-
-    /// Hashes and lengths.
-    pub fn iter(&self) -> impl Iterator<Item = (Hash, u32)> + '_ {
-        let mut start = 0;
-        self.hashes.iter().zip(&self.ends).map(move |(&hash, &end)| {
-            let len = end - start;
-            start = end;
-            // A chunk's length, as `proven` saw to.
-            (hash, len as u32)
-        })
-    }
-
-    fn footprint(&self) -> usize {
-        self.len() * (size_of::<Hash>() + size_of::<u64>())
-    }
-
-    /// The form on disk.
-    pub(super) fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(MAGIC.len() + RECORD * self.len());
-        bytes.extend_from_slice(MAGIC);
-        for (hash, len) in self.iter() {
-            bytes.extend_from_slice(&hash.0);
-            bytes.extend_from_slice(&len.to_le_bytes());
-        }
-        bytes
-    }
-
-    /// Parses what a disk holds, and has it proven.
-    pub fn parse(kind: Kind, hash: &Hash, bytes: &[u8]) -> Result<Self, Error> {
-        let records = bytes.strip_prefix(MAGIC).map(<[u8]>::as_chunks::<RECORD>);
-        let Some((records, [])) = records else {
-            return Err(Error::Malformed { what: "chunk list", why: "not a list of whole records".to_owned() });
-        };
-        let record = |record: &[u8; RECORD]| {
-            let (hash, len) = record.split_first_chunk::<32>().expect("36 bytes");
-            (Hash(*hash), u32::from_le_bytes(len.try_into().expect("the other 4")))
-        };
-        if records.len() == 1 {
-            // The root over one chunk is that chunk's hash: it says nothing of the length.
-            return Err(Error::Malformed { what: "chunk list", why: "one chunk proves no length".to_owned() });
-        }
-        Self::proven(kind, hash, records.iter().map(record))
-    }
-}
+/// Of the bounds, what lists of xorbs may take: one in so many bytes.
+const XORB_SHARE: u64 = 4;
+/// Bytes that a file takes on disk at least, and by which it grows.
+const BLOCK: u64 = 4096;
 
 /// Limits.
 #[derive(Clone, Debug)]
@@ -163,7 +70,7 @@ pub struct Options {
     pub memory: usize,
     /// Where lists outlive the process, if anywhere.
     pub dir: Option<PathBuf>,
-    /// Most bytes in that folder.
+    /// Most bytes that they take in that folder, in whole blocks of 4 KiB.
     pub disk: u64,
 }
 
@@ -174,7 +81,81 @@ impl Default for Options {
     }
 }
 
-type Name = (Kind, Hash);
+/// What a list is of, and of which form it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Name {
+    Proven(Kind, Hash),
+    Told(Hash),
+}
+
+impl Name {
+    /// From that of a file.
+    fn parse(text: &str) -> Option<Self> {
+        let hash = |hash: &str| hash.parse().ok();
+        match text.split_at_checked(2)? {
+            ("f-", rest) => Some(Self::Proven(Kind::File, hash(rest)?)),
+            ("x-", rest) => Some(Self::Proven(Kind::Xorb, hash(rest)?)),
+            ("k-", rest) => Some(Self::Told(hash(rest)?)),
+            _ => None,
+        }
+    }
+
+    fn is_of_xorb(&self) -> bool {
+        !matches!(self, Self::Proven(Kind::File, _))
+    }
+
+    /// Longest list on disk, in bytes.
+    fn most(&self) -> usize {
+        if self.is_of_xorb() { MAX_XORB_LIST } else { MAX_FILE_LIST }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Proven(Kind::File, hash) => write!(f, "f-{hash}"),
+            Self::Proven(Kind::Xorb, hash) => write!(f, "x-{hash}"),
+            Self::Told(hash) => write!(f, "k-{hash}"),
+        }
+    }
+}
+
+#[derive(Clone)]
+enum List {
+    Proven(Arc<ChunkList>),
+    Told(Arc<ToldList>),
+}
+
+impl List {
+    fn parse(name: &Name, bytes: &[u8]) -> Result<Self, Error> {
+        Ok(match name {
+            Name::Proven(kind, hash) => Self::Proven(Arc::new(ChunkList::parse(*kind, hash, bytes)?)),
+            Name::Told(xorb) => Self::Told(Arc::new(ToldList::parse(xorb, bytes)?)),
+        })
+    }
+
+    /// What the folder is to have of it, if anything.
+    fn to_bytes(&self, name: &Name) -> Option<Vec<u8>> {
+        match (self, name) {
+            // It couldn't be believed when it is read again.
+            (Self::Proven(list), _) => (list.len() != 1).then(|| list.to_bytes()),
+            (Self::Told(list), Name::Told(xorb)) => Some(list.to_bytes(xorb)),
+            (Self::Told(_), Name::Proven(..)) => None,
+        }
+    }
+
+    fn is_expired(&self) -> bool {
+        matches!(self, Self::Told(list) if list.is_expired(SystemTime::now()))
+    }
+
+    fn footprint(&self) -> u64 {
+        let bytes = match self {
+            Self::Proven(list) => list.footprint(),
+            Self::Told(list) => list.footprint(),
+        };
+        bytes as u64
+    }
+}
 
 /// All that is known. Cheap to clone.
 #[derive(Clone)]
@@ -189,17 +170,46 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    lists: HashMap<Name, (Arc<ChunkList>, u64)>,
-    memory: usize,
+    lists: HashMap<Name, (List, u64)>,
+    memory: Held,
     /// Counts uses.
     clock: u64,
-    /// What the folder holds: length and when it was used, for all we know.
+    /// What the folder holds: bytes on disk and when it was written, for all we know.
     files: BTreeMap<Name, (u64, SystemTime)>,
-    disk: u64,
+    disk: Held,
 }
 
-impl std::fmt::Debug for Known {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+/// Bytes of lists.
+#[derive(Default)]
+struct Held {
+    all: u64,
+    of_xorbs: u64,
+}
+
+impl Held {
+    fn add(&mut self, name: &Name, bytes: u64) {
+        self.all = self.all.saturating_add(bytes);
+        self.of_xorbs = self.of_xorbs.saturating_add(if name.is_of_xorb() { bytes } else { 0 });
+    }
+
+    fn remove(&mut self, name: &Name, bytes: u64) {
+        self.all = self.all.saturating_sub(bytes);
+        self.of_xorbs = self.of_xorbs.saturating_sub(if name.is_of_xorb() { bytes } else { 0 });
+    }
+
+    /// Which of `lists` has to go for the bound of `most` bytes to be kept, if one has.
+    fn superfluous<'a, T: Ord>(&self, most: u64, lists: impl Iterator<Item = (&'a Name, T)>) -> Option<Name> {
+        let too_many_of_xorbs = self.of_xorbs > most / XORB_SHARE;
+        if !too_many_of_xorbs && self.all <= most {
+            return None;
+        }
+        let may_go = lists.filter(|(name, _)| name.is_of_xorb() || !too_many_of_xorbs);
+        may_go.min_by(|(_, a), (_, b)| a.cmp(b)).map(|(name, _)| *name)
+    }
+}
+
+impl fmt::Debug for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Known").field("dir", &self.shared.options.dir).finish_non_exhaustive()
     }
 }
@@ -216,7 +226,7 @@ impl Known {
         if let Some(dir) = &options.dir {
             fs::create_dir_all(dir)?;
             state.files = listed(dir)?;
-            state.disk = state.files.values().map(|(len, _)| len).sum();
+            state.files.iter().for_each(|(name, (bytes, _))| state.disk.add(name, *bytes));
         }
         let known = Self { shared: Arc::new(Shared { options, state: Mutex::new(state) }) };
         known.shrink();
@@ -228,127 +238,197 @@ impl Known {
         self.note(Kind::File, file, chunks)
     }
 
-    /// Learns the chunks of a xorb, in order.
+    /// Learns the chunks of a xorb, in order, from one who knows their lengths: where it is one chunk, its hash is all that proves it.
     pub fn note_xorb(&self, xorb: &Hash, chunks: impl IntoIterator<Item = (Hash, u32)>) -> Result<(), Error> {
         self.note(Kind::Xorb, xorb, chunks)
     }
 
     fn note(&self, kind: Kind, hash: &Hash, chunks: impl IntoIterator<Item = (Hash, u32)>) -> Result<(), Error> {
-        if self.state().lists.contains_key(&(kind, *hash)) {
+        let name = Name::Proven(kind, *hash);
+        if self.state().lists.contains_key(&name) {
             return Ok(());
         }
-        let list = Arc::new(ChunkList::proven(kind, hash, chunks)?);
-        self.state().keep((kind, *hash), &list, self.shared.options.memory);
-        self.write((kind, *hash), list);
+        let list = List::Proven(Arc::new(ChunkList::proven(kind, hash, chunks)?));
+        self.state().keep(name, &list, self.shared.options.memory as u64);
+        self.write(name, list);
+        Ok(())
+    }
+
+    /// Learns the chunks of a xorb from an answer to a chunk query: their hashes under `key` (zeros: plain), to be used until `expires` (Unix
+    /// seconds). Fails, and learns nothing, if they aren't that xorb's, where that can be told. Blocks.
+    pub fn note_answer(&self, xorb: &Hash, key: [u8; 32], expires: u64, chunks: &[(Hash, u32)]) -> Result<(), Error> {
+        let proven = Name::Proven(Kind::Xorb, *xorb);
+        if self.has(&proven) {
+            return Ok(());
+        }
+        let chunks = chunks.iter().copied();
+        let (name, list) = if key == [0; 32] && chunks.len() > 1 {
+            (proven, List::Proven(Arc::new(ChunkList::proven(Kind::Xorb, xorb, chunks)?)))
+        } else {
+            let (name, list) = (Name::Told(*xorb), ToldList::new(key, expires, chunks)?);
+            match self.held(name).or_else(|| self.load(name)) {
+                Some(List::Told(kept)) if kept.expires() >= expires => return Ok(()),
+                _ if list.is_expired(SystemTime::now()) => return Ok(()),
+                _ => (name, List::Told(Arc::new(list))),
+            }
+        };
+        self.state().keep(name, &list, self.shared.options.memory as u64);
+        // Here and now: an answer may have hundreds, and each would take a thread.
+        self.publish(name, &list);
         Ok(())
     }
 
     /// The chunks of a file, if they are known.
     pub async fn file(&self, file: &Hash) -> Option<Arc<ChunkList>> {
-        self.list((Kind::File, *file)).await
+        self.proven(Kind::File, file).await
     }
 
-    /// The chunks of a xorb, if they are known.
+    /// The chunks of a xorb, if they are known for sure.
     pub async fn xorb(&self, xorb: &Hash) -> Option<Arc<ChunkList>> {
-        self.list((Kind::Xorb, *xorb)).await
+        self.proven(Kind::Xorb, xorb).await
     }
 
-    async fn list(&self, name: Name) -> Option<Arc<ChunkList>> {
-        {
-            let mut state = self.state();
-            state.clock += 1;
-            let now = state.clock;
-            if let Some((list, used)) = state.lists.get_mut(&name) {
-                *used = now;
-                return Some(Arc::clone(list));
-            }
-            state.files.get(&name)?;
+    /// The chunks of a xorb, if an answer told them.
+    pub async fn told(&self, xorb: &Hash) -> Option<Arc<ToldList>> {
+        match self.list(Name::Told(*xorb)).await? {
+            List::Told(list) => Some(list),
+            List::Proven(_) => None,
         }
+    }
+
+    /// Some chunks of a xorb, if there is a list of it: one that is proven or, if that will do, that was told.
+    pub async fn excerpt(&self, xorb: &Hash, chunks: &Range<u32>, may_be_told: bool) -> Option<Excerpt> {
+        if let Some(list) = self.xorb(xorb).await {
+            return Some(list.excerpt(xorb, chunks));
+        }
+        let told = if may_be_told { self.told(xorb).await } else { None };
+        told.map(|list| list.excerpt(xorb, chunks))
+    }
+
+    /// Forgets what was told of a xorb: it stands against data that came twice, so either is wrong, and nobody knows which.
+    pub async fn forget_told(&self, xorb: &Hash) {
+        let (known, name) = (self.clone(), Name::Told(*xorb));
+        self.state().drop_list(&name);
+        // It waits for a disk.
+        offload(usize::MAX, move || known.delete(name)).await;
+    }
+
+    async fn proven(&self, kind: Kind, hash: &Hash) -> Option<Arc<ChunkList>> {
+        match self.list(Name::Proven(kind, *hash)).await? {
+            List::Proven(list) => Some(list),
+            List::Told(_) => None,
+        }
+    }
+
+    async fn list(&self, name: Name) -> Option<List> {
+        if let Some(list) = self.held(name) {
+            return Some(list);
+        }
+        self.state().files.get(&name)?;
         let known = self.clone();
         // Whatever its length: it waits for a disk.
         offload(usize::MAX, move || known.load(name)).await
     }
 
-    /// Blocks.
-    fn load(&self, name: Name) -> Option<Arc<ChunkList>> {
-        let path = self.path(name)?;
-        let list = match read_capped(&path) {
-            Ok(bytes) => ChunkList::parse(name.0, &name.1, &bytes).ok(),
-            Err(_) => None,
-        };
-        let Some(list) = list.map(Arc::new) else {
-            self.forget(name, &path);
+    /// Whether there is one, in memory or for all we know in the folder.
+    fn has(&self, name: &Name) -> bool {
+        let state = self.state();
+        state.lists.contains_key(name) || state.files.contains_key(name)
+    }
+
+    /// From memory.
+    fn held(&self, name: Name) -> Option<List> {
+        let mut state = self.state();
+        state.clock += 1;
+        let now = state.clock;
+        let (list, used) = state.lists.get_mut(&name)?;
+        *used = now;
+        let list = list.clone();
+        if list.is_expired() {
+            state.drop_list(&name);
             return None;
-        };
-        self.state().keep(name, &list, self.shared.options.memory);
+        }
         Some(list)
     }
 
-    fn forget(&self, name: Name, path: &Path) {
+    /// From the folder. Blocks.
+    fn load(&self, name: Name) -> Option<List> {
+        self.state().files.get(&name)?;
+        let bytes = read_capped(&self.path(&name)?, name.most());
+        let list = bytes.ok().and_then(|bytes| List::parse(&name, &bytes).ok()).filter(|list| !list.is_expired());
+        match &list {
+            Some(list) => self.state().keep(name, list, self.shared.options.memory as u64),
+            None => self.delete(name),
+        }
+        list
+    }
+
+    /// From the folder.
+    fn delete(&self, name: Name) {
+        let Some(path) = self.path(&name) else { return };
         let mut state = self.state();
-        if let Some((len, _)) = state.files.remove(&name) {
-            state.disk = state.disk.saturating_sub(len);
+        if let Some((bytes, _)) = state.files.remove(&name) {
+            state.disk.remove(&name, bytes);
         }
         drop(state);
         let _ = fs::remove_file(path);
     }
 
     /// Puts a list on disk, if there is one; in the background where there is a runtime.
-    fn write(&self, name: Name, list: Arc<ChunkList>) {
-        // One chunk couldn't be believed when it is read again.
-        if list.len() == 1 || self.shared.options.dir.is_none() || self.state().files.contains_key(&name) {
+    fn write(&self, name: Name, list: List) {
+        if self.shared.options.dir.is_none() || self.state().files.contains_key(&name) {
             return;
         }
         let known = self.clone();
-        let write = move || {
-            if let Err(error) = known.publish(name, &list) {
-                tracing::debug!(%error, "chunk list not kept");
-            }
-        };
+        let write = move || known.publish(name, &list);
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn_blocking(write)),
             Err(_) => write(),
         }
     }
 
+    /// Puts a list on disk, if there is one. Blocks.
+    fn publish(&self, name: Name, list: &List) {
+        if let Err(error) = self.try_publish(name, list) {
+            tracing::debug!(%error, "chunk list not kept");
+        }
+    }
+
     /// Whole or not at all under its name. Not synced: what a power cut leaves behind proves itself or is dropped.
-    fn publish(&self, name: Name, list: &ChunkList) -> io::Result<()> {
-        let Some((dir, path)) = self.shared.options.dir.as_ref().zip(self.path(name)) else { return Ok(()) };
-        let bytes = list.to_bytes();
+    fn try_publish(&self, name: Name, list: &List) -> io::Result<()> {
+        let Some((dir, path)) = self.shared.options.dir.as_ref().zip(self.path(&name)) else { return Ok(()) };
+        let Some(bytes) = list.to_bytes(&name) else { return Ok(()) };
         let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(dir)?;
         file.write_all(&bytes)?;
         file.persist(path).map_err(|error| error.error)?;
-        let len = bytes.len() as u64;
+        let len = on_disk(bytes.len() as u64);
         let mut state = self.state();
-        state.disk += len;
+        state.disk.add(&name, len);
         if let Some((before, _)) = state.files.insert(name, (len, SystemTime::now())) {
-            state.disk = state.disk.saturating_sub(before);
+            state.disk.remove(&name, before);
         }
         drop(state);
         self.shrink();
         Ok(())
     }
 
-    /// Deletes the oldest until the folder is within its bound.
+    /// Deletes the oldest until the folder is within its bounds.
     fn shrink(&self) {
         loop {
             let oldest = {
                 let state = self.state();
-                if state.disk <= self.shared.options.disk {
-                    return;
-                }
-                state.files.iter().min_by_key(|(_, (_, at))| *at).map(|(name, _)| *name)
+                let files = state.files.iter().map(|(name, (_, at))| (name, *at));
+                state.disk.superfluous(self.shared.options.disk, files)
             };
-            match oldest.and_then(|name| Some((name, self.path(name)?))) {
-                Some((name, path)) => self.forget(name, &path),
+            match oldest {
+                Some(name) => self.delete(name),
                 None => return,
             }
         }
     }
 
-    fn path(&self, (kind, hash): Name) -> Option<PathBuf> {
-        let prefix = if kind == Kind::File { 'f' } else { 'x' };
-        Some(self.shared.options.dir.as_ref()?.join(format!("{prefix}-{hash}")))
+    fn path(&self, name: &Name) -> Option<PathBuf> {
+        Some(self.shared.options.dir.as_ref()?.join(name.to_string()))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -357,22 +437,33 @@ impl Known {
 }
 
 impl State {
-    fn keep(&mut self, name: Name, list: &Arc<ChunkList>, most: usize) {
+    fn keep(&mut self, name: Name, list: &List, most: u64) {
         self.clock += 1;
-        self.memory += list.footprint();
-        if let Some((old, _)) = self.lists.insert(name, (Arc::clone(list), self.clock)) {
-            self.memory -= old.footprint();
+        self.memory.add(&name, list.footprint());
+        if let Some((old, _)) = self.lists.insert(name, (list.clone(), self.clock)) {
+            self.memory.remove(&name, old.footprint());
         }
         // One that alone is above the bound is let go, too.
-        while self.memory > most {
-            let Some(&oldest) = self.lists.iter().min_by_key(|(_, (_, used))| *used).map(|(name, _)| name) else {
-                return;
-            };
-            if let Some((list, _)) = self.lists.remove(&oldest) {
-                self.memory -= list.footprint();
+        loop {
+            let lists = self.lists.iter().map(|(name, (_, used))| (name, *used));
+            match self.memory.superfluous(most, lists) {
+                Some(oldest) => self.drop_list(&oldest),
+                None => return,
             }
         }
     }
+
+    /// From memory.
+    fn drop_list(&mut self, name: &Name) {
+        if let Some((list, _)) = self.lists.remove(name) {
+            self.memory.remove(name, list.footprint());
+        }
+    }
+}
+
+/// What a file of so many bytes takes.
+fn on_disk(len: u64) -> u64 {
+    len.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX)
 }
 
 /// The lists in a folder, by their names; what is no list is left alone, but for what a crash left half written.
@@ -387,13 +478,8 @@ fn listed(dir: &Path) -> io::Result<BTreeMap<Name, (u64, SystemTime)>> {
         if name.starts_with(".new-") && at.elapsed().is_ok_and(|age| age.as_secs() > ABANDONED) {
             let _ = fs::remove_file(entry.path());
         }
-        let kind = match name.get(..2) {
-            Some("f-") => Kind::File,
-            Some("x-") => Kind::Xorb,
-            _ => continue,
-        };
-        if let Ok(hash) = name[2..].parse::<Hash>() {
-            files.insert((kind, hash), (about.len(), at));
+        if let Some(name) = Name::parse(name) {
+            files.insert(name, (on_disk(about.len()), at));
         }
     }
     Ok(files)
@@ -402,131 +488,9 @@ fn listed(dir: &Path) -> io::Result<BTreeMap<Name, (u64, SystemTime)>> {
 /// Seconds after which a file that was never finished belongs to no living process.
 const ABANDONED: u64 = 3600;
 
-fn read_capped(path: &Path) -> io::Result<Vec<u8>> {
-    const MOST: u64 = (MAGIC.len() + RECORD * MAX_LIST) as u64;
+/// One byte more than `most` at most: that is too long for any list.
+fn read_capped(path: &Path, most: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    fs::File::open(path)?.take(MOST + 1).read_to_end(&mut bytes)?;
+    fs::File::open(path)?.take(most as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::xet::merkle::{file_hash, xorb_hash};
-    use proptest::prelude::*;
-
-    fn chunks(seed: u8, count: usize) -> Vec<(Hash, u32)> {
-        (0..count).map(|i| (Hash([seed.wrapping_add(i as u8); 32]), 1 + i as u32 * 7)).collect()
-    }
-
-    fn wide(chunks: &[(Hash, u32)]) -> Vec<(Hash, u64)> {
-        chunks.iter().map(|&(hash, len)| (hash, u64::from(len))).collect()
-    }
-
-    fn over(dir: &Path, disk: u64) -> Known {
-        Known::open(Options { dir: Some(dir.to_owned()), disk, ..Options::default() }).unwrap()
-    }
-
-    proptest! {
-        #[test]
-        fn lists_survive_the_disk_and_no_other_bytes_do(count in 0usize..60, at: prop::sample::Index, bits in 1u8..) {
-            let chunks = chunks(1, count);
-            let hash = file_hash(&wide(&chunks));
-            let list = ChunkList::proven(Kind::File, &hash, chunks.clone()).unwrap();
-            let mut bytes = list.to_bytes();
-            if count == 1 {
-                // Nothing would show that its length was altered.
-                prop_assert!(ChunkList::parse(Kind::File, &hash, &bytes).is_err());
-                return Ok(());
-            }
-            prop_assert_eq!(&ChunkList::parse(Kind::File, &hash, &bytes).unwrap(), &list);
-            prop_assert!(list.iter().eq(chunks));
-            let at = at.index(bytes.len());
-            prop_assert!(ChunkList::parse(Kind::File, &hash, &bytes[..at]).is_err());
-            bytes[at] ^= bits;
-            prop_assert!(ChunkList::parse(Kind::File, &hash, &bytes).is_err());
-        }
-
-        #[test]
-        fn hostile_bytes_are_never_a_list(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let bytes = [&MAGIC[..], &bytes].concat();
-            prop_assert!(ChunkList::parse(Kind::Xorb, &Hash([3; 32]), &bytes).is_err());
-        }
-    }
-
-    #[test]
-    fn offsets_find_their_chunks() {
-        let chunks = vec![(Hash([1; 32]), 10), (Hash([2; 32]), 5)];
-        let list = ChunkList::proven(Kind::Xorb, &xorb_hash(&wide(&chunks)), chunks).unwrap();
-        assert_eq!([0, 9, 10, 14, 15, 99].map(|at| list.containing(at)), [0, 0, 1, 1, 2, 2]);
-        assert_eq!([0, 9, 10, 14, 15].map(|at| list.starting_at(at)), [Some(0), None, Some(1), None, None]);
-        assert_eq!([0, 1, 2, 3].map(|index| list.start(index)), [Some(0), Some(10), Some(15), None]);
-    }
-
-    #[tokio::test]
-    async fn only_what_proves_itself_is_learnt() {
-        let known = Known::in_memory();
-        let chunks = chunks(1, 9);
-        let (file, xorb) = (file_hash(&wide(&chunks)), xorb_hash(&wide(&chunks)));
-        assert!(known.note_file(&xorb, chunks.clone()).is_err());
-        assert!(known.note_xorb(&file, chunks.clone()).is_err());
-        assert!(known.note_file(&file, chunks[1..].to_vec()).is_err());
-        assert!(known.file(&file).await.is_none());
-        known.note_file(&file, chunks.clone()).unwrap();
-        known.note_xorb(&xorb, chunks).unwrap();
-        assert_eq!(known.file(&file).await.unwrap().len(), 9);
-        assert_eq!(known.xorb(&xorb).await.unwrap().len(), 9);
-        assert!(known.xorb(&file).await.is_none());
-        let none: [(Hash, u32); 0] = [];
-        known.note_file(&Hash::ZERO, none).unwrap();
-        assert!(known.note_file(&Hash([1; 32]), [(Hash([1; 32]), 0)]).is_err());
-        assert!(known.note_file(&Hash([1; 32]), [(Hash([1; 32]), MAX_CHUNK as u32 + 1)]).is_err());
-    }
-
-    #[test]
-    fn a_folder_keeps_lists_for_the_next_process_and_drops_damaged_ones() {
-        let dir = tempfile::tempdir().unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let (one, two) = (chunks(1, 9), chunks(2, 9));
-        let (first, second) = (file_hash(&wide(&one)), file_hash(&wide(&two)));
-        let known = over(dir.path(), 1 << 20);
-        known.note_file(&first, one.clone()).unwrap();
-        known.note_file(&second, two).unwrap();
-        fs::write(dir.path().join("f-notes"), "mine").unwrap();
-
-        let path = dir.path().join(format!("f-{second}"));
-        let mut bytes = fs::read(&path).unwrap();
-        bytes[20] ^= 1;
-        fs::write(&path, bytes).unwrap();
-        let known = over(dir.path(), 1 << 20);
-        assert!(runtime.block_on(known.file(&first)).unwrap().iter().eq(one));
-        assert!(runtime.block_on(known.file(&second)).is_none());
-        assert!(!path.exists() && dir.path().join("f-notes").exists());
-        assert!(runtime.block_on(known.file(&second)).is_none());
-    }
-
-    #[test]
-    fn folder_and_memory_are_bounded() {
-        let dir = tempfile::tempdir().unwrap();
-        let options = Options { memory: 2_000, dir: Some(dir.path().to_owned()), disk: 1_000 };
-        let known = Known::open(options.clone()).unwrap();
-        for seed in 0..40 {
-            let chunks = chunks(seed, 10);
-            known.note_file(&file_hash(&wide(&chunks)), chunks).unwrap();
-            let on_disk: u64 =
-                fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
-            assert!(on_disk <= 1_000 && known.state().memory <= 2_000);
-        }
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
-        assert_eq!(known.state().lists.len(), 5);
-        Known::open(Options { disk: 400, ..options }).unwrap();
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_list_is_limited() {
-        let endless = std::iter::repeat((Hash([1; 32]), 1));
-        assert!(ChunkList::proven(Kind::File, &Hash::ZERO, endless.clone()).is_err());
-        assert!(ChunkList::proven(Kind::Xorb, &Hash::ZERO, endless).is_err());
-    }
 }

@@ -98,7 +98,8 @@ pub struct Options {
     /// Where shards of own uploads are kept, and looked up with `global_dedup`: a folder for one bucket or repository of one CAS. Written in
     /// any case: terms and chunk hashes of own uploads are there for later sessions.
     pub local: Option<LocalShards>,
-    /// Learns the chunks of the files added, but for those with a late head: ranged reads of them can be checked then.
+    /// Learns the chunks of the files added, but for those with a late head, and of the xorbs that the CAS tells of where it is asked with
+    /// `global_dedup`: ranged reads can be checked then, of other files too. See [`super::known`] for what each is worth.
     pub known: Option<Known>,
 }
 
@@ -152,7 +153,8 @@ impl UploadSession {
     /// Starts a session. Its runtime must have timers.
     pub fn new(cas: Arc<dyn Cas>, options: Options) -> Self {
         let memory = options.memory.max(LEAST_MEMORY);
-        let dedup = options.global_dedup.then(|| Dedup::new(Arc::clone(&cas), options.local.clone()));
+        let dedup =
+            options.global_dedup.then(|| Dedup::new(Arc::clone(&cas), options.local.clone(), options.known.clone()));
         Self {
             cas,
             pool: Pool::new(memory),

@@ -749,6 +749,47 @@ async fn damaged_range_is_refused(stack: &Stack, view: &dyn View, version: &Vers
 }
 
 #[tokio::test]
+async fn what_an_upload_was_told_of_checks_ranges_of_what_others_uploaded() {
+    let stack = Stack::new().await;
+    let content = bytes(5, 3_000_000);
+    write(&*stack.plain().await, "first", &content).await;
+    let cache = TempDir::new().unwrap();
+    let open = || stack.open(OpenOptions { cache_dir: Some(cache.path().to_owned()), ..stack.options(None) });
+    let view = open().await;
+    let (version, _) = version(&*view, "first").await;
+    // A block that the CAS is asked for: what comes begins at most one chunk before, so this byte of it is read.
+    let (at, len) = (9 << 18, 200_000);
+    let expected = &content[at as usize..at as usize + len];
+    let rule = |count| Rule { count, ..Rule::once("*/data/*", Fault::CorruptByte { at: 150_000 }) };
+    stack.faults.add(rule(u64::MAX));
+    assert!(view.open(&version).await.unwrap().read(at, len).await.unwrap() != expected, "nobody notices");
+    stack.faults.clear();
+
+    // It shares what is before that block. The CAS may answer too late to be of use, so more than once.
+    let told = || {
+        files_below(&cache.path().join("known"))
+            .iter()
+            .any(|file| file.file_name().unwrap().as_encoded_bytes().starts_with(b"x-"))
+    };
+    for nth in 0..20 {
+        if !told() {
+            write(&*view, &format!("second-{nth}"), &[&content[..2_000_000], &bytes(6 + nth, 300_000)].concat()).await;
+        }
+    }
+    assert!(told());
+    // Now, and when it is mounted again.
+    for view in [view, open().await] {
+        let file = view.open(&version).await.unwrap();
+        stack.faults.add(rule(1));
+        assert_eq!(file.read(at, len).await.unwrap(), expected, "damage is fetched again");
+        stack.faults.clear();
+        stack.faults.add(rule(u64::MAX));
+        assert!(file.read(at, len).await.is_err(), "a wrong byte was given out");
+        stack.faults.clear();
+    }
+}
+
+#[tokio::test]
 async fn an_edit_of_a_large_file_sends_what_changed() {
     let stack = Stack::new().await;
     let stored_bytes = || files_below(stack.hub.path()).iter().map(|file| file.metadata().unwrap().len()).sum::<u64>();

@@ -5,9 +5,12 @@ use crate::xet::Scheme;
 use crate::xet::cas::DataStream;
 use crate::xet::compression::Policy;
 use crate::xet::fault::{Call, Fault, Saboteur};
-use crate::xet::hash::chunk_hash;
+use crate::xet::hash::{chunk_hash, keyed_chunk_hash, term_hash};
+use crate::xet::known;
 use crate::xet::memory::MemoryCas;
+use crate::xet::merkle::file_hash;
 use crate::xet::reconstruction::{Fetch, Reconstruction, Term};
+use crate::xet::shard::{FileInfo, Segment, Shard};
 use crate::xet::testdata::{self, Input};
 use crate::xet::upload::{self, UploadSession};
 use crate::xet::xorb::ChunkHeader;
@@ -660,6 +663,335 @@ async fn known_lengths_narrow_what_is_asked_of_the_cache() {
     let range = ends[2] - 1..ends[3] + 1;
     assert!(downloader.read(&file, range.clone()).await.unwrap() == data[range.start as usize..range.end as usize]);
     assert_eq!(*asked.0.lock().unwrap(), vec![2..5]);
+}
+
+// What is known of xorbs.
+
+const KEY: [u8; 32] = [5; 32];
+
+/// What a client knows of a xorb.
+#[derive(Clone, Copy, Debug)]
+enum Lore {
+    Nothing,
+    Proven,
+    Told,
+    /// It was told what isn't so.
+    Wrong(usize),
+}
+
+impl Lore {
+    fn is_right(self) -> bool {
+        matches!(self, Self::Proven | Self::Told)
+    }
+}
+
+fn lores() -> impl Strategy<Value = Lore> {
+    prop_oneof![Just(Lore::Nothing), Just(Lore::Proven), Just(Lore::Told), (0usize..100).prop_map(Lore::Wrong)]
+}
+
+/// A stored xorb.
+struct Holder {
+    xorb: Hash,
+    chunks: Vec<Vec<u8>>,
+}
+
+impl Holder {
+    async fn new(cas: &Arc<MemoryCas>, data: &[u8]) -> Self {
+        let file = stored(cas, &[data], Policy::Auto).await[0];
+        let segments = cas.segments(&file).unwrap();
+        assert_eq!(segments.len(), 1);
+        Self { xorb: segments[0].xorb, chunks: testdata::chunks(data).into_iter().map(<[u8]>::to_vec).collect() }
+    }
+
+    fn list(&self) -> Vec<(Hash, u32)> {
+        self.chunks.iter().map(|chunk| (chunk_hash(chunk), chunk.len() as u32)).collect()
+    }
+
+    fn note(&self, known: &Known, lore: Lore) {
+        let mut told = self.list();
+        told.iter_mut().for_each(|(hash, _)| *hash = keyed_chunk_hash(&KEY, hash));
+        match lore {
+            Lore::Nothing => return,
+            Lore::Proven => return known.note_answer(&self.xorb, [0; 32], 0, &self.list()).unwrap(),
+            Lore::Told => {}
+            Lore::Wrong(at) => {
+                let (kind, at) = (at % 3, at % (told.len() - 1));
+                match kind {
+                    0 => told[at].0 = Hash([7; 32]),
+                    1 => drop(told.pop()),
+                    // The edge of two chunks moves.
+                    _ if told[at].1 > told[at + 1].1 => {
+                        (told[at].1, told[at + 1].1) = (told[at].1 - 1, told[at + 1].1 + 1)
+                    }
+                    _ => (told[at].1, told[at + 1].1) = (told[at].1 + 1, told[at + 1].1 - 1),
+                }
+            }
+        }
+        known.note_answer(&self.xorb, KEY, u64::MAX, &told).unwrap();
+    }
+}
+
+/// Registers the file that is these chunks of these xorbs; gives it with its hash.
+async fn composed(cas: &MemoryCas, terms: &[(&Holder, Range<usize>)]) -> (Vec<u8>, Hash) {
+    let chunks: Vec<_> = terms.iter().flat_map(|(holder, range)| &holder.chunks[range.clone()]).collect();
+    let listed: Vec<_> = chunks.iter().map(|chunk| (chunk_hash(chunk), chunk.len() as u64)).collect();
+    let segment = |(holder, range): &(&Holder, Range<usize>)| Segment {
+        xorb: holder.xorb,
+        raw_len: holder.chunks[range.clone()].iter().map(|chunk| chunk.len() as u32).sum(),
+        start: range.start as u32,
+        end: range.end as u32,
+    };
+    let verify = |(holder, range): &(&Holder, Range<usize>)| {
+        term_hash(holder.chunks[range.clone()].iter().map(|chunk| chunk_hash(chunk)))
+    };
+    let hash = file_hash(&listed);
+    let segments = terms.iter().map(segment).collect();
+    let info = FileInfo { hash, segments, verification: terms.iter().map(verify).collect(), sha256: None };
+    let shard = Shard { files: vec![info], ..Shard::default() };
+    cas.put_shard(shard.to_upload().into()).await.unwrap();
+    (chunks.into_iter().flatten().copied().collect(), hash)
+}
+
+/// Gives a wrong byte with each of the first fetches of some xorbs.
+struct Rotten {
+    inner: Arc<MemoryCas>,
+    spots: Vec<(Hash, u64)>,
+    left: AtomicUsize,
+}
+
+#[async_trait::async_trait]
+impl Cas for Rotten {
+    async fn reconstruction(&self, file: &Hash, range: Option<Range<u64>>) -> Result<Reconstruction, Error> {
+        self.inner.reconstruction(file, range).await
+    }
+
+    fn fetch<'a>(&'a self, url: &'a str, bytes: Range<u64>) -> DataStream<'a> {
+        let len = bytes.end - bytes.start;
+        let data = self.inner.fetch(url, bytes);
+        let xorb: Hash = url.rsplit('/').next().unwrap().parse().unwrap();
+        let Some((_, spot)) = self.spots.iter().find(|(rotten, _)| *rotten == xorb) else { return data };
+        if self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err() {
+            return data;
+        }
+        let (spot, mut at) = (spot % len, 0);
+        data.map(move |piece| {
+            let mut piece = piece?.to_vec();
+            if let Some(byte) =
+                usize::try_from(spot - at.min(spot)).ok().filter(|_| spot >= at).and_then(|i| piece.get_mut(i))
+            {
+                *byte ^= 1;
+            }
+            at += piece.len() as u64;
+            Ok(piece.into())
+        })
+        .boxed()
+    }
+
+    async fn put_xorb(&self, hash: &Hash, body: crate::xet::Body) -> Result<bool, Error> {
+        self.inner.put_xorb(hash, body).await
+    }
+
+    async fn put_shard(&self, body: Bytes) -> Result<(), Error> {
+        self.inner.put_shard(body).await
+    }
+
+    async fn query_chunk(&self, chunk: &Hash) -> Result<Option<Bytes>, Error> {
+        self.inner.query_chunk(chunk).await
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn no_wrong_byte_comes_of_xorbs_that_are_known(
+        lores in prop::array::uniform3(lores()),
+        terms in prop::collection::vec((0usize..3, any::<[prop::sample::Index; 2]>()), 1..8),
+        reads in prop::collection::vec(any::<(prop::sample::Index, prop::sample::Index, bool)>(), 1..8),
+        spots: [u64; 3],
+        // Of none, of one fetch, of all.
+        damaged in prop::sample::select(vec![0, 1, usize::MAX]),
+        cached: bool, grain in prop::sample::select(vec![1, 100_000, 1 << 20]), seed in 0u64..9,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let cas = Arc::new(MemoryCas::default());
+            let mut holders = Vec::new();
+            for data in [testdata::random(seed, 350_000), testdata::text(400_000), testdata::random(seed + 10, 300_000)] {
+                holders.push(Holder::new(&cas, &data).await);
+            }
+            let term = |(nth, ends): &(usize, [prop::sample::Index; 2])| {
+                let holder: &Holder = &holders[*nth];
+                let [a, b] = ends.map(|end| end.index(holder.chunks.len()));
+                (holder, a.min(b)..a.max(b) + 1)
+            };
+            let terms: Vec<_> = terms.iter().map(term).collect();
+            let (data, file) = composed(&cas, &terms).await;
+
+            let known = Known::in_memory();
+            let note = || holders.iter().zip(lores).for_each(|(holder, lore)| holder.note(&known, lore));
+            let known_right = holders.iter().zip(lores).zip(spots).filter(|((_, lore), _)| lore.is_right());
+            let spots = known_right.map(|((holder, _), spot)| (holder.xorb, spot)).collect();
+            let rotten = Rotten { inner: cas.clone(), spots, left: AtomicUsize::new(damaged) };
+            let chunks = cached.then(|| Arc::new(Recent::new(1 << 20)) as Arc<dyn Chunks>);
+            let options = Options { window: 300_000, grain, chunks, known: Some(known.clone()), ..Options::default() };
+            let downloader = Downloader::new(Arc::new(rotten), options);
+            note();
+            for (a, b, whole) in &reads {
+                let (a, b) = (a.index(data.len() + 1), b.index(data.len() + 1));
+                let (a, b) = (a.min(b), a.max(b));
+                let range = a as u64..b as u64;
+                let read = async || match whole {
+                    true => streamed(&downloader, file, range.clone()).await,
+                    false => downloader.read(&file, range.clone()).await.map(Vec::from),
+                };
+                let mut found = read().await;
+                if damaged == usize::MAX {
+                    if let Ok(found) = found {
+                        assert!(found == data[a..b], "a wrong byte");
+                    }
+                    // Those that were told are forgotten where they stood against what came twice.
+                    note();
+                    continue;
+                }
+                // A wrong list refuses once, or twice where damage came between.
+                let wrong = lores.iter().filter(|lore| matches!(lore, Lore::Wrong(_))).count();
+                for _ in 0..wrong + damaged.min(wrong) {
+                    if found.is_err() {
+                        found = read().await;
+                    }
+                }
+                assert!(found.unwrap() == data[a..b]);
+            }
+        });
+    }
+}
+
+/// A file of one xorb, of which this much is known.
+async fn listed(lore: Lore) -> (Arc<MemoryCas>, Vec<u8>, Hash, Known, Holder) {
+    let cas = Arc::new(MemoryCas::default());
+    let data = testdata::random(44, 500_000);
+    let holder = Holder::new(&cas, &data).await;
+    let (_, file) = composed(&cas, &[(&holder, 0..holder.chunks.len())]).await;
+    let known = Known::in_memory();
+    holder.note(&known, lore);
+    (cas, data, file, known, holder)
+}
+
+#[tokio::test]
+async fn damage_in_a_known_xorb_is_fetched_again_and_refused_when_it_stays() {
+    for lore in [Lore::Proven, Lore::Told] {
+        for at in [3, 8, 100, 250_000, 499_000] {
+            let (cas, data, file, known, holder) = listed(lore).await;
+            let options = || Options { known: Some(known.clone()), ..Options::default() };
+            let once = Saboteur::new(cas.clone()).with(Call::Fetch, 0, Fault::Flip(at));
+            let once = Downloader::new(Arc::new(once), options());
+            assert!(once.read(&file, 0..500_000).await.unwrap() == data, "byte {at}");
+            let twice = Saboteur::new(cas).with(Call::Fetch, 0, Fault::Flip(at)).with(Call::Fetch, 1, Fault::Flip(at));
+            let result = Downloader::new(Arc::new(twice), options()).read(&file, 0..500_000).await;
+            assert!(
+                matches!(result, Err(Error::HashMismatch { .. } | Error::Malformed { .. })),
+                "byte {at}: {result:?}"
+            );
+            // What proves itself stays; what was told doesn't, if it was this that stood against the data.
+            let is_mismatch = matches!(result, Err(Error::HashMismatch { what: "xorb", .. }));
+            assert_eq!(known.xorb(&holder.xorb).await.is_some(), matches!(lore, Lore::Proven));
+            assert_eq!(known.told(&holder.xorb).await.is_some(), matches!(lore, Lore::Told) && !is_mismatch);
+            assert!(at < 100 || is_mismatch == matches!(lore, Lore::Told));
+        }
+    }
+}
+
+#[tokio::test]
+async fn damaged_cache_entry_of_a_known_xorb_is_fetched() {
+    for lore in [Lore::Proven, Lore::Told] {
+        let (cas, data, file, known, _) = listed(lore).await;
+        let chunks = Arc::new(Recent::new(1 << 20));
+        let rotten = Arc::new(Saboteur::new(cas).with(Call::Fetch, 0, Fault::Flip(1000)));
+        // One that knows nothing fills the cache.
+        let options = |known| Options { grain: 1 << 20, known, chunks: Some(chunks.clone()), ..Options::default() };
+        let careless = Downloader::new(rotten.clone(), options(None));
+        assert!(careless.read(&file, 0..500_000).await.unwrap() != data);
+        settle_inserts(&careless).await;
+        let careful = Downloader::new(rotten.clone(), options(Some(known)));
+        assert!(careful.read(&file, 400_000..400_009).await.unwrap() == data[400_000..400_009]);
+        let before = rotten.count(Call::Fetch);
+        assert!(careful.read(&file, 900..1100).await.unwrap() == data[900..1100]);
+        assert_eq!(rotten.count(Call::Fetch), before + 1);
+    }
+}
+
+#[tokio::test]
+async fn list_that_was_told_wrong_refuses_once_and_whole_files_never() {
+    for wrong in 0..30 {
+        let (cas, data, file, known, holder) = listed(Lore::Wrong(wrong)).await;
+        let (downloader, _) = one_of(cas, Options { known: Some(known.clone()), ..Options::default() });
+        let mut sink = Vec::new();
+        downloader.download(&file, 500_000, &mut sink).await.unwrap();
+        assert!(sink == data && known.told(&holder.xorb).await.is_some());
+        // It has taught what the file is: that is left out here.
+        let again = Known::in_memory();
+        holder.note(&again, Lore::Wrong(wrong));
+        let downloader =
+            Downloader::new(downloader.engine.cas.clone(), Options { known: Some(again), ..Options::default() });
+        assert!(downloader.read(&file, 0..500_000).await.is_err(), "{wrong}");
+        assert!(downloader.read(&file, 0..500_000).await.unwrap() == data);
+    }
+}
+
+#[tokio::test]
+async fn proven_list_of_a_xorb_narrows_what_is_asked_of_the_cache() {
+    struct Asked(Mutex<Vec<Range<u32>>>);
+    #[async_trait::async_trait]
+    impl Chunks for Asked {
+        async fn chunks(&self, _: &Hash, chunks: Range<u32>) -> Option<Vec<Cached>> {
+            self.0.lock().unwrap().push(chunks);
+            None
+        }
+        async fn insert(&self, _: &Hash, _: u32, _: &[(Hash, Bytes)]) {}
+    }
+    for (lore, expected) in [(Lore::Proven, 3..5), (Lore::Told, 1..6)] {
+        let (cas, _, _, known, holder) = listed(lore).await;
+        let (data, file) = composed(&cas, &[(&holder, 1..6)]).await;
+        let asked = Arc::new(Asked(Mutex::default()));
+        let chunks: Arc<dyn Chunks> = asked.clone();
+        let (downloader, _) =
+            one_of(cas, Options { known: Some(known), chunks: Some(chunks), grain: 1 << 20, ..Options::default() });
+        // The last byte of chunk 3 and the first of chunk 4.
+        let edge: usize = holder.chunks[1..4].iter().map(Vec::len).sum();
+        let range = edge as u64 - 1..edge as u64 + 1;
+        assert!(downloader.read(&file, range).await.unwrap() == data[edge - 1..edge + 1]);
+        assert_eq!(*asked.0.lock().unwrap(), vec![expected], "what was told places nothing");
+    }
+}
+
+#[tokio::test]
+async fn answers_to_uploads_check_what_others_uploaded() {
+    for key in [[0; 32], KEY] {
+        let cas = Arc::new(MemoryCas::default().answering(key));
+        let first = testdata::random(45, 3_000_000);
+        let file = stored(&cas, &[&first], Policy::Never).await[0];
+        // Another client uploads something alike.
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Known::open(known::Options { dir: Some(dir.path().to_owned()), ..Default::default() }).unwrap();
+        let second = [&first[..2_000_000], &testdata::random(46, 300_000)].concat();
+        let session = UploadSession::new(cas.clone(), upload::Options { known: Some(open()), ..Default::default() });
+        session.add(&second[..], Policy::Never).await.unwrap();
+        assert!(session.finish().await.unwrap().deduplicated > 1_000_000);
+        // Later it reads the first, which it has neither uploaded nor read, and behind what they share. The byte is at most a chunk before.
+        let range = 2_500_000..2_700_000;
+        let expected = &first[range.start as usize..range.end as usize];
+        let reader = |known: Option<Known>, damaged: usize| {
+            let sabotaged = (0..damaged)
+                .fold(Saboteur::new(cas.clone()), |cas, nth| cas.with(Call::Fetch, nth, Fault::Flip(140_000)));
+            Downloader::new(Arc::new(sabotaged), Options { known, grain: 1, ..Options::default() })
+        };
+        assert!(open().file(&file).await.is_none());
+        assert!(reader(None, 1).read(&file, range.clone()).await.unwrap() != expected, "nobody notices");
+        assert!(reader(Some(open()), 1).read(&file, range.clone()).await.unwrap() == expected);
+        let refused = reader(Some(open()), 2).read(&file, range.clone()).await;
+        assert!(matches!(refused, Err(Error::HashMismatch { .. })), "{refused:?}");
+    }
 }
 
 // Whole files in any order.

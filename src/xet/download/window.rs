@@ -1,17 +1,19 @@
 //! One window of a file, in memory: ask where it is, take what the chunk cache has, fetch the rest, each stretch once, decode what is needed.
 //!
 //! Bytes are cut into chunks as they arrive, and a connection is drained whatever the reader does: a window is as much memory as was set aside
-//! for it. Where the file's chunks are known, every chunk is held against its hash at its place; what fails is fetched once more
-//! before it is an error. What was fetched goes to the chunk cache behind the reader's back, within a bound.
+//! for it. Where the file's chunks are known, or else those of a xorb that it is made of, every chunk is held against its hash at its place; what
+//! fails is fetched once more before it is an error. What was fetched goes to the chunk cache behind the reader's back, within a bound.
+//!
+//! A list of a xorb that is proven also tells which of its chunks are needed. One that was told doesn't: it can refuse a chunk, and place none.
 
 use super::Engine;
 use super::chunks::Cached;
 use super::decoder::{Decoder, StoredChunk};
 use super::layout::Layout;
 use crate::xet::hash::chunk_hash;
-use crate::xet::known::ChunkList;
+use crate::xet::known::{ChunkList, Excerpt};
 use crate::xet::offload::offload;
-use crate::xet::reconstruction::Fetch;
+use crate::xet::reconstruction::{Fetch, Term};
 use crate::xet::{Error, Hash};
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -67,20 +69,24 @@ impl Engine {
         let job = Job { engine: self, range, manner, known: known.as_ref() };
         // It may be the answer that is wrong, down to the host of a URL: none is believed again that nothing could be read by.
         let done = job.run(file, true).await.inspect_err(|_| self.answers.forget(file));
-        match done {
-            Err(error) if known.is_some() && is_damage(&error) => {
+        let done = match (done, &self.options.known) {
+            (Err(error), Some(_)) if is_damage(&error) => {
                 tracing::debug!(%error, "damaged data, fetching it again");
                 job.run(file, false).await.inspect_err(|_| self.answers.forget(file))
             }
-            done => done,
+            (done, _) => done,
+        };
+        if let (Err(Error::HashMismatch { what: "xorb", expected }), Some(known)) = (&done, &self.options.known) {
+            known.forget_told(expected).await;
         }
+        done
     }
 }
 
-/// Whether what came is not what was stored. Only asked where hashes tell.
+/// Whether what came is not what was stored, or not what is known of it.
 fn is_damage(error: &Error) -> bool {
     match error {
-        Error::HashMismatch { what, .. } => *what == "chunk",
+        Error::HashMismatch { what, .. } => ["chunk", "xorb"].contains(what),
         Error::Malformed { what, .. } => ["xorb data", "xorb", "compressed chunk"].contains(what),
         _ => false,
     }
@@ -91,6 +97,7 @@ struct Job<'a> {
     engine: &'a Arc<Engine>,
     range: &'a Range<u64>,
     manner: &'a Manner,
+    /// The file's chunks.
     known: Option<&'a Arc<ChunkList>>,
 }
 
@@ -132,8 +139,7 @@ impl Job<'_> {
             return Ok(None);
         }
         let Some(layout) = self.engine.answers.kept(file, self.range) else { return Ok(None) };
-        let needs = layout.terms_in(self.range).map(|term| self.need(&layout, term));
-        let needs = needs.collect::<Result<Vec<_>, _>>()?;
+        let needs = self.unfilled(&layout).await?;
         let len = needs.iter().map(|need| need.len).fold(0, u64::saturating_add);
         // Where chunk lengths are unknown, a term may be far longer than what is read of it.
         if len > (self.range.end - self.range.start).saturating_add(MOST_READ) {
@@ -147,8 +153,23 @@ impl Job<'_> {
         self.finish(layout, needs, stretches).await.map(Some)
     }
 
-    fn need(&self, layout: &Layout, term: usize) -> Result<Need, Error> {
-        Need::of(layout, term, self.range, self.known.map(Arc::as_ref))
+    /// What of each term is needed.
+    async fn unfilled(&self, layout: &Layout) -> Result<Vec<Need>, Error> {
+        let mut needs = Vec::new();
+        for index in layout.terms_in(self.range) {
+            let listed = self.listed(&layout.terms[index]).await;
+            needs.push(Need::of(layout, index, self.range, self.known.map(Arc::as_ref), listed)?);
+        }
+        Ok(needs)
+    }
+
+    /// What is known of a term's chunks, where the file's aren't. No more is kept of a list than the term uses: a hostile answer names many xorbs.
+    async fn listed(&self, term: &Term) -> Option<Excerpt> {
+        match (self.known, &self.engine.options.known) {
+            // Where its reader proves the file, nothing that was only told stands against that.
+            (None, Some(known)) => known.excerpt(&term.xorb, &term.chunks, !self.manner.hashed).await,
+            _ => None,
+        }
     }
 
     /// Adds what the cache has.
@@ -164,8 +185,7 @@ impl Job<'_> {
 
     /// What of each term is needed, with what the cache has of it.
     async fn needs(&self, layout: &Layout, cached: bool) -> Result<Vec<Need>, Error> {
-        let needs = layout.terms_in(self.range).map(|term| self.need(layout, term));
-        let needs = needs.collect::<Result<Vec<_>, _>>()?;
+        let needs = self.unfilled(layout).await?;
         if cached { Ok(self.look_up(layout, needs).await) } else { Ok(needs) }
     }
 
@@ -246,7 +266,8 @@ impl Job<'_> {
             known: self.known.cloned(),
             stretches,
         };
-        let heavy = work.hashed || work.known.is_some() || work.stretches.is_compressed();
+        let checked = work.known.is_some() || needs.iter().any(|need| need.listed.is_some());
+        let heavy = work.hashed || checked || work.stretches.is_compressed();
         let bytes = if heavy { (self.range.end - self.range.start) as usize } else { 0 };
         let (chunks, stretches) = offload(bytes, move || work.run(needs)).await?;
         if self.keeps() {
@@ -270,16 +291,29 @@ struct Need {
     offset: u64,
     /// Bytes of them.
     len: u64,
+    /// What is known of the term's chunks, where the file's aren't.
+    listed: Option<Excerpt>,
     cached: Option<Vec<Cached>>,
 }
 
 impl Need {
-    fn of(layout: &Layout, index: usize, range: &Range<u64>, known: Option<&ChunkList>) -> Result<Self, Error> {
+    fn of(
+        layout: &Layout,
+        index: usize,
+        range: &Range<u64>,
+        known: Option<&ChunkList>,
+        listed: Option<Excerpt>,
+    ) -> Result<Self, Error> {
         let (term, offset) = (&layout.terms[index], layout.offset_of(index));
         let len = u64::from(term.raw_len);
         let wanted = range.start.max(offset)..range.end.min(offset + len);
-        let (chunks, bytes) = match (known, layout.edges(index)) {
-            (Some(known), _) => {
+        if let Some(list) = listed.as_ref().filter(|list| !list.measures(term.chunks.len(), len)) {
+            return Err(list.contradiction());
+        }
+        let proven = listed.as_ref().filter(|list| list.is_proven());
+        let proven = proven.and_then(|list| list.around(&(wanted.start - offset..wanted.end - offset)));
+        let (chunks, bytes) = match (known, proven, layout.edges(index)) {
+            (Some(known), ..) => {
                 let contradiction = || Error::HashMismatch { what: "file", expected: layout.file };
                 let base = known.starting_at(offset).ok_or_else(contradiction)?;
                 if known.start(base + term.chunks.len()) != Some(offset + len) {
@@ -291,16 +325,20 @@ impl Need {
                 let end = known.start(last + 1).ok_or_else(contradiction)?;
                 ((first - base) as u32..(last + 1 - base) as u32, start..end)
             }
+            (None, Some((chunks, bytes)), _) => {
+                let first = term.chunks.start;
+                (chunks.start - first..chunks.end - first, offset + bytes.start..offset + bytes.end)
+            }
             // From other data than the answer: they need not agree.
-            (None, Some(edges)) if edges.last() == Some(&(offset + len)) => {
+            (None, None, Some(edges)) if edges.last() == Some(&(offset + len)) => {
                 let first = edges.partition_point(|&edge| edge <= wanted.start) - 1;
                 let behind = edges.partition_point(|&edge| edge < wanted.end);
                 (first as u32..behind as u32, edges[first]..edges[behind])
             }
-            (None, _) => (0..term.chunks.len() as u32, offset..offset + len),
+            (None, None, _) => (0..term.chunks.len() as u32, offset..offset + len),
         };
         let chunks = term.chunks.start + chunks.start..term.chunks.start + chunks.end;
-        Ok(Self { term: index, chunks, offset: bytes.start, len: bytes.end - bytes.start, cached: None })
+        Ok(Self { term: index, chunks, offset: bytes.start, len: bytes.end - bytes.start, listed, cached: None })
     }
 
     /// Whether these are as many chunks and bytes as are needed.
@@ -404,25 +442,41 @@ struct Assembly {
 impl Assembly {
     fn run(mut self, needs: Vec<Need>) -> Result<(Vec<Chunk>, Stretches), Error> {
         let mut chunks = Vec::new();
-        for need in needs {
-            match need.cached {
-                Some(cached) => self.take_cached(need.offset, cached, &mut chunks)?,
-                None => self.take_fetched(need, &mut chunks)?,
+        for mut need in needs {
+            match need.cached.take() {
+                Some(cached) => self.take_cached(&need, cached, &mut chunks)?,
+                None => self.take_fetched(&need, &mut chunks)?,
             }
+        }
+        if !self.is_covered(&chunks) {
+            return Err(bad_data("its chunks are not where they were before"));
         }
         Ok((chunks, self.stretches))
     }
 
-    fn take_cached(&self, mut offset: u64, cached: Vec<Cached>, chunks: &mut Vec<Chunk>) -> Result<(), Error> {
-        for Cached { hash, bytes } in cached {
+    /// Whether these are all of the range. They aren't where lengths that were learnt earlier chose them, and were wrong.
+    fn is_covered(&self, chunks: &[Chunk]) -> bool {
+        let covered =
+            chunks.iter().try_fold(self.range.start, |at, chunk| (chunk.offset <= at).then(|| chunk.end().max(at)));
+        covered.is_some_and(|end| end >= self.range.end)
+    }
+
+    fn take_cached(&self, need: &Need, cached: Vec<Cached>, chunks: &mut Vec<Chunk>) -> Result<(), Error> {
+        let mut offset = need.offset;
+        // As many as are needed.
+        for (index, Cached { hash, bytes }) in need.chunks.clone().zip(cached) {
             let chunk = Chunk { offset, bytes, hash: Some(hash) };
             offset = chunk.end();
-            self.take(chunk, chunks)?;
+            self.check_place(need, index, chunk.offset..chunk.end())?;
+            if overlap(&(chunk.offset..chunk.end()), &self.range) {
+                self.check_hash(need, index, &chunk)?;
+                chunks.push(chunk);
+            }
         }
         Ok(())
     }
 
-    fn take_fetched(&mut self, need: Need, chunks: &mut Vec<Chunk>) -> Result<(), Error> {
+    fn take_fetched(&mut self, need: &Need, chunks: &mut Vec<Chunk>) -> Result<(), Error> {
         let term = &self.layout.terms[need.term];
         let stretch =
             self.stretches.0[self.layout.fetch_of[need.term]].as_mut().expect("all that is needed was fetched");
@@ -431,37 +485,63 @@ impl Assembly {
         }
         let term_start = stretch.start(term.chunks.start);
         let base = self.layout.offset_of(need.term);
-        let hashed = self.hashed || self.known.is_some();
+        let hashed = self.hashed || self.known.is_some() || need.listed.is_some();
         let mut found = Vec::new();
-        for index in need.chunks {
+        for index in need.chunks.clone() {
             let at = |chunk: u32| base + u64::from(stretch.start(chunk) - term_start);
-            let (offset, end) = (at(index), at(index + 1));
-            if end > self.range.start && offset < self.range.end {
-                let (bytes, hash) = stretch.chunks[(index - stretch.kept.start) as usize].open(hashed)?;
-                found.push(Chunk { offset, bytes, hash });
-            }
-        }
-        found.into_iter().try_for_each(|chunk| self.take(chunk, chunks))
-    }
-
-    /// Adds a chunk of the range, checked against what is known of the file.
-    fn take(&self, chunk: Chunk, chunks: &mut Vec<Chunk>) -> Result<(), Error> {
-        if chunk.end() <= self.range.start || chunk.offset >= self.range.end {
-            return Ok(());
-        }
-        if let Some(known) = &self.known {
-            let index = known.starting_at(chunk.offset);
-            let expected = index.and_then(|index| Some((known.hash(index)?, known.start(index + 1)?)));
-            let Some((hash, end)) = expected else {
-                return Err(Error::HashMismatch { what: "chunk", expected: self.layout.file });
+            let place = at(index)..at(index + 1);
+            let bytes = match overlap(&place, &self.range) {
+                true => Some(stretch.chunks[(index - stretch.kept.start) as usize].open(hashed)?),
+                false => None,
             };
-            if chunk.hash != Some(*hash) || chunk.end() != end {
-                return Err(Error::HashMismatch { what: "chunk", expected: *hash });
+            found.push((index, place, bytes));
+        }
+        for (index, place, opened) in found {
+            self.check_place(need, index, place.clone())?;
+            if let Some((bytes, hash)) = opened {
+                let chunk = Chunk { offset: place.start, bytes, hash };
+                self.check_hash(need, index, &chunk)?;
+                chunks.push(chunk);
             }
         }
-        chunks.push(chunk);
         Ok(())
     }
+
+    /// Whether a chunk is where it should be, as far as that is known: also one that isn't read, since a wrong length moves all behind it.
+    fn check_place(&self, need: &Need, index: u32, place: Range<u64>) -> Result<(), Error> {
+        if let Some(known) = &self.known {
+            let end = known.starting_at(place.start).and_then(|index| known.start(index + 1));
+            if end != Some(place.end) {
+                return Err(Error::HashMismatch { what: "chunk", expected: self.layout.file });
+            }
+        }
+        if let Some(list) = &need.listed {
+            let term = self.layout.offset_of(need.term);
+            if !list.lies_at(index, &(place.start - term..place.end - term)) {
+                return Err(list.mismatch(index));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a chunk that is where it should be is the one.
+    fn check_hash(&self, need: &Need, index: u32, chunk: &Chunk) -> Result<(), Error> {
+        if let Some(known) = &self.known {
+            let expected = known.starting_at(chunk.offset).and_then(|index| known.hash(index));
+            let expected = *expected.unwrap_or(&self.layout.file);
+            if chunk.hash != Some(expected) {
+                return Err(Error::HashMismatch { what: "chunk", expected });
+            }
+        }
+        match &need.listed {
+            Some(list) if !chunk.hash.is_some_and(|hash| list.has(index, &hash)) => Err(list.mismatch(index)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
 }
 
 impl Engine {

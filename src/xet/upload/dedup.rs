@@ -20,7 +20,7 @@ pub use local::{LocalLimits, LocalShards};
 use super::content::Chunk;
 use crate::xet::offload::offload;
 use crate::xet::shard::Shard;
-use crate::xet::{Cas, Hash};
+use crate::xet::{self, Cas, Hash};
 use futures::future::join_all;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -43,6 +43,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const USELESS: u32 = 3;
 /// Bytes of content that are worth a question of their own: an answer may be as long.
 const WORTH_ASKING: u64 = 256 * 1024;
+/// Xorbs of an answer whose chunks later reads are checked against: each is a file on disk. An answer with more is one of small ones.
+const MAX_NOTED: usize = 1024;
 /// Questions of a session: bounds what is remembered of them.
 const MAX_QUESTIONS: usize = 1 << 16;
 
@@ -55,6 +57,8 @@ pub(super) fn is_eligible(chunk: &Hash) -> bool {
 pub(super) struct Dedup {
     cas: Arc<dyn Cas>,
     local: Option<LocalShards>,
+    /// What reads are checked against; learns what answers tell.
+    lists: Option<xet::Known>,
     shared: Arc<Mutex<State>>,
     asking: Mutex<JoinSet<()>>,
 }
@@ -77,8 +81,8 @@ pub(super) struct Asker {
 }
 
 impl Dedup {
-    pub(super) fn new(cas: Arc<dyn Cas>, local: Option<LocalShards>) -> Self {
-        Self { cas, local, shared: Arc::default(), asking: Mutex::default() }
+    pub(super) fn new(cas: Arc<dyn Cas>, local: Option<LocalShards>, lists: Option<xet::Known>) -> Self {
+        Self { cas, local, lists, shared: Arc::default(), asking: Mutex::default() }
     }
 
     /// What is known by now. The lock is held for as long.
@@ -135,12 +139,14 @@ impl Dedup {
             return None;
         }
         let (answered, answer) = oneshot::channel();
-        let (cas, local, shared) = (Arc::clone(&self.cas), self.local.clone(), Arc::clone(&self.shared));
+        let (cas, local, lists) = (Arc::clone(&self.cas), self.local.clone(), self.lists.clone());
+        let shared = Arc::clone(&self.shared);
         asking.spawn(async move {
             let found = match timeout(DEADLINE, cas.query_chunk(&question)).await {
                 Ok(Ok(Some(body))) => {
-                    // It may write a file.
-                    offload(usize::MAX, move || learn(&question, &body, &shared, local.as_ref())).await
+                    // It may write files.
+                    let learn = move || learn(&question, &body, &shared, local.as_ref(), lists.as_ref());
+                    offload(usize::MAX, learn).await
                 }
                 _ => note(&shared, 0),
             };
@@ -168,7 +174,13 @@ impl std::ops::Deref for KnownGuard<'_> {
 }
 
 /// Takes an answer in; gives the number of xorbs learnt.
-fn learn(question: &Hash, body: &[u8], shared: &Mutex<State>, local: Option<&LocalShards>) -> usize {
+fn learn(
+    question: &Hash,
+    body: &[u8],
+    shared: &Mutex<State>,
+    local: Option<&LocalShards>,
+    lists: Option<&xet::Known>,
+) -> usize {
     let Some((footer, xorbs)) = Shard::parse(body).ok().and_then(|shard| {
         let key = shard.footer.as_ref()?.hmac_key;
         Some((shard.footer?, known::checked(key, shard.xorbs)))
@@ -179,6 +191,12 @@ fn learn(question: &Hash, body: &[u8], shared: &Mutex<State>, local: Option<&Loc
     if let Some(local) = local.filter(|_| count > 0) {
         // A cache: what can't be kept is asked for again.
         local.keep_answer(question, body, footer.expires);
+    }
+    if let Some(lists) = lists {
+        for xorb in xorbs.iter().take(MAX_NOTED) {
+            // What isn't plausible was left out already.
+            let _ = lists.note_answer(&xorb.hash, footer.hmac_key, footer.expires, xorb.chunks());
+        }
     }
     let mut state = shared.lock().unwrap_or_else(PoisonError::into_inner);
     xorbs.into_iter().for_each(|xorb| state.known.insert(xorb));

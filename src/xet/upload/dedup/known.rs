@@ -26,6 +26,11 @@ pub(in crate::xet::upload) struct KnownXorb {
 }
 
 impl KnownXorb {
+    /// Chunk hashes, under the key of the answer, and uncompressed lengths.
+    pub(super) fn chunks(&self) -> &[(Hash, u32)] {
+        &self.chunks
+    }
+
     /// How many of `chunks`, given by their own hashes and lengths, it has from `index` on.
     pub(in crate::xet::upload) fn run<'a>(&self, index: u32, chunks: impl Iterator<Item = (&'a Hash, u32)>) -> usize {
         let stored = self.chunks.get(index as usize..).unwrap_or(&[]);
