@@ -5,6 +5,7 @@
 //!
 //! | layer | holds |
 //! |---|---|
+//! | `disk` | the few file operations that durability rests on |
 //! | [`crypto`] | keys, names and containers: bytes in, bytes out, no I/O |
 //! | [`xet`] | the Xet formats and a client of the Xet CAS; knows nothing of encryption or the Hub |
 //! | [`hub`] | the Hub client and the embedded Hub; knows nothing of encryption |
@@ -14,6 +15,7 @@
 
 pub mod cli;
 pub mod crypto;
+mod disk;
 pub mod fs;
 pub mod hub;
 pub mod store;

@@ -5,6 +5,7 @@
 //! [`super::conflict`].
 
 use super::confirm;
+use super::edit::Edit;
 use super::journal::Purpose;
 use super::ledger::{Entry, FileNo, FrozenRecord, Ledger, OpNo, QueuedOp, Remote};
 use super::{Error, Vfs, lock};
@@ -72,14 +73,63 @@ impl Vfs {
                 }
             }
         }
-        if !ops.is_empty() {
+        if !ops.is_empty() && self.is_noted().await {
             let outcomes = self.view.commit(&ops).await;
             for (((op, what), request), outcome) in asked.into_iter().zip(ops).zip(outcomes) {
+                let file = put_file(&what);
                 self.settle_op(op, what, &request, outcome).await;
+                if let Some(file) = file {
+                    self.end_removed(file);
+                }
             }
         }
         drop(permit);
         self.flusher.wake_commits();
+    }
+
+    /// Ends the local content of a file that was removed while its commit was in the queue.
+    fn end_removed(self: &Arc<Self>, file: FileNo) {
+        let ended = self.journal.transact(Purpose::Relief, |ledger| {
+            let removed = ledger.file(file).is_some_and(|record| record.path.is_none() && record.draft.is_some());
+            let settled = !ledger.ops().any(|(_, what)| put_file(what) == Some(file));
+            let edit = self.flusher.edit(file).filter(|_| removed && settled);
+            let unseen = removed && settled && edit.is_none();
+            Ok((unseen.then_some(Entry::End { file }).into_iter().collect(), edit))
+        });
+        match ended {
+            Ok((_, Some(edit))) => {
+                self.flusher.forget(file);
+                let this = self.clone();
+                tokio::spawn(async move { this.end_if_over(&edit).await });
+            }
+            Ok((_, None)) => {}
+            Err(error) => tracing::warn!(%error, "cannot give up the staging of a removed file"),
+        }
+    }
+
+    /// Ends local content that isn't needed any more.
+    async fn end_if_over(&self, edit: &Arc<Edit>) {
+        let ended = match edit.ino() {
+            Some(ino) => self.end_if_idle(ino, edit).await,
+            None => self.end_if_unseen(edit).await,
+        };
+        if let Err(error) = ended {
+            tracing::warn!(%error, "cannot give up the staging of a committed file");
+        }
+    }
+
+    /// Waits until no power cut can undo what the source is about to be asked for, or anything before it: the next start would take what it finds
+    /// there for somebody else's, or for newer than what is here. A disk that fails must not keep from the source what may be nowhere
+    /// else. Says whether to go on.
+    async fn is_noted(&self) -> bool {
+        let synced = self.sync_journal().await;
+        if *self.stop.borrow() {
+            return false;
+        }
+        if let Err(error) = synced {
+            tracing::warn!(%error, "committing what a power cut could make unknown");
+        }
+        true
     }
 
     async fn settle_op(self: &Arc<Self>, op: OpNo, what: QueuedOp, request: &Op, outcome: Outcome) {
@@ -176,17 +226,17 @@ impl Vfs {
             self.finish_as(op, what, note);
             // Its lock may be held over a long read: not here.
             let this = self.clone();
-            tokio::spawn(async move {
-                let ended = match edit.ino() {
-                    Some(ino) => this.end_if_idle(ino, &edit).await,
-                    None => this.end_if_unseen(&edit).await,
-                };
-                if let Err(error) = ended {
-                    tracing::warn!(%error, "cannot give up the staging of a committed file");
-                }
-            });
+            tokio::spawn(async move { this.end_if_over(&edit).await });
         } else {
             self.finish_as(op, what, note);
+        }
+    }
+
+    /// After a commit has left the queue undone: its file is flushed again, unless it was removed (see [`Self::end_removed`]).
+    pub(super) fn flush_again(&self, file: FileNo) {
+        let has_name = self.journal.ledger().file(file).is_some_and(|record| record.path.is_some());
+        if has_name {
+            self.flush_soon(file);
         }
     }
 
@@ -229,7 +279,7 @@ impl Vfs {
                     Some(edit) => {
                         self.finish(op, what, Vec::new());
                         edit.outgrow(*generation);
-                        self.flush_soon(*file);
+                        self.flush_again(*file);
                     }
                     None => {
                         // Parked before it leaves the queue, or it would be queued again in between.

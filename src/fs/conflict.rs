@@ -168,7 +168,7 @@ impl Vfs {
     /// The commit is made again, for a path at which nothing is.
     fn put_anew(&self, op: OpNo, what: &QueuedOp, file: FileNo) {
         self.finish(op, what, vec![Entry::Remote { file, remote: Remote::Absent }]);
-        self.flush_soon(file);
+        self.flush_again(file);
     }
 
     /// Has a file's local content flushed without waiting for quiet.

@@ -69,7 +69,8 @@ impl Vfs {
         loaded.is_some_and(|at| at.elapsed() < self.options.metadata_ttl)
     }
 
-    /// Lists a directory and merges; false where it was renamed meanwhile.
+    /// Lists a directory and merges; false where it has to be listed again, because it was renamed meanwhile, or something came to the source
+    /// that this machine no longer knows by itself.
     async fn list(&self, ino: Ino, path: &PlainPath) -> Result<bool, Error> {
         let began = Instant::now();
         let listing = Listing::begin(&self.journal);
@@ -94,6 +95,9 @@ impl Vfs {
         }
         let found = union(listings.into_iter().flat_map(|(_, listed)| listed.entries));
         let merge = Merge { vfs: self, ledger: &ledger, path, overlay };
+        if merge.lacks_arrivals(&tree, ino, &found)? {
+            return Ok(false);
+        }
         merge.run(&mut tree, ino, found)?;
         let directory = tree.directory_mut(ino)?;
         directory.loaded = Some(began);
@@ -283,6 +287,21 @@ struct Merge<'a> {
 }
 
 impl Merge<'_> {
+    /// Whether something came to the source while it was listed that neither the listing nor local state shows: after a restart what is
+    /// committed is forgotten here at once, and a directory with its first file. Listed again it is there, as only what finished since counts then.
+    fn lacks_arrivals(&self, tree: &Tree, ino: Ino, found: &BTreeMap<String, Entry>) -> Result<bool, Error> {
+        for name in self.overlay.arrived.iter().filter(|name| !self.overlay.children.contains_key(*name)) {
+            let lacking = match self.overlay.governed.contains(name) {
+                true => tree.child(ino, name)?.is_none(),
+                false => !found.contains_key(name),
+            };
+            if lacking {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn run(&self, tree: &mut Tree, ino: Ino, mut found: BTreeMap<String, Entry>) -> Result<(), Error> {
         let mut names: BTreeSet<String> = found.keys().cloned().collect();
         names.extend(tree.directory(ino)?.children.keys().cloned());

@@ -377,6 +377,11 @@ impl Flusher {
         work.busy.contains(&file) || work.launched.contains(&file)
     }
 
+    /// Whether a commit of the file is in the queue.
+    pub(super) fn is_launched(&self, file: FileNo) -> bool {
+        lock(&self.work).launched.contains(&file)
+    }
+
     /// A commit of the file is in the queue.
     pub(super) fn launch(&self, file: FileNo) {
         lock(&self.work).launched.insert(file);

@@ -29,12 +29,10 @@ use super::codec;
 use super::ledger::{Entry, Ledger, OpNo};
 use super::slots::{Pool, checksum};
 use super::{Error, lock};
+use crate::disk::{Beyond, Disk, DiskFile, Existing};
 use crate::store::{Sealer, SlotId};
-use rustix::fs::{FallocateFlags, fallocate};
 use std::collections::{HashMap, VecDeque};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -87,6 +85,7 @@ pub(super) struct Journal {
 }
 
 struct Shared {
+    disk: Arc<dyn Disk>,
     folder: PathBuf,
     identity: [u8; 32],
     slot_len: u32,
@@ -108,7 +107,8 @@ struct State {
     /// Records not in the file yet; with `rotate`, a whole new file.
     queue: Vec<u8>,
     rotate: bool,
-    file: Arc<File>,
+    /// `None` before the first compaction, which is part of the opening.
+    file: Option<Arc<dyn DiskFile>>,
     /// Bytes in the file, and reserved for it.
     len: u64,
     reserved: u64,
@@ -132,11 +132,14 @@ struct Progress {
     failed: Option<(u64, io::ErrorKind)>,
     /// A sync failed: what the disk holds is unknown from then on.
     sync_failed: Option<io::ErrorKind>,
+    /// Nothing is written any more.
+    closed: bool,
 }
 
 impl Journal {
     /// Opens the journal and the pool in `folder`, or makes them, and brings the ledger to where it was. Blocks.
     pub(super) fn open(
+        disk: Arc<dyn Disk>,
         folder: &Path,
         identity: [u8; 32],
         slot_len: usize,
@@ -147,12 +150,12 @@ impl Journal {
         let slot_len_u32 = u32::try_from(slot_len).map_err(|_| Error::Invalid("slot length"))?;
         let mut ledger = Ledger::default();
         let mut next = 1;
-        if let Some(bytes) = read_if_there(&path)? {
+        if let Some(bytes) = read_if_there(&*disk, &path)? {
             let reader = Replay { path: &path, bytes: &bytes, sealer: &*sealer };
-            next = reader.run(&mut ledger, identity, slot_len_u32, &pool_path)?;
+            next = reader.run(&mut ledger, identity, slot_len_u32, disk.open(&pool_path).ok().as_deref())?;
         }
         ledger.take_unnamed();
-        let pool = Arc::new(Pool::open(&pool_path, slot_len, ledger.slots())?);
+        let pool = Arc::new(Pool::open(&*disk, &pool_path, slot_len, ledger.slots())?);
         let now = OffsetDateTime::now_utc();
         let queued = ledger.ops().map(|(op, _)| (op, now)).collect();
         let (progress, _) = watch::channel(Progress { written: next - 1, durable: next - 1, ..Progress::default() });
@@ -163,7 +166,7 @@ impl Journal {
             next,
             queue: Vec::new(),
             rotate: false,
-            file: Arc::new(File::open(folder)?),
+            file: None,
             len: 0,
             reserved: 0,
             compacted: 0,
@@ -174,6 +177,7 @@ impl Journal {
             stop: false,
         };
         let shared = Arc::new(Shared {
+            disk,
             folder: folder.to_owned(),
             identity,
             slot_len: slot_len_u32,
@@ -186,6 +190,7 @@ impl Journal {
         // A fresh journal at once: its id is new, so no sequence number is ever sealed twice under one id, whatever the old tail held.
         shared.compact(&mut lock(&shared.state))?;
         shared.write_queue()?;
+        shared.pool.cut()?;
         let spawn = |name: &str, run: fn(&Shared)| {
             let shared = shared.clone();
             std::thread::Builder::new().name(name.into()).spawn(move || run(&shared))
@@ -252,6 +257,8 @@ impl Journal {
 
     async fn wait(&self, done: impl Fn(&Progress) -> Option<Result<(), io::ErrorKind>>) -> Result<(), Error> {
         let mut progress = self.shared.progress.subscribe();
+        let done =
+            |progress: &Progress| done(progress).or_else(|| progress.closed.then_some(Err(io::ErrorKind::BrokenPipe)));
         let seen = progress.wait_for(|progress| done(progress).is_some()).await;
         // The sender lives in `shared`, which `self` holds.
         let outcome = seen.ok().and_then(|progress| done(&progress)).unwrap_or(Err(io::ErrorKind::BrokenPipe));
@@ -294,6 +301,24 @@ impl Journal {
             // A thread that panicked has nothing left to write.
             let _ = thread.join();
         }
+        // What was written and synced last is known by now; for the rest nobody need wait.
+        self.shared.progress.send_modify(|progress| progress.closed = true);
+    }
+}
+
+#[cfg(test)]
+impl Journal {
+    /// Has the threads end without waiting for them.
+    pub(super) fn abandon(&self) {
+        lock(&self.shared.state).stop = true;
+        self.shared.work.notify_all();
+    }
+
+    /// Compacts now.
+    pub(super) fn compact(&self) -> Result<(), Error> {
+        let outcome = self.shared.compact(&mut lock(&self.shared.state));
+        self.shared.work.notify_all();
+        outcome
     }
 }
 
@@ -445,7 +470,8 @@ impl Shared {
                 return;
             }
             if done.is_err() {
-                std::thread::sleep(RETRY);
+                let state = lock(&self.state);
+                drop(self.work.wait_timeout_while(state, RETRY, |state| !state.stop));
             }
         }
     }
@@ -458,14 +484,17 @@ impl Shared {
             let queue = std::mem::take(&mut state.queue);
             (queue, state.next - 1, std::mem::take(&mut state.rotate), state.len, state.file.clone())
         };
-        if bytes.is_empty() {
-            return Ok(self.reserve(&file, at, 0)?);
-        }
-        let outcome = if rotate {
-            self.replace_file(&bytes)
-        } else {
-            self.reserve(&file, at, bytes.len() as u64).and_then(|()| file.write_all_at(&bytes, at))
+        let outcome = match file {
+            _ if rotate => self.replace_file(&bytes),
+            Some(file) => self.reserve(&*file, at, bytes.len() as u64).and_then(|()| match bytes.is_empty() {
+                true => Ok(()),
+                false => file.write_all_at(&bytes, at),
+            }),
+            None => Ok(()),
         };
+        if bytes.is_empty() {
+            return Ok(outcome?);
+        }
         let mut state = lock(&self.state);
         match outcome {
             Ok(()) => {
@@ -501,16 +530,16 @@ impl Shared {
     }
 
     /// Keeps disk space reserved ahead of the end.
-    fn reserve(&self, file: &File, at: u64, len: u64) -> io::Result<()> {
+    fn reserve(&self, file: &dyn DiskFile, at: u64, len: u64) -> io::Result<()> {
         let (reserved, end) = (lock(&self.state).reserved, at + len);
         if end + RESERVE_LOW <= reserved {
             return Ok(());
         }
-        let more = fallocate(file, FallocateFlags::KEEP_SIZE, at, len + RESERVE);
+        let more = file.allocate(at, len + RESERVE, Beyond::Reserves);
         let mut state = lock(&self.state);
         match more {
             Ok(()) => (state.reserved, state.full) = (end + RESERVE, false),
-            Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => state.full = true,
+            Err(error) if is_full(&error) => state.full = true,
             // A file system that can't reserve: writing itself will tell.
             Err(_) => state.full = false,
         }
@@ -520,19 +549,19 @@ impl Shared {
     /// Makes `bytes` the journal: whoever opens the folder later finds the old one or the new one, whole.
     fn replace_file(&self, bytes: &[u8]) -> io::Result<()> {
         let (fresh, path) = (self.folder.join("journal.new"), self.folder.join("journal"));
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        let file = self.disk.create(&fresh, Existing::Emptied)?;
         let reserved = bytes.len() as u64 + RESERVE;
-        match fallocate(&file, FallocateFlags::KEEP_SIZE, 0, reserved) {
-            Err(rustix::io::Errno::NOSPC) => return Err(io::ErrorKind::StorageFull.into()),
+        match file.allocate(0, reserved, Beyond::Reserves) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => return Err(error),
             _ => file.write_all_at(bytes, 0)?,
         }
         // The slots it names must not come after it.
         self.pool.sync()?;
-        file.sync_all()?;
-        std::fs::rename(&fresh, &path)?;
-        File::open(&self.folder)?.sync_all()?;
+        file.sync()?;
+        self.disk.rename(&fresh, &path)?;
+        self.disk.sync_folder(&self.folder)?;
         let mut state = lock(&self.state);
-        state.file = Arc::new(file);
+        state.file = Some(Arc::from(file));
         (state.reserved, state.full) = (reserved, false);
         Ok(())
     }
@@ -547,7 +576,7 @@ impl Shared {
                 }
                 (state.stop, state.file.clone(), self.progress.borrow().written)
             };
-            let outcome = self.pool.sync().and_then(|()| file.sync_data());
+            let outcome = self.pool.sync().and_then(|()| file.map_or(Ok(()), |file| file.sync_data()));
             match outcome {
                 Ok(()) => {
                     let mut state = lock(&self.state);
@@ -579,17 +608,23 @@ impl Shared {
     }
 }
 
-fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, Error> {
-    let mut file = match File::open(path) {
+/// Whether there is no room on disk, or none for this user.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+fn read_if_there(disk: &dyn Disk, path: &Path) -> Result<Option<Vec<u8>>, Error> {
+    let file = match disk.open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    if file.metadata()?.len() > MAX_LEN {
+    let len = file.size()?;
+    if len > MAX_LEN {
         return Err(Error::Journal { path: path.display().to_string(), why: "it is too long to be ours".into() });
     }
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
+    let mut bytes = vec![0; len as usize];
+    file.read_exact_at(&mut bytes, 0)?;
     Ok(Some(bytes))
 }
 
@@ -614,7 +649,13 @@ impl<'a> Replay<'a> {
     }
 
     /// Applies all good records; gives the next sequence number.
-    fn run(self, ledger: &mut Ledger, identity: [u8; 32], slot_len: u32, pool: &Path) -> Result<u64, Error> {
+    fn run(
+        self,
+        ledger: &mut Ledger,
+        identity: [u8; 32],
+        slot_len: u32,
+        pool: Option<&dyn DiskFile>,
+    ) -> Result<u64, Error> {
         let (id, first) = self.header(identity, slot_len)?;
         let (mut at, mut next, mut durable) = (HEADER_LEN, first, 0);
         let mut good: Vec<(u64, Vec<Entry>)> = Vec::new();
@@ -631,11 +672,10 @@ impl<'a> Replay<'a> {
         if self.bytes[at.min(self.bytes.len())..].iter().any(|byte| *byte != 0) {
             tracing::warn!(sequence = next, "the journal's tail is torn; it is cut there");
         }
-        let pool = File::open(pool).ok();
         loop {
             *ledger = self.replay(&good)?;
             let torn = good.iter().position(|(sequence, entries)| {
-                *sequence > durable && !slots_are_whole(entries, ledger, pool.as_ref(), slot_len as usize)
+                *sequence > durable && !slots_are_whole(entries, ledger, pool, slot_len as usize)
             });
             let Some(torn) = torn else { return Ok(next) };
             next = good[torn].0;
@@ -707,7 +747,7 @@ impl<'a> Replay<'a> {
 
 /// Whether the slots that the entries fill hold what they were filled with. Slots that the ledger doesn't name any more, or names for a later
 /// filling, may have been given out again and don't count.
-fn slots_are_whole(entries: &[Entry], ledger: &Ledger, pool: Option<&File>, slot_len: usize) -> bool {
+fn slots_are_whole(entries: &[Entry], ledger: &Ledger, pool: Option<&dyn DiskFile>, slot_len: usize) -> bool {
     let mut buffer = vec![0; slot_len];
     entries.iter().all(|entry| {
         let Entry::Extend { delta: Some(delta), checksums, .. } = entry else { return true };

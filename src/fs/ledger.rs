@@ -120,6 +120,15 @@ impl QueuedOp {
         std::iter::once(a).chain(b)
     }
 
+    /// The path at which, or below which, the source has something when it is done.
+    pub(super) fn fills(&self) -> Option<&PlainPath> {
+        match self {
+            Self::Put { path, .. } => Some(path),
+            Self::Rename { to, .. } | Self::RenameDirectory { to, .. } => Some(to),
+            Self::Delete { .. } | Self::RemoveDirectory { .. } => None,
+        }
+    }
+
     /// The files it names.
     pub(super) fn files(&self) -> impl Iterator<Item = FileNo> {
         let (a, b) = match self {
@@ -378,6 +387,12 @@ impl Ledger {
         let below = PathKey::new(path).below();
         found.extend(self.op_places.range((below.start, OpNo(0))..(below.end, OpNo(0))).map(|(_, op)| *op));
         found.into_iter().filter_map(|op| Some((op, self.ops.get(&op)?)))
+    }
+
+    /// Whether the rename of a directory that is queued will bring the source what is at the path.
+    fn is_to_be_moved_to(&self, path: &PlainPath) -> bool {
+        let brings = |what: &QueuedOp| matches!(what, QueuedOp::RenameDirectory { to, .. } if path.is_within(to));
+        self.overlapping(path).any(|(_, what)| brings(what))
     }
 
     /// The special file at a path.
@@ -705,8 +720,9 @@ impl Ledger {
         self.drop_frozen(frozen);
         let record = self.record(file)?;
         record.remote = Remote::Own(version, len);
-        // What lies at the source needs no memory of its directories.
-        let mut above = record.path.clone();
+        let path = record.path.clone();
+        // What lies at the source needs no memory of its directories, once they are there themselves.
+        let mut above = path.filter(|path| !self.is_to_be_moved_to(path));
         while let Some((parent, _)) = above.as_ref().and_then(PlainPath::split) {
             self.directories.remove(&PathKey::new(&parent));
             above = Some(parent);

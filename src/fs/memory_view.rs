@@ -56,13 +56,16 @@ pub(super) struct MemoryView {
     commits: RwLock<()>,
     /// Held by a test to keep reads of contents waiting.
     reads: Arc<RwLock<()>>,
+    /// Held by a test to keep answers of listings waiting.
+    listings: RwLock<()>,
     key: bool,
 }
 
 impl MemoryView {
     /// An empty source; `key`: it says that it has one.
     pub(super) fn new(key: bool) -> Arc<Self> {
-        Arc::new(Self { state: Arc::default(), commits: RwLock::default(), reads: Arc::default(), key })
+        let (commits, reads, listings) = (RwLock::default(), Arc::default(), RwLock::default());
+        Arc::new(Self { state: Arc::default(), commits, reads, listings, key })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -154,9 +157,40 @@ impl MemoryView {
         self.commits.write().await
     }
 
+    /// Keeps listings waiting while the guard lives, after they have looked.
+    pub(super) async fn hold_listings(&self) -> RwLockWriteGuard<'_, ()> {
+        self.listings.write().await
+    }
+
     /// Keeps reads waiting while the guard lives.
     pub(super) async fn hold_reads(&self) -> tokio::sync::OwnedRwLockWriteGuard<()> {
         self.reads.clone().write_owned().await
+    }
+
+    fn listing(&self, directory: &PlainPath) -> Result<Listing, Error> {
+        let state = self.state();
+        state.online()?;
+        let mut entries: BTreeMap<String, Kind> = BTreeMap::new();
+        for (path, file) in &state.files {
+            let at = PlainPath::new(path)?;
+            if at == *directory || !at.is_within(directory) {
+                continue;
+            }
+            let rest = path[directory.as_str().len()..].trim_start_matches('/');
+            match rest.split_once('/') {
+                Some((name, _)) => {
+                    let full = directory.join(name)?;
+                    let read_only = state.read_only.iter().any(|at| at == full.as_str());
+                    entries.insert(name.to_owned(), Kind::Directory { read_only });
+                }
+                None => {
+                    entries.entry(rest.to_owned()).or_insert_with(|| state.entry(path, file, false));
+                }
+            }
+        }
+        let foreign = state.unreadable.get(directory.as_str()).copied().unwrap_or(0);
+        let entries = entries.into_iter().map(|(name, kind)| Entry { name, kind }).collect();
+        Ok(Listing { entries, hidden: Hidden { foreign, ..Hidden::default() } })
     }
 }
 
@@ -327,29 +361,9 @@ pub(super) fn sealer() -> Arc<dyn Sealer> {
 #[async_trait]
 impl View for MemoryView {
     async fn list(&self, directory: &PlainPath) -> Result<Listing, Error> {
-        let state = self.state();
-        state.online()?;
-        let mut entries: BTreeMap<String, Kind> = BTreeMap::new();
-        for (path, file) in &state.files {
-            let at = PlainPath::new(path)?;
-            if at == *directory || !at.is_within(directory) {
-                continue;
-            }
-            let rest = path[directory.as_str().len()..].trim_start_matches('/');
-            match rest.split_once('/') {
-                Some((name, _)) => {
-                    let full = directory.join(name)?;
-                    let read_only = state.read_only.iter().any(|at| at == full.as_str());
-                    entries.insert(name.to_owned(), Kind::Directory { read_only });
-                }
-                None => {
-                    entries.entry(rest.to_owned()).or_insert_with(|| state.entry(path, file, false));
-                }
-            }
-        }
-        let foreign = state.unreadable.get(directory.as_str()).copied().unwrap_or(0);
-        let entries = entries.into_iter().map(|(name, kind)| Entry { name, kind }).collect();
-        Ok(Listing { entries, hidden: Hidden { foreign, ..Hidden::default() } })
+        let listing = self.listing(directory);
+        let _turn = self.listings.read().await;
+        listing
     }
 
     async fn stat(&self, path: &PlainPath) -> Result<Option<Entry>, Error> {

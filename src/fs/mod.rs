@@ -64,6 +64,7 @@ pub use special::Special;
 pub use write::Allocate;
 pub use xattr::SetXattr;
 
+use crate::disk::{Disk, RealDisk};
 use crate::store::View;
 use edit::Edit;
 use flush::Flusher;
@@ -173,11 +174,16 @@ pub struct Vfs {
 impl Vfs {
     /// Opens staging and journal (a lock keeps a second daemon out), recovers what is pending, starts the flusher.
     pub async fn start(view: Arc<dyn View>, options: Options) -> Result<Arc<Self>, Error> {
+        Self::start_on(Arc::new(RealDisk), view, options).await
+    }
+
+    /// The same with journal and pool on another disk, below the same path.
+    async fn start_on(disk: Arc<dyn Disk>, view: Arc<dyn View>, options: Options) -> Result<Arc<Self>, Error> {
         let (identity, slot_len, sealer) = (view.identity(), view.slot_len(), view.sealer());
         let cache_dir = options.cache_dir.clone();
         let opened = tokio::task::spawn_blocking(move || {
-            let folder = staging::Folder::open(&cache_dir, &identity)?;
-            let (journal, pool) = Journal::open(folder.path(), identity, slot_len, sealer)?;
+            let folder = staging::Folder::open(&*disk, &cache_dir, &identity)?;
+            let (journal, pool) = Journal::open(disk, folder.path(), identity, slot_len, sealer)?;
             Ok::<_, Error>((folder, journal, pool))
         });
         let (folder, journal, pool) = opened.await.map_err(|e| Error::Staging(std::io::Error::other(e)))??;
@@ -220,6 +226,10 @@ impl Vfs {
         };
         let mut ended = Vec::new();
         for (file, has_name, draft) in left {
+            if !has_name && self.flusher.is_launched(file) {
+                // Ended when it is known what became of its commit.
+                continue;
+            }
             if !has_name || !draft.is_dirty() {
                 ended.push(Entry::End { file });
                 continue;
@@ -313,6 +323,13 @@ impl Vfs {
     fn kill(&self) {
         self.stop.send_replace(true);
         self.journal.close();
+    }
+
+    /// The same without waiting for anything, when there is nothing left to write to.
+    #[cfg(test)]
+    fn abandon_all(&self) {
+        self.stop.send_replace(true);
+        self.journal.abandon();
     }
 
     /// How the mount behaves.

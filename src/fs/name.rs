@@ -673,7 +673,8 @@ fn directory_move(
     }
     if !local {
         let what = QueuedOp::RenameDirectory { from: from.clone(), to: to.clone() };
-        return Ok(vec![Entry::Queue { op: ledger.new_op(), what }]);
+        // While the operation is queued the source's word doesn't count for either name: after a restart only this shows the new one.
+        return Ok(vec![Entry::Queue { op: ledger.new_op(), what }, Entry::Directory { path: to.clone() }]);
     }
     let moved = |path: &PlainPath| path.rebase(from, to).ok_or(Error::NotFound);
     let mut entries = Vec::new();

@@ -30,6 +30,8 @@ pub(super) struct Overlay {
     pub(super) stale: Vec<PlainPath>,
     /// Names whose presence and kind local state decides.
     pub(super) governed: Names,
+    /// Names at or below which an operation put something that finished while the source was listed: the listing may lack them.
+    pub(super) arrived: Names,
     /// Children that the ledger knows.
     pub(super) children: BTreeMap<String, LocalChild>,
 }
@@ -60,12 +62,19 @@ pub(super) struct Walk {
     /// Those of them that are still empty of that.
     stale: Vec<PlainPath>,
     governed: Names,
+    arrived: Names,
 }
 
 impl Walk {
     /// Starts at the newest state.
     pub(super) fn new(directory: &PlainPath) -> Self {
-        Self { now: vec![directory.clone()], filled: Vec::new(), stale: Vec::new(), governed: Names::default() }
+        Self {
+            now: vec![directory.clone()],
+            filled: Vec::new(),
+            stale: Vec::new(),
+            governed: Names::default(),
+            arrived: Names::default(),
+        }
     }
 
     /// Takes one operation back. `is_queued`: it wasn't carried out meanwhile.
@@ -75,6 +84,8 @@ impl Walk {
             // Who fills such a place waits for this one.
             let waits = |place: &&PlainPath| op.paths().any(|path| path.is_within(place) || place.is_within(path));
             self.stale.extend(self.filled.iter().filter(waits).cloned());
+        } else if let Some(path) = op.fills() {
+            self.arrive(path);
         }
         match op {
             QueuedOp::Put { .. } | QueuedOp::Delete { .. } | QueuedOp::Rename { .. } => {}
@@ -99,10 +110,17 @@ impl Walk {
         }
     }
 
+    fn arrive(&mut self, path: &PlainPath) {
+        let below = self.now.iter().filter_map(|place| path.rebase(place, &PlainPath::root()));
+        let names = below.filter_map(|below| Some(below.as_str().split('/').next()?.to_owned()));
+        self.arrived.extend(names.filter(|name| !name.is_empty()));
+    }
+
     /// The oldest places come first: entries only move from older to newer ones.
     pub(super) fn finish(mut self) -> Overlay {
         self.filled.reverse();
         self.now.append(&mut self.filled);
-        Overlay { sources: self.now, stale: self.stale, governed: self.governed, children: BTreeMap::new() }
+        let Self { now, stale, governed, arrived, .. } = self;
+        Overlay { sources: now, stale, governed, arrived, children: BTreeMap::new() }
     }
 }

@@ -5,12 +5,10 @@
 //! is reported before anything is written. What the allocation map was is learnt from the journal at start ([`Pool::open`]).
 
 use super::lock;
+use crate::disk::{Beyond, Disk, DiskFile, Existing};
 use crate::store::{SlotId, SlotIo};
-use rustix::fs::{FallocateFlags, fallocate};
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Mutex;
 use tokio::sync::watch;
@@ -22,7 +20,7 @@ pub(super) const SLACK: u64 = 1024;
 
 /// See the module.
 pub(super) struct Pool {
-    file: File,
+    file: Box<dyn DiskFile>,
     slot_len: usize,
     state: Mutex<State>,
     /// Counts whenever slots were freed.
@@ -49,15 +47,28 @@ struct State {
 }
 
 impl Pool {
-    /// Opens or makes the pool; `used` slots hold something.
-    pub(super) fn open(path: &Path, slot_len: usize, used: impl Iterator<Item = (SlotId, u32)>) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    /// Opens or makes the pool; `used` slots hold something. The file is as long as it was until [`Pool::cut`].
+    pub(super) fn open(
+        disk: &dyn Disk,
+        path: &Path,
+        slot_len: usize,
+        used: impl Iterator<Item = (SlotId, u32)>,
+    ) -> io::Result<Self> {
+        let file = disk.create(path, Existing::Kept)?;
         let checksums: HashMap<u64, u32> = used.map(|(slot, checksum)| (slot.0, checksum)).collect();
         let end = checksums.keys().max().map_or(0, |last| last.saturating_add(1));
         let free = (0..end).filter(|slot| !checksums.contains_key(slot)).collect();
-        file.set_len(end.saturating_mul(slot_len as u64))?;
         let state = State { free, end, reserved: end, checksums, ..State::default() };
         Ok(Self { file, slot_len, state: Mutex::new(state), freed: watch::channel(0).0 })
+    }
+
+    /// Gives back what is behind the last slot in use. Only once nothing durable names anything there: a journal whose newest records a power cut
+    /// may still undo could name slots that they have freed.
+    pub(super) fn cut(&self) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        self.file.set_len(state.end.saturating_mul(self.slot_len as u64))?;
+        state.reserved = state.end;
+        Ok(())
     }
 
     /// Makes all written slots durable.
@@ -135,10 +146,10 @@ impl Pool {
     /// Reserves disk space for `slots` slots in all.
     fn reserve(&self, from: u64, slots: u64) -> io::Result<()> {
         let len = self.slot_len as u64;
-        match fallocate(&self.file, FallocateFlags::empty(), from * len, (slots - from) * len) {
+        match self.file.allocate(from * len, (slots - from) * len, Beyond::Lengthens) {
             // A file system that can't reserve: the write itself will tell.
-            Err(rustix::io::Errno::OPNOTSUPP) => self.file.set_len(slots * len),
-            other => other.map_err(io::Error::from),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.file.set_len(slots * len),
+            outcome => outcome,
         }
     }
 }
@@ -219,12 +230,13 @@ pub(super) fn checksum(bytes: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::RealDisk;
     use std::sync::Arc;
 
     fn pool(used: &[u64]) -> (tempfile::TempDir, Arc<Pool>) {
         let dir = tempfile::tempdir().unwrap();
         let used = used.iter().map(|slot| (SlotId(*slot), 0)).collect::<Vec<_>>();
-        let pool = Pool::open(&dir.path().join("pool"), 16, used.into_iter()).unwrap();
+        let pool = Pool::open(&RealDisk, &dir.path().join("pool"), 16, used.into_iter()).unwrap();
         (dir, Arc::new(pool))
     }
 
@@ -266,7 +278,7 @@ mod tests {
         let (dir, pool) = pool(&[]);
         let slot = pool.allocate().unwrap();
         pool.write(slot, &[7; 16]).unwrap();
-        let file = OpenOptions::new().write(true).open(dir.path().join("pool")).unwrap();
+        let file = RealDisk.create(&dir.path().join("pool"), Existing::Kept).unwrap();
         file.write_all_at(&[8], 3).unwrap();
         assert_eq!(pool.read(slot, &mut [0; 16]).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }

@@ -1,6 +1,7 @@
 //! The folder of a source's journal and pool, and the lock that keeps a second daemon out of it.
 
 use super::Error;
+use crate::disk::{Disk, make_folder};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -14,10 +15,14 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Makes and locks the folder of a source below `cache_dir`.
-    pub(super) fn open(cache_dir: &Path, identity: &[u8; 32]) -> Result<Self, Error> {
+    /// Makes and locks the folder of a source below `cache_dir`. The lock is on the real disk, whatever `disk` is.
+    pub(super) fn open(disk: &dyn Disk, cache_dir: &Path, identity: &[u8; 32]) -> Result<Self, Error> {
         let name: String = identity.iter().map(|byte| format!("{byte:02x}")).collect();
         let path = cache_dir.join("staging").join(name);
+        // Each of them, as an earlier daemon may have died between making and syncing it.
+        for folder in [cache_dir, &cache_dir.join("staging"), &path] {
+            make_folder(disk, folder)?;
+        }
         DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
         let mut file = OpenOptions::new()
             .read(true)
@@ -53,17 +58,30 @@ fn owner(file: &mut File) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::RealDisk;
+    use crate::disk::sim::SimDisk;
+
+    #[test]
+    fn a_new_folder_survives_a_power_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        for seed in 1..50 {
+            let disk = SimDisk::new(dir.path());
+            let folder = Folder::open(&disk, &dir.path().join("a/cache"), &[1; 32]).unwrap();
+            let after = disk.cut(seed, dir.path());
+            assert!(after.sync_folder(folder.path()).is_ok(), "it is gone");
+        }
+    }
 
     #[test]
     fn a_second_daemon_is_told_who_has_the_source() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Folder::open(dir.path(), &[1; 32]).unwrap();
-        match Folder::open(dir.path(), &[1; 32]) {
+        let first = Folder::open(&RealDisk, dir.path(), &[1; 32]).unwrap();
+        match Folder::open(&RealDisk, dir.path(), &[1; 32]) {
             Err(Error::Busy(pid)) => assert_eq!(pid, std::process::id()),
             _ => panic!("locked twice"),
         }
-        assert!(Folder::open(dir.path(), &[2; 32]).is_ok());
+        assert!(Folder::open(&RealDisk, dir.path(), &[2; 32]).is_ok());
         drop(first);
-        assert!(Folder::open(dir.path(), &[1; 32]).is_ok());
+        assert!(Folder::open(&RealDisk, dir.path(), &[1; 32]).is_ok());
     }
 }

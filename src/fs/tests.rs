@@ -7,6 +7,7 @@ mod crash;
 mod model;
 mod pending;
 mod posix;
+mod power;
 mod room;
 mod semantics;
 

@@ -6,7 +6,7 @@
 
 use super::edit::Edit;
 use super::handle::{Access, FileHandle, HandleNo, Opened};
-use super::inode::{Cached, File, Ino};
+use super::inode::{Cached, File, Ino, Node, Tree};
 use super::journal::Purpose;
 use super::ledger::{Entry, FileNo, Ledger, Remote};
 use super::{Error, Vfs, lock};
@@ -325,7 +325,7 @@ impl Vfs {
         let ended = edit
             .end(&self.journal, &self.pool, |end| {
                 let mut tree = lock(&self.tree);
-                if !is_idle(&tree, ino, edit) {
+                if !self.is_idle_in(&tree, ino, edit) {
                     return Ok(false);
                 }
                 // Read before the end, which makes the ledger forget the file.
@@ -355,7 +355,9 @@ impl Vfs {
             .end(&self.journal, &self.pool, |end| {
                 // An inode is made for it under this lock.
                 let _tree = lock(&self.tree);
-                let over = edit.ino().is_none() && !edit.is_dirty();
+                let has_name = self.journal.ledger().file(edit.file).is_some_and(|record| record.path.is_some());
+                let is_needed = (edit.is_dirty() && has_name) || self.flusher.is_launched(edit.file);
+                let over = edit.ino().is_none() && !is_needed;
                 if over {
                     end()?;
                 }
@@ -369,17 +371,20 @@ impl Vfs {
     }
 
     fn is_idle(&self, ino: Ino, edit: &Edit) -> bool {
-        is_idle(&lock(&self.tree), ino, edit)
+        self.is_idle_in(&lock(&self.tree), ino, edit)
     }
-}
 
-fn is_idle(tree: &super::inode::Tree, ino: Ino, edit: &Edit) -> bool {
-    let Ok(node) = tree.node(ino) else { return true };
-    let ours = node.as_file().is_ok_and(|file| file.edit.as_ref().is_some_and(|now| now.file == edit.file));
-    if !ours || node.place.is_none() {
-        return node.opens == 0;
+    fn is_idle_in(&self, tree: &Tree, ino: Ino, edit: &Edit) -> bool {
+        let node = tree.node(ino).ok();
+        let is_ours =
+            |node: &&Node| node.as_file().is_ok_and(|file| file.edit.as_ref().is_some_and(|now| now.file == edit.file));
+        match node.filter(is_ours).filter(|node| node.place.is_some()) {
+            Some(node) => node.writers == 0 && !edit.is_dirty(),
+            // A commit that is in the queue may have been carried out, unknown to us: what it was must be known until that is settled, or the
+            // removal that comes after it couldn't tell.
+            None => node.is_none_or(|node| node.opens == 0) && !self.flusher.is_launched(edit.file),
+        }
     }
-    node.writers == 0 && !edit.is_dirty()
 }
 
 /// Whether streaming writes may go on: the file was made or emptied by a writer that hasn't closed it.

@@ -25,7 +25,7 @@ mod put;
 mod remote;
 pub mod source;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 

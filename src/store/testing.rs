@@ -1,5 +1,8 @@
 //! What the tests of this layer share: an in-memory Hub that refuses and loses what it is told to, a CAS that takes anything, keys, names.
 
+#[cfg(feature = "local-hub")]
+pub(crate) mod power;
+
 use super::commit::{Held, Place};
 use super::contents::Contents;
 use super::encrypted::{Encrypted, Setup};

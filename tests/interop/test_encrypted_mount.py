@@ -473,6 +473,27 @@ def test_a_killed_daemon_loses_nothing_that_was_closed(hub, api, key, mount, tmp
     assert tree(m.point) == before
 
 
+def test_stopping_a_mount_whose_daemon_died_does_not_say_that_all_is_on_the_hub(hub, key, mount):
+    m = mount("--create", "--encryption-key-file", key)
+    write_tree(m.point, {"a": b"1"})
+    pid = m.pid()
+    os.kill(pid, 9)
+    eventually(lambda: not os.path.exists(f"/proc/{pid}"))
+    done = m.stop(check=False)
+    assert done.returncode == 75 and "journal" in done.stderr, (done.returncode, done.stderr)
+    assert not os.path.ismount(m.point) and os.listdir(m.point) == []
+
+
+def test_a_mount_whose_daemon_died_before_it_was_registered_is_detached_by_the_next_start(hub, key, mount, home):
+    m = mount("--create", "--encryption-key-file", key)
+    pid = m.pid()
+    os.kill(pid, 9)
+    eventually(lambda: not os.path.exists(f"/proc/{pid}"))
+    for record in (home / ".hf-mount/pids").iterdir():
+        record.unlink()
+    write_tree(mount("--encryption-key-file", key).point, {"a": b"1"})
+
+
 def test_sigterm_and_umount_drain(hub, api, key, mount, tmp_path):
     for how in ("sigterm", "umount"):
         m = mount("--create", "--encryption-key-file", key, "--flush-debounce-ms", "600000", "--flush-max-batch-window-ms", "600000")

@@ -145,7 +145,7 @@ impl Mounted {
         let vfs = start_vfs(view.clone(), vfs_options(args, cache_dir), args).await?;
         let Source::Bucket { id, .. } = orders.source()?;
         let fuse = FuseOptions {
-            source_name: format!("hf-mount:{id}"),
+            source_name: format!("{}{id}", super::mountpoint::SOURCE_PREFIX),
             allow_other: args.allow_other(),
             read_only: view.read_only(),
             threads: args.max_threads.max(1),

@@ -5,6 +5,9 @@ use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+/// How a mount of ours begins to call its source in the mount table; the bucket follows.
+pub(super) const SOURCE_PREFIX: &str = "hf-mount:";
+
 fn refuse(path: &Path, why: impl std::fmt::Display) -> Failure {
     Failure::new(Exit::MountPoint, format!("mount point {}: {why}", path.display()))
 }
@@ -50,10 +53,33 @@ pub(super) fn absolute(path: &Path) -> Outcome<PathBuf> {
 
 /// Whether a file system is mounted exactly there.
 pub(super) fn is_mounted(path: &Path) -> bool {
-    // Bytes: a mount point needn't be UTF-8, and one that isn't must not hide the others.
-    let Ok(table) = std::fs::read("/proc/self/mountinfo") else { return false };
-    let fields = table.split(|b| *b == b'\n').filter_map(|line| line.split(|b| *b == b' ').nth(4));
-    fields.map(unescape).any(|field| path.as_os_str().as_encoded_bytes() == field)
+    source(&mount_table(), path).is_some()
+}
+
+/// Whether what is mounted exactly there is ours, and its daemon is gone.
+pub(super) fn is_dead_of_ours(path: &Path) -> bool {
+    let ours = source(&mount_table(), path).is_some_and(|source| source.starts_with(SOURCE_PREFIX.as_bytes()));
+    ours && std::fs::metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotConnected)
+}
+
+// Bytes: a mount point needn't be UTF-8, and one that isn't must not hide the others.
+fn mount_table() -> Vec<u8> {
+    std::fs::read("/proc/self/mountinfo").unwrap_or_default()
+}
+
+/// The source, as it calls itself, of what was mounted last exactly there.
+fn source(table: &[u8], path: &Path) -> Option<Vec<u8>> {
+    let lines = table.split(|b| *b == b'\n').map(|line| line.split(|b| *b == b' '));
+    let mut there = lines.filter(|fields| {
+        let point = fields.clone().nth(4).map(unescape);
+        point.is_some_and(|point| path.as_os_str().as_encoded_bytes() == point)
+    });
+    // A dash ends the optional fields; the type and the source follow.
+    let source = |mut fields: std::slice::Split<'_, u8, _>| {
+        fields.find(|field| *field == b"-")?;
+        fields.nth(1).map(unescape)
+    };
+    there.next_back().map(|fields| source(fields).unwrap_or_default())
 }
 
 /// The mount table writes space, tab, newline and backslash as three octal digits.
@@ -100,8 +126,20 @@ mod tests {
     }
 
     #[test]
+    fn the_mount_table_tells_who_is_mounted_last_at_a_place() {
+        let table = b"22 1 0:21 / /a rw shared:1 master:2 - tmpfs tmpfs rw\n\
+            23 1 0:22 / /mnt\\040x rw - ext4 /dev/sda rw\n\
+            24 1 0:23 / /mnt\\040x rw,nosuid - fuse hf-mount:me/my\\040data rw\n";
+        let source = |path| source(table, Path::new(path));
+        assert_eq!(source("/mnt x").unwrap(), b"hf-mount:me/my data");
+        assert_eq!(source("/a").unwrap(), b"tmpfs");
+        assert_eq!(source("/mnt"), None);
+    }
+
+    #[test]
     fn the_root_is_a_mount_and_octal_escapes_are_read() {
         assert!(is_mounted(Path::new("/")));
+        assert!(!is_dead_of_ours(Path::new("/")), "neither");
         assert_eq!(unescape(b"/a\\040b\\134c\xff"), b"/a b\\c\xff");
     }
 }

@@ -60,14 +60,18 @@ pub(super) fn orders(common: &CommonArgs, args: StartArgs) -> Outcome<Orders> {
 /// A mount of ours whose daemon died stays in the mount table and answers every access with an error: it is detached first.
 pub(super) fn detach_dead(point: &Path) -> Outcome {
     let Ok(point) = mountpoint::absolute(point) else { return Ok(()) };
-    let Some(record) = registry::find(&point)? else { return Ok(()) };
-    if record.is_alive() {
-        return Ok(());
+    match registry::find(&point)? {
+        Some(record) if record.is_alive() => Ok(()),
+        Some(record) => {
+            if mountpoint::is_mounted(&point) {
+                super::stop::detach(&point)?;
+            }
+            registry::forget(&record)
+        }
+        // It died between mounting and registering.
+        None if mountpoint::is_dead_of_ours(&point) => super::stop::detach(&point),
+        None => Ok(()),
     }
-    if mountpoint::is_mounted(&point) {
-        super::stop::detach(&point)?;
-    }
-    registry::forget(&record)
 }
 
 /// `start`.

@@ -94,8 +94,11 @@ async fn stop_one(record: &Record, force: bool) -> Outcome<Drained> {
             detach(&record.mountpoint)?;
         }
         registry::forget(record)?;
-        eprintln!("the daemon of {} had died; what was pending is in its journal", record.mountpoint.display());
-        return Ok(Drained::default());
+        let point = record.mountpoint.display();
+        // 0 would say that all of it is on the Hub.
+        let failure =
+            Failure::new(Exit::Pending, format!("the daemon of {point} had died; what was pending is in its journal"));
+        return Err(failure.hint("the next `hf-mount start` of the same source goes on with it"));
     }
     let drained = drain(record, Request::Stop { lazy: force }).await?;
     let ended = async {

@@ -1,6 +1,7 @@
 //! The journal on disk: what survives, what is cut, what is refused.
 
 use super::*;
+use crate::disk::RealDisk;
 use crate::fs::ledger::{FileNo, OpNo, QueuedOp, Remote};
 use crate::fs::memory_view::sealer;
 use crate::store::{Binding, Delta, DraftState, PlainPath, RecordRef, SlotIo};
@@ -9,7 +10,7 @@ use time::OffsetDateTime;
 const SLOT: usize = 4096;
 
 fn open(folder: &Path) -> Result<(Arc<Journal>, Arc<Pool>), Error> {
-    Journal::open(folder, [3; 32], SLOT, sealer())
+    Journal::open(Arc::new(RealDisk), folder, [3; 32], SLOT, sealer())
 }
 
 fn path(text: &str) -> PlainPath {
@@ -160,8 +161,14 @@ async fn a_journal_of_another_source_or_with_a_damaged_header_is_refused_and_kep
     add(&journal, vec![directory("a")]).await;
     drop(journal);
     let (bytes, _) = records(dir.path());
-    assert!(matches!(Journal::open(dir.path(), [4; 32], SLOT, sealer()), Err(Error::Journal { .. })));
-    assert!(matches!(Journal::open(dir.path(), [3; 32], SLOT + 1, sealer()), Err(Error::Journal { .. })));
+    assert!(matches!(
+        Journal::open(Arc::new(RealDisk), dir.path(), [4; 32], SLOT, sealer()),
+        Err(Error::Journal { .. })
+    ));
+    assert!(matches!(
+        Journal::open(Arc::new(RealDisk), dir.path(), [3; 32], SLOT + 1, sealer()),
+        Err(Error::Journal { .. })
+    ));
     for broken in [&bytes[..100], &[], b"not a journal at all"] {
         rewrite(dir.path(), broken);
         assert!(matches!(open(dir.path()), Err(Error::Journal { .. })));

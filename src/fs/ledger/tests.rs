@@ -92,6 +92,43 @@ fn an_operation_that_finishes_during_a_listing_still_governs_it() {
 }
 
 #[test]
+fn what_arrives_during_a_listing_is_told_by_its_name_in_the_directory() {
+    let mut ledger = Ledger::default();
+    let put = QueuedOp::Put { file: FileNo(1), generation: 1, path: path("a/b/c") };
+    apply(&mut ledger, vec![track(1, "a/b/c"), queue(1, put), queue(2, move_directory("d", "e/f"))]);
+    let stamp = ledger.begin_listing();
+    apply(&mut ledger, vec![Entry::Finish { op: OpNo(1) }, Entry::Finish { op: OpNo(2) }]);
+    apply(&mut ledger, vec![queue(3, move_directory("a", "g"))]);
+    let arrived = |at: &str, since| {
+        let mut names: Vec<_> = ledger.overlay(&path(at), Some(since)).arrived.into_iter().collect();
+        names.sort_unstable();
+        names
+    };
+    assert_eq!(arrived("", stamp), ["a", "e"]);
+    assert_eq!(arrived("g/b", stamp), ["c"], "it came to the place where the directory still was");
+    assert_eq!(arrived("e", stamp), ["f"]);
+    assert_eq!(arrived("", stamp + 1), [""; 0]);
+}
+
+#[test]
+fn a_directory_that_waits_for_its_rename_outlives_the_commit_of_what_is_in_it() {
+    let version = Version { hash: Hash([4; 32]), stored_len: 5, side: Side::Plain };
+    let mut ledger = Ledger::default();
+    let put = QueuedOp::Put { file: FileNo(1), generation: 1, path: path("old/x") };
+    let begin = Entry::Begin {
+        file: FileNo(1),
+        state: DraftState::default(),
+        generation: 1,
+        mtime: OffsetDateTime::UNIX_EPOCH,
+    };
+    apply(&mut ledger, vec![track(1, "old/x"), begin, queue(1, put), queue(2, move_directory("old", "p/new"))]);
+    apply(&mut ledger, vec![Entry::Committed { file: FileNo(1), generation: 1, version }]);
+    apply(&mut ledger, vec![Entry::Finish { op: OpNo(1) }, Entry::End { file: FileNo(1) }]);
+    assert!(ledger.file(FileNo(1)).is_none(), "nothing else tells of it");
+    assert_eq!(ledger.overlay(&path("p"), None).children["new"], LocalChild::Directory);
+}
+
+#[test]
 fn local_files_and_directories_show_with_everything_above_them() {
     let mut ledger = Ledger::default();
     apply(&mut ledger, vec![track(1, "a/b/c"), Entry::Directory { path: path("d/e") }, track(2, "f")]);

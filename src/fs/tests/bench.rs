@@ -37,9 +37,9 @@ pub(in crate::fs) fn options(cache_dir: &Path) -> Options {
 }
 
 /// See the module.
-pub(in crate::fs) struct Mount {
+pub(in crate::fs) struct Mount<V: ?Sized = MemoryView> {
     pub(in crate::fs) vfs: Arc<Vfs>,
-    pub(in crate::fs) view: Arc<MemoryView>,
+    pub(in crate::fs) view: Arc<V>,
     pub(in crate::fs) dir: Arc<tempfile::TempDir>,
     pub(in crate::fs) options: Options,
 }
@@ -76,6 +76,13 @@ impl Mount {
         panic!("the old daemon doesn't let go of its folder");
     }
 
+    /// What the source has.
+    pub(in crate::fs) fn remote(&self) -> BTreeMap<String, Vec<u8>> {
+        self.view.files()
+    }
+}
+
+impl<V: ?Sized> Mount<V> {
     pub(in crate::fs) async fn find(&self, path: &str) -> Result<Ino, Error> {
         let mut at = Ino::ROOT;
         for name in path.split('/').filter(|name| !name.is_empty()) {
@@ -276,10 +283,5 @@ impl Mount {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         panic!("{} slots stay in use", self.vfs.pool.used());
-    }
-
-    /// What the source has.
-    pub(in crate::fs) fn remote(&self) -> BTreeMap<String, Vec<u8>> {
-        self.view.files()
     }
 }

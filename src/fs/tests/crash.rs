@@ -121,6 +121,139 @@ async fn a_queued_commit_that_meets_a_foreign_file_after_a_kill_keeps_both() {
     assert_eq!((remote.len(), mount.vfs.status().conflicts), (2, 1));
 }
 
+/// What `directory` shows where all that is pending is committed while it is being listed.
+async fn listed_during_a_flush(mount: &Mount, directory: &str) -> Vec<String> {
+    let held = mount.view.hold_listings().await;
+    let listed = mount.names(directory);
+    let flushed = async {
+        // The listing has looked; its answer is on the way.
+        mount.flush().await;
+        let journal = &mount.vfs.journal;
+        while journal.ledger().files().count() > 0 {
+            tokio::task::yield_now().await;
+        }
+        drop(held);
+    };
+    tokio::join!(listed, flushed).0
+}
+
+#[tokio::test]
+async fn a_file_that_is_committed_while_its_directory_is_first_listed_after_a_kill_is_shown() {
+    let mount = killed_before_the_commit().await;
+    assert_eq!(listed_during_a_flush(&mount, "").await, ["a"]);
+}
+
+#[tokio::test]
+async fn a_file_that_is_renamed_while_its_directory_is_first_listed_after_a_kill_is_shown() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("a", b"a");
+    mount.view.refuse_for_now("a");
+    mount.rename("a", "b").await.unwrap();
+    let mount = mount.killed().await;
+    mount.view.allow("a");
+    assert_eq!(listed_during_a_flush(&mount, "").await, ["b"]);
+}
+
+#[tokio::test]
+async fn a_directory_whose_first_file_is_committed_while_it_is_listed_is_shown() {
+    for kill in [false, true] {
+        let mut mount = Mount::with(|options| options.metadata_ttl = Duration::ZERO).await;
+        mount.mkdir("d").await.unwrap();
+        mount.write("d/x", b"x").await.unwrap();
+        if kill {
+            mount = mount.killed().await;
+        }
+        assert_eq!(listed_during_a_flush(&mount, "").await, ["d"], "killed: {kill}");
+    }
+}
+
+/// `a` is at the source, nobody here knows, and nothing more can be done to it there for now.
+async fn committed_without_an_answer(kill: bool) -> Mount {
+    let mount = Mount::new().await;
+    mount.write("a", b"ours").await.unwrap();
+    mount.view.set_trouble(Some(crate::fs::memory_view::Trouble::LostAnswer));
+    let cut_off = async {
+        while mount.remote().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        mount.view.refuse_for_now("a");
+    };
+    tokio::join!(mount.vfs.flush(Some(Duration::from_millis(100))), cut_off);
+    assert_eq!(mount.vfs.journal.ledger().ops().count(), 1, "it is to be committed still");
+    if kill { mount.killed().await } else { mount }
+}
+
+#[tokio::test]
+async fn a_file_that_is_removed_while_its_commit_is_in_doubt_stays_removed() {
+    for (kill, kill_later) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut mount = committed_without_an_answer(kill).await;
+        mount.unlink("a").await.unwrap();
+        if kill_later {
+            mount = mount.killed().await;
+        }
+        mount.view.allow("a");
+        mount.flush().await;
+        assert!(mount.remote().is_empty(), "killed: {kill}, {kill_later}");
+        assert!(mount.names("").await.is_empty());
+        mount.staging_empties().await;
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_replaced_while_its_commit_is_in_doubt_stays_replaced() {
+    for kill in [false, true] {
+        let mut mount = committed_without_an_answer(kill).await;
+        mount.write("b", b"new").await.unwrap();
+        mount.rename("b", "a").await.unwrap();
+        if kill {
+            mount = mount.killed().await;
+        }
+        mount.view.allow("a");
+        mount.flush().await;
+        let remote: Vec<_> = mount.remote().into_iter().collect();
+        assert_eq!(remote, [("a".to_owned(), b"new".to_vec())], "killed: {kill}");
+        assert_eq!(mount.vfs.status().conflicts, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_removed_while_nobody_knows_of_its_commit_is_removed_at_the_source() {
+    for killed in [false, true] {
+        let mut mount = Mount::new().await;
+        mount.write("a", b"ours").await.unwrap();
+        mount.view.set_trouble(Some(crate::fs::memory_view::Trouble::LostAnswer));
+        mount.vfs.flush(Some(Duration::from_millis(100))).await;
+        mount.view.refuse_for_now("");
+        assert_eq!(mount.remote()["a"], b"ours");
+        if killed {
+            mount = mount.killed().await;
+        }
+        mount.unlink("a").await.unwrap();
+        if killed {
+            mount = mount.killed().await;
+        }
+        mount.view.allow("");
+        mount.flush().await;
+        assert!(mount.remote().is_empty() && mount.names("").await.is_empty(), "killed: {killed}");
+        mount.staging_empties().await;
+    }
+}
+
+#[tokio::test]
+async fn a_listing_that_is_older_than_the_commit_of_a_restored_file_shows_the_file() {
+    let mount = killed_before_the_commit().await;
+    let view = mount.view.clone();
+    let held = view.hold_listings().await;
+    let listed = tokio::join!(mount.names(""), async {
+        mount.flush().await;
+        while mount.vfs.journal.ledger().files().next().is_some() {
+            tokio::task::yield_now().await;
+        }
+        drop(held);
+    });
+    assert_eq!(listed.0, ["a"]);
+}
+
 #[tokio::test]
 async fn a_removed_file_that_was_open_leaves_nothing_behind() {
     let mount = Mount::new().await;
@@ -178,89 +311,4 @@ async fn what_a_shutdown_could_not_flush_is_there_at_the_next_start() {
     let mount = mount.killed().await;
     mount.flush().await;
     assert_eq!(mount.remote()["a"], b"1");
-}
-
-/// A disk after a power cut: each sector of a file is as it was at the last sync, or as it was written since.
-fn torn(synced: &[u8], written: &[u8], seed: &mut u64) -> Vec<u8> {
-    const SECTOR: usize = 512;
-    let mut disk = written.to_vec();
-    let mut coin = || {
-        *seed ^= *seed << 13;
-        *seed ^= *seed >> 7;
-        *seed ^= *seed << 17;
-        *seed & 3 == 0
-    };
-    for start in (0..disk.len()).step_by(SECTOR) {
-        let end = disk.len().min(start + SECTOR);
-        let old: Vec<u8> = (start..end).map(|at| synced.get(at).copied().unwrap_or(0)).collect();
-        if disk[start..end] != old && coin() {
-            disk[start..end].copy_from_slice(&old);
-        }
-    }
-    disk
-}
-
-fn image(mount: &Mount) -> Vec<Vec<u8>> {
-    let folder = mount.vfs._folder.path();
-    ["journal", "pool"].iter().map(|name| std::fs::read(folder.join(name)).unwrap_or_default()).collect()
-}
-
-#[tokio::test]
-async fn a_power_cut_keeps_what_was_synced_and_a_prefix_of_the_rest() {
-    for round in 1..=30u64 {
-        let mut seed = round.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mount = Mount::new().await;
-        mount.view.put_foreign("base", &[b'b'; 100_000]);
-        mount.write("a", &vec![1; 90_000]).await.unwrap();
-        mount.write_at("base", 70_000, b"synced").await.unwrap();
-        mount.vfs.fsyncdir().await.unwrap();
-        let synced = image(&mount);
-        // From here on nothing is promised but order.
-        let mut states = vec![mount.tree().await];
-        mount.rename("a", "b").await.unwrap();
-        states.push(mount.tree().await);
-        mount.write_at("b", 10, b"later").await.unwrap();
-        states.push(mount.tree().await);
-        mount.write_at("b", 80_000, &[7; 30_000]).await.unwrap();
-        states.push(mount.tree().await);
-        mount.truncate("base", 5).await.unwrap();
-        states.push(mount.tree().await);
-        mount.mkdir("d").await.unwrap();
-        states.push(mount.tree().await);
-        let written = image(&mount);
-        let folder = mount.vfs._folder.path().to_owned();
-        let (view, dir, options) = (mount.view.clone(), mount.dir.clone(), mount.options.clone());
-        // The background sync would only make it easier: its files are replaced.
-        drop(mount.killed().await);
-        let mount = Mount {
-            vfs: wait_for_start(&view, &options, &folder, &synced, &written, &mut seed).await,
-            view,
-            dir,
-            options,
-        };
-        let after = mount.tree().await;
-        assert!(states.contains(&after), "round {round}: {:?}", after.keys().collect::<Vec<_>>());
-    }
-}
-
-async fn wait_for_start(
-    view: &std::sync::Arc<crate::fs::memory_view::MemoryView>,
-    options: &crate::fs::Options,
-    folder: &std::path::Path,
-    synced: &[Vec<u8>],
-    written: &[Vec<u8>],
-    seed: &mut u64,
-) -> std::sync::Arc<crate::fs::Vfs> {
-    for _ in 0..1000 {
-        let locked = crate::fs::staging::Folder::open(&options.cache_dir, &[7; 32]);
-        if let Ok(locked) = locked {
-            for (name, (synced, written)) in ["journal", "pool"].iter().zip(synced.iter().zip(written)) {
-                std::fs::write(folder.join(name), torn(synced, written, seed)).unwrap();
-            }
-            drop(locked);
-            return crate::fs::Vfs::start(view.clone(), options.clone()).await.unwrap();
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("the old daemon doesn't let go of its folder");
 }

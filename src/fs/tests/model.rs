@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 #[derive(Clone, Debug)]
-enum Step {
+pub(super) enum Step {
     Write {
         path: String,
         len: usize,
@@ -61,11 +61,11 @@ const TARGET: &str = "elsewhere";
 const LINK: &[u8] = b"-> elsewhere";
 
 /// A directory is `None`, a symbolic link is [`LINK`].
-type Tree = BTreeMap<String, Option<Vec<u8>>>;
+pub(super) type Tree = BTreeMap<String, Option<Vec<u8>>>;
 
 /// The obvious filesystem; errors are errno numbers.
-#[derive(Default)]
-struct Model(Tree);
+#[derive(Clone, Default)]
+pub(super) struct Model(pub(super) Tree);
 
 impl Model {
     fn parent_is_there(&self, path: &str) -> Result<(), i32> {
@@ -109,7 +109,7 @@ impl Model {
         self.0.keys().any(|key| key.starts_with(&format!("{path}/")))
     }
 
-    fn apply(&mut self, step: &Step) -> Result<(), i32> {
+    pub(super) fn apply(&mut self, step: &Step) -> Result<(), i32> {
         match step {
             Step::Write { path, len, byte } => self.write(path, vec![*byte; *len])?,
             Step::Copy { from, to } => {
@@ -189,7 +189,7 @@ impl Model {
         Ok(())
     }
 
-    fn files(&self) -> BTreeMap<String, Vec<u8>> {
+    pub(super) fn files(&self) -> BTreeMap<String, Vec<u8>> {
         let files = self.0.iter().filter_map(|(path, content)| Some((path.clone(), content.clone()?)));
         files.filter(|(_, content)| content != LINK).collect()
     }
@@ -201,6 +201,11 @@ fn path() -> impl Strategy<Value = String> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
+    step_at(path)
+}
+
+/// A step on such paths.
+pub(super) fn step_at<P: Strategy<Value = String> + 'static>(path: impl Fn() -> P) -> impl Strategy<Value = Step> {
     let len = prop_oneof![4 => 0..40usize, 1 => 65_000..70_000usize];
     let offset = prop_oneof![4 => 0..50u64, 1 => 65_500..66_000u64];
     prop_oneof![
@@ -221,7 +226,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-async fn perform(mount: &Mount, step: &Step) -> Result<(), Error> {
+pub(super) async fn perform<V: ?Sized>(mount: &Mount<V>, step: &Step) -> Result<(), Error> {
     match step {
         Step::Write { path, len, byte } => mount.write(path, &vec![*byte; *len]).await,
         Step::WriteAt { path, offset, len } => mount.write_at(path, *offset, &vec![b'w'; *len]).await,
@@ -238,7 +243,7 @@ async fn perform(mount: &Mount, step: &Step) -> Result<(), Error> {
 }
 
 /// A tree that fits a message: lengths and a checksum in the place of contents.
-fn outline(tree: &Tree) -> Vec<String> {
+pub(super) fn outline(tree: &Tree) -> Vec<String> {
     let content = |content: &Option<Vec<u8>>| match content {
         Some(link) if link == LINK => "link".to_owned(),
         None => "directory".to_owned(),
@@ -247,12 +252,12 @@ fn outline(tree: &Tree) -> Vec<String> {
     tree.iter().map(|(path, found)| format!("{path}: {}", content(found))).collect()
 }
 
-fn outline_files(files: BTreeMap<String, Vec<u8>>) -> Vec<String> {
+pub(super) fn outline_files(files: BTreeMap<String, Vec<u8>>) -> Vec<String> {
     outline(&files.into_iter().map(|(path, content)| (path, Some(content))).collect())
 }
 
 /// Which of several missing or unfit parents is found first is the kernel's affair.
-fn absence(errno: i32) -> i32 {
+pub(super) fn absence(errno: i32) -> i32 {
     if errno == libc::ENOTDIR { libc::ENOENT } else { errno }
 }
 
@@ -432,7 +437,7 @@ async fn run_and_give_up(first: Vec<Step>, then: Vec<Step>, kill: bool) -> Resul
 }
 
 /// A few tenths of a second each; more on request.
-fn cases() -> u32 {
+pub(super) fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(64)
 }
 

@@ -16,13 +16,27 @@ impl Mount {
         found.unwrap_or_else(|| panic!("{path} is not pending: {pending:?}")).number
     }
 
+    /// Waits until no attempt at the source is under way.
+    async fn is_quiet(&self) {
+        let is_trying = || self.vfs.journal.ledger().ops().any(|(op, _)| self.vfs.flusher.is_running(op));
+        while is_trying() {
+            tokio::task::yield_now().await;
+        }
+    }
+
     async fn give_up(&self, path: &str) -> Result<(), Error> {
+        self.is_quiet().await;
+        self.give_up_now(path).await
+    }
+
+    async fn give_up_now(&self, path: &str) -> Result<(), Error> {
         let numbers = [self.number_of(path)];
         let mut answers = self.vfs.drop_pending(&numbers).await.unwrap();
         answers.pop().unwrap().map_or(Ok(()), Err)
     }
 
     async fn give_up_all(&self) -> Vec<Option<Error>> {
+        self.is_quiet().await;
         let mut numbers: Vec<_> = self.pending().into_iter().map(|pending| pending.number).collect();
         drop_order(&mut numbers);
         self.vfs.drop_pending(&numbers).await.unwrap()
@@ -219,7 +233,7 @@ async fn what_is_open_for_writing_or_being_committed_is_not_dropped() {
     while mount.pending()[0].state != PendingState::Committing {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert!(refusal(mount.give_up("a").await).contains("being committed"));
+    assert!(refusal(mount.give_up_now("a").await).contains("being committed"));
     drop(held);
     flush.await.unwrap();
     assert_eq!(mount.remote()["a"], b"1");

@@ -133,6 +133,8 @@ impl From<rusqlite::Error> for Error {
 pub(crate) struct Db {
     readers: Arc<Readers>,
     queue: mpsc::Sender<Box<dyn Job>>,
+    #[cfg(test)]
+    pub(super) synced: SyncedLog,
 }
 
 impl Db {
@@ -145,12 +147,26 @@ impl Db {
         let path = dir.join(FILE);
         let (mut connection, outcome) = open_migrated(&path, &set_up)?;
         let (queue, mut jobs) = mpsc::channel(QUEUE);
+        #[cfg(test)]
+        let synced = SyncedLog::new(&path);
+        #[cfg(test)]
+        let committed = synced.clone();
+        let committed = move || {
+            #[cfg(test)]
+            committed.grows();
+        };
         std::thread::Builder::new()
             .name("hub-writer".into())
-            .spawn(move || while write_group(&mut connection, &mut jobs) {})
+            .spawn(move || while write_group(&mut connection, &mut jobs, &committed) {})
             .map_err(|e| Error::Commit(format!("cannot start the writer thread: {e}")))?;
         let readers = Readers { path, idle: Mutex::default(), permits: Arc::new(Semaphore::new(READERS)) };
-        Ok((Self { readers: Arc::new(readers), queue }, outcome))
+        let db = Self {
+            readers: Arc::new(readers),
+            queue,
+            #[cfg(test)]
+            synced,
+        };
+        Ok((db, outcome))
     }
 
     /// Runs `work` on a blocking thread, over one snapshot of the database.
@@ -260,11 +276,41 @@ where
     }
 }
 
-/// Waits for work, runs what there is in one transaction. `false` when no more can come.
-fn write_group(connection: &mut Connection, jobs: &mut mpsc::Receiver<Box<dyn Job>>) -> bool {
+/// How much of the write-ahead log holds commits that somebody was told of: what a power cut mustn't touch.
+#[cfg(test)]
+#[derive(Clone)]
+pub(super) struct SyncedLog {
+    log: PathBuf,
+    len: Arc<std::sync::atomic::AtomicU64>,
+}
+
+#[cfg(test)]
+impl SyncedLog {
+    fn new(database: &Path) -> Self {
+        let mut log = database.as_os_str().to_owned();
+        log.push("-wal");
+        let synced = Self { log: log.into(), len: Arc::default() };
+        synced.grows();
+        synced
+    }
+
+    fn grows(&self) {
+        let len = std::fs::metadata(&self.log).map_or(0, |found| found.len());
+        self.len.store(len, std::sync::atomic::Ordering::Release);
+    }
+
+    /// Bytes.
+    pub(super) fn len(&self) -> u64 {
+        self.len.load(std::sync::atomic::Ordering::Acquire)
+    }
+}
+
+/// Waits for work, runs what there is in one transaction. `false` when no more can come. `committed` is called before anybody is told.
+fn write_group(connection: &mut Connection, jobs: &mut mpsc::Receiver<Box<dyn Job>>, committed: &dyn Fn()) -> bool {
     let Some(first) = jobs.blocking_recv() else { return false };
     let mut group = vec![first];
     let commit = run_group(connection, jobs, &mut group);
+    committed();
     let failure = commit.as_ref().err().map(ToString::to_string);
     let busy = matches!(commit, Err(Error::Busy));
     // Who has queued up meanwhile is told at once: else the last of them would wait for the lock as often as there are groups before it.
@@ -474,7 +520,7 @@ mod tests {
         let work = |t: &Transaction<'_>| add(t, "late");
         let job = Work { work: Some(work), deadline: Instant::now(), outcome: None, reply };
         assert!(queue.try_send(Box::new(job)).is_ok());
-        assert!(write_group(&mut connection, &mut jobs));
+        assert!(write_group(&mut connection, &mut jobs, &|| ()));
         assert!(matches!(late.try_recv(), Ok(Err(Error::Busy))));
         assert_eq!(count(&connection).unwrap(), 0);
     }
@@ -495,7 +541,7 @@ mod tests {
                 answer
             })
             .collect();
-        assert!(write_group(&mut connection, &mut jobs));
+        assert!(write_group(&mut connection, &mut jobs, &|| ()));
         for answer in &mut answers {
             assert!(matches!(answer.try_recv(), Ok(Err(Error::Busy))));
         }

@@ -1,126 +1,21 @@
 //! Files of an embedded Hub that are there whole or not at all, also after a power cut.
 //!
 //! [`Publisher`] stages content in a temporary file of the same directory tree, syncs it, renames it to its name and syncs the
-//! folder; when [`Staged::publish_new`] or [`Staged::publish_over`] returns, file and name are on disk. All of it goes through the small [`Disk`] trait, so that a
-//! test can put a disk under it that loses what was not synced.
+//! folder; when [`Staged::publish_new`] or [`Staged::publish_over`] returns, file and name are on disk.
 //!
 //! Every opened Hub stages in a folder of its own, locked for as long as it lives; what a dead process left behind is removed
 //! when the next one opens.
 
-use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
-use rustix::io::Errno;
+use crate::disk::{Disk, DiskFile, Existing, RealDisk};
+use rustix::fs::{FlockOperation, flock};
 use std::collections::HashSet;
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 /// Folder below the root where content is staged.
 const STAGING: &str = "staging";
-
-/// The file operations that durability rests on. Calls block; run them on a blocking thread.
-pub(crate) trait Disk: Send + Sync + 'static {
-    /// Makes a new file (0600) for writing; an error where the name is taken.
-    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
-    /// Opens a file for reading.
-    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
-    /// Renames a file unless the new name is taken; whether it did. Durable once the folder is synced.
-    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<bool>;
-    /// Renames a file, in the place of whatever has the new name. Durable once the folder is synced.
-    fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Removes a file. Durable once the folder is synced.
-    fn remove(&self, path: &Path) -> io::Result<()>;
-    /// Makes a folder (0700); fine where it is there. Durable once the folder above is synced.
-    fn create_folder(&self, path: &Path) -> io::Result<()>;
-    /// Puts a folder's entries on disk.
-    fn sync_folder(&self, path: &Path) -> io::Result<()>;
-}
-
-/// An open file of a [`Disk`].
-pub(crate) trait DiskFile: Send + Sync {
-    /// Appends.
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()>;
-    /// Puts content and length on disk.
-    fn sync(&self) -> io::Result<()>;
-    /// Fills `buffer` from `offset`; an error where the file ends before.
-    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
-    /// Length in bytes.
-    fn size(&self) -> io::Result<u64>;
-}
-
-/// The disk of this machine.
-#[derive(Debug, Default)]
-pub(crate) struct RealDisk;
-
-impl Disk for RealDisk {
-    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        Ok(Box::new(OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?))
-    }
-
-    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        Ok(Box::new(File::open(path)?))
-    }
-
-    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<bool> {
-        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-            Ok(()) => Ok(true),
-            Err(Errno::EXIST) => Ok(false),
-            // Not every file system has it; hard links nearly all have.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => link_new(from, to),
-            Err(e) => Err(e.into()),
-        }
-    }
-
-    fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {
-        std::fs::rename(from, to)
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        std::fs::remove_file(path)
-    }
-
-    fn create_folder(&self, path: &Path) -> io::Result<()> {
-        match DirBuilder::new().mode(0o700).create(path) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-            outcome => outcome,
-        }
-    }
-
-    fn sync_folder(&self, path: &Path) -> io::Result<()> {
-        File::open(path)?.sync_all()
-    }
-}
-
-fn link_new(from: &Path, to: &Path) -> io::Result<bool> {
-    match std::fs::hard_link(from, to) {
-        Ok(()) => {
-            // The content has its name; a second one in staging is swept later at worst.
-            let _ = std::fs::remove_file(from);
-            Ok(true)
-        }
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(e) => Err(e),
-    }
-}
-
-impl DiskFile for File {
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        Write::write_all(self, bytes)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.sync_all()
-    }
-
-    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        FileExt::read_exact_at(self, buffer, offset)
-    }
-
-    fn size(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len())
-    }
-}
 
 /// Publishes files below one root.
 #[derive(Clone)]
@@ -153,8 +48,8 @@ impl Publisher {
     /// Begins a file. Blocks, as everything here does.
     pub(crate) fn stage(&self) -> io::Result<Staged> {
         let path = self.staging.path.join(uuid::Uuid::now_v7().simple().to_string());
-        let file = self.disk.create(&path)?;
-        Ok(Staged { publisher: self.clone(), path, file, published: false })
+        let file = self.disk.create(&path, Existing::Refused)?;
+        Ok(Staged { publisher: self.clone(), path, file, len: 0, published: false })
     }
 
     /// Makes every folder from the root to `relative`, durably.
@@ -181,13 +76,17 @@ pub(crate) struct Staged {
     publisher: Publisher,
     path: PathBuf,
     file: Box<dyn DiskFile>,
+    /// Bytes written.
+    len: u64,
     published: bool,
 }
 
 impl Staged {
     /// Appends.
     pub(crate) fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)
+        self.file.write_all_at(bytes, self.len)?;
+        self.len += bytes.len() as u64;
+        Ok(())
     }
 
     /// Gives the content its name below the root and returns when both are on disk. Never replaces: `false` where the name was
@@ -204,7 +103,7 @@ impl Staged {
     /// keeps that.
     pub(crate) fn publish_over(mut self, relative: impl AsRef<Path>) -> io::Result<()> {
         let (path, above) = self.prepare(relative.as_ref())?;
-        self.publisher.disk.rename_over(&self.path, &path)?;
+        self.publisher.disk.rename(&self.path, &path)?;
         self.published = true;
         self.publisher.disk.sync_folder(&above)
     }
@@ -236,13 +135,15 @@ struct StagingFolder {
 
 impl StagingFolder {
     fn claim(all: &Path, disk: &dyn Disk) -> io::Result<Self> {
-        disk.create_folder(all)?;
+        // Locks are on real folders, whatever disk the files are on.
+        let create = |folder: &Path| disk.create_folder(folder).and_then(|()| RealDisk.create_folder(folder));
+        create(all)?;
         // Held while folders are made and swept, so that none is swept between being made and being locked.
         let gate = File::open(all)?;
         flock(&gate, FlockOperation::LockExclusive)?;
         sweep(all);
         let path = all.join(uuid::Uuid::now_v7().simple().to_string());
-        disk.create_folder(&path)?;
+        create(&path)?;
         let lock = File::open(&path)?;
         flock(&lock, FlockOperation::LockExclusive)?;
         Ok(Self { path, _lock: lock })
@@ -301,7 +202,6 @@ mod tests {
             staged.write_all(content).unwrap();
             assert_eq!(staged.publish_new("a/b").unwrap(), published);
         }
-        assert!(!link_new(&root.path().join("a/b"), &root.path().join("a/b")).unwrap());
         assert_eq!(std::fs::read(root.path().join("a/b")).unwrap(), b"one");
         assert_eq!(staged_files(root.path()), 0);
     }

@@ -22,6 +22,8 @@ mod private;
 mod range;
 mod server;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 mod wire;
 
@@ -29,12 +31,13 @@ pub use accounts::{NewToken, Role, Token};
 pub use server::Server;
 
 use super::Error;
+use crate::disk::{Disk, RealDisk, make_folder};
 use auth::Auth;
 use axum::http::{HeaderMap, header};
 use budget::Budget;
 use cas::CasStore;
 use db::Db;
-use disk::{Publisher, RealDisk};
+use disk::Publisher;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -91,14 +94,20 @@ impl LocalHub {
     /// Opens or makes the directory (0700), its database (0600) and folders; what is open to other users is closed to them. First time: user
     /// `local` with token `hf_local`.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        Self::open_shared(dir)
+        Self::open_on(Arc::new(RealDisk), dir)
+    }
+
+    /// The same with the content-addressed files on another disk, below the same path. The database and all locks are on the real one.
+    pub(crate) fn open_on(disk: Arc<dyn Disk>, dir: &Path) -> Result<Self, Error> {
+        Self::open_shared(disk, dir)
             .map(|shared| Self { shared: Arc::new(shared) })
             .map_err(|e| Error::Local(format!("cannot open {}: {e}", dir.display())))
     }
 
-    fn open_shared(dir: &Path) -> Result<Shared, OpenError> {
+    fn open_shared(disk: Arc<dyn Disk>, dir: &Path) -> Result<Shared, OpenError> {
+        make_folder(&*disk, dir)?;
         private::make_folder(dir)?;
-        let publisher = Publisher::open(dir, Arc::new(RealDisk))?;
+        let publisher = Publisher::open(dir, disk)?;
         private::make_database(dir, &publisher)?;
         let (db, auth) = Db::open(dir, |transaction| {
             accounts::set_up(transaction)?;

@@ -7,9 +7,9 @@
 use super::pool::Pool;
 use super::xorbs::stored_len;
 use super::{Error, blocking, parse_hash};
+use crate::disk::DiskFile;
 use crate::hub::local::Site;
 use crate::hub::local::auth::now_seconds;
-use crate::hub::local::disk::DiskFile;
 use crate::hub::local::range::{Wanted, wanted_ranges};
 use crate::xet::{Hash, byteranges};
 use axum::body::{Body, Bytes};

@@ -7,7 +7,8 @@
 use super::indexes::{Cache, Known};
 use super::intake::{self, Intake};
 use super::{CasStore, Error, authorize, blocking, check_prefix, parse_hash};
-use crate::hub::local::disk::{DiskFile, Publisher, Staged};
+use crate::disk::DiskFile;
+use crate::hub::local::disk::{Publisher, Staged};
 use crate::hub::local::{Site, body};
 use crate::xet::hash::chunk_hash;
 use crate::xet::xorb::{self, MAX_CHUNKS, MAX_SERIALISED, XorbIndex};

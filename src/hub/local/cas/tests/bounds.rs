@@ -1,11 +1,12 @@
 //! Limits, deadlines, and the order of what goes to disk.
 
 use super::*;
+use crate::disk::{Beyond, Disk, DiskFile, Existing, RealDisk};
 use crate::hub::local::body::Refused;
 use crate::hub::local::budget::Busy;
 use crate::hub::local::cas::error::Error;
 use crate::hub::local::cas::intake::Intake;
-use crate::hub::local::disk::{Disk, DiskFile, Publisher, RealDisk};
+use crate::hub::local::disk::Publisher;
 use axum::response::IntoResponse;
 use futures::StreamExt;
 use std::io;
@@ -133,8 +134,8 @@ impl LogDisk {
 }
 
 impl Disk for LogDisk {
-    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        Ok(Box::new(LogFile(RealDisk.create(path)?, path.into(), self.clone())))
+    fn create(&self, path: &Path, existing: Existing) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(LogFile(RealDisk.create(path, existing)?, path.into(), self.clone())))
     }
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         RealDisk.open(path)
@@ -143,9 +144,9 @@ impl Disk for LogDisk {
         self.log(Done::Rename(from.into(), to.into()));
         RealDisk.rename_new(from, to)
     }
-    fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.log(Done::Rename(from.into(), to.into()));
-        RealDisk.rename_over(from, to)
+        RealDisk.rename(from, to)
     }
     fn remove(&self, path: &Path) -> io::Result<()> {
         RealDisk.remove(path)
@@ -161,19 +162,28 @@ impl Disk for LogDisk {
 }
 
 impl DiskFile for LogFile {
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_exact_at(buffer, offset)
+    }
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.2.log(Done::Write(self.1.clone()));
-        self.0.write_all(bytes)
+        self.0.write_all_at(bytes, offset)
+    }
+    fn size(&self) -> io::Result<u64> {
+        self.0.size()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn allocate(&self, offset: u64, len: u64, beyond: Beyond) -> io::Result<()> {
+        self.0.allocate(offset, len, beyond)
     }
     fn sync(&self) -> io::Result<()> {
         self.2.log(Done::Sync(self.1.clone()));
         self.0.sync()
     }
-    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.read_exact_at(buffer, offset)
-    }
-    fn size(&self) -> io::Result<u64> {
-        self.0.size()
+    fn sync_data(&self) -> io::Result<()> {
+        self.sync()
     }
 }
 

@@ -1,0 +1,567 @@
+//! Random histories on simulated disks, whose power is cut and whose daemon is killed at any moment: after each restart the tree is one that the
+//! history had, not older than what was promised, and in the end the source has all of it.
+//!
+//! A power cut may undo what wasn't promised to be on disk, from the latest backwards; a kill undoes nothing that was answered. Both also come in
+//! the middle of an operation, of a flush and of a start: at the n-th call of the disk or request to the source.
+
+#[cfg(feature = "local-hub")]
+mod hub;
+
+use super::Mount;
+use super::bench::options;
+use super::model::{Model, Step, Tree, absence, cases, outline, outline_files, perform, step_at};
+use crate::disk::sim::SimDisk;
+use crate::fs::Vfs;
+use crate::fs::memory_view::MemoryView;
+use crate::store::{
+    Draft, DraftState, Entry, Error, Hidden, HubError, Len, Listing, Object, Op, Outcome, PlainPath, PutSession,
+    Sealer, SlotIo, Version, View,
+};
+use async_trait::async_trait;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
+
+/// How a daemon ends.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// The machine loses its power; the seed says what that does to the disk.
+    Cut(u64),
+    /// `kill -9`.
+    Kill,
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Do(Step),
+    /// `fsync` of a file.
+    Sync(String),
+    SyncFolder,
+    /// The background's sync, which nobody waits for.
+    Tick,
+    Compact,
+    End(End),
+    /// The same at the call of the disk, or request to the source, after so many.
+    EndAfter(u64, End),
+    /// The next start ends so, at the disk's call after so many.
+    EndStart(u64, End),
+    /// The source's machine loses its power, now or at its disk's call after so many.
+    CutFar(u64),
+    CutFarAfter(u64, u64),
+    /// Both do.
+    CutBoth(u64),
+}
+
+fn end() -> impl Strategy<Value = End> {
+    prop_oneof![3 => any::<u64>().prop_map(End::Cut), 1 => Just(End::Kill)]
+}
+
+/// Names that meet; most steps find what they need.
+fn path() -> impl Strategy<Value = String> {
+    "[ab]|d/[ab]|d|e"
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let step = step_at(path).prop_filter("ends are our own", |step| !matches!(step, Step::Kill));
+    prop_oneof![
+        20 => step.prop_map(Event::Do),
+        2 => Just(Event::Do(Step::Flush)),
+        2 => path().prop_map(Event::Sync),
+        1 => Just(Event::SyncFolder),
+        1 => Just(Event::Tick),
+        1 => Just(Event::Compact),
+        2 => end().prop_map(Event::End),
+        2 => (0..60u64, end()).prop_map(|(calls, end)| Event::EndAfter(calls, end)),
+        1 => (0..25u64, end()).prop_map(|(calls, end)| Event::EndStart(calls, end)),
+    ]
+}
+
+/// A source as one boot of a machine sees it: gone when that is.
+struct Plug {
+    view: Arc<dyn View>,
+    disk: SimDisk,
+    /// Held for reading by every request.
+    requests: RwLock<()>,
+    /// Held until it was looked at what a start has found: no commit settles meanwhile.
+    commits: Arc<RwLock<()>>,
+}
+
+impl Plug {
+    async fn ask<T>(&self, request: impl Future<Output = T>) -> Result<T, Error> {
+        let _request = self.requests.read().await;
+        let unplugged = || Error::Hub(HubError::Network("unplugged".into()));
+        // The machine may end before it asks, and after it was obeyed and before it hears so.
+        self.disk.step().map_err(|_| unplugged())?;
+        let answer = tokio::select! {
+            biased;
+            answer = request => answer,
+            () = self.disk.ended() => return Err(unplugged()),
+        };
+        self.disk.step().map_err(|_| unplugged())?;
+        Ok(answer)
+    }
+
+    /// Resolves when the machine, which has ended, asks nothing any more.
+    async fn is_silent(&self) {
+        drop(self.requests.write().await);
+    }
+}
+
+#[async_trait]
+impl View for Plug {
+    async fn list(&self, directory: &PlainPath) -> Result<Listing, Error> {
+        self.ask(self.view.list(directory)).await?
+    }
+    async fn stat(&self, path: &PlainPath) -> Result<Option<Entry>, Error> {
+        self.ask(self.view.stat(path)).await?
+    }
+    async fn lens(&self, versions: &[Version]) -> Vec<Result<Len, Error>> {
+        self.view.lens(versions).await
+    }
+    async fn open(&self, version: &Version) -> Result<Arc<dyn Object>, Error> {
+        self.ask(self.view.open(version)).await?
+    }
+    async fn put(&self) -> Result<Box<dyn PutSession>, Error> {
+        self.ask(self.view.put()).await?
+    }
+    async fn commit(&self, operations: &[Op]) -> Vec<Outcome> {
+        let commit = async {
+            drop(self.commits.read().await);
+            self.view.commit(operations).await
+        };
+        self.ask(commit).await.unwrap_or_else(|_| {
+            let failed = |_| Outcome::Failed(Error::Hub(HubError::Network("unplugged".into())));
+            operations.iter().map(failed).collect()
+        })
+    }
+    fn check_name(&self, parent: &PlainPath, name: &str) -> Result<(), Error> {
+        self.view.check_name(parent, name)
+    }
+    fn draft(&self, state: DraftState, slots: Arc<dyn SlotIo>) -> Result<Draft, Error> {
+        self.view.draft(state, slots)
+    }
+    fn slot_len(&self) -> usize {
+        self.view.slot_len()
+    }
+    fn sealer(&self) -> Arc<dyn Sealer> {
+        self.view.sealer()
+    }
+    async fn revision(&self) -> Result<Option<String>, Error> {
+        self.ask(self.view.revision()).await?
+    }
+    fn read_only(&self) -> bool {
+        self.view.read_only()
+    }
+    fn identity(&self) -> [u8; 32] {
+        self.view.identity()
+    }
+    fn key_id(&self) -> Option<String> {
+        self.view.key_id()
+    }
+    fn log_name(&self, path: &PlainPath) -> String {
+        self.view.log_name(path)
+    }
+    fn hidden(&self) -> Hidden {
+        self.view.hidden()
+    }
+}
+
+/// What a machine mounts.
+#[async_trait]
+trait Far: Send + Sync + Sized {
+    /// As a machine that has just started sees it.
+    async fn view(&mut self) -> Arc<dyn View>;
+    /// Every file of it.
+    async fn files(&mut self) -> BTreeMap<String, Vec<u8>>;
+    /// Cuts its power and starts it again.
+    async fn cut(&mut self, _seed: u64) {}
+    /// Has it end at a call of its disk.
+    fn end_after(&mut self, _calls: u64, _seed: u64) {}
+    /// Resolves when it has ended.
+    async fn ended(&self) {
+        std::future::pending().await
+    }
+    /// Starts it again.
+    async fn restart(&mut self) {}
+    /// Sees to it that it is up and stays so.
+    async fn stay(&mut self) {}
+}
+
+#[async_trait]
+impl Far for Arc<MemoryView> {
+    async fn view(&mut self) -> Arc<dyn View> {
+        self.clone()
+    }
+    async fn files(&mut self) -> BTreeMap<String, Vec<u8>> {
+        MemoryView::files(self)
+    }
+}
+
+/// Runs one request to its end, or to that of the machine. The other machine starts again at once.
+async fn run<F: Far, T>(disk: &SimDisk, far: &mut F, request: impl Future<Output = T>) -> Option<T> {
+    let mut request = std::pin::pin!(request);
+    loop {
+        tokio::select! {
+            biased;
+            answer = &mut request => return Some(answer),
+            () = disk.ended() => return None,
+            () = far.ended() => {}
+        }
+        far.restart().await;
+    }
+}
+
+/// A machine that is asked for its mount has one.
+const UP: &str = "it is up";
+
+/// A machine with a mount, and what its user knows.
+struct Machine<F> {
+    far: F,
+    dir: Arc<tempfile::TempDir>,
+    boots: u32,
+    disk: SimDisk,
+    /// `None` only while it is down.
+    mount: Option<Mount<Plug>>,
+    /// The trees that there were since the last restart, and those that what is under way may make.
+    states: Vec<Tree>,
+    /// What a power cut mustn't undo, and what a kill mustn't: numbers of states.
+    synced: usize,
+    answered: usize,
+    /// How the daemon is to end, at some call of the disk.
+    pending: Option<End>,
+    next_start: Option<(u64, End)>,
+    /// See [`Plug::commits`].
+    held: Option<OwnedRwLockWriteGuard<()>>,
+}
+
+impl<F: Far> Machine<F> {
+    async fn new(far: F) -> Self {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let disk = SimDisk::new(&dir.path().join("0"));
+        let mut machine = Self {
+            far,
+            dir,
+            boots: 0,
+            disk,
+            mount: None,
+            states: vec![Tree::new()],
+            synced: 0,
+            answered: 0,
+            pending: None,
+            next_start: None,
+            held: None,
+        };
+        assert!(machine.start().await, "nothing ends it");
+        machine.held = None;
+        machine
+    }
+
+    /// Starts the daemon; whether that came to an end.
+    async fn start(&mut self) -> bool {
+        self.far.stay().await;
+        let root = self.dir.path().join(self.boots.to_string());
+        let options = options(&root.join("cache"));
+        let view = Arc::new(Plug {
+            view: self.far.view().await,
+            disk: self.disk.clone(),
+            requests: RwLock::default(),
+            commits: Arc::default(),
+        });
+        self.held = Some(view.commits.clone().write_owned().await);
+        let vfs = Vfs::start_on(Arc::new(self.disk.clone()), view.clone(), options.clone()).await;
+        match vfs {
+            Ok(vfs) => {
+                self.mount = Some(Mount { vfs, view, dir: self.dir.clone(), options });
+                !self.disk.has_ended()
+            }
+            Err(error) => {
+                assert!(self.disk.has_ended(), "it doesn't start: {error}");
+                false
+            }
+        }
+    }
+
+    fn mount(&self) -> &Mount<Plug> {
+        self.mount.as_ref().expect(UP)
+    }
+
+    /// All that is mounted.
+    async fn tree(&mut self) -> Tree {
+        let mount = self.mount.as_ref().expect(UP);
+        run(&self.disk, &mut self.far, mount.tree()).await.expect("nothing ends it")
+    }
+
+    fn model(&self) -> Model {
+        Model(self.states[self.answered].clone())
+    }
+
+    /// Ends the daemon, starts another, and looks at what it finds.
+    async fn restart(&mut self, mut end: End) -> Result<(), TestCaseError> {
+        self.pending = None;
+        loop {
+            self.boots += 1;
+            let root = self.dir.path().join(self.boots.to_string());
+            self.disk = match end {
+                End::Cut(seed) => self.disk.cut(seed, &root),
+                End::Kill => self.disk.kill(&root),
+            };
+            if matches!(end, End::Cut(_)) {
+                self.answered = self.synced;
+            }
+            if let Some(mount) = self.mount.take() {
+                mount.vfs.abandon_all();
+                mount.view.is_silent().await;
+            }
+            let ended_by = self.next_start.take();
+            if let Some((calls, _)) = ended_by {
+                self.disk.end_after(calls);
+            }
+            if self.start().await {
+                self.disk.end_never();
+                if !self.disk.has_ended() {
+                    break;
+                }
+            }
+            end = ended_by.expect("nothing else ends a start").1;
+        }
+        let found = self.tree().await;
+        self.held = None;
+        let possible = &self.states[self.answered..];
+        prop_assert!(
+            possible.contains(&found),
+            "after {end:?}: found {:?}, possible {:?}",
+            outline(&found),
+            possible.iter().map(outline).collect::<Vec<_>>()
+        );
+        // A start brings all that it finds to the disk.
+        self.states = vec![found];
+        (self.synced, self.answered) = (0, 0);
+        Ok(())
+    }
+
+    /// All up to now is answered, or undone by nothing but a cut.
+    fn is_answered(&mut self) {
+        self.answered = self.states.len() - 1;
+    }
+
+    async fn event(&mut self, at: usize, event: &Event) -> Result<(), TestCaseError> {
+        match event {
+            Event::Do(Step::Flush) => self.flush().await?,
+            Event::Do(Step::FlushMeanwhile) => {
+                let vfs = self.mount().vfs.clone();
+                tokio::spawn(async move { vfs.flush(Some(Duration::from_secs(20))).await });
+                tokio::task::yield_now().await;
+            }
+            Event::Do(Step::Check) => {
+                if self.pending.is_none() {
+                    prop_assert_eq!(outline(&self.tree().await), outline(&self.model().0), "event {}", at);
+                }
+            }
+            Event::Do(step) => self.step(at, step).await?,
+            Event::Sync(path) => {
+                let mount = self.mount.as_ref().expect(UP);
+                let sync = async {
+                    let handle = mount.open(path, libc::O_RDWR).await?;
+                    let synced = mount.vfs.fsync(handle).await;
+                    mount.vfs.release(handle).await?;
+                    synced
+                };
+                if let Some(Ok(())) = run(&self.disk, &mut self.far, sync).await {
+                    self.synced = self.synced.max(self.age_of(path));
+                }
+            }
+            Event::SyncFolder => {
+                let mount = self.mount.as_ref().expect(UP);
+                if let Some(Ok(())) = run(&self.disk, &mut self.far, mount.vfs.fsyncdir()).await {
+                    self.synced = self.answered;
+                }
+            }
+            Event::Tick => self.mount().vfs.journal.sync_soon(),
+            Event::Compact => self.mount().vfs.journal.compact().unwrap(),
+            Event::End(end) => self.restart(*end).await?,
+            Event::EndAfter(calls, end) => {
+                self.disk.end_after(*calls);
+                self.pending = Some(*end);
+            }
+            Event::EndStart(calls, end) => self.next_start = Some((*calls, *end)),
+            Event::CutFar(seed) => self.far.cut(*seed).await,
+            Event::CutFarAfter(calls, seed) => self.far.end_after(*calls, *seed),
+            Event::CutBoth(seed) => {
+                // Nothing of the one hears of the other's end.
+                self.far.cut(!*seed).await;
+                self.restart(End::Cut(*seed)).await?;
+            }
+        }
+        if self.disk.has_ended() {
+            let end = self.pending.expect("nothing else ends it");
+            self.restart(end).await?;
+        }
+        Ok(())
+    }
+
+    /// The state that has brought what the file holds now, whatever its name was since then.
+    fn age_of(&self, path: &str) -> usize {
+        let states = &self.states[..=self.answered];
+        let Some(content) = states[self.answered].get(path).filter(|content| content.is_some()) else { return 0 };
+        let without = states.iter().rposition(|state| !state.values().any(|other| other == content));
+        without.map_or(0, |at| at + 1)
+    }
+
+    async fn step(&mut self, at: usize, step: &Step) -> Result<(), TestCaseError> {
+        let mut model = self.model();
+        let before = model.clone();
+        let expected = model.apply(step).map_err(absence);
+        if expected.is_ok() {
+            self.states.truncate(self.answered + 1);
+            // A file that is opened to be written is empty before it is full.
+            if let Step::Write { path, .. } | Step::Copy { to: path, .. } = step {
+                let mut between = before.0;
+                between.insert(path.clone(), Some(Vec::new()));
+                self.states.push(between);
+            }
+            self.states.push(model.0);
+        }
+        let mount = self.mount.as_ref().expect(UP);
+        let done = run(&self.disk, &mut self.far, perform(mount, step)).await;
+        let done = done.map(|done| done.map_err(|error| absence(error.errno())));
+        if self.disk.has_ended() && done != Some(expected) {
+            return Ok(());
+        }
+        prop_assert_eq!(done, Some(expected), "event {}: {:?}", at, step);
+        self.is_answered();
+        Ok(())
+    }
+
+    /// Flushes; then the source has all, and no cut can undo that.
+    async fn flush(&mut self) -> Result<(), TestCaseError> {
+        let mut pending = u64::MAX;
+        for _ in 0..200 {
+            let mount = self.mount.as_ref().expect(UP);
+            let flush = mount.vfs.flush(Some(Duration::from_millis(500)));
+            let Some(drained) = run(&self.disk, &mut self.far, flush).await else { return Ok(()) };
+            if self.disk.has_ended() {
+                return Ok(());
+            }
+            pending = drained.pending;
+            if pending == 0 {
+                break;
+            }
+        }
+        self.far.stay().await;
+        let status = self.mount().vfs.status();
+        prop_assert_eq!((pending, status.parked_files, status.conflicts), (0, 0, 0), "{:?}", status);
+        prop_assert_eq!(outline_files(self.far.files().await), outline_files(self.model().files()));
+        Ok(())
+    }
+}
+
+async fn history<F: Far>(far: F, events: Vec<Event>) -> Result<(), TestCaseError> {
+    let mut machine = Machine::new(far).await;
+    let first = Event::Do(Step::Mkdir { path: "d".into() });
+    for (at, event) in std::iter::once(&first).chain(&events).enumerate() {
+        machine.event(at, event).await?;
+    }
+    if let Some(end) = machine.pending {
+        machine.restart(end).await?;
+    }
+    machine.flush().await?;
+    let last = machine.states[machine.answered].clone();
+    prop_assert_eq!(outline(&machine.tree().await), outline(&last), "after the last flush");
+    machine.restart(End::Cut(events.len() as u64)).await?;
+    machine.flush().await
+}
+
+fn block_on(run: impl Future<Output = Result<(), TestCaseError>>) -> Result<(), TestCaseError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let outcome = runtime.block_on(run);
+    // What dead machines left running waits for nobody.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// A history for one end of each sort, or more: cuts of so many seeds.
+async fn for_ends(cuts: u64, events: impl Fn(End) -> Vec<Event>) {
+    let ends = (1..=cuts).map(|seed| End::Cut(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))).chain([End::Kill]);
+    for end in ends {
+        let events = events(end);
+        if let Err(error) = history(MemoryView::new(false), events.clone()).await {
+            panic!("{error}: {events:?}");
+        }
+    }
+}
+
+fn write(path: &str, len: usize, byte: u8) -> Event {
+    Event::Do(Step::Write { path: path.into(), len, byte })
+}
+
+fn truncate(path: &str, len: u64) -> Event {
+    Event::Do(Step::Truncate { path: path.into(), len })
+}
+
+fn unlink(path: &str) -> Event {
+    Event::Do(Step::Unlink { path: path.into() })
+}
+
+fn rename(from: &str, to: &str) -> Event {
+    Event::Do(Step::Rename { from: from.into(), to: to.into(), replace: true })
+}
+
+#[tokio::test]
+async fn the_source_is_asked_for_nothing_that_a_power_cut_could_undo() {
+    for_ends(20, |end| {
+        vec![write("a", 3, 1), Event::SyncFolder, write("a", 5, 2), Event::Do(Step::Flush), Event::End(end)]
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_start_after_a_kill_cuts_no_slot_that_the_disk_still_names() {
+    for calls in 0..40 {
+        for_ends(3, |end| {
+            let start = Event::EndStart(calls, end);
+            vec![write("a", 90_000, 1), Event::SyncFolder, unlink("a"), start, Event::End(End::Kill)]
+        })
+        .await;
+    }
+}
+
+/// Enough for all calls of the history below.
+const CALLS: u64 = 120;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_may_end_at_every_call() {
+    for calls in 0..CALLS {
+        for_ends(1, |end| {
+            vec![
+                write("a", 70_000, 1),
+                Event::EndAfter(calls, end),
+                Event::Sync("a".into()),
+                Event::Do(Step::Mkdir { path: "b".into() }),
+                rename("a", "b/a"),
+                Event::Do(Step::WriteAt { path: "b/a".into(), offset: 65_530, len: 20 }),
+                Event::SyncFolder,
+                truncate("b/a", 66_000),
+                Event::Do(Step::Flush),
+                write("a", 10, 2),
+                rename("a", "b/a"),
+                Event::Compact,
+                truncate("b/a", 5),
+                unlink("b/a"),
+                Event::Do(Step::Flush),
+                Event::Do(Step::Rmdir { path: "b".into() }),
+            ]
+        })
+        .await;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8 * cases(), max_shrink_iters: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_cut_and_no_kill_undoes_what_was_promised(events in proptest::collection::vec(event(), 1..40)) {
+        block_on(history(MemoryView::new(false), events))?;
+    }
+}

@@ -1,0 +1,22 @@
+//! A view over an embedded Hub whose power can be cut.
+
+pub(crate) use crate::hub::local::testing::Machine;
+
+use super::{bucket, counting_keys};
+use crate::hub::client::bucket_tokens;
+use crate::hub::local::testing::IMPATIENCE;
+use crate::store::source::{Ends, open_over};
+use crate::store::{OpenOptions, Source, View};
+use crate::xet::http::{self, HttpCas};
+use std::sync::Arc;
+
+/// A bucket of the machine's Hub, seen by a client with or without a key that has just started.
+pub(crate) async fn open_on(machine: &Machine, with_key: bool) -> Arc<dyn View> {
+    let (hub, sender) = machine.client();
+    let options = http::Options { first_delay: IMPATIENCE, ..http::Options::default() };
+    let cas = Arc::new(HttpCas::new(sender, bucket_tokens(hub.clone(), bucket()), options));
+    // The address may be another one in each process; the source is the same.
+    let ends = Ends { hub, cas, identity: "http://power".into(), endpoint: None };
+    let options = OpenOptions { keys: with_key.then(counting_keys), create: true, ..OpenOptions::default() };
+    open_over(ends, &Source::Bucket { id: bucket(), prefix: String::new() }, options).await.unwrap()
+}
