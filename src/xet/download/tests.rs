@@ -636,20 +636,24 @@ async fn whole_reads_teach_what_ranged_ones_are_checked_against() {
     }
 }
 
+/// A cache that has nothing, and notes what it was asked for.
+#[derive(Default)]
+struct Asked(Mutex<Vec<Range<u32>>>);
+
+#[async_trait::async_trait]
+impl Chunks for Asked {
+    async fn chunks(&self, _: &Hash, chunks: Range<u32>) -> Option<Vec<Cached>> {
+        self.0.lock().unwrap().push(chunks);
+        None
+    }
+    async fn insert(&self, _: &Hash, _: u32, _: &[(Hash, Bytes)]) {}
+}
+
 #[tokio::test]
 async fn known_lengths_narrow_what_is_asked_of_the_cache() {
-    struct Asked(Mutex<Vec<Range<u32>>>);
-    #[async_trait::async_trait]
-    impl Chunks for Asked {
-        async fn chunks(&self, _: &Hash, chunks: Range<u32>) -> Option<Vec<Cached>> {
-            self.0.lock().unwrap().push(chunks);
-            None
-        }
-        async fn insert(&self, _: &Hash, _: u32, _: &[(Hash, Bytes)]) {}
-    }
     let data = testdata::random(43, 1 << 20);
     let (cas, file) = stored_alone(&data, Policy::Never).await;
-    let asked = Arc::new(Asked(Mutex::default()));
+    let asked = Arc::new(Asked::default());
     let known = known_of(&cas, &data, file);
     let options = Options { known: Some(known), chunks: Some(asked.clone()), grain: 1 << 20, ..Options::default() };
     let (downloader, _) = one_of(cas, options);
@@ -941,19 +945,10 @@ async fn list_that_was_told_wrong_refuses_once_and_whole_files_never() {
 
 #[tokio::test]
 async fn proven_list_of_a_xorb_narrows_what_is_asked_of_the_cache() {
-    struct Asked(Mutex<Vec<Range<u32>>>);
-    #[async_trait::async_trait]
-    impl Chunks for Asked {
-        async fn chunks(&self, _: &Hash, chunks: Range<u32>) -> Option<Vec<Cached>> {
-            self.0.lock().unwrap().push(chunks);
-            None
-        }
-        async fn insert(&self, _: &Hash, _: u32, _: &[(Hash, Bytes)]) {}
-    }
     for (lore, expected) in [(Lore::Proven, 3..5), (Lore::Told, 1..6)] {
         let (cas, _, _, known, holder) = listed(lore).await;
         let (data, file) = composed(&cas, &[(&holder, 1..6)]).await;
-        let asked = Arc::new(Asked(Mutex::default()));
+        let asked = Arc::new(Asked::default());
         let chunks: Arc<dyn Chunks> = asked.clone();
         let (downloader, _) =
             one_of(cas, Options { known: Some(known), chunks: Some(chunks), grain: 1 << 20, ..Options::default() });
