@@ -326,7 +326,7 @@ impl Merge<'_> {
             && tree.node(ino)?.as_special().is_none()
         {
             // What the source showed in its place is gone.
-            tree.remove(parent, name);
+            tree.lose(parent, name);
             here = None;
         }
         if self.overlay.governed.contains(name) || (known.is_some() && found.is_none()) {
@@ -335,8 +335,12 @@ impl Merge<'_> {
         }
         match (here, found) {
             (None, None) => Ok(false),
-            (Some(_), None) => {
-                tree.remove(parent, name);
+            (Some(ino), None) => {
+                // What is written to it later is put back; without a name it would go nowhere.
+                if is_being_written(tree, ino) {
+                    return Ok(false);
+                }
+                tree.lose(parent, name);
                 Ok(true)
             }
             (None, Some(entry)) => {
@@ -344,10 +348,10 @@ impl Merge<'_> {
                 Ok(true)
             }
             (Some(ino), Some(entry)) => {
-                if update(tree.node_mut(ino)?, &entry.kind) {
+                if update(tree.node_mut(ino)?, &entry.kind) || is_being_written(tree, ino) {
                     return Ok(false);
                 }
-                tree.remove(parent, name);
+                tree.lose(parent, name);
                 tree.insert(parent, name, node(&entry.kind))?;
                 Ok(true)
             }
@@ -401,6 +405,12 @@ fn node(kind: &Kind) -> Node {
         Kind::Directory { read_only } => Node::directory(*read_only),
         Kind::File { version, len, mtime, read_only } => Node::file(*version, *len, *mtime, *read_only),
     }
+}
+
+/// Whether somebody has it, or something below it, open for writing: the first write is a change of the version that was opened.
+fn is_being_written(tree: &Tree, ino: Ino) -> bool {
+    let mut all = std::iter::once(ino).chain(tree.below(ino));
+    all.any(|ino| tree.node(ino).is_ok_and(|node| node.writers > 0))
 }
 
 /// Brings an inode up to date with what the source shows; false where it must be another inode: another kind, or another version while

@@ -34,6 +34,9 @@ pub enum Error {
     /// Nothing has this name, or the inode is gone.
     #[error("no such file or directory")]
     NotFound,
+    /// The inode that the kernel means isn't what the name stands for any more: it looks the name up again.
+    #[error("replaced or removed by somebody else")]
+    Stale,
     /// The name is taken.
     #[error("it exists already")]
     Exists,
@@ -104,6 +107,7 @@ impl Error {
             Self::Flush(e) => e.errno(),
             Self::Staging(e) => of_io(e),
             Self::NotFound => libc::ENOENT,
+            Self::Stale => libc::ESTALE,
             Self::Exists => libc::EEXIST,
             Self::NotDirectory => libc::ENOTDIR,
             Self::IsDirectory => libc::EISDIR,

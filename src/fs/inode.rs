@@ -157,6 +157,8 @@ pub(super) struct Node {
     /// Parent and name; none for the root and for what was removed.
     pub(super) place: Option<(Ino, String)>,
     pub(super) lookups: u64,
+    /// Somebody else took its name away; the kernel may not have heard of it.
+    pub(super) lost: bool,
     /// Open handles, and those that write.
     pub(super) opens: u32,
     pub(super) writers: u32,
@@ -216,7 +218,7 @@ impl Node {
 
     fn new(body: Body) -> Self {
         let (looks, xattrs) = (Looks::default(), Xattrs::default());
-        Self { place: None, lookups: 0, opens: 0, writers: 0, looks, xattrs, body }
+        Self { place: None, lookups: 0, lost: false, opens: 0, writers: 0, looks, xattrs, body }
     }
 
     /// What it is.
@@ -403,6 +405,19 @@ impl Tree {
         }
         self.sweep(ino);
         Some(ino)
+    }
+
+    /// The same for a name that somebody else took away, and all that is below it: what the kernel still believes to be there must not be
+    /// changed any more, since nothing would come of it.
+    pub(super) fn lose(&mut self, parent: Ino, name: &str) {
+        if let Ok(Some(ino)) = self.child(parent, name) {
+            for ino in std::iter::once(ino).chain(self.below(ino)) {
+                if let Some(node) = self.nodes.get_mut(&ino) {
+                    node.lost = true;
+                }
+            }
+        }
+        self.remove(parent, name);
     }
 
     /// Moves an inode; what was at the target is removed.

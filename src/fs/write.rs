@@ -59,6 +59,9 @@ impl Vfs {
 
     fn register_open(&self, ino: Ino, access: Access) -> Result<(), Error> {
         let mut tree = lock(&self.tree);
+        if access.changes() && tree.node(ino)?.lost {
+            return Err(Error::Stale);
+        }
         let file = tree.file(ino)?;
         if file.edit.is_none() && (file.len == Len::Damaged || file.version.is_none()) {
             return Err(Error::Damaged);
@@ -125,6 +128,10 @@ impl Vfs {
         self.measure(&[ino]).await?;
         {
             let tree = lock(&self.tree);
+            let node = tree.node(ino)?;
+            if node.lost && node.writers == 0 {
+                return Err(Error::Stale);
+            }
             let file = tree.file(ino)?;
             if file.read_only {
                 return Err(Error::Denied("plaintext files of a mount with a key are read-only"));

@@ -3,7 +3,7 @@
 use super::Mount;
 use crate::fs::OnConflict::{Fail, KeepBoth, Overwrite};
 use crate::fs::memory_view::Trouble;
-use crate::fs::{OnConflict, PendingState};
+use crate::fs::{Access, OnConflict, PendingState};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -340,4 +340,72 @@ async fn what_was_removed_from_a_place_does_not_show_in_the_directory_that_was_m
     mount.rename("d", "e").await.unwrap();
     assert_eq!(mount.names("e").await, ["x", "y"]);
     assert_eq!(mount.read("e/x").await.unwrap(), b"d/x");
+}
+
+#[tokio::test]
+async fn what_is_open_for_writing_keeps_its_name_whatever_others_do_to_it() {
+    for (foreign, expected) in [(Some(&b"theirs"[..]), 2), (None, 1)] {
+        let mount = Mount::new().await;
+        mount.view.put_foreign("d/a", b"base");
+        let handle = mount.open("d/a", libc::O_WRONLY).await.unwrap();
+        match foreign {
+            Some(content) => mount.view.put_foreign("d/a", content),
+            None => mount.view.delete_foreign("d/a"),
+        }
+        // Both directories are listed anew.
+        assert_eq!(mount.names("").await, ["d"]);
+        assert_eq!(mount.names("d").await, ["a"]);
+        mount.put(handle, 0, b"ours").await.unwrap();
+        mount.close(handle).await.unwrap();
+        mount.flush().await;
+        let remote = mount.remote();
+        assert_eq!(remote.len(), expected);
+        assert!(remote.values().any(|content| content == b"ours"), "{remote:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_others_removed_is_not_opened_for_writing_by_a_kernel_that_did_not_hear_of_it() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("d/a", b"base");
+    mount.view.put_foreign("e/b", b"base");
+    let inos = [mount.find("d/a").await.unwrap(), mount.find("e/b").await.unwrap()];
+    // A reference of the kernel, as its cache of names keeps one.
+    for (ino, parent, name) in [(inos[0], "d", "a"), (inos[1], "e", "b")] {
+        assert_eq!(mount.vfs.lookup(mount.find(parent).await.unwrap(), name).await.unwrap().ino, ino);
+    }
+    mount.view.delete_foreign("d/a");
+    mount.view.delete_foreign("e/b");
+    mount.view.put_foreign("d/other", b"");
+    assert_eq!(mount.names("").await, ["d"]);
+    assert_eq!(mount.names("d").await, ["other"]);
+    for ino in inos {
+        let access = Access { read: true, write: true, ..Access::default() };
+        assert_eq!(mount.vfs.open(ino, access).await.unwrap_err().errno(), libc::ESTALE);
+        assert_eq!(mount.vfs.truncate(ino, 1).await.unwrap_err().errno(), libc::ESTALE);
+    }
+    // One that was removed here can be opened anew, by its descriptor.
+    mount.view.put_foreign("c", b"base");
+    let ino = mount.find("c").await.unwrap();
+    let handle = mount.open("c", libc::O_RDWR).await.unwrap();
+    mount.unlink("c").await.unwrap();
+    let again = mount.vfs.open(ino, Access { write: true, ..Access::default() }).await.unwrap();
+    mount.close(again.handle).await.unwrap();
+    mount.close(handle).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_open_for_writing_and_was_not_changed_shows_what_others_made_of_it() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("a", b"base");
+    mount.view.put_foreign("b", b"base");
+    let handles = [mount.open("a", libc::O_WRONLY).await.unwrap(), mount.open("b", libc::O_WRONLY).await.unwrap()];
+    mount.view.put_foreign("a", b"theirs");
+    mount.view.delete_foreign("b");
+    assert_eq!(mount.names("").await, ["a", "b"]);
+    for handle in handles {
+        mount.close(handle).await.unwrap();
+    }
+    assert_eq!(mount.names("").await, ["a"]);
+    assert_eq!(mount.read("a").await.unwrap(), b"theirs");
 }
