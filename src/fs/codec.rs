@@ -3,6 +3,7 @@
 //! What is read may come from a damaged disk: every count is compared with the bytes that are left before anything is allocated, and nothing
 //! may follow the last entry but zeros.
 
+use super::confirm::Unconfirmed;
 use super::ledger::{Entry, FileNo, OpNo, QueuedOp, Remote};
 use super::special::Special;
 use crate::store::{
@@ -245,16 +246,18 @@ impl Writer {
                 self.u64(*file);
                 self.u64(*op);
             }
-            Entry::Unconfirmed { path, stored, mtime } => {
+            Entry::Unconfirmed { op, commit } => {
                 self.u8(15);
-                self.path(path);
-                self.version(&stored.version);
-                self.u64(stored.plain_len);
-                self.time(*mtime);
+                self.u64(op.0);
+                self.path(&commit.path);
+                self.version(&commit.version);
+                self.option(commit.len, Self::u64);
+                self.time(commit.mtime);
+                self.u8(u8::from(commit.replaced));
             }
-            Entry::Confirmed { path } => {
+            Entry::Confirmed { op } => {
                 self.u8(16);
-                self.path(path);
+                self.u64(op.0);
             }
             Entry::Special { path, special } => {
                 self.u8(17);
@@ -330,6 +333,9 @@ impl<'a> Reader<'a> {
             1 => read(self).map(Some),
             _ => Err(Malformed),
         }
+    }
+    fn bool(&mut self) -> Result<bool> {
+        self.option(|_| Ok(())).map(|value| value.is_some())
     }
     fn time(&mut self) -> Result<OffsetDateTime> {
         OffsetDateTime::from_unix_timestamp_nanos(i128::from_le_bytes(self.array()?)).map_err(|_| Malformed)
@@ -464,11 +470,16 @@ impl<'a> Reader<'a> {
             13 => Entry::Committed { file: self.file()?, generation: self.u64()?, version: self.version()? },
             14 => Entry::Numbers { file: self.u64()?, op: self.u64()? },
             15 => Entry::Unconfirmed {
-                path: self.path()?,
-                stored: Stored { version: self.version()?, plain_len: self.u64()? },
-                mtime: self.time()?,
+                op: OpNo(self.u64()?),
+                commit: Unconfirmed {
+                    path: self.path()?,
+                    version: self.version()?,
+                    len: self.option(Self::u64)?,
+                    mtime: self.time()?,
+                    replaced: self.bool()?,
+                },
             },
-            16 => Entry::Confirmed { path: self.path()? },
+            16 => Entry::Confirmed { op: OpNo(self.u64()?) },
             17 => Entry::Special { path: self.path()?, special: self.special()? },
             18 => Entry::ForgetSpecial { path: self.path()? },
             _ => return Err(Malformed),
@@ -590,12 +601,11 @@ pub(super) mod tests {
             number.prop_map(|no| Entry::Finish { op: OpNo(no) }),
             (no, version()).prop_map(|(file, version)| Entry::Committed { file, generation: 4, version }),
             (number, number).prop_map(|(file, op)| Entry::Numbers { file, op }),
-            (path(), version(), number, mtime()).prop_map(|(path, version, plain_len, mtime)| Entry::Unconfirmed {
-                path,
-                stored: Stored { version, plain_len },
-                mtime
+            (number, path(), version(), mtime(), any::<bool>()).prop_map(|(op, path, version, mtime, replaced)| {
+                let len = (op % 3 > 0).then_some(op ^ 5);
+                Entry::Unconfirmed { op: OpNo(op), commit: Unconfirmed { path, version, len, mtime, replaced } }
             }),
-            path().prop_map(|path| Entry::Confirmed { path }),
+            number.prop_map(|op| Entry::Confirmed { op: OpNo(op) }),
             (path(), special()).prop_map(|(path, special)| Entry::Special { path, special }),
             path().prop_map(|path| Entry::ForgetSpecial { path }),
         ]

@@ -135,6 +135,10 @@ impl Vfs {
     async fn settle_op(self: &Arc<Self>, op: OpNo, what: QueuedOp, request: &Op, outcome: Outcome) {
         match outcome {
             Outcome::Done(version) => self.done(op, &what, request, version),
+            Outcome::Moved(moved) => {
+                self.note_moved(op, moved);
+                self.done(op, &what, request, None);
+            }
             Outcome::Conflict { found } => self.resolve(op, what, request, found).await,
             Outcome::Failed(error) => self.failed(op, &what, error).await,
         }
@@ -146,7 +150,7 @@ impl Vfs {
     }
 
     /// The same with entries that depend on what the ledger says at that moment.
-    fn finish_as(&self, op: OpNo, what: &QueuedOp, decide: impl FnOnce(&Ledger) -> Vec<Entry>) {
+    pub(super) fn finish_as(&self, op: OpNo, what: &QueuedOp, decide: impl FnOnce(&Ledger) -> Vec<Entry>) {
         let noted = self.journal.transact(Purpose::Relief, |ledger| {
             let mut entries = decide(ledger);
             entries.push(Entry::Finish { op });
@@ -169,28 +173,20 @@ impl Vfs {
             QueuedOp::Delete { file, .. } => {
                 self.finish(op, what, vec![Entry::Remote { file: *file, remote: Remote::Absent }]);
             }
-            QueuedOp::Rename { file, to, replaced, .. } => {
-                let entries = {
-                    let ledger = self.journal.ledger();
+            QueuedOp::Rename { file, replaced, .. } => {
+                self.finish_as(op, what, |ledger| {
                     match (&request.change, ledger.file(*file).map(|record| record.remote)) {
                         // The place was another file's; what this one finds at its new place is what it replaced there.
-                        (Change::Delete, _) => after_local_move(&ledger, *file, *replaced),
+                        (Change::Delete, _) => after_local_move(ledger, *file, *replaced),
                         (_, Some(Remote::Own(old, len))) => {
                             let version = version.filter(|new| new.hash == old.hash).unwrap_or(old);
-                            let stored = Stored { version, plain_len: len };
-                            let mtime = ledger.file(*file).and_then(|record| record.mtime);
-                            let mtime = mtime.unwrap_or_else(time::OffsetDateTime::now_utc);
-                            let noted = confirm::note(&ledger, op, to, stored, mtime);
-                            self.read_back_later(to.clone(), version.hash);
-                            noted
-                                .into_iter()
-                                .chain([Entry::Remote { file: *file, remote: Remote::Own(version, len) }])
-                                .collect()
+                            let remote = Entry::Remote { file: *file, remote: Remote::Own(version, len) };
+                            renamed(ledger, op, *file, *replaced).into_iter().chain([remote]).collect()
                         }
                         _ => Vec::new(),
                     }
-                };
-                self.finish(op, what, entries);
+                });
+                self.read_back_later(op);
             }
             QueuedOp::RenameDirectory { .. } | QueuedOp::RemoveDirectory { .. } => self.finish(op, what, Vec::new()),
         }
@@ -204,13 +200,12 @@ impl Vfs {
             let draft = ledger.file(file).and_then(|record| record.draft.as_ref());
             draft.and_then(|draft| draft.frozen.as_ref()).map(|frozen| frozen.mtime)
         };
-        let path = what.paths().next().cloned();
         let note = |ledger: &Ledger| {
-            let read_back = path.as_ref().and_then(|path| {
-                let mtime = mtime.unwrap_or_else(time::OffsetDateTime::now_utc);
-                confirm::note(ledger, op, path, stored, mtime)
-            });
-            let has_draft = ledger.file(file).is_some_and(|record| record.draft.is_some());
+            let record = ledger.file(file);
+            let replaced = record.is_some_and(|record| record.remote != Remote::Absent);
+            let has_draft = record.is_some_and(|record| record.draft.is_some());
+            let time = mtime.unwrap_or_else(time::OffsetDateTime::now_utc);
+            let read_back = confirm::note(ledger, op, file, stored, time, replaced);
             let done = match has_draft {
                 true => Entry::Committed { file, generation, version },
                 // It was removed meanwhile; the operation that removes it is in the queue.
@@ -218,7 +213,6 @@ impl Vfs {
             };
             [done].into_iter().chain(read_back).collect::<Vec<_>>()
         };
-        path.iter().for_each(|path| self.read_back_later(path.clone(), version.hash));
         if let Some(edit) = self.flusher.edit(file) {
             let writing = self.show_commit(edit.ino(), &stored, mtime);
             edit.committed(generation, version, writing);
@@ -230,6 +224,7 @@ impl Vfs {
         } else {
             self.finish_as(op, what, note);
         }
+        self.read_back_later(op);
     }
 
     /// After a commit has left the queue undone: its file is flushed again, unless it was removed (see [`Self::end_removed`]).
@@ -361,6 +356,15 @@ fn prepare(ledger: &Ledger, what: &QueuedOp) -> Step {
 
 fn uploaded(frozen: &FrozenRecord) -> Option<(&FrozenRecord, Stored)> {
     Some((frozen, frozen.stored?))
+}
+
+/// The note of a file's rename that is over.
+pub(super) fn renamed(ledger: &Ledger, op: OpNo, file: FileNo, replaced: Option<FileNo>) -> Option<Entry> {
+    let record = ledger.file(file)?;
+    let Remote::Own(version, plain_len) = record.remote else { return None };
+    let mtime = record.mtime.unwrap_or_else(time::OffsetDateTime::now_utc);
+    let replaced = left_by(ledger, replaced) != Remote::Absent;
+    confirm::note(ledger, op, file, Stored { version, plain_len }, mtime, replaced)
 }
 
 /// What a replaced file leaves at the source.

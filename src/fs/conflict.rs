@@ -16,12 +16,15 @@
 //! Where a directory can't be renamed as a whole its files are, one by one. What can't be moved at all (a name that its format can't store, an
 //! object without a hash) stays at the old name, and it is said so: the operation never stays in the queue for that.
 
-use super::commit::{after_local_move, left_by};
+use super::commit::{after_local_move, left_by, renamed};
+use super::confirm::{Unconfirmed, notes_moved};
 use super::inode::Ino;
 use super::journal::Purpose;
 use super::ledger::{Entry, FileNo, OpNo, QueuedOp, Remote};
 use super::{Error, Vfs, lock};
-use crate::store::{self, Change, Entry as Listed, Expect, Hash, Kind, Op, Outcome, PlainPath, Stored, Version};
+use crate::store::{
+    self, Change, Entry as Listed, Expect, Hash, Kind, MovedFile, Op, Outcome, PlainPath, Stored, Version,
+};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use time::OffsetDateTime;
@@ -51,7 +54,7 @@ const HOST_LEN: usize = 32;
 
 /// What lies at a path of the source.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Found {
+pub(super) enum Found {
     Nothing,
     Content(Hash),
     /// A directory, or an object that has no hash.
@@ -157,6 +160,17 @@ impl Vfs {
         }
     }
 
+    /// Says that what somebody removed is there again.
+    pub(super) fn note_put_back(&self, path: &PlainPath) {
+        tracing::warn!(
+            path = self.view.log_name(path),
+            "removed by somebody else in the moment of its commit; put back"
+        );
+        if let Some((parent, _)) = path.split() {
+            self.look_again(&parent);
+        }
+    }
+
     /// Has a directory listed anew before it is shown again.
     fn look_again(&self, directory: &PlainPath) {
         let mut tree = lock(&self.tree);
@@ -222,7 +236,7 @@ impl Vfs {
         free.ok_or(Error::Exists)
     }
 
-    async fn look(&self, path: &PlainPath) -> Result<Found, Error> {
+    pub(super) async fn look(&self, path: &PlainPath) -> Result<Found, Error> {
         Ok(match self.view.stat(path).await? {
             // Keys with this one as a folder are no obstacle.
             None | Some(Listed { kind: Kind::Directory { .. }, .. }) => Found::Nothing,
@@ -264,7 +278,7 @@ impl Vfs {
             if source == ours {
                 self.ask(Op { path: from.clone(), expect: Expect::Is(version.hash), change: Change::Delete }).await?;
             }
-            self.finish(op, what, Vec::new());
+            self.finish_rename(op, what, file, replaced);
             return Ok(());
         }
         let is_taken = !matches_expected(target, at_target);
@@ -284,16 +298,11 @@ impl Vfs {
             self.note_overwritten(to);
         }
         let dirty = record.draft.as_ref().is_some_and(|draft| draft.is_dirty());
-        let entries = if dirty {
-            let remote = if let Found::Content(hash) = target { Remote::Replaced(hash) } else { Remote::Absent };
-            let emptied = replaced.map(|file| Entry::Remote { file, remote: Remote::Absent });
-            [Entry::Remote { file, remote }].into_iter().chain(emptied).collect()
-        } else {
+        if !dirty {
             let mtime = record.mtime.unwrap_or_else(OffsetDateTime::now_utc);
             let change = Change::Put { stored: Stored { version, plain_len: len }, mtime };
             self.ask(Op { path: to.clone(), expect, change }).await?;
-            vec![Entry::Remote { file, remote: Remote::Own(version, len) }]
-        };
+        }
         match source {
             // Ours, at its old name still.
             _ if source == ours => {
@@ -302,8 +311,21 @@ impl Vfs {
             Found::Nothing => self.note_conflict(from),
             theirs => self.remove_theirs(from, theirs, policy).await?,
         }
-        self.finish(op, what, entries);
+        if dirty {
+            // What is to be committed finds there what was found now.
+            let remote = if let Found::Content(hash) = target { Remote::Replaced(hash) } else { Remote::Absent };
+            let emptied = replaced.map(|file| Entry::Remote { file, remote: Remote::Absent });
+            self.finish(op, what, [Entry::Remote { file, remote }].into_iter().chain(emptied).collect());
+        } else {
+            self.finish_rename(op, what, file, replaced);
+        }
         Ok(())
+    }
+
+    /// The source has the file's version at its new place.
+    fn finish_rename(&self, op: OpNo, what: &QueuedOp, file: FileNo, replaced: Option<FileNo>) {
+        self.finish_as(op, what, |ledger| renamed(ledger, op, file, replaced).into_iter().collect());
+        self.read_back_later(op);
     }
 
     /// Deals with what somebody else left at a place that was to become empty.
@@ -346,7 +368,8 @@ impl Vfs {
             }
             let files: Vec<_> = files.into_iter().collect();
             for batch in files.chunks(BATCH) {
-                self.move_files(batch, from, to, policy, &mut stuck).await?;
+                let moved = self.move_files(batch, from, to, policy, &mut stuck).await?;
+                self.note_moved(op, moved);
             }
         }
         if stuck.is_empty() {
@@ -366,7 +389,11 @@ impl Vfs {
             }
             self.look_again(path);
         }
-        self.finish(op, what, Vec::new());
+        // What stays is read back where it stays.
+        self.finish_as(op, what, |ledger| {
+            let meant = |path: &PlainPath| path.rebase(from, to);
+            stuck.iter().filter_map(|path| Some(notes_moved(ledger, &meant(path)?, path))).flatten().collect()
+        });
         Ok(())
     }
 
@@ -394,7 +421,7 @@ impl Vfs {
         to: &PlainPath,
         policy: OnConflict,
         stuck: &mut HashSet<PlainPath>,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<MovedFile>, Error> {
         let mut ops = Vec::with_capacity(files.len());
         for (path, hash) in files {
             match (hash, path.rebase(from, to)) {
@@ -406,10 +433,14 @@ impl Vfs {
             }
         }
         let outcomes = self.view.commit(&ops).await;
+        let mut moved = Vec::new();
         for (op, outcome) in ops.into_iter().zip(outcomes) {
             let (Change::Rename { to, .. }, Expect::Is(hash)) = (&op.change, op.expect) else { continue };
             match outcome {
-                Outcome::Done(_) => {}
+                Outcome::Done(version) => {
+                    moved.extend(version.map(|version| MovedFile { path: to.clone(), version, mtime: None }));
+                }
+                Outcome::Moved(_) => {}
                 Outcome::Conflict { .. } => {
                     if !self.clear_for(&op.path, hash, to, policy).await? {
                         stuck.insert(op.path.clone());
@@ -419,7 +450,7 @@ impl Vfs {
                 Outcome::Failed(error) => return Err(error.into()),
             }
         }
-        Ok(())
+        Ok(moved)
     }
 
     /// Makes room at `to` for a file of a directory that moves, so that the next round can move it. Says whether that was possible.
@@ -464,16 +495,45 @@ impl Vfs {
     /// Gives a foreign version a conflict name.
     async fn move_aside(&self, path: &PlainPath, theirs: Hash) -> Result<(), Error> {
         self.note_conflict(path);
-        let aside = self.free_conflict_path(path)?;
-        let change = Change::Rename { to: aside, expect_to: Expect::Absent };
-        self.ask(Op { path: path.clone(), expect: Expect::Is(theirs), change }).await.map(drop)
+        let path_now = self.free_conflict_path(path, &HashSet::new())?;
+        let change = Change::Rename { to: path_now.clone(), expect_to: Expect::Absent };
+        let Some(version) = self.ask(Op { path: path.clone(), expect: Expect::Is(theirs), change }).await? else {
+            return Ok(());
+        };
+        // Another mount may have chosen the same name.
+        let mtime = OffsetDateTime::now_utc();
+        self.note_commits(vec![Unconfirmed { path: path_now, version, len: None, mtime, replaced: false }])
+    }
+
+    /// Commits a version of ours under a conflict name beside `path`.
+    pub(super) async fn put_aside(
+        &self,
+        path: &PlainPath,
+        stored: Stored,
+        mtime: OffsetDateTime,
+    ) -> Result<PlainPath, Error> {
+        let mut taken = HashSet::new();
+        loop {
+            let aside = self.free_conflict_path(path, &taken)?;
+            let change = Change::Put { stored, mtime };
+            let put = Op { path: aside.clone(), expect: Expect::Absent, change };
+            match self.view.commit(std::slice::from_ref(&put)).await.into_iter().next() {
+                Some(Outcome::Done(_) | Outcome::Moved(_)) => return Ok(aside),
+                // Another mount took it a moment ago.
+                Some(Outcome::Conflict { .. }) => drop(taken.insert(aside)),
+                Some(Outcome::Failed(error)) => return Err(error.into()),
+                None => return Err(Error::TimedOut),
+            }
+        }
     }
 
     /// A conflict name for what lies at `path`, beside it.
-    pub(super) fn free_conflict_path(&self, path: &PlainPath) -> Result<PlainPath, Error> {
+    fn free_conflict_path(&self, path: &PlainPath, taken: &HashSet<PlainPath>) -> Result<PlainPath, Error> {
         let (parent, name) = path.split().ok_or(Error::Invalid("the root is no file"))?;
         let directory = lock(&self.tree).find(&parent);
-        let aside = self.conflict_name(&parent, name, |name| self.is_child(directory, name))?;
+        let is_taken =
+            |name: &str| self.is_child(directory, name) || parent.join(name).is_ok_and(|path| taken.contains(&path));
+        let aside = self.conflict_name(&parent, name, is_taken)?;
         Ok(parent.join(&aside)?)
     }
 
@@ -485,6 +545,7 @@ impl Vfs {
     pub(super) async fn ask(&self, op: Op) -> Result<Option<Version>, Error> {
         match self.view.commit(std::slice::from_ref(&op)).await.into_iter().next() {
             Some(Outcome::Done(version)) => Ok(version),
+            Some(Outcome::Moved(_)) => Ok(None),
             Some(Outcome::Failed(error)) => Err(error.into()),
             Some(Outcome::Conflict { .. }) | None => Err(Error::TimedOut),
         }

@@ -175,10 +175,10 @@ pub(super) enum Entry {
     Committed { file: FileNo, generation: u64, version: Version },
     /// Numbers up to these were used (first entry of a compacted journal).
     Numbers { file: u64, op: u64 },
-    /// A commit is to be read back, unless a later operation concerns its path.
-    Unconfirmed { path: PlainPath, stored: Stored, mtime: OffsetDateTime },
+    /// A commit, made by this operation, is to be read back.
+    Unconfirmed { op: OpNo, commit: Unconfirmed },
     /// It was, or need not be.
-    Confirmed { path: PlainPath },
+    Confirmed { op: OpNo },
 }
 
 /// An entry that doesn't fit what came before: a programming error, or a journal that isn't ours.
@@ -239,30 +239,74 @@ impl PathSet {
     }
 }
 
-/// Commits by their path.
+/// Commits that are to be read back. A path may have several: what somebody overwrote, and what we made of that since.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Commits(BTreeMap<PathKey, Unconfirmed>);
+pub(super) struct Commits {
+    by_op: BTreeMap<OpNo, Unconfirmed>,
+    places: BTreeSet<(PathKey, OpNo)>,
+}
 
 impl Commits {
     /// How many there are.
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.by_op.len()
     }
 
-    /// The one at a path.
-    pub(super) fn of(&self, path: &PlainPath) -> Option<&Unconfirmed> {
-        self.0.get(&PathKey::new(path))
+    /// The one that an operation made.
+    pub(super) fn of(&self, op: OpNo) -> Option<&Unconfirmed> {
+        self.by_op.get(&op)
     }
 
     /// All of them.
-    pub(super) fn all(&self) -> impl Iterator<Item = &Unconfirmed> {
-        self.0.values()
+    pub(super) fn all(&self) -> impl Iterator<Item = (OpNo, &Unconfirmed)> {
+        self.by_op.iter().map(|(op, commit)| (*op, commit))
     }
 
-    fn forget_within(&mut self, path: &PlainPath) {
+    /// Those at a path.
+    pub(super) fn at(&self, path: &PlainPath) -> impl Iterator<Item = (OpNo, &Unconfirmed)> {
         let key = PathKey::new(path);
-        let below: Vec<_> = self.0.range(key.below()).map(|(key, _)| key.clone()).collect();
-        below.iter().chain([&key]).for_each(|key| drop(self.0.remove(key)));
+        let at = self.places.range((key.clone(), OpNo(0))..=(key, OpNo(u64::MAX)));
+        at.filter_map(|(_, op)| Some((*op, self.by_op.get(op)?)))
+    }
+
+    /// Those at or below a path.
+    pub(super) fn within(&self, path: &PlainPath) -> impl Iterator<Item = (OpNo, &Unconfirmed)> {
+        let below = PathKey::new(path).below();
+        let below = self.places.range((below.start, OpNo(0))..(below.end, OpNo(0)));
+        self.at(path).chain(below.filter_map(|(_, op)| Some((*op, self.by_op.get(op)?))))
+    }
+
+    fn insert(&mut self, op: OpNo, commit: Unconfirmed) {
+        self.remove(op);
+        self.places.insert((PathKey::new(&commit.path), op));
+        self.by_op.insert(op, commit);
+    }
+
+    fn remove(&mut self, op: OpNo) {
+        if let Some(commit) = self.by_op.remove(&op) {
+            self.places.remove(&(PathKey::new(&commit.path), op));
+        }
+    }
+
+    /// A change of ours will be compared with this version at the path. Any other that we committed there was overwritten, then: it must not be
+    /// taken for one that somebody has removed, whatever becomes of the path.
+    fn supersede(&mut self, path: &PlainPath, version: Hash) {
+        for (op, commit) in self.at(path).map(|(op, commit)| (op, commit.clone())).collect::<Vec<_>>() {
+            match commit.version.hash == version {
+                true => self.remove(op),
+                false => self.insert(op, Unconfirmed { replaced: true, ..commit }),
+            }
+        }
+    }
+
+    fn rebase(&mut self, from: &PlainPath, to: &PlainPath) {
+        let below = self.within(from).filter(|(_, commit)| commit.path != *from);
+        let moved = below.map(|(op, commit)| (op, commit.clone()));
+        for (op, commit) in moved.collect::<Vec<_>>() {
+            if let Some(path) = commit.path.rebase(from, to) {
+                self.insert(op, Unconfirmed { path, ..commit });
+            }
+        }
     }
 }
 
@@ -340,7 +384,12 @@ impl Ledger {
 
     /// Whether an operation in the queue names the file.
     pub(super) fn is_mentioned(&self, file: FileNo) -> bool {
-        self.mentions.contains_key(&file)
+        self.mentions(file) > 0
+    }
+
+    /// How many operations in the queue name the file.
+    pub(super) fn mentions(&self, file: FileNo) -> usize {
+        self.mentions.get(&file).map_or(0, |count| *count as usize)
     }
 
     /// Whether a directory is remembered as existing here.
@@ -545,11 +594,11 @@ impl Ledger {
                 self.last_file = self.last_file.max(*file);
                 self.last_op = self.last_op.max(*op);
             }
-            Entry::Unconfirmed { path, stored, mtime } => {
-                let commit = Unconfirmed { path: path.clone(), stored: *stored, mtime: *mtime };
-                self.unconfirmed.0.insert(PathKey::new(path), commit);
+            Entry::Unconfirmed { op, commit } => {
+                self.last_op = self.last_op.max(op.0);
+                self.unconfirmed.insert(*op, commit.clone());
             }
-            Entry::Confirmed { path } => drop(self.unconfirmed.0.remove(&PathKey::new(path))),
+            Entry::Confirmed { op } => self.unconfirmed.remove(*op),
         }
         Ok(())
     }
@@ -646,6 +695,7 @@ impl Ledger {
         }
         self.last_op = self.last_op.max(op.0);
         what.files().for_each(|file| *self.mentions.entry(file).or_default() += 1);
+        self.supersede(what);
         match what {
             QueuedOp::Put { .. } => {}
             QueuedOp::Delete { file, .. } => self.place(*file, None),
@@ -658,11 +708,30 @@ impl Ledger {
                 self.directories.remove(&PathKey::new(path));
             }
         }
-        // It is compared with what we left there before it is carried out.
-        what.paths().for_each(|path| self.unconfirmed.forget_within(path));
         self.op_places.extend(what.paths().map(|path| (PathKey::new(path), op)));
         self.ops.insert(op, what.clone());
         Ok(())
+    }
+
+    /// What an operation is going to be compared with needn't be read back any more. That is the version that its file has, not whatever is at
+    /// the path: what somebody has put in the place of ours meanwhile may have been seen and changed since.
+    fn supersede(&mut self, what: &QueuedOp) {
+        let version = |file: &FileNo| match self.files.get(file)?.remote {
+            Remote::Own(version, _) => Some(version.hash),
+            Remote::Replaced(hash) => Some(hash),
+            Remote::Absent | Remote::Unhashed => None,
+        };
+        let compared: Vec<_> = match what {
+            QueuedOp::Put { file, path, .. } | QueuedOp::Delete { file, path } => vec![(path, version(file))],
+            QueuedOp::Rename { file, from, to, replaced } => {
+                vec![(from, version(file)), (to, replaced.as_ref().and_then(version))]
+            }
+            QueuedOp::RenameDirectory { from, to } => return self.unconfirmed.rebase(from, to),
+            QueuedOp::RemoveDirectory { .. } => return,
+        };
+        for (path, version) in compared {
+            version.into_iter().for_each(|version| self.unconfirmed.supersede(path, version));
+        }
     }
 
     /// Moves every file, special file and remembered directory below `from`; `to` itself is remembered until the operation is done.
@@ -747,11 +816,7 @@ impl Ledger {
         out.extend(specials.map(|(path, special)| Entry::Special { path, special }));
         // Queueing a directory's rename or removal changed these again.
         out.extend(self.replay_directories());
-        out.extend(self.unconfirmed.all().map(|commit| Entry::Unconfirmed {
-            path: commit.path.clone(),
-            stored: commit.stored,
-            mtime: commit.mtime,
-        }));
+        out.extend(self.unconfirmed.all().map(|(op, commit)| Entry::Unconfirmed { op, commit: commit.clone() }));
         out
     }
 

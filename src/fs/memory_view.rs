@@ -3,7 +3,7 @@
 use super::lock;
 use crate::store::{
     Change, Content, CryptoError, Draft, DraftState, Entry, Error, Expect, Format, Hash, Hidden, HubError, Kind, Len,
-    Listing, Object, Op, Outcome, PlainPath, PutSession, Sealer, Side, SlotIo, Stored, Version, View,
+    Listing, MovedFile, Object, Op, Outcome, PlainPath, PutSession, Sealer, Side, SlotIo, Stored, Version, View,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -277,13 +277,17 @@ impl State {
         if let Some((_, file)) = self.files.iter().find(|(path, _)| below(to, path)) {
             return Outcome::Conflict { found: Some(file.hash) };
         }
-        let moved: Vec<_> = self.files.keys().filter(|path| below(from, path)).cloned().collect();
-        for path in moved {
+        let found: Vec<_> = self.files.keys().filter(|path| below(from, path)).cloned().collect();
+        let mut moved = Vec::new();
+        for path in found {
             let file = self.files.remove(&path).expect("just listed");
             let path = PlainPath::new(&path).ok().and_then(|path| path.rebase(from, to)).expect("it is below");
-            self.files.insert(path.as_str().to_owned(), file);
+            self.files.insert(path.as_str().to_owned(), file.clone());
+            let stored_len = self.contents[&file.hash].len() as u64;
+            let version = Version { hash: file.hash, stored_len, side: Side::Plain };
+            moved.push(MovedFile { path, version, mtime: Some(file.mtime) });
         }
-        Outcome::Done(None)
+        Outcome::Moved(moved)
     }
 }
 

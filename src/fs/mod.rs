@@ -217,8 +217,7 @@ impl Vfs {
             let ledger = self.journal.ledger();
             // Nothing newer of such a file is frozen before it is known what became of this: the source may have it already.
             ledger.ops().filter_map(|(_, what)| commit::put_file(what)).for_each(|file| self.flusher.launch(file));
-            let commits = ledger.unconfirmed().all();
-            commits.for_each(|commit| self.read_back_later(commit.path.clone(), commit.stored.version.hash));
+            ledger.unconfirmed().all().for_each(|(op, _)| self.read_back_later(op));
             ledger
                 .files()
                 .filter_map(|(file, record)| Some((file, record.path.is_some(), record.draft.clone()?)))

@@ -3,6 +3,7 @@
 //! Nothing pending is ever dropped without the user's word; this is where the user gives it. A file that is given up goes back to what the
 //! source has. A change of names is undone only where that has one meaning: it isn't under way, and nothing that was done later builds on it.
 
+use super::confirm::notes_moved;
 use super::edit::Edit;
 use super::inode::{Ino, Node, Tree};
 use super::journal::Purpose;
@@ -413,6 +414,7 @@ impl Vfs {
             QueuedOp::RenameDirectory { from, to } => {
                 check_free(ledger, from)?;
                 entries.extend(directory_back(ledger, tree, from, to));
+                entries.extend(notes_moved(ledger, to, from));
             }
             QueuedOp::Put { .. } | QueuedOp::RemoveDirectory { .. } => return Err(Error::NotFound),
         }

@@ -17,6 +17,7 @@ use serde_json::json;
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 use url::Url;
 
 pub use super::tokens::bucket_tokens;
@@ -90,6 +91,7 @@ impl Client {
             content: None,
             range: None,
             repeat: Repeat::Freely,
+            repeat_within: Duration::MAX,
             limit,
             abroad: false,
             bodiless: false,
@@ -146,9 +148,15 @@ impl Client {
         }
     }
 
-    async fn batch_group(&self, bucket: &BucketId, operations: &[BatchOp]) -> Result<BatchOutcome, Error> {
+    async fn batch_group(
+        &self,
+        bucket: &BucketId,
+        operations: &[BatchOp],
+        repeat_within: Duration,
+    ) -> Result<BatchOutcome, Error> {
         let path = route::bucket(bucket, "/batch");
         let call = self.post(&path, "application/x-ndjson", lines(operations), MAX_OUTCOME)?;
+        let call = Call { repeat_within, ..call };
         let answer = self.transport.send(&call).await?;
         let keys: HashSet<&str> = operations.iter().map(BatchOp::key).collect();
         match answer.status {
@@ -263,11 +271,16 @@ impl Hub for Client {
         Ok(files)
     }
 
-    async fn batch(&self, bucket: &BucketId, operations: &[BatchOp]) -> Result<BatchOutcome, Error> {
+    async fn batch_within(
+        &self,
+        bucket: &BucketId,
+        operations: &[BatchOp],
+        repeat_within: Duration,
+    ) -> Result<BatchOutcome, Error> {
         let mut outcome = BatchOutcome::default();
         let mut answered = 0;
         for group in groups(operations, size) {
-            match self.batch_group(bucket, group).await {
+            match self.batch_group(bucket, group, repeat_within).await {
                 Ok(answer) => outcome.failed.extend(answer.failed),
                 Err(error) if answered == 0 => return Err(error),
                 Err(error) => return Err(Error::Partial { answered, outcome, source: Box::new(error) }),

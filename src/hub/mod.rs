@@ -28,6 +28,7 @@ pub use types::*;
 
 use crate::xet::{CasToken, Hash, Scope};
 use async_trait::async_trait;
+use std::time::Duration;
 
 /// What this project needs of a Hub. One conformance list runs against every implementation (`conformance`).
 ///
@@ -63,7 +64,17 @@ pub trait Hub: Send + Sync + 'static {
     /// Applies operations in order, in requests of at most 1000. Not transactional: the outcome says which keys failed. `Err` means that the
     /// outcome of the request is unknown or that it was refused whole ([`Error::is_unanswered`]); where requests before it were answered it
     /// is [`Error::Partial`], which holds their outcome. A caller that takes `Partial` for any other unanswered error loses nothing.
-    async fn batch(&self, bucket: &BucketId, operations: &[BatchOp]) -> Result<BatchOutcome, Error>;
+    async fn batch(&self, bucket: &BucketId, operations: &[BatchOp]) -> Result<BatchOutcome, Error> {
+        self.batch_within(bucket, operations, Duration::MAX).await
+    }
+    /// The same where `operations` rest on what was read before: no request is repeated later than `repeat_within` after its first try, though a
+    /// Hub that puts it off (429, 503) may ask for a longer wait.
+    async fn batch_within(
+        &self,
+        bucket: &BucketId,
+        operations: &[BatchOp],
+        repeat_within: Duration,
+    ) -> Result<BatchOutcome, Error>;
     /// A fresh CAS token, uncached.
     async fn cas_token(&self, bucket: &BucketId, scope: Scope) -> Result<CasToken, Error>;
 

@@ -561,6 +561,15 @@ async fn a_write_that_was_not_carried_out_is_repeated() {
 }
 
 #[tokio::test]
+async fn a_batch_that_was_put_off_for_long_is_for_its_caller_to_repeat() {
+    let script = Script::start(|_, _| Reply::status(503).header("retry-after", "9")).await;
+    let client = client_with(&script.base, Policy::default());
+    let error = client.batch_within(&id(), &[add("a")], Duration::from_secs(5)).await.unwrap_err();
+    assert!(error.is_transient(), "what it was compared with is old by then: {error:?}");
+    assert_eq!(script.seen().len(), 1);
+}
+
+#[tokio::test]
 async fn answers_of_earlier_groups_outlive_a_later_failure() {
     let (_script, client) = start(|_, n| match n {
         0 => Reply::json(200, json!({ "success": false, "failed": [{ "path": "k3", "error": "no" }] })),

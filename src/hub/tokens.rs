@@ -134,7 +134,7 @@ mod tests {
         async fn paths_info(&self, _: &BucketId, _: &[String]) -> Result<Vec<FileEntry>, Error> {
             absent()
         }
-        async fn batch(&self, _: &BucketId, _: &[BatchOp]) -> Result<BatchOutcome, Error> {
+        async fn batch_within(&self, _: &BucketId, _: &[BatchOp], _: Duration) -> Result<BatchOutcome, Error> {
             absent()
         }
         async fn cas_token(&self, _: &BucketId, _: Scope) -> Result<CasToken, Error> {

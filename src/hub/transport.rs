@@ -91,6 +91,8 @@ pub(super) struct Call {
     pub(super) content: Option<(&'static str, Bytes)>,
     pub(super) range: Option<HeaderValue>,
     pub(super) repeat: Repeat,
+    /// No repeat begins so long after the first try.
+    pub(super) repeat_within: Duration,
     /// Most bytes taken of a good answer.
     pub(super) limit: usize,
     /// Redirects to other hosts are followed, without the token.
@@ -166,6 +168,7 @@ impl Transport {
     /// An answer of any status, after the retries that the call allows.
     pub(super) async fn send(&self, call: &Call) -> Result<Answer, Error> {
         let end = Instant::now() + self.policy.total;
+        let last = Instant::now() + call.repeat_within.min(self.policy.total);
         let mut retry = 0;
         loop {
             let outcome = self.attempt(call, end).await;
@@ -176,7 +179,7 @@ impl Transport {
                 Err(Failure::Unanswered(_)) => (call.repeat.after_silence(true), None),
             };
             let wait = self.policy.wait(retry, asked, getrandom::u32().unwrap_or_default());
-            let in_time = end.checked_duration_since(Instant::now()).is_some_and(|left| wait < left);
+            let in_time = end.min(last).checked_duration_since(Instant::now()).is_some_and(|left| wait < left);
             if !again || retry >= self.policy.retries || !in_time {
                 return outcome.map_err(Failure::into_error);
             }

@@ -257,11 +257,24 @@ pub struct Op {
     pub change: Change,
 }
 
+/// A file that was moved with its directory. Objects without a hash are left out.
+#[derive(Clone, Debug)]
+pub struct MovedFile {
+    /// Its new path.
+    pub path: PlainPath,
+    /// Its version.
+    pub version: Version,
+    /// Time of its last change, where one is known.
+    pub mtime: Option<OffsetDateTime>,
+}
+
 /// What became of one operation.
 #[derive(Debug)]
 pub enum Outcome {
     /// Done; the version that is now at the (new) path, if any.
     Done(Option<Version>),
+    /// A directory was moved, with these files.
+    Moved(Vec<MovedFile>),
     /// Something else is there than was expected; nothing was changed.
     Conflict {
         /// What is there.

@@ -63,6 +63,8 @@ pub(super) enum Fault {
     Lose(usize),
     /// Refuses the request.
     Deny,
+    /// Has no time now.
+    PutOff,
 }
 
 /// A Hub in memory with one bucket. Any hash is known to it.
@@ -73,6 +75,7 @@ pub(super) struct MemoryHub {
 
 #[derive(Default)]
 struct State {
+    repeats: Vec<Duration>,
     files: BTreeMap<String, FileEntry>,
     batches: Vec<Vec<BatchOp>>,
     /// For the next batches, in order; the default is to do as asked.
@@ -127,6 +130,11 @@ impl MemoryHub {
 
     pub(super) fn meddle(&self, with: impl FnMut(&mut BTreeMap<String, FileEntry>) + Send + 'static) {
         self.state().meddle = Some(Box::new(with));
+    }
+
+    /// How long each batch might have been repeated.
+    pub(super) fn take_repeats(&self) -> Vec<Duration> {
+        std::mem::take(&mut self.state().repeats)
     }
 
     pub(super) fn take_batches(&self) -> Vec<Vec<BatchOp>> {
@@ -236,8 +244,14 @@ impl Hub for MemoryHub {
         Ok(keys.iter().filter_map(|key| state.files.get(key).cloned()).collect())
     }
 
-    async fn batch(&self, _: &BucketId, operations: &[BatchOp]) -> Result<BatchOutcome, Error> {
+    async fn batch_within(
+        &self,
+        _: &BucketId,
+        operations: &[BatchOp],
+        repeat_within: Duration,
+    ) -> Result<BatchOutcome, Error> {
         let mut state = self.state();
+        state.repeats.push(repeat_within);
         if let Some(mut meddle) = state.meddle.take() {
             meddle(&mut state.files);
             state.meddle = Some(meddle);
@@ -245,6 +259,7 @@ impl Hub for MemoryHub {
         state.batches.push(operations.to_vec());
         let fault = state.faults.pop_front().unwrap_or_else(|| state.always.clone());
         match fault {
+            Some(Fault::PutOff) => Err(Error::Status { status: 503, message: "later".into() }),
             Some(Fault::Deny) => Err(Error::Forbidden("no".into())),
             Some(Fault::Lose(lines)) => {
                 operations.iter().take(lines).for_each(|operation| state.apply(operation));
@@ -409,7 +424,7 @@ impl Keyed {
 
     pub(super) async fn commit_all(&self, operations: &[Op]) {
         for outcome in self.view.commit(operations).await {
-            assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
+            assert!(matches!(outcome, Outcome::Done(_) | Outcome::Moved(_)), "{outcome:?}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::disk::RealDisk;
+use crate::fs::confirm::Unconfirmed;
 use crate::fs::ledger::{FileNo, OpNo, QueuedOp, Remote};
 use crate::fs::memory_view::sealer;
 use crate::store::{Binding, Delta, DraftState, PlainPath, RecordRef, SlotIo};
@@ -428,8 +429,11 @@ fn every_entry_is_documented_under_its_tag() {
         Entry::Finish { op },
         Entry::Committed { file, generation: 1, version },
         Entry::Numbers { file: 1, op: 1 },
-        Entry::Unconfirmed { path: path.clone(), stored, mtime },
-        Entry::Confirmed { path: path.clone() },
+        Entry::Unconfirmed {
+            op,
+            commit: Unconfirmed { path: path.clone(), version, len: Some(1), mtime, replaced: false },
+        },
+        Entry::Confirmed { op },
         Entry::Special { path: path.clone(), special: crate::fs::Special::Fifo },
         Entry::ForgetSpecial { path },
     ];

@@ -143,14 +143,24 @@ fn local_files_and_directories_show_with_everything_above_them() {
 #[test]
 fn a_later_operation_takes_the_place_of_a_commit_that_is_to_be_read_back() {
     let version = Version { hash: Hash([4; 32]), stored_len: 5, side: Side::Plain };
-    let stored = Stored { version, plain_len: 3 };
-    let commit = |at| Entry::Unconfirmed { path: path(at), stored, mtime: OffsetDateTime::UNIX_EPOCH };
+    let other = Version { hash: Hash([5; 32]), ..version };
+    let commit = |op, at, version| Entry::Unconfirmed {
+        op: OpNo(op),
+        commit: Unconfirmed { path: path(at), version, len: None, mtime: OffsetDateTime::UNIX_EPOCH, replaced: false },
+    };
     let mut ledger = Ledger::default();
-    apply(&mut ledger, vec![commit("a/x"), commit("b"), commit("a!"), commit("c"), track(1, "b")]);
-    apply(&mut ledger, vec![queue(1, move_directory("a", "d"))]);
-    apply(&mut ledger, vec![queue(2, QueuedOp::Delete { file: FileNo(1), path: path("b") })]);
-    apply(&mut ledger, vec![Entry::Confirmed { path: path("c") }]);
-    assert_eq!(ledger.unconfirmed().all().map(|commit| commit.path.as_str()).collect::<Vec<_>>(), ["a!"]);
+    let own = |file| Entry::Remote { file: FileNo(file), remote: Remote::Own(version, 3) };
+    apply(&mut ledger, vec![track(1, "b"), own(1), track(2, "e"), own(2)]);
+    let ours = [(1, "a/x"), (2, "b"), (3, "a!"), (4, "c")].map(|(op, at)| commit(op, at, version));
+    let others = [(5, "b"), (6, "e")].map(|(op, at)| commit(op, at, other));
+    apply(&mut ledger, ours.into_iter().chain(others).collect());
+    apply(&mut ledger, vec![queue(11, move_directory("a", "d"))]);
+    apply(&mut ledger, vec![queue(12, QueuedOp::Delete { file: FileNo(1), path: path("b") })]);
+    apply(&mut ledger, vec![queue(13, QueuedOp::Put { file: FileNo(2), generation: 1, path: path("e") })]);
+    apply(&mut ledger, vec![Entry::Confirmed { op: OpNo(4) }]);
+    let left: Vec<_> = ledger.unconfirmed().all().map(|(op, commit)| (op.0, commit.path.as_str())).collect();
+    // What somebody else's version was made of is still read back, and a directory takes its notes along.
+    assert_eq!(left, [(1, "d/x"), (3, "a!"), (5, "b"), (6, "e")]);
 }
 
 fn any_path() -> impl Strategy<Value = PlainPath> {
@@ -204,8 +214,10 @@ fn any_entry() -> impl Strategy<Value = Entry> {
         any_path().prop_map(|path| Entry::Directory { path }),
         any_path().prop_map(|path| Entry::ForgetDirectory { path }),
         (op(), what).prop_map(|(op, what)| Entry::Queue { op, what }),
-        any_path().prop_map(move |path| Entry::Unconfirmed { path, stored: Stored { version, plain_len: 3 }, mtime }),
-        any_path().prop_map(|path| Entry::Confirmed { path }),
+        (op(), any_path(), any::<bool>()).prop_map(move |(op, path, replaced)| {
+            Entry::Unconfirmed { op, commit: Unconfirmed { path, version, len: Some(3), mtime, replaced } }
+        }),
+        op().prop_map(|op| Entry::Confirmed { op }),
         op().prop_map(|op| Entry::Finish { op }),
     ]
 }

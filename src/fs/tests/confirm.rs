@@ -1,8 +1,9 @@
 //! Commits are read back: what somebody overwrote in the moment of ours isn't lost in silence.
 
 use super::Mount;
+use crate::fs::ledger::QueuedOp;
 use crate::fs::{OnConflict, Options};
-use crate::store::Change;
+use crate::store::{Change, Hash, Outcome, View};
 use std::time::Duration;
 
 fn at_once(options: &mut Options) {
@@ -13,13 +14,13 @@ fn later(options: &mut Options) {
     options.read_back_after = Duration::from_secs(3600);
 }
 
-impl Mount {
+impl<V: View> Mount<V> {
     fn unconfirmed(&self) -> usize {
         self.vfs.journal.ledger().unconfirmed().len()
     }
 
     /// Reads back what is due, until nothing is left.
-    async fn confirm(&self) {
+    pub(super) async fn confirm(&self) {
         for _ in 0..2000 {
             self.vfs.confirm_due().await;
             if self.unconfirmed() == 0 {
@@ -29,7 +30,9 @@ impl Mount {
         }
         panic!("{} commits stay unconfirmed", self.unconfirmed());
     }
+}
 
+impl Mount {
     /// The same mount, killed and started with other options.
     async fn restarted(mut self, change: impl FnOnce(&mut Options)) -> Self {
         change(&mut self.options);
@@ -92,7 +95,8 @@ async fn what_is_as_it_was_committed_is_confirmed_and_nothing_is_changed() {
     mount.confirm().await;
     assert_eq!(mount.remote(), before);
     let requests = mount.view.take_commits();
-    assert_eq!((requests.len(), requests[0].len()), (1, 5), "one request compares them all");
+    assert!(requests.iter().all(|request| request.len() == 5), "one request compares them all, each time");
+    assert_eq!(requests.len(), 2);
     let itself = |op: &crate::store::Op| matches!(&op.change, Change::Rename { to, .. } if *to == op.path);
     assert!(requests[0].iter().all(itself));
     assert_eq!(mount.vfs.status().conflicts, 0);
@@ -124,11 +128,11 @@ async fn what_others_remove_later_stays_removed() {
 #[tokio::test]
 async fn our_own_later_changes_are_no_foreign_ones() {
     let mount = Mount::with(later).await;
-    for path in ["edited", "moved", "gone", "d/x", "dirty"] {
-        mount.view.put_foreign("d/x", b"x");
-        if path != "d/x" {
-            mount.write(path, path.as_bytes()).await.unwrap();
-        }
+    mount.view.put_foreign("d/x", b"x");
+    // What replaced something is put back if it is missing.
+    for path in ["edited", "moved", "gone", "dirty"] {
+        mount.view.put_foreign(path, b"base");
+        mount.write(path, path.as_bytes()).await.unwrap();
     }
     mount.flush().await;
     mount.write("edited", b"again").await.unwrap();
@@ -157,4 +161,367 @@ async fn what_cannot_be_read_back_stays_unconfirmed() {
     mount.view.set_offline(false);
     let mount = mount.killed().await;
     mount.confirm().await;
+}
+
+/// Everything that is at the source under any name, without the names.
+fn contents(mount: &Mount) -> Vec<Vec<u8>> {
+    mount.remote().into_values().collect()
+}
+
+/// A mount that committed `ours` over another version at `d/a`.
+async fn committed(policy: OnConflict) -> Mount {
+    let mount = Mount::with(|options| {
+        later(options);
+        options.on_conflict = policy;
+    })
+    .await;
+    mount.view.put_foreign("d/a", b"base");
+    mount.write_at("d/a", 0, b"ours").await.unwrap();
+    mount.flush().await;
+    mount
+}
+
+#[tokio::test]
+async fn what_a_removal_of_the_version_before_took_along_is_put_back() {
+    for (policy, put_back) in [(OnConflict::KeepBoth, true), (OnConflict::Overwrite, true), (OnConflict::Fail, false)] {
+        let mount = committed(policy).await;
+        mount.view.delete_foreign("d/a");
+        let mount = mount.restarted(at_once).await;
+        mount.confirm().await;
+        assert_eq!(contents(&mount), [b"ours"], "{policy:?}");
+        assert_eq!(mount.remote().contains_key("d/a"), put_back, "{policy:?}");
+        assert_eq!(mount.names("d").await.len(), 1);
+        // Whoever removes it again has seen it.
+        let path = mount.remote().into_keys().next().unwrap();
+        mount.view.delete_foreign(&path);
+        let mount = mount.restarted(at_once).await;
+        mount.confirm().await;
+        assert!(mount.remote().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn what_replaced_ours_may_be_changed_here_before_ours_is_read_back() {
+    for (change, policy) in
+        pairs(["edit", "remove", "rename", "replace", "move"], [OnConflict::KeepBoth, OnConflict::Overwrite])
+    {
+        let mount = committed(policy).await;
+        mount.view.put_foreign("d/a", b"theirs");
+        mount.view.put_foreign("b", b"another");
+        assert_eq!(mount.read("d/a").await.unwrap(), b"theirs");
+        match change {
+            "edit" => mount.write_at("d/a", 6, b" and more").await.unwrap(),
+            "remove" => mount.unlink("d/a").await.unwrap(),
+            "rename" => mount.rename("d/a", "c").await.unwrap(),
+            "replace" => mount.rename("b", "d/a").await.unwrap(),
+            _ => mount.rename("d", "e").await.unwrap(),
+        }
+        mount.flush().await;
+        let before = contents(&mount);
+        assert!(!before.contains(&b"ours".to_vec()), "{change}");
+        let mount = mount.restarted(at_once).await;
+        mount.confirm().await;
+        let after = contents(&mount);
+        assert!(after.contains(&b"ours".to_vec()), "{change}, {policy:?}: {:?}", mount.remote());
+        // What was made of theirs here is a version of ours, too. A name that was moved on is theirs.
+        let made_here = before.iter().filter(|content| change == "edit" && content.ends_with(b"more"));
+        assert!(made_here.clone().all(|content| after.contains(content)), "{change}, {policy:?}: {:?}", mount.remote());
+    }
+}
+
+fn pairs<A: Copy, B: Copy, const N: usize, const M: usize>(a: [A; N], b: [B; M]) -> impl Iterator<Item = (A, B)> {
+    a.into_iter().flat_map(move |a| b.into_iter().map(move |b| (a, b)))
+}
+
+#[tokio::test]
+async fn a_new_file_that_others_removed_and_that_is_made_anew_here_is_the_only_one() {
+    let mount = Mount::with(later).await;
+    mount.write("a", b"first").await.unwrap();
+    mount.flush().await;
+    mount.view.delete_foreign("a");
+    mount.write("a", b"second").await.unwrap();
+    mount.flush().await;
+    let mount = mount.restarted(at_once).await;
+    mount.confirm().await;
+    assert_eq!((mount.vfs.status().conflicts, contents(&mount)), (0, vec![b"second".to_vec()]));
+}
+
+#[tokio::test]
+async fn a_new_file_that_was_overwritten_is_kept_whatever_was_made_of_what_overwrote_it() {
+    for change in ["edit", "remove", "remove and make anew", "rename", "replace", "move"] {
+        let mount = Mount::with(later).await;
+        mount.view.put_foreign("d/other", b"another");
+        mount.write("d/a", b"ours").await.unwrap();
+        mount.flush().await;
+        mount.view.put_foreign("d/a", b"theirs");
+        assert_eq!(mount.read("d/a").await.unwrap(), b"theirs");
+        match change {
+            "edit" => mount.write_at("d/a", 6, b" and more").await.unwrap(),
+            "rename" => mount.rename("d/a", "c").await.unwrap(),
+            "replace" => mount.rename("d/other", "d/a").await.unwrap(),
+            "move" => mount.rename("d", "e").await.unwrap(),
+            _ => mount.unlink("d/a").await.unwrap(),
+        }
+        mount.flush().await;
+        if change == "remove and make anew" {
+            mount.write("d/a", b"new").await.unwrap();
+            mount.flush().await;
+        }
+        let before = contents(&mount);
+        assert!(!before.contains(&b"ours".to_vec()), "{change}");
+        let mount = mount.restarted(at_once).await;
+        mount.confirm().await;
+        let after = contents(&mount);
+        assert!(after.contains(&b"ours".to_vec()), "{change}: {:?}", mount.remote());
+        assert!(before.iter().all(|content| after.contains(content)), "{change}: {:?}", mount.remote());
+    }
+}
+
+#[tokio::test]
+async fn what_others_made_of_a_file_before_its_directory_was_renamed_is_what_was_moved() {
+    for policy in [OnConflict::KeepBoth, OnConflict::Overwrite] {
+        let mount = Mount::with(|options| {
+            later(options);
+            options.on_conflict = policy;
+            options.metadata_ttl = Duration::from_secs(3600);
+        })
+        .await;
+        mount.view.put_foreign("d/x", b"old");
+        assert_eq!(mount.read("d/x").await.unwrap(), b"old");
+        mount.view.put_foreign("d/x", b"theirs");
+        mount.rename("d", "e").await.unwrap();
+        mount.flush().await;
+        let mount = mount.restarted(at_once).await;
+        mount.confirm().await;
+        assert_eq!((mount.vfs.status().conflicts, contents(&mount)), (0, vec![b"theirs".to_vec()]));
+    }
+}
+
+#[tokio::test]
+async fn a_directory_that_is_renamed_after_a_restart_is_read_back_though_nobody_looked_at_it() {
+    let mount = Mount::with(later).await;
+    mount.view.put_foreign("d/x/y", b"ours");
+    mount.view.refuse_for_now("");
+    mount.rename("d", "e").await.unwrap();
+    let mount = mount.killed().await;
+    mount.view.allow("");
+    mount.flush().await;
+    mount.view.put_foreign("e/x/y", b"theirs");
+    let mount = mount.restarted(at_once).await;
+    mount.confirm().await;
+    assert_eq!((mount.remote()["e/x/y"].as_slice(), copy(&mount).unwrap().as_slice()), (&b"theirs"[..], &b"ours"[..]));
+}
+
+#[tokio::test]
+async fn a_version_is_kept_once_though_its_directory_was_renamed_after_its_commit() {
+    let mount = committed(OnConflict::KeepBoth).await;
+    mount.rename("d", "e").await.unwrap();
+    mount.flush().await;
+    mount.view.put_foreign("e/a", b"theirs");
+    let mount = mount.restarted(at_once).await;
+    mount.confirm().await;
+    assert_eq!((mount.vfs.status().conflicts, mount.remote().len()), (1, 2), "{:?}", mount.remote());
+}
+
+#[tokio::test]
+async fn a_directory_rename_that_is_given_up_leaves_its_files_to_be_read_back_where_they_are() {
+    for overwritten in [false, true] {
+        let mount = committed(OnConflict::KeepBoth).await;
+        mount.view.refuse_for_now("");
+        mount.rename("d", "e").await.unwrap();
+        assert_eq!(mount.give_up_all().await.iter().filter(|refused| refused.is_some()).count(), 0);
+        mount.view.allow("");
+        if overwritten {
+            mount.view.put_foreign("d/a", b"theirs");
+        }
+        let mount = mount.restarted(at_once).await;
+        mount.confirm().await;
+        let expected: &[&[u8]] = if overwritten { &[b"theirs", b"ours"] } else { &[b"ours"] };
+        assert_eq!(contents(&mount), expected, "{:?}", mount.remote());
+        assert!(mount.remote().keys().all(|path| path.starts_with("d/")));
+    }
+}
+
+#[tokio::test]
+async fn what_comes_while_it_is_looked_what_is_missing_is_compared_once_more() {
+    let mount = committed(OnConflict::KeepBoth).await;
+    let asked: Vec<_> =
+        mount.vfs.journal.ledger().unconfirmed().all().map(|(op, commit)| (op, commit.clone())).collect();
+    mount.view.put_foreign("d/a", b"theirs");
+    mount.vfs.all_compared(asked, || Outcome::Conflict { found: None }).await;
+    assert_eq!((mount.unconfirmed(), contents(&mount)), (1, vec![b"theirs".to_vec()]));
+}
+
+#[tokio::test]
+async fn a_change_here_that_is_not_committed_yet_does_not_stand_for_what_it_never_saw() {
+    let mount = committed(OnConflict::KeepBoth).await;
+    mount.view.put_foreign("d/a", b"theirs");
+    assert_eq!(mount.read("d/a").await.unwrap(), b"theirs");
+    mount.write_at("d/a", 6, b" and more").await.unwrap();
+    let mount = mount.restarted(at_once).await;
+    mount.confirm().await;
+    assert!(contents(&mount).contains(&b"ours".to_vec()));
+}
+
+#[tokio::test]
+async fn a_commit_is_read_back_where_its_directory_has_gone() {
+    let mount = Mount::with(later).await;
+    mount.view.put_foreign("d/a", b"base");
+    let view = mount.view.clone();
+    let held = view.hold_commits().await;
+    mount.write_at("d/a", 0, b"ours").await.unwrap();
+    let flush = tokio::spawn({
+        let vfs = mount.vfs.clone();
+        async move { vfs.flush(Some(Duration::from_secs(20))).await }
+    });
+    while mount.vfs.journal.ledger().ops().next().is_none() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    mount.rename("d", "e").await.unwrap();
+    drop(held);
+    flush.await.unwrap();
+    mount.flush().await;
+    mount.view.put_foreign("e/a", b"theirs");
+    let mount = mount.restarted(at_once).await;
+    mount.confirm().await;
+    assert_eq!((mount.remote()["e/a"].as_slice(), copy(&mount).unwrap().as_slice()), (&b"theirs"[..], &b"ours"[..]));
+    assert_eq!((mount.remote().len(), mount.vfs.status().conflicts), (2, 1), "{:?}", mount.remote());
+}
+
+#[tokio::test]
+async fn what_a_queued_change_is_compared_with_is_not_read_back_wherever_its_directory_has_gone() {
+    let mount = Mount::with(later).await;
+    mount.view.put_foreign("d/a", b"base");
+    let view = mount.view.clone();
+    let held = view.hold_commits().await;
+    mount.rename("d/a", "d/b").await.unwrap();
+    mount.write_at("d/b", 0, b"ours").await.unwrap();
+    let flush = tokio::spawn({
+        let vfs = mount.vfs.clone();
+        async move { vfs.flush(Some(Duration::from_secs(20))).await }
+    });
+    let is_queued = || mount.vfs.journal.ledger().ops().any(|(_, what)| matches!(what, QueuedOp::Put { .. }));
+    while !is_queued() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    // Two changes of the file are queued, under names that it doesn't have any more.
+    mount.rename("d", "e").await.unwrap();
+    drop(held);
+    flush.await.unwrap();
+    mount.flush().await;
+    let mount = mount.restarted(at_once).await;
+    mount.confirm().await;
+    assert_eq!((mount.vfs.status().conflicts, contents(&mount)), (0, vec![b"ours".to_vec()]));
+}
+
+#[tokio::test]
+async fn what_our_own_change_did_before_it_was_compared_is_no_surprise() {
+    for change in ["remove", "rename", "edit", "move"] {
+        let mount = Mount::with(later).await;
+        mount.view.put_foreign("d/a", b"base");
+        mount.write_at("d/a", 0, b"ours").await.unwrap();
+        mount.flush().await;
+        // The comparison has been asked for,
+        let asked: Vec<_> =
+            mount.vfs.journal.ledger().unconfirmed().all().map(|(op, commit)| (op, commit.clone())).collect();
+        assert_eq!(asked.len(), 1);
+        match change {
+            "remove" => mount.unlink("d/a").await.unwrap(),
+            "rename" => mount.rename("d/a", "b").await.unwrap(),
+            "edit" => mount.write_at("d/a", 0, b"more").await.unwrap(),
+            _ => mount.rename("d", "e").await.unwrap(),
+        }
+        mount.flush().await;
+        let before = mount.remote();
+        // and the source carries it out after what was asked later.
+        mount.vfs.all_compared(asked, || Outcome::Conflict { found: before.get("d/a").map(|_| Hash([7; 32])) }).await;
+        assert_eq!((mount.vfs.status().conflicts, mount.remote()), (0, before), "{change}");
+        let before = mount.remote();
+        let mount = mount.restarted(at_once).await;
+        mount.confirm().await;
+        assert_eq!((mount.vfs.status().conflicts, mount.remote()), (0, before), "{change}");
+    }
+}
+
+#[tokio::test]
+async fn files_of_a_renamed_directory_are_read_back() {
+    let mount = Mount::with(later).await;
+    mount.view.put_foreign("d/x/y", b"ours");
+    mount.rename("d", "e").await.unwrap();
+    mount.flush().await;
+    mount.view.put_foreign("e/x/y", b"theirs");
+    let mount = mount.restarted(at_once).await;
+    mount.confirm().await;
+    assert_eq!((mount.remote()["e/x/y"].as_slice(), copy(&mount).unwrap().as_slice()), (&b"theirs"[..], &b"ours"[..]));
+}
+
+#[tokio::test]
+async fn a_new_file_that_was_overwritten_is_kept_though_what_overwrote_it_is_gone_in_the_end() {
+    // The first look comes after half a second; nobody waits for the second one.
+    let mount = Mount::with(|options| options.read_back_after = Duration::from_secs(5)).await;
+    mount.write("a", b"ours").await.unwrap();
+    mount.flush().await;
+    mount.view.put_foreign("a", b"theirs");
+    for _ in 0..400 {
+        mount.vfs.confirm_due().await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    mount.view.delete_foreign("a");
+    assert_eq!(contents(&mount), [b"ours"]);
+}
+
+#[tokio::test]
+async fn a_copy_that_was_kept_is_read_back_too() {
+    let mount = committed(OnConflict::KeepBoth).await;
+    mount.view.put_foreign("d/a", b"theirs");
+    let mount = mount.restarted(at_once).await;
+    mount.confirm().await;
+    let compared = |op: &crate::store::Op| matches!(&op.change, Change::Rename { to, .. } if *to == op.path);
+    let requests = mount.view.take_commits().concat();
+    let last = requests.last().unwrap();
+    assert!(
+        compared(last) && last.path.as_str().starts_with("d/a (conflict "),
+        "another mount may have taken the same name"
+    );
+}
+
+#[tokio::test]
+async fn a_rename_that_met_a_conflict_is_read_back_and_so_is_what_made_room() {
+    let mount = Mount::with(later).await;
+    mount.view.put_foreign("a", b"ours");
+    let view = mount.view.clone();
+    let held = view.hold_commits().await;
+    mount.rename("a", "b").await.unwrap();
+    mount.view.put_foreign("b", b"theirs");
+    drop(held);
+    mount.flush().await;
+    let unconfirmed: Vec<_> =
+        mount.vfs.journal.ledger().unconfirmed().all().map(|(_, commit)| commit.path.as_str().to_owned()).collect();
+    assert!(unconfirmed.contains(&"b".to_owned()), "{unconfirmed:?}");
+    assert!(unconfirmed.iter().any(|path| path.starts_with("b (conflict ")), "{unconfirmed:?}");
+}
+
+#[tokio::test]
+async fn files_of_a_renamed_directory_that_changed_here_before_a_kill_are_no_conflicts() {
+    let mount = Mount::with(later).await;
+    for path in ["d/edited", "d/moved", "d/removed", "d/still"] {
+        mount.view.put_foreign(path, b"theirs");
+    }
+    mount.view.refuse_for_now("");
+    mount.rename("d", "e").await.unwrap();
+    mount.write_at("e/edited", 0, b"ours").await.unwrap();
+    mount.rename("e/moved", "f").await.unwrap();
+    mount.unlink("e/removed").await.unwrap();
+    mount.vfs.flush(Some(Duration::from_millis(100))).await;
+    let before = mount.tree().await;
+    // The inodes are there before the operations go on, and know nothing of what is to come.
+    let mount = mount.killed().await;
+    assert_eq!(mount.tree().await, before);
+    mount.view.allow("");
+    mount.flush().await;
+    let mount = mount.restarted(at_once).await;
+    mount.confirm().await;
+    assert_eq!((mount.vfs.status().conflicts, copy(&mount)), (0, None));
+    assert_eq!(mount.remote().keys().collect::<Vec<_>>(), ["e/edited", "e/still", "f"]);
+    assert_eq!(mount.tree().await, before);
 }

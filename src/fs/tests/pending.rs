@@ -35,7 +35,7 @@ impl Mount {
         answers.pop().unwrap().map_or(Ok(()), Err)
     }
 
-    async fn give_up_all(&self) -> Vec<Option<Error>> {
+    pub(super) async fn give_up_all(&self) -> Vec<Option<Error>> {
         self.is_quiet().await;
         let mut numbers: Vec<_> = self.pending().into_iter().map(|pending| pending.number).collect();
         drop_order(&mut numbers);

@@ -11,8 +11,8 @@ use super::Mount;
 use super::bench::options;
 use super::model::{Model, Step, Tree, absence, cases, outline, outline_files, perform, step_at};
 use crate::disk::sim::SimDisk;
-use crate::fs::Vfs;
 use crate::fs::memory_view::MemoryView;
+use crate::fs::{Options, Vfs};
 use crate::store::{
     Draft, DraftState, Entry, Error, Hidden, HubError, Len, Listing, Object, Op, Outcome, PlainPath, PutSession,
     Sealer, SlotIo, Version, View,
@@ -22,7 +22,7 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
+use tokio::sync::RwLock;
 
 /// How a daemon ends.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +42,8 @@ enum Event {
     /// The background's sync, which nobody waits for.
     Tick,
     Compact,
+    /// What was committed is read back.
+    ReadBack,
     End(End),
     /// The same at the call of the disk, or request to the source, after so many.
     EndAfter(u64, End),
@@ -67,11 +69,13 @@ fn event() -> impl Strategy<Value = Event> {
     let step = step_at(path).prop_filter("ends are our own", |step| !matches!(step, Step::Kill));
     prop_oneof![
         20 => step.prop_map(Event::Do),
-        2 => Just(Event::Do(Step::Flush)),
+        5 => ("[ab]|d/[ab]", 0..200usize, any::<u8>()).prop_map(|(path, len, byte)| write(&path, len, byte)),
+        4 => Just(Event::Do(Step::Flush)),
         2 => path().prop_map(Event::Sync),
         1 => Just(Event::SyncFolder),
         1 => Just(Event::Tick),
         1 => Just(Event::Compact),
+        2 => Just(Event::ReadBack),
         2 => end().prop_map(Event::End),
         2 => (0..60u64, end()).prop_map(|(calls, end)| Event::EndAfter(calls, end)),
         1 => (0..25u64, end()).prop_map(|(calls, end)| Event::EndStart(calls, end)),
@@ -84,8 +88,6 @@ struct Plug {
     disk: SimDisk,
     /// Held for reading by every request.
     requests: RwLock<()>,
-    /// Held until it was looked at what a start has found: no commit settles meanwhile.
-    commits: Arc<RwLock<()>>,
 }
 
 impl Plug {
@@ -127,11 +129,7 @@ impl View for Plug {
         self.ask(self.view.put()).await?
     }
     async fn commit(&self, operations: &[Op]) -> Vec<Outcome> {
-        let commit = async {
-            drop(self.commits.read().await);
-            self.view.commit(operations).await
-        };
-        self.ask(commit).await.unwrap_or_else(|_| {
+        self.ask(self.view.commit(operations)).await.unwrap_or_else(|_| {
             let failed = |_| Outcome::Failed(Error::Hub(HubError::Network("unplugged".into())));
             operations.iter().map(failed).collect()
         })
@@ -232,8 +230,6 @@ struct Machine<F> {
     /// How the daemon is to end, at some call of the disk.
     pending: Option<End>,
     next_start: Option<(u64, End)>,
-    /// See [`Plug::commits`].
-    held: Option<OwnedRwLockWriteGuard<()>>,
 }
 
 impl<F: Far> Machine<F> {
@@ -251,10 +247,8 @@ impl<F: Far> Machine<F> {
             answered: 0,
             pending: None,
             next_start: None,
-            held: None,
         };
         assert!(machine.start().await, "nothing ends it");
-        machine.held = None;
         machine
     }
 
@@ -262,14 +256,8 @@ impl<F: Far> Machine<F> {
     async fn start(&mut self) -> bool {
         self.far.stay().await;
         let root = self.dir.path().join(self.boots.to_string());
-        let options = options(&root.join("cache"));
-        let view = Arc::new(Plug {
-            view: self.far.view().await,
-            disk: self.disk.clone(),
-            requests: RwLock::default(),
-            commits: Arc::default(),
-        });
-        self.held = Some(view.commits.clone().write_owned().await);
+        let options = Options { read_back_after: Duration::ZERO, ..options(&root.join("cache")) };
+        let view = Arc::new(Plug { view: self.far.view().await, disk: self.disk.clone(), requests: RwLock::default() });
         let vfs = Vfs::start_on(Arc::new(self.disk.clone()), view.clone(), options.clone()).await;
         match vfs {
             Ok(vfs) => {
@@ -327,7 +315,6 @@ impl<F: Far> Machine<F> {
             end = ended_by.expect("nothing else ends a start").1;
         }
         let found = self.tree().await;
-        self.held = None;
         let possible = &self.states[self.answered..];
         prop_assert!(
             possible.contains(&found),
@@ -380,6 +367,10 @@ impl<F: Far> Machine<F> {
             }
             Event::Tick => self.mount().vfs.journal.sync_soon(),
             Event::Compact => self.mount().vfs.journal.compact().unwrap(),
+            Event::ReadBack => {
+                let mount = self.mount.as_ref().expect(UP);
+                run(&self.disk, &mut self.far, mount.vfs.confirm_due()).await;
+            }
             Event::End(end) => self.restart(*end).await?,
             Event::EndAfter(calls, end) => {
                 self.disk.end_after(*calls);
@@ -470,6 +461,9 @@ async fn history<F: Far>(far: F, events: Vec<Event>) -> Result<(), TestCaseError
     let last = machine.states[machine.answered].clone();
     prop_assert_eq!(outline(&machine.tree().await), outline(&last), "after the last flush");
     machine.restart(End::Cut(events.len() as u64)).await?;
+    machine.flush().await?;
+    // All of it is as it was committed, and nobody else was there: nothing is put back or kept twice.
+    machine.mount().confirm().await;
     machine.flush().await
 }
 

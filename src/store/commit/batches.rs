@@ -4,7 +4,7 @@
 
 use super::plan::{self, Action, Plan, Run, SidecarKey, Step};
 use super::{Failure, Seen, Snapshot};
-use crate::hub::BatchOp;
+use crate::hub::{self, BatchOp};
 use crate::store::Error;
 use crate::store::remote::Remote;
 use crate::xet::{self, Hash, UploadSession, compression::Policy};
@@ -90,17 +90,17 @@ impl<'a> Batches<'a> {
     async fn send_step(&mut self, step: Step) -> Result<(), Error> {
         let before = step.lines.len();
         let step = self.without_needed(step).await?;
+        if let Some(failed) = step.lines.iter().map(|&line| self.run.tries(line)).max().filter(|failed| *failed > 0) {
+            tokio::time::sleep(PAUSE * failed).await;
+        }
         self.refresh(&step).await?;
         let lines: Vec<usize> = step.lines.iter().copied().filter(|line| self.run.is_pending(*line)).collect();
         // What became needless or impossible changes what may be sent beside it.
         if lines.len() < before {
             return Ok(());
         }
-        if let Some(failed) = lines.iter().map(|&line| self.run.tries(line)).max().filter(|failed| *failed > 0) {
-            tokio::time::sleep(PAUSE * failed).await;
-        }
         let operations: Vec<BatchOp> = lines.iter().map(|&line| self.batch_op(line)).collect();
-        match self.remote.hub.batch(&self.remote.bucket, &operations).await {
+        match self.remote.hub.batch_within(&self.remote.bucket, &operations, self.fresh_for(&lines)).await {
             Ok(outcome) => {
                 let refused: HashMap<String, String> = outcome.failed.into_iter().collect();
                 for line in lines {
@@ -111,9 +111,27 @@ impl<'a> Batches<'a> {
                 }
                 Ok(())
             }
-            Err(error) if error.is_unanswered() => self.find_out(&lines, error.into()).await,
+            Err(error) if error.is_unanswered() => {
+                // It asks for a longer wait than what was compared stays fresh: the whole operation is for its caller to try again.
+                let is_put_off = matches!(error, hub::Error::Status { status: 503, .. });
+                let error: Error = error.into();
+                self.find_out(&lines, error.again()).await?;
+                match lines.iter().any(|&line| self.run.is_pending(line)) && is_put_off {
+                    true => Err(error),
+                    false => Ok(()),
+                }
+            }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// How long what is known of the keys of these lines' changes will be fresh.
+    fn fresh_for(&self, lines: &[usize]) -> Duration {
+        let owners: BTreeSet<usize> =
+            lines.iter().flat_map(|&line| self.run.lines()[line].owners.iter().copied()).collect();
+        let keys = owners.iter().flat_map(|&owner| &self.watched[owner]);
+        let oldest = keys.filter_map(|key| self.believed.get(key)).map(|(_, at)| *at).min();
+        oldest.map_or(FRESH, |at| FRESH.saturating_sub(at.elapsed()))
     }
 
     fn batch_op(&self, line: usize) -> BatchOp {

@@ -16,7 +16,7 @@ pub(super) use plan::{Held, Place, SidecarKey, Slot, Spot};
 
 use super::memory::{Memory, Sharing};
 use super::remote::Remote;
-use super::{Change, Error, Expect, Op, Outcome, PlainPath, Side, Stored, Version};
+use super::{Change, Error, Expect, MovedFile, Op, Outcome, PlainPath, Side, Stored, Version};
 use crate::hub::FileEntry;
 use crate::xet::Hash;
 use async_trait::async_trait;
@@ -160,7 +160,7 @@ impl Committer<'_> {
             match &operations[round.clone()] {
                 [Op { path, change: Change::RenameDirectory { to }, .. }] => {
                     let outcome = self.move_directory(path, to).await;
-                    outcomes.push(outcome.map_or_else(Outcome::from, |()| Outcome::Done(None)));
+                    outcomes.push(outcome.map_or_else(Outcome::from, Outcome::Moved));
                 }
                 several => outcomes.extend(self.round(several).await),
             }
@@ -316,6 +316,12 @@ impl Committer<'_> {
         }
         let version = self.version(slot, held);
         if from.place.primary == to.place.primary {
+            // Somebody who removed the last other file below a stored name may have taken the name along.
+            if let (true, Some(hash)) = (slot == Slot::Primary && from.lacks_sidecars(), held.hash) {
+                let mtime = held.mtime.unwrap_or_else(OffsetDateTime::now_utc);
+                let change = plan::Change::Put { at: from, slot, hash, mtime, replaces_legacy: false };
+                return Ok(Decided { change, version });
+            }
             return Err(Outcome::Done(version));
         }
         let already = held.hash.is_some() && to.shown_hash() == held.hash;
@@ -376,9 +382,9 @@ impl Committer<'_> {
     }
 
     /// Moves everything below a directory.
-    async fn move_directory(&self, from: &PlainPath, to: &PlainPath) -> Result<(), Failure> {
+    async fn move_directory(&self, from: &PlainPath, to: &PlainPath) -> Result<Vec<MovedFile>, Failure> {
         if from == to {
-            return Ok(());
+            return Ok(Vec::new());
         }
         if from.is_root() || to.is_within(from) {
             return Err(Error::InvalidName.into());
@@ -397,6 +403,12 @@ impl Committer<'_> {
         if occupied > 0 && !resumes && !subtree.files.is_empty() {
             return Err(Error::NotEmpty(occupied).into());
         }
+        let mut moved = self.moved(from, to, &subtree);
+        if resumes || subtree.files.is_empty() {
+            // An earlier try has moved these.
+            let left: HashSet<_> = moved.iter().map(|file| file.path.clone()).collect();
+            moved.extend(self.moved(to, to, &there).into_iter().filter(|file| !left.contains(&file.path)));
+        }
         let (changes, mut files) = self.directory_changes(from, to, subtree, &there).await?;
         self.memory.set_moving(&begun.0, &begun.1, true).await?;
         self.mark_shared(changes.iter()).await?;
@@ -405,7 +417,17 @@ impl Committer<'_> {
             result?;
         }
         self.memory.set_moving(&begun.0, &begun.1, false).await?;
-        Ok(())
+        Ok(moved)
+    }
+
+    /// What a directory holds, at the paths that it is to have.
+    fn moved(&self, from: &PlainPath, to: &PlainPath, subtree: &Subtree) -> Vec<MovedFile> {
+        let moved = |(path, [primary, legacy]): (&PlainPath, &[Option<Held>; 2])| {
+            let primary = primary.map(|held| (Slot::Primary, held));
+            let (slot, held) = primary.or(legacy.map(|held| (Slot::Legacy, held)))?;
+            Some(MovedFile { path: path.rebase(from, to)?, version: self.version(slot, held)?, mtime: held.mtime })
+        };
+        subtree.files.iter().filter_map(moved).collect()
     }
 
     /// The moves of all files, and the sidecars that they need or leave, as far as they are there.

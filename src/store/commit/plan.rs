@@ -92,6 +92,11 @@ impl Spot {
         self.shown().and_then(|(_, held)| held.hash)
     }
 
+    /// Whether a name above it, or its own, can't be read for want of its sidecar.
+    pub(in crate::store) fn lacks_sidecars(&self) -> bool {
+        self.sidecars.len() < self.place.sidecars.len()
+    }
+
     fn key(&self, slot: Slot) -> Option<&str> {
         match slot {
             Slot::Primary => Some(&self.place.primary),

@@ -137,6 +137,7 @@ async fn commit(view: &dyn View, operation: Op) -> Outcome {
 async fn done(view: &dyn View, operation: Op) -> Option<Version> {
     match commit(view, operation).await {
         Outcome::Done(version) => version,
+        Outcome::Moved(_) => None,
         other => panic!("{other:?}"),
     }
 }

@@ -25,7 +25,7 @@ fn is(content: &str) -> Expect {
 }
 
 fn done(outcome: Outcome) {
-    assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
+    assert!(matches!(outcome, Outcome::Done(_) | Outcome::Moved(_)), "{outcome:?}");
 }
 
 fn conflict(outcome: Outcome, found: Option<&str>) {
@@ -109,6 +109,24 @@ async fn a_batch_that_is_never_answered_is_given_up_after_three_tries() {
     let outcome = view.commit(put("a", "one", Expect::Absent)).await;
     assert!(matches!(outcome, Outcome::Failed(Error::Hub(ref error)) if error.is_transient()), "{outcome:?}");
     assert_eq!(view.hub.take_batches().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_is_not_repeated_longer_than_what_it_rests_on_is_fresh() {
+    let view = Keyed::new().await;
+    view.hub.fault(refuse(&[view.key("a", V2)]));
+    done(view.commit(put("a", "one", Expect::Absent)).await);
+    let fresh = Duration::from_secs(5);
+    assert_eq!(view.hub.take_repeats(), [fresh, fresh - Duration::from_millis(200)], "the second came after a pause");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_hub_puts_off_is_for_the_caller_to_try_again() {
+    let view = Keyed::new().await;
+    view.hub.always(Some(Fault::PutOff));
+    let outcome = view.commit(put("a", "one", Expect::Absent)).await;
+    assert!(matches!(outcome, Outcome::Failed(Error::Hub(ref error)) if error.is_transient()), "{outcome:?}");
+    assert_eq!(view.hub.take_batches().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -290,6 +308,19 @@ async fn a_missing_sidecar_is_added_by_any_commit_below() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn reading_a_file_back_brings_a_missing_sidecar_back() {
+    let view = Keyed::new().await;
+    let long = format!("{}/x", long_name(200, 5));
+    view.object(&long, V2, "x");
+    done(view.commit(rename(&long, &long, Expect::Is(hash_of("x")), Expect::Any)).await);
+    assert!(view.hub.contents().contains_key(&view.place(&long).sidecars[0].key));
+    assert_eq!((view.hub.contents().len(), view.shown(&long)), (2, Some(hash_of("x"))));
+    view.hub.take_batches();
+    done(view.commit(rename(&long, &long, Expect::Is(hash_of("x")), Expect::Any)).await);
+    assert!(view.hub.take_batches().is_empty(), "nothing is missing");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_directory_with_unreadable_entries_is_not_moved() {
     let view = Keyed::new().await;
     view.object("d/a", V2, "a");
@@ -314,9 +345,13 @@ async fn a_directory_moves_in_both_formats_and_goes_on_after_a_cut() {
     let outcome = view.commit(view.move_directory("d", "n")).await;
     assert!(matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
     view.hub.no_more_faults();
-    done(view.commit(view.move_directory("d", "n")).await);
     // And once more, as after a crash between the end and the journal's entry.
-    done(view.commit(view.move_directory("d", "n")).await);
+    for _ in 0..2 {
+        let Outcome::Moved(moved) = view.commit(view.move_directory("d", "n")).await else { panic!("not moved") };
+        let moved: BTreeSet<_> = moved.into_iter().map(|file| (file.path, file.version.hash)).collect();
+        let shown = [("n/a", "d/a V2"), ("n/b", "d/b V1"), ("n/e/f", "d/e/f V2")];
+        assert_eq!(moved, shown.map(|(at, content)| (path(at), hash_of(content))).into());
+    }
     let expected: BTreeSet<_> = [
         ("n/a", V2, "d/a V2"),
         ("n/a", V1, "d/a V1"),
