@@ -1,8 +1,8 @@
 //! Upload session: chunk, hash, deduplicate, pack, send xorbs in parallel, then the shards (Xet spec, section 8).
 //!
-//! One pass, in stages that run side by side: blocks of the file are read ahead; chunk boundaries are found in them, in order; their chunks are
-//! hashed and, if so wanted, compressed, several batches at a time, off the async workers; chunks stored nowhere yet enter the session's xorb, in
-//! order. All files share one xorb under construction; a full one is sent by a task of its own while the next fills. Payloads are never copied
+//! One pass, several blocks of the file side by side, off the async workers: blocks are read and chunk boundaries found in them, in order; then the
+//! same thread, in whose cache the bytes are, hashes their chunks and, if so wanted, compresses them, while another goes on with the next block.
+//! Chunks stored nowhere yet enter the session's xorb, in order. All files share one xorb under construction; a full one is sent by a task of its own while the next fills. Payloads are never copied
 //! after they were read: a xorb's body is slices of the blocks.
 //!
 //! Bounded memory: payload takes at most [`Options::memory`], and reading waits when that is used up; `blocks` says why nobody waits for ever. Beside
@@ -34,11 +34,9 @@ use super::xorb::MAX_RAW;
 use super::{Body, Cas, Error, Hash, Known, compression::Policy};
 use blocks::{BLOCK, LEAST_MEMORY, Pool};
 use bytes::Bytes;
-use content::{Chunk, Filled, Kept, Prepared, Scanner};
+use content::{Chunk, Kept, Prepared, Preparing, Scanner};
 use dedup::{Asker, Dedup};
-use futures::StreamExt;
-use futures::stream::FuturesOrdered;
-use futures::try_join;
+use futures::{TryFutureExt, try_join};
 use pack::{Draft, File, Packer};
 use shards::Packed;
 use std::io;
@@ -50,7 +48,8 @@ use tokio::io::AsyncRead;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
 
-/// Most batches of one file being hashed and compressed at once: more cores than this gain nothing, since finding boundaries is serial.
+/// Most batches of one file on their way behind the one that is packed next: more cores than this gain nothing, since finding boundaries is
+/// serial.
 const MOST_PREPARING: usize = 8;
 /// Most batches of one file that are packed together while others are packed too, for longer terms.
 const MOST_TOGETHER: usize = 8;
@@ -126,7 +125,7 @@ pub struct UploadSession {
     local: Option<LocalShards>,
     known: Option<Known>,
     progress: Arc<Progress>,
-    /// Batches of one file.
+    /// Batches of one file on their way, behind the one that is packed next.
     preparing_at_once: usize,
     /// Files being added.
     adding: AtomicUsize,
@@ -186,8 +185,9 @@ impl UploadSession {
     where
         R: AsyncRead + Send + Unpin,
     {
-        self.add_read(async |filled| content::read(&mut content, &self.pool, &self.progress, filled).await, policy)
-            .await
+        let (to, batches) = mpsc::channel(self.preparing_at_once);
+        let read = content::read(&mut content, Scanner::new(policy, false), &self.pool, &self.progress, to);
+        self.add_read(read, batches).await
     }
 
     /// The same for content that blocking threads read, right to where it stays until it is sent. Reads must not wait for others, as those of a
@@ -196,18 +196,19 @@ impl UploadSession {
     where
         R: io::Read + Send + 'static,
     {
-        self.add_read(async |filled| content::read_file(content, &self.pool, &self.progress, filled).await, policy)
-            .await
+        let (to, batches) = mpsc::channel(self.preparing_at_once);
+        let read = content::read_file(content, Scanner::new(policy, false), &self.pool, &self.progress, to);
+        self.add_read(read, batches).await
     }
 
     async fn add_read(
         &self,
-        read: impl AsyncFnOnce(mpsc::Sender<Filled>) -> io::Result<()>,
-        policy: Policy,
+        read: impl Future<Output = io::Result<Scanner>>,
+        batches: mpsc::Receiver<Preparing>,
     ) -> Result<Uploaded, Error> {
         self.check()?;
         let draft = if self.known.is_some() { Draft::listed() } else { Draft::default() };
-        let (mut draft, _) = self.pack_all(read, Scanner::new(policy, false), draft).await?;
+        let (mut draft, _) = self.pack_all(read, batches, draft).await?;
         let list = draft.take_list();
         let uploaded = self.register(draft.finish()).await;
         if let (Some(known), Some(list)) = (self.known.clone(), list) {
@@ -227,8 +228,9 @@ impl UploadSession {
         H: FnOnce(&mut R) -> io::Result<Vec<u8>> + Send,
     {
         self.check()?;
-        let read = async |filled| content::read(&mut content, &self.pool, &self.progress, filled).await;
-        let (rest, first) = self.pack_all(read, Scanner::new(policy, true), Draft::behind_first()).await?;
+        let (to, batches) = mpsc::channel(self.preparing_at_once);
+        let read = content::read(&mut content, Scanner::new(policy, true), &self.pool, &self.progress, to);
+        let (rest, first) = self.pack_all(read, batches, Draft::behind_first()).await?;
         let Some(first) = Kept::with_head(first, &head(&mut content)?)? else {
             return Ok(self.register(Draft::default().finish()).await);
         };
@@ -257,58 +259,30 @@ impl UploadSession {
     /// Packs all that is read; gives also the first chunk, if it was to be kept.
     async fn pack_all(
         &self,
-        read: impl AsyncFnOnce(mpsc::Sender<Filled>) -> io::Result<()>,
-        scanner: Scanner,
+        read: impl Future<Output = io::Result<Scanner>>,
+        batches: mpsc::Receiver<Preparing>,
         draft: Draft,
     ) -> Result<(Draft, Option<Kept>), Error> {
         let _adding = Adding::on(&self.adding);
-        let (sender, filled) = mpsc::channel(1);
-        let reading = async { read(sender).await.map_err(Error::from) };
-        let ((), packed) = try_join!(reading, self.pack_blocks(filled, scanner, draft))?;
-        Ok(packed)
+        let (scanner, draft) = try_join!(read.err_into(), self.pack_batches(batches, draft))?;
+        Ok((draft, scanner.first))
     }
 
-    /// Finds, prepares and packs the chunks of a file's blocks. Waits for no memory.
-    async fn pack_blocks(
-        &self,
-        mut filled: mpsc::Receiver<Filled>,
-        mut scanner: Scanner,
-        mut draft: Draft,
-    ) -> Result<(Draft, Option<Kept>), Error> {
-        let mut preparing = FuturesOrdered::new();
+    /// Packs the batches of a file. Waits for no memory.
+    async fn pack_batches(&self, mut batches: mpsc::Receiver<Preparing>, mut draft: Draft) -> Result<Draft, Error> {
         let mut ready: Vec<Prepared> = Vec::new();
         let mut asker = Asker::default();
-        let mut has_ended = false;
-        loop {
-            tokio::select! {
-                biased;
-                Some(prepared) = preparing.next(), if !preparing.is_empty() => {
-                    let prepared: Prepared = prepared;
-                    self.progress.add_hashed(prepared.chunks.iter().map(|chunk| chunk.raw_len as usize).sum());
-                    self.consult(&mut asker, &prepared, has_ended && preparing.is_empty()).await;
-                    ready.push(prepared);
-                    if ready.len() >= self.batches_together() {
-                        self.pack(&mut draft, std::mem::take(&mut ready)).await?;
-                    }
-                }
-                block = filled.recv(), if !has_ended && preparing.len() < self.preparing_at_once => match block {
-                    Some(block) => {
-                        let len = block.len();
-                        let scanning = offload(len, move || {
-                            let batch = scanner.scan(block);
-                            (scanner, batch)
-                        });
-                        let batch;
-                        (scanner, batch) = scanning.await;
-                        preparing.push_back(offload(batch.len(), || batch.prepare()));
-                    }
-                    None => has_ended = true,
-                },
-                else => break,
+        while let Some(preparing) = batches.recv().await {
+            let prepared = preparing.await;
+            self.progress.add_hashed(prepared.chunks.iter().map(|chunk| chunk.raw_len as usize).sum());
+            self.consult(&mut asker, &prepared).await;
+            ready.push(prepared);
+            if ready.len() >= self.batches_together() {
+                self.pack(&mut draft, std::mem::take(&mut ready)).await?;
             }
         }
         self.pack(&mut draft, ready).await?;
-        Ok((draft, scanner.first))
+        Ok(draft)
     }
 
     /// How many batches of a file to pack at once. A file alone has the xorb for itself; of several, each would get a term per batch. What all of
@@ -321,12 +295,12 @@ impl UploadSession {
     }
 
     /// Asks the CAS for some of these chunks, if that is wanted.
-    async fn consult(&self, asker: &mut Asker, prepared: &Prepared, is_last: bool) {
+    async fn consult(&self, asker: &mut Asker, prepared: &Prepared) {
         if let Some(dedup) = &self.dedup {
             let packer = self.packer.lock().await;
             let questions = dedup.questions(asker, &prepared.chunks, |chunk| packer.has(chunk));
             drop(packer);
-            dedup.ask_all(questions, is_last).await;
+            dedup.ask_all(questions, prepared.is_last).await;
         }
     }
 
@@ -343,7 +317,7 @@ impl UploadSession {
     async fn pack(&self, draft: &mut Draft, batches: Vec<Prepared>) -> Result<(), Error> {
         let mut packer = self.packer.lock().await;
         let before = packer.report();
-        for Prepared { buffer, chunks } in batches {
+        for Prepared { buffer, chunks, .. } in batches {
             let mut payload = Payload::Whole(buffer);
             let mut rest = &chunks[..];
             loop {

@@ -1,7 +1,8 @@
 //! A file's content as batches of whole chunks.
 //!
-//! [`read`] fills blocks ahead; [`Scanner`] finds the chunks in them. A chunk that reaches over the end of a block is carried into the room
-//! before the data of the next one: chunks are contiguous and only those bytes are copied.
+//! [`read`] and [`read_file`] fill blocks, a [`Scanner`] finds the chunks in them, one block after the other; then they are hashed and compressed,
+//! several blocks at once, each by the thread that has just seen its bytes. A chunk that reaches over the end of a block is carried into the
+//! room before the data of the next one: chunks are contiguous and only those bytes are copied.
 
 use super::MAX_LATE_HEAD;
 use super::blocks::{BLOCK, Buffer, Pool, ROOM};
@@ -10,7 +11,8 @@ use crate::xet::Hash;
 use crate::xet::chunker::{Chunker, MAX_CHUNK};
 use crate::xet::compression::{Policy, Scheme, choose, compress};
 use crate::xet::hash::chunk_hash;
-use crate::xet::offload::offload;
+use crate::xet::offload::offload_steps;
+use futures::future::{BoxFuture, Either, FutureExt, ready};
 use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
@@ -36,19 +38,25 @@ impl Filled {
     }
 }
 
-/// Reads all of `reader` into blocks; the last one, which may be empty, is marked. Ends early when nobody receives any more.
+/// A batch on its way, in the background.
+pub(super) type Preparing = BoxFuture<'static, Prepared>;
+
+/// Reads all of `reader` into blocks and hands on what becomes of them; the last batch, which may be empty, is marked. Ends early when nobody
+/// receives any more. Gives the scanner back.
 ///
 /// Holds a block only while `reader` gives bytes or nobody else wants it.
 pub(super) async fn read<R>(
     reader: &mut R,
+    scanner: Scanner,
     pool: &Arc<Pool>,
     progress: &Progress,
-    filled: mpsc::Sender<Filled>,
-) -> io::Result<()>
+    batches: mpsc::Sender<Preparing>,
+) -> io::Result<Scanner>
 where
     R: AsyncRead + Send + Unpin,
 {
     let mut probe = Vec::new();
+    let mut scanned = Either::Left(ready(scanner));
     loop {
         let mut block = Filled { buffer: pool.block().await, end: ROOM + probe.len(), is_last: false };
         block.buffer.bytes[ROOM..block.end].copy_from_slice(&probe);
@@ -61,10 +69,20 @@ where
             continue;
         }
         progress.add_read(block.len());
-        let is_last = block.is_last;
-        if filled.send(block).await.is_err() || is_last {
-            return Ok(());
+        // The block before was scanned while this one was read.
+        let mut scanner = scanned.await;
+        let Ok(slot) = batches.reserve().await else { return Ok(scanner) };
+        let (len, is_last) = (block.len(), block.is_last);
+        let scan = move || {
+            let batch = scanner.scan(block);
+            (scanner, batch)
+        };
+        let (scanning, prepared) = offload_steps(len, scan, Batch::prepare);
+        slot.send(prepared.boxed());
+        if is_last {
+            return Ok(scanning.await);
         }
+        scanned = Either::Right(scanning);
     }
 }
 
@@ -89,30 +107,34 @@ where
     Ok(true)
 }
 
-/// Reads all of `reader` into blocks on blocking threads, one at a time; else as [`read`] does. When it is dropped a read under way ends first.
+/// Does as [`read`], but reads on the threads that scan. When it is dropped a read under way ends first.
 pub(super) async fn read_file<R>(
     mut reader: R,
+    mut scanner: Scanner,
     pool: &Arc<Pool>,
     progress: &Progress,
-    filled: mpsc::Sender<Filled>,
-) -> io::Result<()>
+    batches: mpsc::Sender<Preparing>,
+) -> io::Result<Scanner>
 where
     R: Read + Send + 'static,
 {
     loop {
+        let Ok(slot) = batches.reserve().await else { return Ok(scanner) };
         let buffer = pool.block().await;
-        let (block, read);
-        (reader, block, read) = offload(BLOCK, move || {
+        let scan = move || {
             let mut block = Filled { buffer, end: ROOM, is_last: false };
-            let read = fill_all(&mut reader, &mut block);
-            (reader, block, read)
-        })
-        .await;
-        read?;
-        progress.add_read(block.len());
-        let is_last = block.is_last;
-        if filled.send(block).await.is_err() || is_last {
-            return Ok(());
+            let read = fill_all(&mut reader, &mut block).map(|()| (block.len(), block.is_last));
+            let batch = scanner.scan(block);
+            ((reader, scanner, read), batch)
+        };
+        let (scanning, prepared) = offload_steps(BLOCK, scan, Batch::prepare);
+        slot.send(prepared.boxed());
+        let read;
+        (reader, scanner, read) = scanning.await;
+        let (len, is_last) = read?;
+        progress.add_read(len);
+        if is_last {
+            return Ok(scanner);
         }
     }
 }
@@ -172,7 +194,7 @@ impl Scanner {
             start = end;
         }
         self.carried.extend_from_slice(&bytes[start..]);
-        Batch { buffer, chunks }
+        Batch { buffer, chunks, is_last }
     }
 
     fn found(&mut self, bytes: &[u8], range: Range<usize>) -> Option<(Range<usize>, Scheme)> {
@@ -207,7 +229,7 @@ impl Kept {
 
     pub(super) async fn into_batch(self, pool: &Arc<Pool>) -> Batch {
         let range = 0..self.bytes.len();
-        Batch { buffer: pool.adopt(self.bytes).await, chunks: vec![(range, self.scheme)] }
+        Batch { buffer: pool.adopt(self.bytes).await, chunks: vec![(range, self.scheme)], is_last: true }
     }
 }
 
@@ -219,6 +241,7 @@ fn too_long() -> io::Error {
 pub(super) struct Batch {
     buffer: Buffer,
     chunks: Vec<(Range<usize>, Scheme)>,
+    is_last: bool,
 }
 
 impl Batch {
@@ -229,7 +252,7 @@ impl Batch {
 
     /// Hashes and compresses. Where a chunk shrinks, all are copied to a buffer as small as they need, and the block is free.
     pub(super) fn prepare(self) -> Prepared {
-        let Self { buffer, chunks } = self;
+        let Self { buffer, chunks, is_last } = self;
         let (mut packed, mut shrunk) = (Vec::new(), Vec::new());
         let prepare = |(range, scheme): (Range<usize>, Scheme)| {
             let raw = &buffer.bytes[range.clone()];
@@ -243,7 +266,7 @@ impl Batch {
         };
         let mut chunks: Vec<Chunk> = chunks.into_iter().map(prepare).collect();
         if packed.is_empty() {
-            return Prepared { buffer, chunks };
+            return Prepared { buffer, chunks, is_last };
         }
         for chunk in chunks.iter_mut().filter(|chunk| chunk.scheme == Scheme::None) {
             let at = packed.len();
@@ -251,7 +274,7 @@ impl Batch {
             chunk.stored = at..packed.len();
         }
         packed.shrink_to_fit();
-        Prepared { buffer: buffer.replaced_by(packed), chunks }
+        Prepared { buffer: buffer.replaced_by(packed), chunks, is_last }
     }
 }
 
@@ -259,6 +282,8 @@ impl Batch {
 pub(super) struct Prepared {
     pub(super) buffer: Buffer,
     pub(super) chunks: Vec<Chunk>,
+    /// Whether the file ends with them.
+    pub(super) is_last: bool,
 }
 
 /// One of them.
@@ -324,21 +349,23 @@ pub(super) mod tests {
 
     /// All chunks of a file, read through blocks as a session does.
     async fn found(reader: impl AsyncRead + Send + Unpin, pool: &Arc<Pool>) -> io::Result<Vec<Vec<u8>>> {
-        let (sender, mut filled) = mpsc::channel(1);
+        let (sender, mut batches) = mpsc::channel(1);
         let progress = Progress::default();
         let mut reader = reader;
-        let reading = read(&mut reader, pool, &progress, sender);
-        let scanning = async {
-            let (mut scanner, mut found) = (Scanner::new(Policy::Never, false), Vec::new());
-            while let Some(block) = filled.recv().await {
-                let batch = scanner.scan(block);
-                found.extend(batch.chunks.iter().map(|(range, _)| batch.buffer.bytes[range.clone()].to_vec()));
+        let reading = read(&mut reader, Scanner::new(Policy::Never, false), pool, &progress, sender);
+        let taking = async {
+            let (mut found, mut has_ended) = (Vec::new(), false);
+            while let Some(batch) = batches.recv().await {
+                let batch = batch.await;
+                assert!(!std::mem::replace(&mut has_ended, batch.is_last));
+                found.extend(batch.chunks.iter().map(|chunk| batch.buffer.bytes[chunk.stored.clone()].to_vec()));
             }
-            assert!(scanner.carried.is_empty());
-            found
+            (found, has_ended)
         };
-        let (read, found) = futures::join!(reading, scanning);
-        read.map(|()| found)
+        let (read, (found, has_ended)) = futures::join!(reading, taking);
+        let scanner = read?;
+        assert!(scanner.carried.is_empty() && has_ended);
+        Ok(found)
     }
 
     proptest! {
