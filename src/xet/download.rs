@@ -216,9 +216,11 @@ impl Downloader {
     }
 
     /// A whole file of `len` bytes into `place`, in any order and verified; the chunk cache is neither asked nor filled. On an error the place
-    /// holds anything. A dropped future leaves writers behind that finish the chunk that they are at. Must be polled inside a Tokio runtime.
+    /// holds anything. A dropped future leaves writers behind that finish the runs of chunks that they have. Must be polled inside a Tokio runtime.
     pub async fn download_to(&self, file: &Hash, len: u64, place: Arc<dyn Place>) -> Result<(), Error> {
-        self.engine.place(file, len, place).await
+        let (engine, file) = (Arc::clone(&self.engine), *file);
+        let placing = tokio::spawn(async move { engine.place(&file, len, place).await });
+        joined(AbortOnDropHandle::new(placing)).await
     }
 
     /// The chunks of `range` by windows, in order; `hashed`: with their hashes. Doesn't end at an error.
@@ -235,19 +237,19 @@ impl Downloader {
             let engine = Arc::clone(&engine);
             let manner = Manner { question: window.clone(), slack, hashed, kept };
             let task = tokio::spawn(async move { engine.window(&file, &window, &manner).await });
-            let task = AbortOnDropHandle::new(task);
-            async move {
-                task.await.unwrap_or_else(|error| match error.try_into_panic() {
-                    Ok(panic) => resume_unwind(panic),
-                    Err(_) => {
-                        Err(Error::Network("the download was cut short: the process is shutting down".to_owned()))
-                    }
-                })
-            }
+            joined(AbortOnDropHandle::new(task))
         };
         // The window that the consumer is at has left the buffer.
         stream::iter(windows(range, window)).map(read).buffered(ahead.max(1))
     }
+}
+
+/// The result of a task of ours.
+async fn joined<T>(task: AbortOnDropHandle<Result<T, Error>>) -> Result<T, Error> {
+    task.await.unwrap_or_else(|error| match error.try_into_panic() {
+        Ok(panic) => resume_unwind(panic),
+        Err(_) => Err(Error::Network("the download was cut short: the process is shutting down".to_owned())),
+    })
 }
 
 /// What to ask for where `range` is to be read.

@@ -59,6 +59,11 @@ impl ChunkHeader {
         Ok(Self { stored_len, scheme, raw_len })
     }
 
+    /// Whether the payload is the chunk itself.
+    pub(super) fn is_plain(&self) -> bool {
+        self.scheme == Scheme::None && self.stored_len == self.raw_len
+    }
+
     /// The 8 bytes. Lengths are below 2^24, as `parse` and [`Builder`] see to.
     pub fn to_bytes(self) -> [u8; CHUNK_HEADER_LEN] {
         let [s0, s1, s2, _] = self.stored_len.to_le_bytes();

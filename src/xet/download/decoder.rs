@@ -4,9 +4,9 @@
 //! inside one piece shares its memory; one that lies across pieces is put together in a buffer of its own, which is used again once nobody
 //! holds what was in it. Lengths are bytes. Failure: [`Error::Malformed`].
 
+use crate::xet::Error;
 use crate::xet::compression::decompress;
 use crate::xet::xorb::{CHUNK_HEADER_LEN, ChunkHeader};
-use crate::xet::{Error, Scheme};
 use bytes::{Bytes, BytesMut};
 use std::ops::Range;
 
@@ -24,19 +24,9 @@ impl StoredChunk {
         self.header.raw_len
     }
 
-    /// Whether its raw bytes are those stored.
-    fn is_plain(&self) -> bool {
-        self.header.scheme == Scheme::None && self.payload.len() == self.header.raw_len as usize
-    }
-
-    /// Appends its raw bytes.
-    pub(in crate::xet) fn raw_to(&self, raw: &mut Vec<u8>) -> Result<(), Error> {
-        decompress(self.header.scheme, &self.payload, self.header.raw_len as usize, raw)
-    }
-
     /// Its raw bytes, which share the payload's memory where that isn't compressed.
     pub(in crate::xet) fn into_raw(self) -> Result<Bytes, Error> {
-        if self.is_plain() {
+        if self.header.is_plain() {
             return Ok(self.payload);
         }
         let mut raw = Vec::with_capacity(self.header.raw_len as usize);
@@ -135,8 +125,8 @@ fn malformed(why: &str) -> Error {
 mod tests {
     use super::*;
     use crate::xet::hash::chunk_hash;
-    use crate::xet::testdata;
     use crate::xet::xorb::{Builder, decode_chunks};
+    use crate::xet::{Scheme, testdata};
     use proptest::prelude::*;
 
     fn xorb() -> Bytes {
@@ -157,14 +147,11 @@ mod tests {
     /// Raw chunks, by pieces that end at `cuts`.
     fn decoded(body: &Bytes, chunks: Range<u32>, cuts: &[usize]) -> Result<Vec<Vec<u8>>, Error> {
         let mut decoder = Decoder::new(chunks.clone());
-        let (mut raw, mut scratch, mut start) = (Vec::new(), Vec::new(), 0);
+        let (mut raw, mut start) = (Vec::new(), 0);
         for &end in cuts.iter().chain([&body.len()]) {
             decoder.push(body.slice(start..end), |chunk| {
                 assert_eq!(chunk.index, chunks.start + raw.len() as u32);
-                scratch.clear();
-                chunk.raw_to(&mut scratch)?;
-                raw.push(scratch.clone());
-                assert_eq!(chunk.into_raw()?, raw[raw.len() - 1]);
+                raw.push(chunk.into_raw()?.to_vec());
                 Ok(())
             })?;
             start = end;

@@ -1,22 +1,28 @@
 //! Whole files, verified, in whatever order their bytes arrive.
 //!
-//! A few connections at a time each bring one stretch of a xorb (or several small ones under one URL). A blocking thread per connection takes its
-//! pieces through a small channel: it cuts them into chunks, hashes each once and writes them, some at a time, to every place where the file has
-//! them. So memory is some MiB per connection and the connection never waits but for the disk. Stretches that several terms use are fetched once per window.
+//! A few connections at a time each bring one stretch of a xorb (or several small ones under one URL). What comes is cut into chunks and copied to
+//! a buffer at once, so that the connection reads into the same memory again, which is in the cache. A blocking thread per connection takes these
+//! runs of chunks through a small channel, hashes each chunk once and writes the run to every place where the file has it. So memory is
+//! some MiB per connection, used over and over, and the connection never waits but for the disk. Stretches that several terms use are fetched
+//! once per window.
 //!
 //! The file is asked for in windows, each beginning where the one before ended, so that a huge file's plan and hashes are never in memory
 //! at once. Two windows at most are under way: chunk hashes enter the Merkle tree in file order, and what came early waits for it. What
 //! is written is only good when all of it was verified: until then, and after any error, the sink holds anything.
 //!
-//! Dropping the future stops the connections at once, and the writers behind the chunk that they are at.
+//! Dropping the future stops the connections at once, and the writers behind the runs that they have.
 
 use super::Engine;
-use super::decoder::{Decoder, StoredChunk};
+use super::decoder::Decoder;
 use super::layout::{Layout, stored_len};
+use crate::xet::cas::DataStream;
 use crate::xet::chunker::MAX_CHUNK;
+use crate::xet::compression::decompress;
 use crate::xet::hash::chunk_hash;
 use crate::xet::known::MAX_LIST;
 use crate::xet::merkle::Tree;
+use crate::xet::reconstruction::Fetch;
+use crate::xet::xorb::ChunkHeader;
 use crate::xet::{Error, Hash};
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
@@ -62,13 +68,14 @@ impl Place for std::fs::File {
 
 /// Windows under way.
 const WINDOWS: usize = 2;
-/// Pieces between a connection and its writer: one being written, one to go on with.
-const PIECES: usize = 2;
+/// Runs between a connection and its writer, beside the one being gathered and the one being written.
+const RUNS: usize = 1;
 /// Most bytes of small stretches of one URL that are asked for at once: they are held whole.
 const MANY: u64 = 2 * 1024 * 1024;
 /// Shortest window to fall back to where an answer was too long: some 8,000 terms, if each is one small chunk.
 const LEAST_WINDOW: u64 = 64 * 1024 * 1024;
-/// Bytes of consecutive chunks that are written in one go: a write of one chunk costs the kernel twice as much by the byte.
+/// Bytes of consecutive chunks that are handed over and written in one go: a write of one chunk costs the kernel twice as much by the byte. No less
+/// than a connection gives at a time, and little enough to be in a core's cache from the hash to the write.
 const RUN: usize = 512 * 1024;
 
 /// Chunk hashes and lengths.
@@ -320,13 +327,13 @@ impl Job {
         sink: &Arc<Sink>,
         writers: &TaskTracker,
     ) -> Result<Vec<(usize, Hashes)>, Error> {
-        let (pieces, written) = mpsc::channel(PIECES);
+        let (runs, gathered) = mpsc::channel(RUNS);
         let writer = {
             let (window, fetches, sink) = (Arc::clone(&self.window), self.fetches.clone(), Arc::clone(sink));
-            writers.spawn_blocking(move || write(&window, &fetches, written, &sink))
+            writers.spawn_blocking(move || write(&window, &fetches, gathered, &sink))
         };
-        let fed = self.feed(engine, latest, pieces).await;
-        // It ends when its pieces do, whatever the reason.
+        let fed = self.feed(engine, latest, sink, runs).await;
+        // It ends when its runs do, whatever the reason.
         let written = writer.await.unwrap_or_else(|error| match error.try_into_panic() {
             Ok(panic) => resume_unwind(panic),
             Err(_) => Err(Error::Network("the download was cut short: the process is shutting down".to_owned())),
@@ -335,24 +342,83 @@ impl Job {
     }
 
     /// Hands on what comes, until all has or the writer has stopped.
-    async fn feed(&self, engine: &Engine, latest: &Layout, pieces: mpsc::Sender<Bytes>) -> Result<(), Error> {
-        let fetch = &latest.fetches[self.fetches[0]];
-        if self.fetches.len() == 1 {
-            let mut data = engine.cas.fetch(&fetch.url, fetch.bytes.clone());
-            while let Some(piece) = data.next().await {
-                if pieces.send(piece?).await.is_err() {
-                    break;
-                }
-            }
-            return Ok(());
-        }
+    async fn feed(
+        &self,
+        engine: &Engine,
+        latest: &Layout,
+        sink: &Arc<Sink>,
+        runs: mpsc::Sender<Run>,
+    ) -> Result<(), Error> {
+        let url = &latest.fetches[self.fetches[0]].url;
         let ranges: Vec<_> = self.fetches.iter().map(|&i| latest.fetches[i].bytes.clone()).collect();
-        for body in engine.cas.fetch_many(&fetch.url, &ranges).await? {
-            if pieces.send(body).await.is_err() {
-                break;
-            }
+        if let [range] = &ranges[..] {
+            let data = engine.cas.fetch(url, range.clone());
+            return Gatherer::new(&self.window.plan.fetches[self.fetches[0]], sink).gather(data, &runs).await;
+        }
+        for (&fetch, body) in self.fetches.iter().zip(engine.cas.fetch_many(url, &ranges).await?) {
+            let data = stream::iter([Ok(body)]).boxed();
+            Gatherer::new(&self.window.plan.fetches[fetch], sink).gather(data, &runs).await?;
         }
         Ok(())
+    }
+}
+
+/// Consecutive chunks.
+struct Run {
+    headers: Vec<ChunkHeader>,
+    /// Their payloads, one behind the other.
+    stored: Buffer,
+}
+
+/// Cuts a stretch into runs.
+struct Gatherer<'a> {
+    decoder: Decoder,
+    /// Bytes of the stretch that have yet to come.
+    left: u64,
+    run: Run,
+    sink: &'a Arc<Sink>,
+}
+
+impl<'a> Gatherer<'a> {
+    fn new(stretch: &Fetch, sink: &'a Arc<Sink>) -> Self {
+        Self { decoder: Decoder::new(stretch.chunks.clone()), left: stored_len(stretch), run: sink.run(), sink }
+    }
+
+    async fn gather(mut self, mut data: DataStream<'_>, runs: &mpsc::Sender<Run>) -> Result<(), Error> {
+        while let Some(mut piece) = data.try_next().await? {
+            let left = self.left.checked_sub(piece.len() as u64);
+            self.left = left.ok_or_else(|| bad_data("it is longer than asked for"))?;
+            while !piece.is_empty() {
+                // A piece that isn't longer is gone when this waits: the connection may read into its memory.
+                let full = self.push(piece.split_to(piece.len().min(RUN)))?;
+                for run in full {
+                    if runs.send(run).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        if self.left > 0 {
+            return Err(bad_data("it ends too early"));
+        }
+        self.decoder.finish()?;
+        // That the writer has stopped is for it to say.
+        let _ = runs.send(self.run).await;
+        Ok(())
+    }
+
+    /// The runs that are full with these bytes.
+    fn push(&mut self, piece: Bytes) -> Result<Vec<Run>, Error> {
+        let mut full = Vec::new();
+        self.decoder.push(piece, |chunk| {
+            self.run.headers.push(chunk.header);
+            self.run.stored.bytes.extend_from_slice(&chunk.payload);
+            if self.run.stored.bytes.len() >= RUN {
+                full.push(std::mem::replace(&mut self.run, self.sink.run()));
+            }
+            Ok(())
+        })?;
+        Ok(full)
     }
 }
 
@@ -360,25 +426,19 @@ impl Job {
 fn write(
     window: &Window,
     fetches: &[usize],
-    mut pieces: mpsc::Receiver<Bytes>,
+    mut runs: mpsc::Receiver<Run>,
     sink: &Sink,
 ) -> Result<Vec<(usize, Hashes)>, Error> {
-    let mut run = Vec::with_capacity(RUN + MAX_CHUNK);
     let mut all = Vec::with_capacity(fetches.len());
     for &fetch in fetches {
-        let stretch = &window.plan.fetches[fetch];
-        let mut left = stored_len(stretch);
-        let mut decoder = Decoder::new(stretch.chunks.clone());
-        let mut writer = Writer::new(&window.spots[fetch], stretch.chunks.len(), run);
-        while left > 0 {
-            let Some(piece) = pieces.blocking_recv() else { return Err(bad_data("it ends too early")) };
-            left = left.checked_sub(piece.len() as u64).ok_or_else(|| bad_data("it is longer than asked for"))?;
-            decoder.push(piece, |chunk| writer.put(&chunk, sink))?;
+        let chunks = window.plan.fetches[fetch].chunks.clone();
+        let mut writer = Writer::new(&window.spots[fetch], chunks.clone());
+        while writer.next < chunks.end {
+            // If there are no more, who gathers says why.
+            let Some(run) = runs.blocking_recv() else { return Err(bad_data("it ends too early")) };
+            writer.put(&run, sink)?;
         }
-        decoder.finish()?;
-        let hashes;
-        (hashes, run) = writer.finish(sink)?;
-        all.push((fetch, hashes));
+        all.push((fetch, writer.hashes));
     }
     Ok(all)
 }
@@ -389,64 +449,86 @@ struct Writer<'a> {
     spots: slice::Iter<'a, Spot>,
     /// The others, but for those that are written.
     open: Vec<Open<'a>>,
-    /// Consecutive chunks that are not written yet.
-    run: Vec<u8>,
+    /// The next chunk.
+    next: u32,
     hashes: Hashes,
+    /// Of chunks that were compressed.
+    raw: Vec<u8>,
 }
 
 /// A term of which chunks have come.
 struct Open<'a> {
     spot: &'a Spot,
-    /// Where the run goes, as far as it belongs here.
+    /// Where it goes on in the file.
     offset: u64,
+    /// What of the bytes to write next belongs here.
     part: Range<usize>,
 }
 
 impl<'a> Writer<'a> {
-    /// `spots` ascend by first chunk; `run` is empty.
-    fn new(spots: &'a [Spot], chunks: usize, run: Vec<u8>) -> Self {
-        Self { spots: spots.iter(), open: Vec::new(), run, hashes: Vec::with_capacity(chunks) }
+    /// `spots` ascend by first chunk.
+    fn new(spots: &'a [Spot], chunks: Range<u32>) -> Self {
+        let hashes = Vec::with_capacity(chunks.len());
+        Self { spots: spots.iter(), open: Vec::new(), next: chunks.start, hashes, raw: Vec::new() }
     }
 
-    fn put(&mut self, chunk: &StoredChunk, sink: &Sink) -> Result<(), Error> {
-        let (index, start) = (chunk.index, self.run.len());
-        chunk.raw_to(&mut self.run)?;
-        let end = self.run.len();
-        // A chunk's length.
-        self.hashes.push((chunk_hash(&self.run[start..]), (end - start) as u32));
+    fn put(&mut self, run: &Run, sink: &Sink) -> Result<(), Error> {
+        let mut stored = &run.stored.bytes[..];
+        if run.headers.iter().all(ChunkHeader::is_plain) {
+            return self.put_raw(stored, &run.headers, sink);
+        }
+        let mut raw = std::mem::take(&mut self.raw);
+        let mut first = 0;
+        for (i, header) in run.headers.iter().enumerate() {
+            let payload = stored.split_off(..header.stored_len as usize).expect("it was gathered with its header");
+            decompress(header.scheme, payload, header.raw_len as usize, &mut raw)?;
+            if raw.len() >= RUN || i + 1 == run.headers.len() {
+                self.put_raw(&raw, &run.headers[first..=i], sink)?;
+                raw.clear();
+                first = i + 1;
+            }
+        }
+        self.raw = raw;
+        Ok(())
+    }
+
+    /// The next chunks, uncompressed and one behind the other.
+    fn put_raw(&mut self, raw: &[u8], headers: &[ChunkHeader], sink: &Sink) -> Result<(), Error> {
+        let mut start = 0;
+        for header in headers {
+            let end = start + header.raw_len as usize;
+            self.hashes.push((chunk_hash(&raw[start..end]), header.raw_len));
+            self.place(start..end)?;
+            start = end;
+        }
+        for Open { offset, part, .. } in &mut self.open {
+            sink.write(*offset, &raw[part.clone()])?;
+            *offset += part.len() as u64;
+            *part = 0..0;
+        }
+        self.open.retain(|open| open.spot.chunks.end > self.next);
+        Ok(())
+    }
+
+    /// The next chunk, which lies there in the bytes to write next, belongs to all terms that have it.
+    fn place(&mut self, chunk: Range<usize>) -> Result<(), Error> {
+        let index = self.next;
+        self.next += 1;
         while let Some(spot) = self.spots.as_slice().first().filter(|spot| spot.chunks.start == index) {
-            self.open.push(Open { spot, offset: spot.offset, part: start..start });
+            self.open.push(Open { spot, offset: spot.offset, part: chunk.start..chunk.start });
             self.spots.next();
         }
         for open in self.open.iter_mut().filter(|open| open.spot.chunks.end > index) {
-            open.part.end = end;
+            open.part.end = chunk.end;
             let spot = open.spot;
-            let reached = open.offset + (end - open.part.start) as u64;
-            let last = index + 1 == spot.chunks.end;
+            let reached = open.offset + open.part.len() as u64;
+            let last = self.next == spot.chunks.end;
             // Checked before it is written: it must not run over what another term has there.
             if reached > spot.offset + spot.len || last != (reached == spot.offset + spot.len) {
                 return Err(bad_data("a term is not as long as announced"));
             }
         }
-        if end >= RUN { self.flush(index + 1, sink) } else { Ok(()) }
-    }
-
-    /// Writes the run; `next` is the chunk behind it.
-    fn flush(&mut self, next: u32, sink: &Sink) -> Result<(), Error> {
-        for Open { offset, part, .. } in &mut self.open {
-            sink.write(*offset, &self.run[part.clone()])?;
-            *offset += part.len() as u64;
-            *part = 0..0;
-        }
-        self.open.retain(|open| open.spot.chunks.end > next);
-        self.run.clear();
         Ok(())
-    }
-
-    /// The hashes, and the memory of the run.
-    fn finish(mut self, sink: &Sink) -> Result<(Hashes, Vec<u8>), Error> {
-        self.flush(u32::MAX, sink)?;
-        Ok((self.hashes, self.run))
     }
 }
 
@@ -454,11 +536,20 @@ impl<'a> Writer<'a> {
 struct Sink {
     place: Arc<dyn Place>,
     turn: std::sync::Mutex<()>,
+    /// Memory of runs that are written.
+    spare: std::sync::Mutex<Vec<Vec<u8>>>,
 }
 
 impl Sink {
     fn new(place: Arc<dyn Place>) -> Self {
-        Self { place, turn: std::sync::Mutex::new(()) }
+        Self { place, turn: std::sync::Mutex::default(), spare: std::sync::Mutex::default() }
+    }
+
+    /// An empty run.
+    fn run(self: &Arc<Self>) -> Run {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let bytes = spare.unwrap_or_else(|| Vec::with_capacity(RUN + MAX_CHUNK));
+        Run { headers: Vec::with_capacity(2 * RUN / MAX_CHUNK), stored: Buffer { bytes, home: Arc::clone(self) } }
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -468,6 +559,77 @@ impl Sink {
     }
 }
 
+/// Memory that is used again.
+struct Buffer {
+    bytes: Vec<u8>,
+    home: Arc<Sink>,
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
+        self.home.spare.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
+    }
+}
+
 fn bad_data(why: &str) -> Error {
     Error::Malformed { what: "xorb data", why: why.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::xet::xorb::Builder;
+    use crate::xet::{Scheme, testdata};
+
+    struct Nowhere;
+
+    impl Place for Nowhere {
+        fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn no_piece_is_held_while_the_next_is_waited_for_or_the_writer_is() {
+        let mut builder = Builder::default();
+        (0..20).for_each(|seed| {
+            let raw = testdata::random(seed, MAX_CHUNK);
+            builder.push(chunk_hash(&raw), &raw, Scheme::None);
+        });
+        let body = builder.finish().0;
+        let stretch = Fetch { xorb: Hash::ZERO, url: "".into(), bytes: 0..body.len() as u64, chunks: 0..20 };
+        let sink = Arc::new(Sink::new(Arc::new(Nowhere)));
+        // Pieces that are not shared but by who holds on to them.
+        let held = Arc::new(());
+        let pieces: Vec<_> = body.chunks(100_000).map(<[u8]>::to_vec).collect();
+        struct Piece(Vec<u8>, #[expect(dead_code, reason = "counts")] Arc<()>);
+        impl AsRef<[u8]> for Piece {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        let counted = Arc::clone(&held);
+        let data = stream::iter(pieces).map(move |piece| {
+            assert_eq!(Arc::strong_count(&counted), 2, "a piece is held");
+            Ok(Bytes::from_owner(Piece(piece, Arc::clone(&counted))))
+        });
+        let (runs, mut gathered) = mpsc::channel::<Run>(RUNS);
+        let taking = async {
+            let (mut chunks, mut stored) = (0, 0);
+            while let Some(run) = gathered.recv().await {
+                assert!(Arc::strong_count(&held) <= 2, "a piece is held");
+                (chunks, stored) = (chunks + run.headers.len(), stored + run.stored.bytes.len());
+            }
+            (chunks, stored)
+        };
+        let gatherer = Gatherer::new(&stretch, &sink);
+        let gathering = async move { gatherer.gather(data.boxed(), &runs).await };
+        let (done, taken) = futures::join!(gathering, taking);
+        done.unwrap();
+        assert_eq!(taken, (20, 20 * MAX_CHUNK));
+        // One gathered, one between, one written: used over and over.
+        assert!(sink.spare.lock().unwrap().len() <= RUNS + 2);
+    }
 }
