@@ -517,7 +517,7 @@ class World:
         ended = command is not None and command.poll() is not None
         self.kill()
         code = command.wait(timeout=DEADLINE) if command else None
-        if name == "stop" and code == 0 and not any(w.log.flight or len(w.log.trees) > 1 for w in self.writers):
+        if name == "stop" and code == 0 and all(writer.log.is_certain() for writer in self.writers):
             # It has said so: all of it is at the Hub.
             self.proxy.quiet()
             self.check_settled()

@@ -132,6 +132,10 @@ class Log:
         # Since the last time that the Hub had everything: paths that were taken away or replaced, and all that ever were.
         self.moved, self.ever = set(), set(tree)
 
+    def is_certain(self):
+        """Whether there is just one tree that may be there, to the last byte: no call is under way, and no file is open for writing."""
+        return not self.flight and len(self.trees) == 1 and not any(isinstance(node, Written) for node in self.trees[0].values())
+
     def begin(self, name, effect, path, gone=()):
         """`gone`: the paths that it takes away or replaces."""
         self.flight = (name, effect)

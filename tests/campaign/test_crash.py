@@ -87,6 +87,16 @@ def test_a_call_under_way_may_be_done_or_not_and_one_that_returned_is(call):
         log.settle(tree({"t/a": OLD}), "after a kill")
 
 
+def test_nothing_is_certain_while_a_call_is_under_way_or_a_file_is_open_for_writing():
+    assert Log(tree({"t/a": OLD})).is_certain()
+    assert not Log(tree({"t/a": Written(b"")})).is_certain()
+    log = Log(tree({"t/a": OLD}))
+    log.begin("removed", remove("t/a"), "t/a")
+    assert not log.is_certain()
+    log.done()
+    assert log.is_certain()
+
+
 @pytest.mark.parametrize("found", [{}, {"t/a": OLD, "t/b": OLD}, {"t/b": File(b"ol")}, {"t/b": File(b"old\0")}, {"t/b": DIRECTORY}])
 @pytest.mark.parametrize("returned", [False, True])
 def test_a_rename_leaves_one_whole_file_under_one_name(found, returned):
