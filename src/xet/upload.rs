@@ -2,8 +2,8 @@
 //!
 //! One pass, several blocks of the file side by side, off the async workers: blocks are read and chunk boundaries found in them, in order; then the
 //! same thread, in whose cache the bytes are, hashes their chunks and, if so wanted, compresses them, while another goes on with the next block.
-//! Chunks stored nowhere yet enter the session's xorb, in order. All files share one xorb under construction; a full one is sent by a task of its own while the next fills. Payloads are never copied
-//! after they were read: a xorb's body is slices of the blocks.
+//! Chunks stored nowhere yet enter the session's xorb, in order. All files share one xorb under construction; a full one is sent by a task of its
+//! own while the next fills. Payloads are never copied after they were read: a xorb's body is slices of the blocks.
 //!
 //! Bounded memory: payload takes at most [`Options::memory`], and reading waits when that is used up; `blocks` says why nobody waits for ever. Beside
 //! it there are 128 KiB per file being added (twice that with a late head), about 70 bytes per chunk of the latest 32 GiB, up to 80 bytes per chunk that

@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import conftest  # noqa: E402, F401
 import races  # noqa: E402
-from lab import BUCKET, READ_BACK, Lab, overlap, set_home, tokens  # noqa: E402
+from lab import BUCKET, READ_BACK, Lab, held_append, overlap, set_home, tokens  # noqa: E402
 from shared import run  # noqa: E402
 
 
@@ -251,24 +251,17 @@ def window(folder, encrypted, tries=20, say=print):
             f"between comparing and committing, {len(spans)} commits: median {statistics.median(spans):.1f} ms,"
             f" longest {spans[-1]:.1f} ms"
         )
-        for number in range(tries):
-            name = f"inside-{number}.txt"
-            edited(name)
-            held = lab.a.gate.hold("commit", lab.stored_key(name))
-            lab.a.append(name)
-            held.wait()
-            note("theirs, uploaded between our comparing and our commit", upload(name))
-            held.release()
-            lab.a.flush()
-        for number in range(tries):
-            name = f"before-{number}.txt"
-            edited(name)
-            held = lab.a.gate.hold("look", lab.stored_key(name))
-            lab.a.append(name)
-            held.wait()
-            note("theirs, uploaded right before our comparing", upload(name))
-            held.release()
-            lab.a.flush()
+        for at, change in (
+            ("commit", "theirs, uploaded between our comparing and our commit"),
+            ("look", "theirs, uploaded right before our comparing"),
+        ):
+            for number in range(tries):
+                name = f"{at}-{number}.txt"
+                edited(name)
+                held = held_append(lab, lab.a, name, at)
+                note(change, upload(name))
+                held.release()
+                lab.a.flush()
         for number in range(tries):
             name = f"after-{number}.txt"
             edited(name)
@@ -318,9 +311,7 @@ def window(folder, encrypted, tries=20, say=print):
         note("ours, a new file, overwritten and what overwrote it moved away at once", fresh[0])
         edited("late.txt")
         lab.b.sees("late.txt", b"")
-        held = lab.b.gate.hold("commit", lab.stored_key("late.txt"))
-        lab.b.append("late.txt")
-        held.wait()
+        held = held_append(lab, lab.b, "late.txt")
         note("ours, when another mount's request is on its way for longer than the read-back waits", lab.a.append("late.txt"))
         lab.a.flush()
         for number in range(tries):

@@ -259,6 +259,14 @@ class Lab:
             return sorted((self.must - self.may_go) - there)
 
 
+def held_append(lab, machine, name, at="commit"):
+    """Changes a file and waits until its commit, or the look before it, is held; gives what releases that."""
+    rule = machine.gate.hold(at, lab.stored_key(name))
+    machine.append(name)
+    rule.wait()
+    return rule
+
+
 def overlap(lab, name, held, do_held, first, do_first):
     """`held` compares with what is there; then `first` compares and commits; then `held` commits what concerns `name`."""
     rule = held.gate.hold("commit", lab.stored_key(name))

@@ -7,7 +7,7 @@ is checked for all of them; what they check themselves is where things went.
 import os
 import time
 
-from lab import overlap, tokens
+from lab import held_append, overlap, tokens
 
 LONG = "n" * 200
 
@@ -43,10 +43,7 @@ def create_against_create(lab):
 def three_in_a_row(lab):
     name = "three.txt"
     start(lab, name)
-    rules = [machine.gate.hold("commit", lab.stored_key(name)) for machine in (lab.b, lab.c)]
-    for machine, rule in zip((lab.b, lab.c), rules):
-        machine.append(name)
-        rule.wait()
+    rules = [held_append(lab, machine, name) for machine in (lab.b, lab.c)]
     lab.a.append(name)
     lab.a.flush()
     for machine, rule in zip((lab.b, lab.c), rules):
@@ -60,9 +57,7 @@ def answer_lost_and_overwritten(lab):
     """The first commit goes through unheard, the second overwrites it before the first mount looks."""
     name = "unheard.txt"
     start(lab, name)
-    held = lab.b.gate.hold("commit", lab.stored_key(name))
-    lab.b.append(name)
-    held.wait()
+    held = held_append(lab, lab.b, name)
     lost = lab.a.gate.lose_answer("commit", lab.stored_key(name))
     lab.a.append(name)
     lost.wait()
@@ -228,9 +223,7 @@ def moved_with_its_directory_unseen(lab):
     """The directory's rename waits behind the commit that is overwritten."""
     name = "d5/x.txt"
     start(lab, name)
-    held = lab.b.gate.hold("commit", lab.stored_key(name))
-    lab.b.append(name)
-    held.wait()
+    held = held_append(lab, lab.b, name)
     answer = lab.a.gate.hold_answer("commit", lab.stored_key(name))
     lab.a.append(name)
     answer.wait()
@@ -317,9 +310,7 @@ def killed_before_reading_back(lab):
 def killed_before_the_answer(lab):
     name = "killed2.txt"
     start(lab, name)
-    held = lab.b.gate.hold("commit", lab.stored_key(name))
-    lab.b.append(name)
-    held.wait()
+    held = held_append(lab, lab.b, name)
     answer = lab.a.gate.hold_answer("commit", lab.stored_key(name))
     lab.a.append(name)
     answer.wait()
@@ -357,10 +348,7 @@ def read_backs_meet(lab):
     """Two mounts find themselves overwritten in the same moment; their copies would have the same name."""
     name = "meet.txt"
     start(lab, name)
-    rules = {machine: machine.gate.hold("commit", lab.stored_key(name)) for machine in (lab.a, lab.b, lab.c)}
-    for machine, rule in rules.items():
-        machine.append(name)
-        rule.wait()
+    rules = {machine: held_append(lab, machine, name) for machine in (lab.a, lab.b, lab.c)}
     mark = lab.stored_key(name)
     # All have compared: the next look at the path is the read-back. It waits until both are there.
     looks = [machine.gate.hold("look", mark) for machine in (lab.a, lab.b)]

@@ -1,10 +1,12 @@
 //! Commits are read back: what somebody overwrote in the moment of ours isn't lost in silence.
 
 use super::Mount;
-use crate::fs::ledger::QueuedOp;
-use crate::fs::{OnConflict, Options};
+use crate::fs::confirm::Unconfirmed;
+use crate::fs::ledger::{OpNo, QueuedOp};
+use crate::fs::{Drained, OnConflict, Options};
 use crate::store::{Change, Hash, Outcome, View};
 use std::time::Duration;
+use tokio::task::JoinHandle;
 
 fn at_once(options: &mut Options) {
     options.read_back_after = Duration::ZERO;
@@ -37,6 +39,28 @@ impl Mount {
     async fn restarted(mut self, change: impl FnOnce(&mut Options)) -> Self {
         change(&mut self.options);
         self.killed().await
+    }
+
+    /// The same, with all that was committed read back.
+    async fn read_back(self) -> Self {
+        let mount = self.restarted(at_once).await;
+        mount.confirm().await;
+        mount
+    }
+
+    /// What is to be read back, as a comparison asks for it.
+    fn asked(&self) -> Vec<(OpNo, Unconfirmed)> {
+        self.vfs.journal.ledger().unconfirmed().all().map(|(op, commit)| (op, commit.clone())).collect()
+    }
+
+    /// Flushes in the background, and returns once a commit is in the queue.
+    async fn flush_begins(&self) -> JoinHandle<Drained> {
+        let vfs = self.vfs.clone();
+        let flush = tokio::spawn(async move { vfs.flush(Some(Duration::from_secs(20))).await });
+        while !self.vfs.journal.ledger().ops().any(|(_, what)| matches!(what, QueuedOp::Put { .. })) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        flush
     }
 }
 
@@ -77,8 +101,7 @@ async fn a_rename_that_was_overwritten_is_noticed_too() {
     mount.rename("a", "b").await.unwrap();
     mount.flush().await;
     mount.view.put_foreign("b", b"theirs");
-    let mount = mount.restarted(at_once).await;
-    mount.confirm().await;
+    let mount = mount.read_back().await;
     assert_eq!((mount.remote()["b"].as_slice(), copy(&mount).unwrap().as_slice()), (&b"theirs"[..], &b"ours"[..]));
 }
 
@@ -119,8 +142,7 @@ async fn what_others_remove_later_stays_removed() {
     mount.write("a", b"ours").await.unwrap();
     mount.flush().await;
     mount.view.delete_foreign("a");
-    let mount = mount.restarted(at_once).await;
-    mount.confirm().await;
+    let mount = mount.read_back().await;
     assert!(mount.remote().is_empty());
     assert_eq!(mount.vfs.status().conflicts, 0);
 }
@@ -141,8 +163,7 @@ async fn our_own_later_changes_are_no_foreign_ones() {
     mount.rename("d", "e").await.unwrap();
     mount.flush().await;
     mount.write("dirty", b"more").await.unwrap();
-    let mount = mount.restarted(at_once).await;
-    mount.confirm().await;
+    let mount = mount.read_back().await;
     mount.flush().await;
     mount.confirm().await;
     assert_eq!(mount.vfs.status().conflicts, 0);
@@ -186,16 +207,14 @@ async fn what_a_removal_of_the_version_before_took_along_is_put_back() {
     for (policy, put_back) in [(OnConflict::KeepBoth, true), (OnConflict::Overwrite, true), (OnConflict::Fail, false)] {
         let mount = committed(policy).await;
         mount.view.delete_foreign("d/a");
-        let mount = mount.restarted(at_once).await;
-        mount.confirm().await;
+        let mount = mount.read_back().await;
         assert_eq!(contents(&mount), [b"ours"], "{policy:?}");
         assert_eq!(mount.remote().contains_key("d/a"), put_back, "{policy:?}");
         assert_eq!(mount.names("d").await.len(), 1);
         // Whoever removes it again has seen it.
         let path = mount.remote().into_keys().next().unwrap();
         mount.view.delete_foreign(&path);
-        let mount = mount.restarted(at_once).await;
-        mount.confirm().await;
+        let mount = mount.read_back().await;
         assert!(mount.remote().is_empty());
     }
 }
@@ -219,8 +238,7 @@ async fn what_replaced_ours_may_be_changed_here_before_ours_is_read_back() {
         mount.flush().await;
         let before = contents(&mount);
         assert!(!before.contains(&b"ours".to_vec()), "{change}");
-        let mount = mount.restarted(at_once).await;
-        mount.confirm().await;
+        let mount = mount.read_back().await;
         let after = contents(&mount);
         assert!(after.contains(&b"ours".to_vec()), "{change}, {policy:?}: {:?}", mount.remote());
         // What was made of theirs here is a version of ours, too. A name that was moved on is theirs.
@@ -241,8 +259,7 @@ async fn a_new_file_that_others_removed_and_that_is_made_anew_here_is_the_only_o
     mount.view.delete_foreign("a");
     mount.write("a", b"second").await.unwrap();
     mount.flush().await;
-    let mount = mount.restarted(at_once).await;
-    mount.confirm().await;
+    let mount = mount.read_back().await;
     assert_eq!((mount.vfs.status().conflicts, contents(&mount)), (0, vec![b"second".to_vec()]));
 }
 
@@ -269,8 +286,7 @@ async fn a_new_file_that_was_overwritten_is_kept_whatever_was_made_of_what_overw
         }
         let before = contents(&mount);
         assert!(!before.contains(&b"ours".to_vec()), "{change}");
-        let mount = mount.restarted(at_once).await;
-        mount.confirm().await;
+        let mount = mount.read_back().await;
         let after = contents(&mount);
         assert!(after.contains(&b"ours".to_vec()), "{change}: {:?}", mount.remote());
         assert!(before.iter().all(|content| after.contains(content)), "{change}: {:?}", mount.remote());
@@ -291,8 +307,7 @@ async fn what_others_made_of_a_file_before_its_directory_was_renamed_is_what_was
         mount.view.put_foreign("d/x", b"theirs");
         mount.rename("d", "e").await.unwrap();
         mount.flush().await;
-        let mount = mount.restarted(at_once).await;
-        mount.confirm().await;
+        let mount = mount.read_back().await;
         assert_eq!((mount.vfs.status().conflicts, contents(&mount)), (0, vec![b"theirs".to_vec()]));
     }
 }
@@ -307,8 +322,7 @@ async fn a_directory_that_is_renamed_after_a_restart_is_read_back_though_nobody_
     mount.view.allow("");
     mount.flush().await;
     mount.view.put_foreign("e/x/y", b"theirs");
-    let mount = mount.restarted(at_once).await;
-    mount.confirm().await;
+    let mount = mount.read_back().await;
     assert_eq!((mount.remote()["e/x/y"].as_slice(), copy(&mount).unwrap().as_slice()), (&b"theirs"[..], &b"ours"[..]));
 }
 
@@ -318,8 +332,7 @@ async fn a_version_is_kept_once_though_its_directory_was_renamed_after_its_commi
     mount.rename("d", "e").await.unwrap();
     mount.flush().await;
     mount.view.put_foreign("e/a", b"theirs");
-    let mount = mount.restarted(at_once).await;
-    mount.confirm().await;
+    let mount = mount.read_back().await;
     assert_eq!((mount.vfs.status().conflicts, mount.remote().len()), (1, 2), "{:?}", mount.remote());
 }
 
@@ -334,8 +347,7 @@ async fn a_directory_rename_that_is_given_up_leaves_its_files_to_be_read_back_wh
         if overwritten {
             mount.view.put_foreign("d/a", b"theirs");
         }
-        let mount = mount.restarted(at_once).await;
-        mount.confirm().await;
+        let mount = mount.read_back().await;
         let expected: &[&[u8]] = if overwritten { &[b"theirs", b"ours"] } else { &[b"ours"] };
         assert_eq!(contents(&mount), expected, "{:?}", mount.remote());
         assert!(mount.remote().keys().all(|path| path.starts_with("d/")));
@@ -345,8 +357,7 @@ async fn a_directory_rename_that_is_given_up_leaves_its_files_to_be_read_back_wh
 #[tokio::test]
 async fn what_comes_while_it_is_looked_what_is_missing_is_compared_once_more() {
     let mount = committed(OnConflict::KeepBoth).await;
-    let asked: Vec<_> =
-        mount.vfs.journal.ledger().unconfirmed().all().map(|(op, commit)| (op, commit.clone())).collect();
+    let asked = mount.asked();
     mount.view.put_foreign("d/a", b"theirs");
     mount.vfs.all_compared(asked, || Outcome::Conflict { found: None }).await;
     assert_eq!((mount.unconfirmed(), contents(&mount)), (1, vec![b"theirs".to_vec()]));
@@ -358,8 +369,7 @@ async fn a_change_here_that_is_not_committed_yet_does_not_stand_for_what_it_neve
     mount.view.put_foreign("d/a", b"theirs");
     assert_eq!(mount.read("d/a").await.unwrap(), b"theirs");
     mount.write_at("d/a", 6, b" and more").await.unwrap();
-    let mount = mount.restarted(at_once).await;
-    mount.confirm().await;
+    let mount = mount.read_back().await;
     assert!(contents(&mount).contains(&b"ours".to_vec()));
 }
 
@@ -370,20 +380,13 @@ async fn a_commit_is_read_back_where_its_directory_has_gone() {
     let view = mount.view.clone();
     let held = view.hold_commits().await;
     mount.write_at("d/a", 0, b"ours").await.unwrap();
-    let flush = tokio::spawn({
-        let vfs = mount.vfs.clone();
-        async move { vfs.flush(Some(Duration::from_secs(20))).await }
-    });
-    while mount.vfs.journal.ledger().ops().next().is_none() {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
+    let flush = mount.flush_begins().await;
     mount.rename("d", "e").await.unwrap();
     drop(held);
     flush.await.unwrap();
     mount.flush().await;
     mount.view.put_foreign("e/a", b"theirs");
-    let mount = mount.restarted(at_once).await;
-    mount.confirm().await;
+    let mount = mount.read_back().await;
     assert_eq!((mount.remote()["e/a"].as_slice(), copy(&mount).unwrap().as_slice()), (&b"theirs"[..], &b"ours"[..]));
     assert_eq!((mount.remote().len(), mount.vfs.status().conflicts), (2, 1), "{:?}", mount.remote());
 }
@@ -396,21 +399,13 @@ async fn what_a_queued_change_is_compared_with_is_not_read_back_wherever_its_dir
     let held = view.hold_commits().await;
     mount.rename("d/a", "d/b").await.unwrap();
     mount.write_at("d/b", 0, b"ours").await.unwrap();
-    let flush = tokio::spawn({
-        let vfs = mount.vfs.clone();
-        async move { vfs.flush(Some(Duration::from_secs(20))).await }
-    });
-    let is_queued = || mount.vfs.journal.ledger().ops().any(|(_, what)| matches!(what, QueuedOp::Put { .. }));
-    while !is_queued() {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
+    let flush = mount.flush_begins().await;
     // Two changes of the file are queued, under names that it doesn't have any more.
     mount.rename("d", "e").await.unwrap();
     drop(held);
     flush.await.unwrap();
     mount.flush().await;
-    let mount = mount.restarted(at_once).await;
-    mount.confirm().await;
+    let mount = mount.read_back().await;
     assert_eq!((mount.vfs.status().conflicts, contents(&mount)), (0, vec![b"ours".to_vec()]));
 }
 
@@ -422,8 +417,7 @@ async fn what_our_own_change_did_before_it_was_compared_is_no_surprise() {
         mount.write_at("d/a", 0, b"ours").await.unwrap();
         mount.flush().await;
         // The comparison has been asked for,
-        let asked: Vec<_> =
-            mount.vfs.journal.ledger().unconfirmed().all().map(|(op, commit)| (op, commit.clone())).collect();
+        let asked = mount.asked();
         assert_eq!(asked.len(), 1);
         match change {
             "remove" => mount.unlink("d/a").await.unwrap(),
@@ -437,8 +431,7 @@ async fn what_our_own_change_did_before_it_was_compared_is_no_surprise() {
         mount.vfs.all_compared(asked, || Outcome::Conflict { found: before.get("d/a").map(|_| Hash([7; 32])) }).await;
         assert_eq!((mount.vfs.status().conflicts, mount.remote()), (0, before), "{change}");
         let before = mount.remote();
-        let mount = mount.restarted(at_once).await;
-        mount.confirm().await;
+        let mount = mount.read_back().await;
         assert_eq!((mount.vfs.status().conflicts, mount.remote()), (0, before), "{change}");
     }
 }
@@ -450,8 +443,7 @@ async fn files_of_a_renamed_directory_are_read_back() {
     mount.rename("d", "e").await.unwrap();
     mount.flush().await;
     mount.view.put_foreign("e/x/y", b"theirs");
-    let mount = mount.restarted(at_once).await;
-    mount.confirm().await;
+    let mount = mount.read_back().await;
     assert_eq!((mount.remote()["e/x/y"].as_slice(), copy(&mount).unwrap().as_slice()), (&b"theirs"[..], &b"ours"[..]));
 }
 
@@ -474,8 +466,7 @@ async fn a_new_file_that_was_overwritten_is_kept_though_what_overwrote_it_is_gon
 async fn a_copy_that_was_kept_is_read_back_too() {
     let mount = committed(OnConflict::KeepBoth).await;
     mount.view.put_foreign("d/a", b"theirs");
-    let mount = mount.restarted(at_once).await;
-    mount.confirm().await;
+    let mount = mount.read_back().await;
     let compared = |op: &crate::store::Op| matches!(&op.change, Change::Rename { to, .. } if *to == op.path);
     let requests = mount.view.take_commits().concat();
     let last = requests.last().unwrap();
@@ -495,8 +486,7 @@ async fn a_rename_that_met_a_conflict_is_read_back_and_so_is_what_made_room() {
     mount.view.put_foreign("b", b"theirs");
     drop(held);
     mount.flush().await;
-    let unconfirmed: Vec<_> =
-        mount.vfs.journal.ledger().unconfirmed().all().map(|(_, commit)| commit.path.as_str().to_owned()).collect();
+    let unconfirmed: Vec<_> = mount.asked().into_iter().map(|(_, commit)| commit.path.as_str().to_owned()).collect();
     assert!(unconfirmed.contains(&"b".to_owned()), "{unconfirmed:?}");
     assert!(unconfirmed.iter().any(|path| path.starts_with("b (conflict ")), "{unconfirmed:?}");
 }
@@ -519,8 +509,7 @@ async fn files_of_a_renamed_directory_that_changed_here_before_a_kill_are_no_con
     assert_eq!(mount.tree().await, before);
     mount.view.allow("");
     mount.flush().await;
-    let mount = mount.restarted(at_once).await;
-    mount.confirm().await;
+    let mount = mount.read_back().await;
     assert_eq!((mount.vfs.status().conflicts, copy(&mount)), (0, None));
     assert_eq!(mount.remote().keys().collect::<Vec<_>>(), ["e/edited", "e/still", "f"]);
     assert_eq!(mount.tree().await, before);
