@@ -14,7 +14,7 @@ unit filter="":
 
 # Formats everything that has a format.
 fmt:
-    cargo fmt
+    cargo fmt --all
     cargo fmt --manifest-path fuzz/Cargo.toml
     cargo fmt --manifest-path benches/compare/Cargo.toml
 

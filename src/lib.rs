@@ -14,12 +14,12 @@
 //! | [`cli`] | arguments, daemon, progress, exit codes |
 
 pub mod cli;
-pub mod crypto;
 mod disk;
 pub mod fs;
 pub mod hub;
 pub mod store;
-pub mod xet;
+pub use hfcrypt_crypto as crypto;
+pub use hfcrypt_xet as xet;
 
 #[cfg(test)]
 mod seeds;

@@ -277,8 +277,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::crypto::MasterKey;
-    use crate::crypto::testing::{Script, counting_keys};
+    use crate::MasterKey;
+    use crate::testing::{Script, counting_keys};
 
     fn header(format: Format, plain_len: u64, records: u64) -> Header {
         Header { format, plain_len: PlainLen(plain_len), records, file_id: FileId([0xa5; 24]) }

@@ -74,7 +74,7 @@ opaque_debug!(JournalCipher);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::crypto::testing::{Script, counting_keys};
+    use crate::testing::{Script, counting_keys};
 
     const JOURNAL: [u8; 32] = [1; 32];
 
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn another_place_or_journal_or_key_is_unauthentic() {
         let (keys, sealed) = (counting_keys(), sealed(b"payload"));
-        let other = crate::crypto::Keys::derive(&crate::crypto::MasterKey::from_bytes([9; 32]));
+        let other = crate::Keys::derive(&crate::MasterKey::from_bytes([9; 32]));
         assert_eq!(keys.journal().open(&JOURNAL, 6, &sealed), Err(Error::Unauthentic));
         assert_eq!(keys.journal().open(&[2; 32], 5, &sealed), Err(Error::Unauthentic));
         assert_eq!(other.journal().open(&JOURNAL, 5, &sealed), Err(Error::Unauthentic));

@@ -117,7 +117,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::crypto::{Random, SystemRandom};
+    use crate::{Random, SystemRandom};
 
     #[test]
     fn hex_of_a_key_parses_to_the_key() {

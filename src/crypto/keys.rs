@@ -177,7 +177,7 @@ opaque_debug!(MasterKey, Keys, ContentKey, FileKeys);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::crypto::testing::counting_keys;
+    use crate::testing::counting_keys;
 
     #[test]
     fn keys_and_ciphers_are_shared_between_threads() {

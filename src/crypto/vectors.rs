@@ -17,7 +17,7 @@ fn load(file: &str) -> Value {
 }
 
 fn load_bytes(file: &str) -> Vec<u8> {
-    let path = format!("{}/tests/vectors/crypto/{file}", env!("CARGO_MANIFEST_DIR"));
+    let path = format!("{}/../../tests/vectors/crypto/{file}", env!("CARGO_MANIFEST_DIR"));
     std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
@@ -71,7 +71,7 @@ fn sha256(bytes: &[u8]) -> String {
 
 #[test]
 fn the_users_document_shows_the_vectors() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/format.md");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/format.md");
     let document: String = std::fs::read_to_string(path).unwrap().split_whitespace().collect();
     let shows = |case: &Value, fields: &[&str]| {
         for field in fields {

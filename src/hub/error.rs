@@ -1,8 +1,8 @@
 //! What can go wrong at the Hub, and the Hub's own words made safe to show (Hub API spec, 1.2).
 
 use super::{BatchOutcome, BucketId};
-use crate::xet::error::is_transient;
 use crate::xet::foreign::{spoken, tame};
+use crate::xet::is_transient;
 use http::HeaderMap;
 
 /// What can go wrong at the Hub.

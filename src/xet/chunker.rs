@@ -135,7 +135,7 @@ fn step(hash: u64, byte: u8) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xet::testdata;
+    use crate::testdata;
     use proptest::prelude::*;
 
     /// The rule as the spec words it, byte by byte, nothing skipped.

@@ -307,7 +307,7 @@ fn bg4_divergence(data: &[u8]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xet::testdata;
+    use crate::testdata;
     use lz4_flex::frame::{BlockMode, BlockSize, FrameDecoder, FrameEncoder, FrameInfo};
     use proptest::prelude::*;
     use std::io::{Read, Write};

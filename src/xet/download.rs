@@ -23,7 +23,7 @@
 
 mod answers;
 mod chunks;
-pub(in crate::xet) mod decoder;
+pub(crate) mod decoder;
 mod expiry;
 mod layout;
 mod place;

@@ -61,7 +61,7 @@ impl Error {
     }
 
     /// The same error again, for another caller that waits for the same thing. The source of an [`Error::Io`] becomes text.
-    pub(crate) fn duplicate(&self) -> Self {
+    pub fn duplicate(&self) -> Self {
         match self {
             Self::Malformed { what, why } => Self::Malformed { what, why: why.clone() },
             Self::HashMismatch { what, expected } => Self::HashMismatch { what, expected: *expected },
@@ -78,6 +78,6 @@ impl Error {
 }
 
 /// Whether the same request may be answered otherwise later: every status of a server or proxy in trouble, but for 501.
-pub(crate) fn is_transient(status: u16) -> bool {
+pub fn is_transient(status: u16) -> bool {
     matches!(status, 408 | 429 | 500 | 502..=599)
 }

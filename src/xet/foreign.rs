@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 /// Longest text of a server that an error carries, in characters: a line or three on a terminal.
-pub(crate) const MAX: usize = 300;
+pub const MAX: usize = 300;
 /// What stands for a credential.
 const TOKEN: &str = "[token]";
 /// What tokens of kinds that we know begin with, and the length in bytes from which a word with it is taken for one.
@@ -15,7 +15,7 @@ const KINDS: [(&str, usize); 3] = [("hf_", 20), ("xet_", 40), ("eyJ", 40)];
 const TAIL: usize = 6;
 
 /// `text` with everything escaped that isn't seen as it is: control characters, and marks without width, for direction, for lines.
-pub(crate) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -31,7 +31,7 @@ pub(crate) fn escape(text: &str) -> String {
 
 /// What a server says, on one line of at most [`MAX`] characters: escaped, without `token` (what the request was sent with; servers
 /// echo headers) nor anything that looks like another, and without the queries of URLs, where signatures live.
-pub(crate) fn tame(text: &str, token: Option<&str>) -> String {
+pub fn tame(text: &str, token: Option<&str>) -> String {
     let text = match token.filter(|token| !token.is_empty()) {
         Some(token) => without(text, token),
         None => text.to_owned(),
@@ -82,7 +82,7 @@ fn without_users(word: &str) -> String {
 
 /// The words in the body of an answer that says no: `error` (text or list), `error_description`, `message`, `errors[].message`; a body that is
 /// neither JSON nor markup is taken as it is. To be tamed.
-pub(crate) fn spoken(body: &[u8]) -> Option<String> {
+pub fn spoken(body: &[u8]) -> Option<String> {
     let Ok(answer) = serde_json::from_slice::<Value>(body) else {
         let text = String::from_utf8_lossy(body);
         return Some(text.trim().to_owned()).filter(|text| !text.is_empty() && !text.starts_with('<'));
@@ -100,7 +100,7 @@ pub(crate) fn spoken(body: &[u8]) -> Option<String> {
 }
 
 /// Where and how JSON is not what was expected, without quoting it.
-pub(crate) fn json_fault(error: &serde_json::Error) -> String {
+pub fn json_fault(error: &serde_json::Error) -> String {
     let why = match error.classify() {
         serde_json::error::Category::Eof => "ends early",
         serde_json::error::Category::Data => "lacks a field, or has one of another type or too many items",

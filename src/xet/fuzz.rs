@@ -219,7 +219,7 @@ pub fn cache_entry(data: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xet::vectors;
+    use crate::vectors;
     use proptest::prelude::*;
     use serde_json::Value;
 

@@ -174,7 +174,7 @@ pub fn keyed_chunk_hash(key: &[u8; 32], chunk: &Hash) -> Hash {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xet::testdata;
+    use crate::testdata;
     use proptest::prelude::*;
 
     fn any_hash() -> impl Strategy<Value = Hash> {

@@ -9,7 +9,7 @@ mod data;
 mod exchange;
 mod grant;
 pub mod ndjson;
-pub(crate) mod retry;
+pub mod retry;
 mod sending;
 #[cfg(test)]
 mod tests;

@@ -165,8 +165,8 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xet::reconstruction::{parse_v1, parse_v2};
-    use crate::xet::xorb::ChunkEntry;
+    use crate::reconstruction::{parse_v1, parse_v2};
+    use crate::xorb::ChunkEntry;
     use proptest::prelude::*;
     use std::collections::{BTreeMap, BTreeSet};
 

@@ -17,7 +17,7 @@ mod blocks;
 mod content;
 mod dedup;
 #[cfg(any(test, fuzzing, feature = "fuzzing"))]
-pub(in crate::xet) mod fuzz;
+pub(crate) mod fuzz;
 mod late;
 mod pack;
 mod progress;

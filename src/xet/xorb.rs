@@ -541,8 +541,8 @@ impl<'a> Fields<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xet::hash;
-    use crate::xet::testdata;
+    use crate::hash;
+    use crate::testdata;
     use proptest::prelude::*;
 
     const SCHEMES: [Scheme; 3] = [Scheme::None, Scheme::Lz4, Scheme::Bg4Lz4];

@@ -2,8 +2,8 @@ use hctr2_rs::Hctr2_128;
 use proptest::prelude::*;
 
 use super::*;
-use crate::crypto::testing::counting_keys;
-use crate::crypto::{Keys, MasterKey};
+use crate::testing::counting_keys;
+use crate::{Keys, MasterKey};
 
 /// The path keys of the counting master key (vectors `hkdf.json`, `format2_hkdf.json`).
 const PATH_KEYS: [(Format, &str); 2] =

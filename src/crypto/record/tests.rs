@@ -9,10 +9,10 @@ use aegis::raf::{self, RafBuilder, RafIo, RafRng};
 use proptest::prelude::*;
 
 use super::*;
-use crate::crypto::geometry::{HEADER_LEN, Padding, PlainLen, RECORD_LEN, records_for};
-use crate::crypto::testing::{Script, counting_keys, open, open_record, read, seeded, verify, write, write_as};
-use crate::crypto::wide::WideCipher;
-use crate::crypto::{Error, Format, Keys, Random};
+use crate::geometry::{HEADER_LEN, Padding, PlainLen, RECORD_LEN, records_for};
+use crate::testing::{Script, counting_keys, open, open_record, read, seeded, verify, write, write_as};
+use crate::wide::WideCipher;
+use crate::{Error, Format, Keys, Random};
 
 /// Bytes in front of what the crate knows as its file: magic, version, algorithm.
 const PREFIX_LEN: usize = 6;
@@ -125,7 +125,7 @@ fn the_crate_reads_the_inside_of_our_format_2_containers() {
     let keys = counting_keys();
     // The header key of the counting master key (vector `format2_hkdf.json`).
     let header_key = hex::decode("3acb06995f1469e59175b4e8a5ebe7ff").unwrap();
-    let unseal = WideCipher::new(&crate::crypto::secret::Secret::fill(|place| place.copy_from_slice(&header_key)));
+    let unseal = WideCipher::new(&crate::secret::Secret::fill(|place| place.copy_from_slice(&header_key)));
     for size in SIZES {
         let plain = seeded(size as u64, size);
         let plain_len = PlainLen(size as u64);
@@ -234,7 +234,7 @@ fn a_record_opens_in_its_place_file_format_and_under_its_key_only() {
     let id = FileId([4; 24]);
     let mut sealed = [0x33; RECORD_LEN];
     keys.records(Format::V2, &id).seal(9, &[1; 16], &mut sealed);
-    let other_key = Keys::derive(&crate::crypto::MasterKey::from_bytes([2; 32]));
+    let other_key = Keys::derive(&crate::MasterKey::from_bytes([2; 32]));
     let wrong = [
         (keys.records(Format::V2, &id), 8),
         (keys.records(Format::V2, &id), 9 + (1 << 32)),

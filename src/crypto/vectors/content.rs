@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::crypto::geometry::{
+use crate::geometry::{
     CipherLen, HEADER_LEN, Padding, PlainLen, RECORD_LEN, RecordIndex, object_len, record_offset, records_for,
     records_of, records_of_range,
 };
-use crate::crypto::testing::{Script, open, open_record, read, seeded, verify, write, write_as, write_records};
-use crate::crypto::wide::WideCipher;
-use crate::crypto::{Error, FileId, Header, fuzz, probe};
+use crate::testing::{Script, open, open_record, read, seeded, verify, write, write_as, write_records};
+use crate::wide::WideCipher;
+use crate::{Error, FileId, Header, fuzz, probe};
 
 /// File id and nonces in the order in which a writer draws them.
 fn script(case: &Value) -> Script {
@@ -289,7 +289,7 @@ fn overwrite(object: &mut [u8], at: usize, with: &[u8]) {
     object[at..at + with.len()].copy_from_slice(with);
 }
 
-fn probe_object(object: &[u8]) -> Result<crate::crypto::Probe, Error> {
+fn probe_object(object: &[u8]) -> Result<crate::Probe, Error> {
     probe(&object[..object.len().min(HEADER_LEN)], object.len() as u64)
 }
 

@@ -1,7 +1,7 @@
 //! Names of both formats.
 
 use super::*;
-use crate::crypto::{Error, NameCipher, SealedPath, Verdict, base91, fuzz};
+use crate::{Error, NameCipher, SealedPath, Verdict, base91, fuzz};
 
 /// Opens every component of a sealed path and checks that it gives the path back.
 fn assert_path_opens(names: &NameCipher, path: &str, sealed: &SealedPath) {

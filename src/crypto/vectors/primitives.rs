@@ -7,10 +7,10 @@ use turboshake::TurboShake128;
 use turboshake::digest::{ExtendableOutput, Update, XofReader};
 
 use super::*;
-use crate::crypto::geometry::{HEADER_LEN, PlainLen};
-use crate::crypto::testing::Script;
-use crate::crypto::wide::WideCipher;
-use crate::crypto::{Error, FileId, Header, JournalCipher, NameCipher, base91, fuzz, keyfile};
+use crate::geometry::{HEADER_LEN, PlainLen};
+use crate::testing::Script;
+use crate::wide::WideCipher;
+use crate::{Error, FileId, Header, JournalCipher, NameCipher, base91, fuzz, keyfile};
 
 #[test]
 fn subkeys_of_format_1_are_derived() {

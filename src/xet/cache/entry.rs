@@ -3,8 +3,8 @@
 //! Every number read is hostile until a checksum has vouched for it, and bounded before anything is allocated for it even then: the
 //! checksums are not keyed. Lengths and offsets are bytes; chunks and rows count from the first of the entry. Failure: [`Damaged`].
 
-use crate::xet::Hash;
-use crate::xet::chunker::MAX_CHUNK;
+use crate::Hash;
+use crate::chunker::MAX_CHUNK;
 use std::ops::Range;
 
 /// Bytes of the head.
@@ -287,7 +287,7 @@ fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
 
 /// Body of the fuzz target: what parses is written as it was.
 #[cfg(any(test, fuzzing, feature = "fuzzing"))]
-pub(in crate::xet) fn fuzz(file: &[u8]) {
+pub(crate) fn fuzz(file: &[u8]) {
     let Some(bytes) = file.first_chunk::<HEAD_LEN>() else { return };
     let Ok(head) = Head::parse(bytes, file.len() as u64) else { return };
     let at = |range: Range<u64>| &file[range.start as usize..range.end as usize];
@@ -310,7 +310,7 @@ pub(in crate::xet) fn fuzz(file: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xet::hash::chunk_hash;
+    use crate::hash::chunk_hash;
     use proptest::prelude::*;
 
     /// An entry of chunks of these lengths.
@@ -367,7 +367,7 @@ mod tests {
                 rest = later;
             }
             let (head, tail) = table.finish(kind, Hash(std::array::from_fn(|i| i as u8)), first);
-            let path = format!("{}/tests/vectors/cache/{name}.bin", env!("CARGO_MANIFEST_DIR"));
+            let path = format!("{}/../../tests/vectors/cache/{name}.bin", env!("CARGO_MANIFEST_DIR"));
             let entry = [&head[..], &data, &tail].concat();
             assert_eq!(std::fs::read(path).unwrap(), entry, "{name}");
             fuzz(&entry);

@@ -5,7 +5,7 @@
 //! living one is at.
 
 use super::entry::Kind;
-use crate::xet::Hash;
+use crate::Hash;
 use rustix::fd::OwnedFd;
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat, flock, fstat, fstatvfs, mkdirat,

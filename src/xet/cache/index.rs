@@ -8,7 +8,7 @@
 
 use super::entry::Kind;
 use super::folder::Key;
-use crate::xet::Hash;
+use crate::Hash;
 use rusqlite::config::DbConfig;
 use rusqlite::{
     CachedStatement, Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior, params,

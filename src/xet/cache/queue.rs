@@ -4,7 +4,7 @@
 //! handed in one by one do not become a file each.
 
 use super::Cached;
-use crate::xet::Hash;
+use crate::Hash;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -202,7 +202,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xet::hash::chunk_hash;
+    use crate::hash::chunk_hash;
     use bytes::Bytes;
 
     const LIMIT: Limit = Limit { bytes: 10, chunks: 5 };

@@ -3,9 +3,9 @@
 use super::Cached;
 use super::entry::{Damaged, Directory, HEAD_LEN, Head, Row};
 use super::folder::{FileId, Folder, Key};
-use crate::xet::Hash;
-use crate::xet::chunker::MAX_CHUNK;
-use crate::xet::hash::chunk_hash;
+use crate::Hash;
+use crate::chunker::MAX_CHUNK;
+use crate::hash::chunk_hash;
 use bytes::{Buf, Bytes};
 use rustix::buffer::spare_capacity;
 use rustix::io::{pread, retry_on_intr};

@@ -10,7 +10,7 @@ use super::index::{self, Changes, Entry, Index, USE_GRAIN};
 use super::queue::{Limit, Next, Queue, Run};
 use super::read::{Miss, Reader};
 use super::{Cached, Options};
-use crate::xet::Hash;
+use crate::Hash;
 use bytes::Bytes;
 use std::collections::{BTreeSet, HashMap};
 use std::io;

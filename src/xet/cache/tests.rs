@@ -8,7 +8,7 @@ mod processes;
 use super::folder::{Folder, Key};
 use super::read::Reader;
 use super::*;
-use crate::xet::hash::chunk_hash;
+use crate::hash::chunk_hash;
 use futures::FutureExt;
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;

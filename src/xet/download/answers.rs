@@ -7,7 +7,7 @@
 //! Bounded in number and memory; the least recently used go first.
 
 use super::layout::Layout;
-use crate::xet::{Cas, Error, Hash};
+use crate::{Cas, Error, Hash};
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 use std::collections::HashMap;
 use std::ops::Range;

@@ -1,8 +1,8 @@
 //! Where raw chunks may be kept between reads: the seam of a chunk cache.
 
-use crate::xet::Hash;
-pub use crate::xet::cache::Cached;
-use crate::xet::cache::ChunkCache;
+use crate::Hash;
+pub use crate::cache::Cached;
+use crate::cache::ChunkCache;
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::BTreeMap;

@@ -4,28 +4,28 @@
 //! inside one piece shares its memory; one that lies across pieces is put together in a buffer of its own, which is used again once nobody
 //! holds what was in it. Lengths are bytes. Failure: [`Error::Malformed`].
 
-use crate::xet::Error;
-use crate::xet::compression::decompress;
-use crate::xet::xorb::{CHUNK_HEADER_LEN, ChunkHeader};
+use crate::Error;
+use crate::compression::decompress;
+use crate::xorb::{CHUNK_HEADER_LEN, ChunkHeader};
 use bytes::{Bytes, BytesMut};
 use std::ops::Range;
 
 /// A chunk as it is stored.
 #[derive(Clone, Debug)]
-pub(in crate::xet) struct StoredChunk {
+pub(crate) struct StoredChunk {
     /// In its xorb.
-    pub(in crate::xet) index: u32,
-    pub(in crate::xet) header: ChunkHeader,
-    pub(in crate::xet) payload: Bytes,
+    pub(crate) index: u32,
+    pub(crate) header: ChunkHeader,
+    pub(crate) payload: Bytes,
 }
 
 impl StoredChunk {
-    pub(in crate::xet) fn raw_len(&self) -> u32 {
+    pub(crate) fn raw_len(&self) -> u32 {
         self.header.raw_len
     }
 
     /// Its raw bytes, which share the payload's memory where that isn't compressed.
-    pub(in crate::xet) fn into_raw(self) -> Result<Bytes, Error> {
+    pub(crate) fn into_raw(self) -> Result<Bytes, Error> {
         if self.header.is_plain() {
             return Ok(self.payload);
         }
@@ -36,7 +36,7 @@ impl StoredChunk {
 }
 
 /// Cuts a stretch into its chunks.
-pub(in crate::xet) struct Decoder {
+pub(crate) struct Decoder {
     /// Chunk indexes that have yet to come.
     expected: Range<u32>,
     /// The beginning of a chunk that lies across pieces: at most a header and a payload.
@@ -45,12 +45,12 @@ pub(in crate::xet) struct Decoder {
 
 impl Decoder {
     /// For a stretch of exactly `chunks`.
-    pub(in crate::xet) fn new(chunks: Range<u32>) -> Self {
+    pub(crate) fn new(chunks: Range<u32>) -> Self {
         Self { expected: chunks, partial: BytesMut::new() }
     }
 
     /// Takes the next bytes and calls `each` for every chunk that they complete. After an error it is of no further use.
-    pub(in crate::xet) fn push(
+    pub(crate) fn push(
         &mut self,
         mut piece: Bytes,
         mut each: impl FnMut(StoredChunk) -> Result<(), Error>,
@@ -65,7 +65,7 @@ impl Decoder {
     }
 
     /// To be called behind the last piece.
-    pub(in crate::xet) fn finish(&self) -> Result<(), Error> {
+    pub(crate) fn finish(&self) -> Result<(), Error> {
         if !self.partial.is_empty() {
             return Err(malformed("the last chunk is cut short"));
         }
@@ -124,9 +124,9 @@ fn malformed(why: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xet::hash::chunk_hash;
-    use crate::xet::xorb::{Builder, decode_chunks};
-    use crate::xet::{Scheme, testdata};
+    use crate::hash::chunk_hash;
+    use crate::xorb::{Builder, decode_chunks};
+    use crate::{Scheme, testdata};
     use proptest::prelude::*;
 
     fn xorb() -> Bytes {

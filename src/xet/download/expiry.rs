@@ -3,7 +3,7 @@
 //! Read are the parameters that storage services put into what they sign: a date and a life (`X-Amz-Date`, `X-Amz-Expires`, and the same of
 //! others), or Unix seconds (`Expires`, and shorter names). Nothing here is trusted: at worst a URL is thrown away too early, or denied once.
 
-use crate::xet::reconstruction::Fetch;
+use crate::reconstruction::Fetch;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
@@ -54,7 +54,7 @@ fn date(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xet::Hash;
+    use crate::Hash;
 
     fn seconds(url: &str) -> Option<u64> {
         // 2026-01-02 03:04:05.

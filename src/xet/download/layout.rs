@@ -5,10 +5,10 @@
 //! Terms never change (content is addressed by hash); URLs expire.
 
 use super::expiry;
-use crate::xet::chunker::MAX_CHUNK;
-use crate::xet::reconstruction::{Fetch, Reconstruction, Term};
-use crate::xet::xorb::{CHUNK_HEADER_LEN, MAX_SERIALISED};
-use crate::xet::{Error, Hash};
+use crate::chunker::MAX_CHUNK;
+use crate::reconstruction::{Fetch, Reconstruction, Term};
+use crate::xorb::{CHUNK_HEADER_LEN, MAX_SERIALISED};
+use crate::{Error, Hash};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::OnceLock;

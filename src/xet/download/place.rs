@@ -15,15 +15,15 @@
 use super::Engine;
 use super::decoder::Decoder;
 use super::layout::{Layout, stored_len};
-use crate::xet::cas::DataStream;
-use crate::xet::chunker::MAX_CHUNK;
-use crate::xet::compression::decompress;
-use crate::xet::hash::chunk_hash;
-use crate::xet::known::MAX_LIST;
-use crate::xet::merkle::Tree;
-use crate::xet::reconstruction::Fetch;
-use crate::xet::xorb::ChunkHeader;
-use crate::xet::{Error, Hash};
+use crate::cas::DataStream;
+use crate::chunker::MAX_CHUNK;
+use crate::compression::decompress;
+use crate::hash::chunk_hash;
+use crate::known::MAX_LIST;
+use crate::merkle::Tree;
+use crate::reconstruction::Fetch;
+use crate::xorb::ChunkHeader;
+use crate::{Error, Hash};
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use std::collections::VecDeque;
@@ -580,8 +580,8 @@ fn bad_data(why: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xet::xorb::Builder;
-    use crate::xet::{Scheme, testdata};
+    use crate::xorb::Builder;
+    use crate::{Scheme, testdata};
 
     struct Nowhere;
 

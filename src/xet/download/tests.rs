@@ -1,19 +1,19 @@
 //! Downloads against [`MemoryCas`], honest and sabotaged.
 
 use super::*;
-use crate::xet::Scheme;
-use crate::xet::cas::DataStream;
-use crate::xet::compression::Policy;
-use crate::xet::fault::{Call, Fault, Saboteur};
-use crate::xet::hash::{chunk_hash, keyed_chunk_hash, term_hash};
-use crate::xet::known;
-use crate::xet::memory::MemoryCas;
-use crate::xet::merkle::file_hash;
-use crate::xet::reconstruction::{Fetch, Reconstruction, Term};
-use crate::xet::shard::{FileInfo, Segment, Shard};
-use crate::xet::testdata::{self, Input};
-use crate::xet::upload::{self, UploadSession};
-use crate::xet::xorb::ChunkHeader;
+use crate::Scheme;
+use crate::cas::DataStream;
+use crate::compression::Policy;
+use crate::fault::{Call, Fault, Saboteur};
+use crate::hash::{chunk_hash, keyed_chunk_hash, term_hash};
+use crate::known;
+use crate::memory::MemoryCas;
+use crate::merkle::file_hash;
+use crate::reconstruction::{Fetch, Reconstruction, Term};
+use crate::shard::{FileInfo, Segment, Shard};
+use crate::testdata::{self, Input};
+use crate::upload::{self, UploadSession};
+use crate::xorb::ChunkHeader;
 use proptest::prelude::*;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -791,7 +791,7 @@ impl Cas for Rotten {
         .boxed()
     }
 
-    async fn put_xorb(&self, hash: &Hash, body: crate::xet::Body) -> Result<bool, Error> {
+    async fn put_xorb(&self, hash: &Hash, body: crate::Body) -> Result<bool, Error> {
         self.inner.put_xorb(hash, body).await
     }
 
@@ -1238,7 +1238,7 @@ impl Cas for Endless {
         stream::iter([Ok(Bytes::copy_from_slice(&header.to_bytes())), Ok(Self::chunk())]).boxed()
     }
 
-    async fn put_xorb(&self, _: &Hash, _: crate::xet::Body) -> Result<bool, Error> {
+    async fn put_xorb(&self, _: &Hash, _: crate::Body) -> Result<bool, Error> {
         Err(Error::Unauthorized)
     }
 

@@ -10,10 +10,10 @@
 use super::exchange::{Answer, Lane, Permit, Request, Target, too_slow};
 use super::retry::Failure;
 use super::{HttpCas, byte_range};
-use crate::xet::Error;
-use crate::xet::byteranges::{self, content_range};
-use crate::xet::cas::{DataStream, gather};
-use crate::xet::xorb::MAX_SERIALISED;
+use crate::Error;
+use crate::byteranges::{self, content_range};
+use crate::cas::{DataStream, gather};
+use crate::xorb::MAX_SERIALISED;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use reqwest::Method;

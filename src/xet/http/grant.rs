@@ -3,7 +3,7 @@
 use super::exchange::{Answer, Lane, Request, Target, is_https};
 use super::retry::{Backoff, Failure};
 use super::{HttpCas, MAX_REPLY, PREFIX};
-use crate::xet::{Body, Error, Hash, Scope};
+use crate::{Body, Error, Hash, Scope};
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::Method;
@@ -78,7 +78,7 @@ impl HttpCas {
             digest.finalize()
         };
         let len = usize::try_from(body.len()).unwrap_or(usize::MAX);
-        let checksum = crate::xet::offload::offload(len, checksum).await;
+        let checksum = crate::offload::offload(len, checksum).await;
         let checksum = serde_json::json!({ "algo": "crc64nvme", "value": checksum.to_string() });
         Bytes::from(serde_json::json!({ "length": body.len(), "checksum": checksum }).to_string())
     }

@@ -3,7 +3,7 @@
 //! Fed with the body as it comes, in pieces of any size, it gives the first terminal frame; all others are progress and only keep the
 //! answer alive. A line above [`MAX_LINE`] or one that is no frame is an error, and so is an end without a terminal frame.
 
-use crate::xet::Error;
+use crate::Error;
 use serde::Deserialize;
 
 /// Longest line in bytes, without its end: what the protocol allows.
@@ -155,7 +155,7 @@ mod tests {
             prop::sample::select(vec!["", "{\"type\":\"validating\"}", "{\"type\":\"error\",\"retryable\":true}", "{\"type\":\"result\"}", "x"]), 0..6)) {
             let mut data = vec![step];
             data.extend_from_slice(lines.join("\n").as_bytes());
-            crate::xet::fuzz::ndjson(&data);
+            crate::fuzz::ndjson(&data);
         }
     }
 }

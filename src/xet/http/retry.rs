@@ -1,7 +1,7 @@
 //! When to try again, and how long to wait before it (Xet spec, section 11). Arithmetic only; the clock and the dice are handed in.
 
 use super::Options;
-use crate::xet::Error;
+use crate::Error;
 use http::{HeaderMap, StatusCode};
 use std::time::Duration;
 
@@ -69,18 +69,18 @@ impl Backoff {
 }
 
 /// Half to the whole of `delay`: spread enough that clients cut off together don't return together.
-pub(crate) fn jittered(delay: Duration, dice: u32) -> Duration {
+pub fn jittered(delay: Duration, dice: u32) -> Duration {
     delay / 2 + share(delay / 2, dice)
 }
 
 /// Nothing to the whole of `duration`.
-pub(crate) fn share(duration: Duration, dice: u32) -> Duration {
+pub fn share(duration: Duration, dice: u32) -> Duration {
     duration.mul_f64(f64::from(dice) / f64::from(u32::MAX))
 }
 
 /// The wait that an answer asks for: on 429 the reset time of an exhausted `RateLimit` (`"api";r=0;t=55`), else `Retry-After` in seconds. One
 /// second more than asked, since both are rounded down. The date form of `Retry-After` is not read: it needs two clocks to agree.
-pub(crate) fn asked_wait(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
+pub fn asked_wait(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
     let text = |name| headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
     let reset = || text("ratelimit").find_map(exhausted_until);
     let after = || text("retry-after").find_map(|value| value.trim().parse::<u32>().ok());

@@ -2,8 +2,8 @@
 //!
 //! Nothing is copied on this side of the socket; each piece that the connection asks for is progress.
 
-use crate::xet::body::Body;
-use crate::xet::chunker::MAX_CHUNK;
+use crate::body::Body;
+use crate::chunker::MAX_CHUNK;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use std::convert::Infallible;

@@ -1,11 +1,11 @@
 //! The HTTP client against a server on loopback that answers by script and can break the connection anywhere.
 
 use super::*;
-use crate::xet::CasToken;
-use crate::xet::cas::gather;
-use crate::xet::memory::MemoryCas;
-use crate::xet::upload::{self, UploadSession};
-use crate::xet::xorb::MAX_SERIALISED;
+use crate::CasToken;
+use crate::cas::gather;
+use crate::memory::MemoryCas;
+use crate::upload::{self, UploadSession};
+use crate::xorb::MAX_SERIALISED;
 use futures::{FutureExt, StreamExt};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -875,7 +875,7 @@ async fn body_of_pieces_arrives_whole_under_its_length() {
     })
     .await;
     let sent = Arc::new(std::sync::atomic::AtomicU64::new(0));
-    let body = pieces.iter().cloned().collect::<crate::xet::Body>().counted_in(Arc::clone(&sent));
+    let body = pieces.iter().cloned().collect::<crate::Body>().counted_in(Arc::clone(&sent));
     assert!(cas.put_xorb(&FILE, body).await.unwrap());
     let seen = server.seen();
     assert!(seen[1].body == pieces.concat() && seen[2].body == pieces.concat());

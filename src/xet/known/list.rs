@@ -1,10 +1,10 @@
 //! The lists, in memory and on disk (see [`super`] for what they are worth).
 
-use crate::xet::chunker::MAX_CHUNK;
-use crate::xet::hash::keyed_chunk_hash;
-use crate::xet::merkle::Tree;
-use crate::xet::xorb::MAX_CHUNKS;
-use crate::xet::{Error, Hash};
+use crate::chunker::MAX_CHUNK;
+use crate::hash::keyed_chunk_hash;
+use crate::merkle::Tree;
+use crate::xorb::MAX_CHUNKS;
+use crate::{Error, Hash};
 use std::fmt;
 use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -188,7 +188,7 @@ impl ChunkList {
     }
 
     /// The form on disk.
-    pub(in crate::xet) fn to_bytes(&self) -> Vec<u8> {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = PROVEN.to_vec();
         self.0.write_to(&mut bytes);
         bytes
@@ -243,7 +243,7 @@ impl ToldList {
     }
 
     /// The form on disk of the list of `xorb`.
-    pub(in crate::xet) fn to_bytes(&self, xorb: &Hash) -> Vec<u8> {
+    pub(crate) fn to_bytes(&self, xorb: &Hash) -> Vec<u8> {
         let mut bytes = TOLD.to_vec();
         bytes.extend_from_slice(&self.key);
         bytes.extend_from_slice(&self.expires.to_le_bytes());
@@ -266,7 +266,7 @@ impl ToldList {
     }
 
     /// Checksum of what is before it. Under the name, so that it can't be that of another xorb.
-    pub(in crate::xet) fn sum(xorb: &Hash, bytes: &[u8]) -> [u8; SUM_LEN] {
+    pub(crate) fn sum(xorb: &Hash, bytes: &[u8]) -> [u8; SUM_LEN] {
         *blake3::keyed_hash(&xorb.0, bytes).as_bytes()
     }
 }

@@ -1,9 +1,9 @@
 //! Lists in memory and in a folder.
 
 use super::*;
-use crate::xet::chunker::MAX_CHUNK;
-use crate::xet::hash::keyed_chunk_hash;
-use crate::xet::merkle::{file_hash, xorb_hash};
+use crate::chunker::MAX_CHUNK;
+use crate::hash::keyed_chunk_hash;
+use crate::merkle::{file_hash, xorb_hash};
 use proptest::prelude::*;
 
 fn chunks(seed: u8, count: usize) -> Vec<(Hash, u32)> {
@@ -297,7 +297,7 @@ fn a_list_is_limited() {
     assert!(ChunkList::proven(Kind::File, &Hash::ZERO, endless.clone()).is_err());
     assert!(ChunkList::proven(Kind::Xorb, &Hash::ZERO, endless.clone()).is_err());
     assert!(ToldList::new([1; 32], 5, endless).is_err());
-    let whole = std::iter::repeat_n((Hash([1; 32]), MAX_CHUNK as u32), crate::xet::xorb::MAX_CHUNKS);
+    let whole = std::iter::repeat_n((Hash([1; 32]), MAX_CHUNK as u32), crate::xorb::MAX_CHUNKS);
     let whole = ToldList::new([1; 32], 5, whole).unwrap();
     assert_eq!(whole.to_bytes(&Hash::ZERO).len(), MAX_XORB_LIST);
     for len in [0, MAX_CHUNK as u32 + 1, u32::MAX] {

@@ -20,7 +20,7 @@
 //! 16 MiB, that leaves 3.2 MiB: a block is free, and the semaphore is fair. Nothing of this holds for an `add` that is neither polled nor
 //! dropped.
 
-use crate::xet::chunker::MAX_CHUNK;
+use crate::chunker::MAX_CHUNK;
 use bytes::Bytes;
 use std::ops::Range;
 use std::pin::pin;

@@ -7,11 +7,11 @@
 use super::MAX_LATE_HEAD;
 use super::blocks::{BLOCK, Buffer, Pool, ROOM};
 use super::progress::Progress;
-use crate::xet::Hash;
-use crate::xet::chunker::{Chunker, MAX_CHUNK};
-use crate::xet::compression::{Policy, Scheme, choose, compress};
-use crate::xet::hash::chunk_hash;
-use crate::xet::offload::offload_steps;
+use crate::Hash;
+use crate::chunker::{Chunker, MAX_CHUNK};
+use crate::compression::{Policy, Scheme, choose, compress};
+use crate::hash::chunk_hash;
+use crate::offload::offload_steps;
 use futures::future::{BoxFuture, Either, FutureExt, ready};
 use std::io::{self, Read};
 use std::ops::Range;
@@ -299,14 +299,14 @@ pub(super) struct Chunk {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::xet::testdata;
+    use crate::testdata;
     use proptest::prelude::*;
     use std::pin::Pin;
     use std::task::{Context, Poll};
     use tokio::io::ReadBuf;
 
     /// A reader that gives a few bytes at a time, and is not ready every other time.
-    pub(in crate::xet::upload) struct Trickle<'a> {
+    pub(in crate::upload) struct Trickle<'a> {
         rest: &'a [u8],
         step: usize,
         is_ready: bool,
@@ -314,15 +314,15 @@ pub(super) mod tests {
     }
 
     impl<'a> Trickle<'a> {
-        pub(in crate::xet::upload) fn new(data: &'a [u8], step: usize) -> Self {
+        pub(in crate::upload) fn new(data: &'a [u8], step: usize) -> Self {
             Self { rest: data, step, is_ready: false, left_to_failure: usize::MAX }
         }
 
-        pub(in crate::xet::upload) fn is_at_end(&self) -> bool {
+        pub(in crate::upload) fn is_at_end(&self) -> bool {
             self.rest.is_empty()
         }
 
-        pub(in crate::xet::upload) fn failing_at(mut self, offset: usize) -> Self {
+        pub(in crate::upload) fn failing_at(mut self, offset: usize) -> Self {
             self.left_to_failure = offset;
             self
         }
@@ -448,7 +448,7 @@ pub(super) mod tests {
         for chunk in &mixed.chunks {
             let mut raw = Vec::new();
             let stored = &mixed.buffer.bytes[chunk.stored.clone()];
-            crate::xet::compression::decompress(chunk.scheme, stored, chunk.raw_len as usize, &mut raw).unwrap();
+            crate::compression::decompress(chunk.scheme, stored, chunk.raw_len as usize, &mut raw).unwrap();
             assert_eq!(chunk_hash(&raw), chunk.hash);
         }
     }

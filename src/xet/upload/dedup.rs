@@ -10,7 +10,7 @@
 //! of no use. Errors are no answer.
 
 #[cfg(any(test, fuzzing, feature = "fuzzing"))]
-pub(in crate::xet) mod fuzz;
+pub(crate) mod fuzz;
 mod known;
 mod local;
 
@@ -18,9 +18,9 @@ pub(super) use known::{Known, KnownXorb};
 pub use local::{LocalLimits, LocalShards};
 
 use super::content::Chunk;
-use crate::xet::offload::offload;
-use crate::xet::shard::Shard;
-use crate::xet::{self, Cas, Hash};
+use crate::offload::offload;
+use crate::shard::Shard;
+use crate::{Cas, Hash};
 use futures::future::join_all;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -58,7 +58,7 @@ pub(super) struct Dedup {
     cas: Arc<dyn Cas>,
     local: Option<LocalShards>,
     /// What reads are checked against; learns what answers tell.
-    lists: Option<xet::Known>,
+    lists: Option<crate::Known>,
     shared: Arc<Mutex<State>>,
     asking: Mutex<JoinSet<()>>,
 }
@@ -81,7 +81,7 @@ pub(super) struct Asker {
 }
 
 impl Dedup {
-    pub(super) fn new(cas: Arc<dyn Cas>, local: Option<LocalShards>, lists: Option<xet::Known>) -> Self {
+    pub(super) fn new(cas: Arc<dyn Cas>, local: Option<LocalShards>, lists: Option<crate::Known>) -> Self {
         Self { cas, local, lists, shared: Arc::default(), asking: Mutex::default() }
     }
 
@@ -179,7 +179,7 @@ fn learn(
     body: &[u8],
     shared: &Mutex<State>,
     local: Option<&LocalShards>,
-    lists: Option<&xet::Known>,
+    lists: Option<&crate::Known>,
 ) -> usize {
     let Some((footer, xorbs)) = Shard::parse(body).ok().and_then(|shard| {
         let key = shard.footer.as_ref()?.hmac_key;

@@ -3,8 +3,8 @@
 pub use super::dedup::fuzz::dedup;
 use super::pack::Xorb;
 use super::shards::{Packed, split};
-use crate::xet::Hash;
-use crate::xet::shard::{FileInfo, Segment, Shard};
+use crate::Hash;
+use crate::shard::{FileInfo, Segment, Shard};
 
 /// Two bytes for the lengths that shards may have, then one per file (of so many terms) or xorb (of so many chunks): what is split,
 /// written and parsed again is all there, once and in order, in shards of bounded length.

@@ -3,8 +3,8 @@
 //! Where groups end never depends on the first entry of a level: entries 0 and 1 of a group are not tested. So all groups but the first of
 //! each level are hashed as they fill, and of those first ones the known entries, at most eight per level, wait for the first chunk.
 
-use crate::xet::Hash;
-use crate::xet::merkle::{file_hash, xorb_hash};
+use crate::Hash;
+use crate::merkle::{file_hash, xorb_hash};
 
 /// Fewest and most entries of a group, and what a hash that ends one is 0 modulo.
 const MIN_GROUP: usize = 3;
@@ -87,7 +87,7 @@ fn parent(group: Vec<Entry>) -> Entry {
 /// Of two to nine entries that are one group, the tree's root is its node. A group of one is hashed as a node all the same.
 fn group_hash(group: &[Entry]) -> Hash {
     match group {
-        [(hash, len)] => crate::xet::merkle::node_hash(format!("{hash} : {len}\n").as_bytes()),
+        [(hash, len)] => crate::merkle::node_hash(format!("{hash} : {len}\n").as_bytes()),
         group => xorb_hash(group),
     }
 }
@@ -102,7 +102,7 @@ mod tests {
         fn first_chunk_pushed_last_gives_the_same_file_hash(
             ends in prop_oneof![Just(0.0), Just(0.25), Just(1.0)], count in 1usize..400, seed: u64,
         ) {
-            let chunks: Vec<Entry> = crate::xet::testdata::random(seed, 32 * count)
+            let chunks: Vec<Entry> = crate::testdata::random(seed, 32 * count)
                 .as_chunks::<32>().0.iter().enumerate()
                 .map(|(i, raw)| {
                     let mut raw = *raw;

@@ -9,12 +9,12 @@ use super::dedup::{Known, KnownXorb};
 use super::late::LateTree;
 use super::shards::{FILE_MAX_TERMS, Packed, file_records, xorb_records};
 use super::{Report, Uploaded};
-use crate::xet::hash::term_hash;
-use crate::xet::known::MAX_LIST;
-use crate::xet::merkle::Tree;
-use crate::xet::shard::{FileInfo, Segment};
-use crate::xet::xorb::{Assembly, CHUNK_HEADER_LEN};
-use crate::xet::{Body, Error, Hash};
+use crate::hash::term_hash;
+use crate::known::MAX_LIST;
+use crate::merkle::Tree;
+use crate::shard::{FileInfo, Segment};
+use crate::xorb::{Assembly, CHUNK_HEADER_LEN};
+use crate::{Body, Error, Hash};
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Range;
@@ -498,10 +498,10 @@ impl Draft {
 mod tests {
     use super::super::shards::{GOOD_SHARD, split};
     use super::*;
-    use crate::xet::Scheme;
-    use crate::xet::chunker::MAX_CHUNK;
-    use crate::xet::shard::MAX_SHARD;
-    use crate::xet::xorb::{MAX_CHUNKS, MAX_RAW};
+    use crate::Scheme;
+    use crate::chunker::MAX_CHUNK;
+    use crate::shard::MAX_SHARD;
+    use crate::xorb::{MAX_CHUNKS, MAX_RAW};
 
     /// A chunk that was never made: stored in one byte, as if it had compressed well.
     fn chunk(n: u64, raw_len: usize) -> Chunk {

@@ -1,8 +1,8 @@
 //! What a session packed, as upload shards of bounded size (Xet spec, 7.6 and 8.6). Pure.
 
 use super::pack::Xorb;
-use crate::xet::Error;
-use crate::xet::shard::{FileInfo, MAX_SHARD, Shard, ShardChunk, XorbInfo};
+use crate::Error;
+use crate::shard::{FileInfo, MAX_SHARD, Shard, ShardChunk, XorbInfo};
 
 /// Bytes of a record: all that a shard consists of.
 const RECORD: usize = 48;
@@ -76,7 +76,7 @@ impl Filling {
 
 fn describe_xorb(xorb: &Xorb) -> XorbInfo {
     let mut raw_len = 0;
-    let mut describe = |&(hash, len): &(crate::xet::Hash, u32)| {
+    let mut describe = |&(hash, len): &(crate::Hash, u32)| {
         let chunk = ShardChunk { hash, raw_start: raw_len, raw_len: len, flags: 0 };
         raw_len += len;
         chunk
@@ -88,8 +88,8 @@ fn describe_xorb(xorb: &Xorb) -> XorbInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xet::Hash;
-    use crate::xet::shard::Segment;
+    use crate::Hash;
+    use crate::shard::Segment;
 
     fn packed() -> Packed {
         let hash = |kind: u8, n: usize| Hash([kind, n as u8, 3, 4, 5, 6, 7, 8].repeat(4).try_into().unwrap());

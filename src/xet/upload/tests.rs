@@ -6,12 +6,12 @@ mod memory;
 use super::blocks::ROOM;
 use super::content::tests::Trickle;
 use super::*;
-use crate::xet::download::{self, Downloader};
-use crate::xet::fault::{Call, Fault, Saboteur};
-use crate::xet::memory::MemoryCas;
-use crate::xet::merkle::file_hash;
-use crate::xet::testdata::{self, Input};
-use crate::xet::xorb::{CHUNK_HEADER_LEN, MAX_CHUNKS, MAX_RAW};
+use crate::download::{self, Downloader};
+use crate::fault::{Call, Fault, Saboteur};
+use crate::memory::MemoryCas;
+use crate::merkle::file_hash;
+use crate::testdata::{self, Input};
+use crate::xorb::{CHUNK_HEADER_LEN, MAX_CHUNKS, MAX_RAW};
 use futures::FutureExt;
 use futures::future::{join_all, try_join_all};
 use proptest::prelude::*;
@@ -23,7 +23,7 @@ fn session(cas: &Arc<MemoryCas>) -> UploadSession {
 /// The file hash by the whole file at once.
 fn expected(data: &[u8]) -> Uploaded {
     let chunks: Vec<_> =
-        testdata::chunks(data).iter().map(|chunk| (crate::xet::hash::chunk_hash(chunk), chunk.len() as u64)).collect();
+        testdata::chunks(data).iter().map(|chunk| (crate::hash::chunk_hash(chunk), chunk.len() as u64)).collect();
     Uploaded { hash: file_hash(&chunks), len: data.len() as u64 }
 }
 

@@ -4,7 +4,7 @@ use super::{
     CHUNK_HEADER_LEN, ChunkEntry, ChunkHeader, INFO_IDENT, MAX_CHUNKS, MAX_SERIALISED, MAX_STORED_CHUNK, XorbIndex,
     malformed, open_chunk, take_chunk,
 };
-use crate::xet::{Error, hash};
+use crate::{Error, hash};
 
 /// Server side: decodes and hashes the chunks of an upload body, piece by piece. Keeps no bytes of it but one decompressed chunk.
 pub struct UploadScan {
@@ -80,8 +80,8 @@ fn begins_with_chunk(bytes: &[u8]) -> Result<bool, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xet::xorb::{Builder, scan_upload, write_footer};
-    use crate::xet::{Scheme, testdata};
+    use crate::xorb::{Builder, scan_upload, write_footer};
+    use crate::{Scheme, testdata};
     use proptest::prelude::*;
 
     /// A body of chunks of these lengths, and its index.
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn chunks_without_end_are_refused_before_they_are_kept() {
-        let raw = vec![0; crate::xet::chunker::MAX_CHUNK];
+        let raw = vec![0; crate::chunker::MAX_CHUNK];
         let header = ChunkHeader { stored_len: raw.len() as u32, scheme: Scheme::None, raw_len: raw.len() as u32 };
         let chunk = [&header.to_bytes()[..], &raw].concat();
         let mut scan = UploadScan::new(false);

@@ -1,7 +1,7 @@
 //! Whole files: fills, who waits for them and who reads around them.
 
 use super::*;
-use crate::xet::merkle::file_hash;
+use crate::merkle::file_hash;
 use futures::stream::{self, StreamExt};
 use std::sync::atomic::AtomicUsize;
 use tokio::sync::mpsc;

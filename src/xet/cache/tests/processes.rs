@@ -52,7 +52,7 @@ async fn child_that_works_on_a_cache() {
 fn start(dir: &Path, seed: u64, forever: bool) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["--exact", "xet::cache::tests::processes::child_that_works_on_a_cache", "--ignored", "--nocapture"])
+        .args(["--exact", "cache::tests::processes::child_that_works_on_a_cache", "--ignored", "--nocapture"])
         .env(CHILD_DIR, dir)
         .env(CHILD_SEED, seed.to_string())
         .stdout(Stdio::piped());
@@ -143,7 +143,7 @@ fn a_write_that_stops_half_way_leaves_nothing() {
     let rig = Rig::new(1 << 30);
     // A signal that is ignored stays ignored: the write gives an error instead.
     let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"", FILE_LIMIT / 512);
-    let name = "xet::cache::tests::processes::child_that_may_not_write_large_files";
+    let name = "cache::tests::processes::child_that_may_not_write_large_files";
     let output = Command::new("sh")
         .args(["-c", &script])
         .arg(std::env::current_exe().unwrap())

@@ -1,11 +1,11 @@
 //! Xorbs that the CAS has told this session of, and where their chunks are.
 
-use crate::xet::Hash;
-use crate::xet::chunker::MAX_CHUNK;
-use crate::xet::hash::keyed_chunk_hash;
-use crate::xet::merkle::xorb_hash;
-use crate::xet::shard::XorbInfo;
-use crate::xet::xorb::MAX_CHUNKS;
+use crate::Hash;
+use crate::chunker::MAX_CHUNK;
+use crate::hash::keyed_chunk_hash;
+use crate::merkle::xorb_hash;
+use crate::shard::XorbInfo;
+use crate::xorb::MAX_CHUNKS;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
@@ -17,8 +17,8 @@ const MAX_KEYS: usize = 8;
 const PLAIN: [u8; 32] = [0; 32];
 
 /// A xorb that the CAS has.
-pub(in crate::xet::upload) struct KnownXorb {
-    pub(in crate::xet::upload) hash: Hash,
+pub(in crate::upload) struct KnownXorb {
+    pub(in crate::upload) hash: Hash,
     /// Of its chunk hashes; zero: they are plain.
     key: [u8; 32],
     /// Chunk hashes and uncompressed lengths.
@@ -32,7 +32,7 @@ impl KnownXorb {
     }
 
     /// How many of `chunks`, given by their own hashes and lengths, it has from `index` on.
-    pub(in crate::xet::upload) fn run<'a>(&self, index: u32, chunks: impl Iterator<Item = (&'a Hash, u32)>) -> usize {
+    pub(in crate::upload) fn run<'a>(&self, index: u32, chunks: impl Iterator<Item = (&'a Hash, u32)>) -> usize {
         let stored = self.chunks.get(index as usize..).unwrap_or(&[]);
         let same = |((hash, len), (wanted, wanted_len)): &(&(Hash, u32), (&Hash, u32))| {
             len == wanted_len && *hash == keyed(&self.key, wanted)
@@ -63,7 +63,7 @@ pub(super) fn checked(key: [u8; 32], xorbs: Vec<XorbInfo>) -> Vec<KnownXorb> {
 
 /// All of them.
 #[derive(Default)]
-pub(in crate::xet::upload) struct Known {
+pub(in crate::upload) struct Known {
     /// Per key: truncated hashes, keyed.
     tables: Vec<([u8; 32], Table)>,
     /// In the order they came.
@@ -76,7 +76,7 @@ type Table = HashMap<u64, (Arc<KnownXorb>, u32)>;
 
 impl Known {
     /// Where a chunk is.
-    pub(in crate::xet::upload) fn find(&self, chunk: &Hash) -> Option<(Arc<KnownXorb>, u32)> {
+    pub(in crate::upload) fn find(&self, chunk: &Hash) -> Option<(Arc<KnownXorb>, u32)> {
         self.tables.iter().find_map(|(key, table)| {
             let hash = keyed(key, chunk);
             let (xorb, index) = table.get(&hash.truncated())?;
@@ -126,8 +126,8 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xet::hash::chunk_hash;
-    use crate::xet::shard::ShardChunk;
+    use crate::hash::chunk_hash;
+    use crate::shard::ShardChunk;
 
     fn chunk(n: u32) -> (Hash, u32) {
         (chunk_hash(&n.to_le_bytes()), 8192 + n % 1000)

@@ -9,9 +9,9 @@
 //! files: the oldest go first. All of it is a cache: failures are logged and cost dedup, nothing else. Everything here blocks.
 
 use super::is_eligible;
-use crate::xet::Hash;
-use crate::xet::hash::{chunk_hash, keyed_chunk_hash};
-use crate::xet::shard::{Footer, MAX_SHARD, Shard, XorbInfo};
+use crate::Hash;
+use crate::hash::{chunk_hash, keyed_chunk_hash};
+use crate::shard::{Footer, MAX_SHARD, Shard, XorbInfo};
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -83,7 +83,7 @@ impl LocalShards {
     }
 
     /// Keeps a shard that was registered.
-    pub(in crate::xet::upload) fn keep_own(&self, shard: &Shard) {
+    pub(in crate::upload) fn keep_own(&self, shard: &Shard) {
         let now = SystemTime::now();
         let created = seconds(now);
         let footer = Footer { hmac_key: [0; 32], created, expires: created + OWN_LIFE };
@@ -282,7 +282,7 @@ impl Hints {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xet::shard::{FileInfo, Segment, ShardChunk};
+    use crate::shard::{FileInfo, Segment, ShardChunk};
 
     fn chunk(n: u32) -> Hash {
         let mut hash = chunk_hash(&n.to_le_bytes());

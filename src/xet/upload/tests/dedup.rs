@@ -1,7 +1,7 @@
 //! What is stored already is not sent again, and nothing is taken for stored that isn't.
 
 use super::*;
-use crate::xet::upload::dedup::is_eligible;
+use crate::upload::dedup::is_eligible;
 
 const PLAIN: [u8; 32] = [0; 32];
 const KEY: [u8; 32] = [9; 32];
@@ -10,7 +10,7 @@ const KEY: [u8; 32] = [9; 32];
 fn content(mut seed: u64) -> Vec<u8> {
     loop {
         let data = testdata::random(seed, 6 << 20);
-        if !testdata::chunks(&data).iter().any(|chunk| is_eligible(&crate::xet::hash::chunk_hash(chunk))) {
+        if !testdata::chunks(&data).iter().any(|chunk| is_eligible(&crate::hash::chunk_hash(chunk))) {
             return data;
         }
         seed += 1000;
@@ -152,7 +152,7 @@ async fn questions_of_a_file_keep_their_distance() {
     let cas = Arc::new(MemoryCas::default());
     let data = testdata::random(3, 60 << 20);
     upload_with(&cas, &data, Options::default()).await;
-    let hashes: Vec<_> = testdata::chunks(&data).iter().map(|chunk| crate::xet::hash::chunk_hash(chunk)).collect();
+    let hashes: Vec<_> = testdata::chunks(&data).iter().map(|chunk| crate::hash::chunk_hash(chunk)).collect();
     let places: Vec<_> =
         cas.calls().queries.iter().map(|asked| hashes.iter().position(|hash| hash == asked).unwrap()).collect();
     assert_eq!(places[0], 0);

@@ -1,7 +1,7 @@
 //! Memory is bounded, nobody waits for it for ever, and all of it comes back.
 
 use super::*;
-use crate::xet::upload::blocks::{BLOCK, LEAST_MEMORY};
+use crate::upload::blocks::{BLOCK, LEAST_MEMORY};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 
