@@ -15,10 +15,11 @@
 use super::conflict::{Found, OnConflict};
 use super::journal::Purpose;
 use super::ledger::{Entry, FileNo, FileRecord, Ledger, OpNo, QueuedOp, Remote};
+use super::lock::{Mutex, MutexGuard};
 use super::{Error, Vfs, lock};
 use crate::store::{Change, Expect, Hash, Len, MovedFile, Op, Outcome, PlainPath, Side, Stored, Version};
 use std::collections::BTreeSet;
-use std::sync::{Mutex, Weak};
+use std::sync::Weak;
 use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use tokio::sync::watch;
@@ -65,7 +66,7 @@ pub(super) struct ReadBacks {
 }
 
 impl ReadBacks {
-    fn of(&self, look: Look) -> std::sync::MutexGuard<'_, BTreeSet<(Instant, OpNo)>> {
+    fn of(&self, look: Look) -> MutexGuard<'_, BTreeSet<(Instant, OpNo)>> {
         lock(if look == Look::First { &self.first } else { &self.last })
     }
 

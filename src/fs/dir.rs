@@ -49,6 +49,7 @@ impl Vfs {
                 directory.gate.clone()
             };
             let asked = Instant::now();
+            super::lock::before_wait("a directory's gate");
             let _one_at_a_time = gate.lock().await;
             let path = {
                 let tree = lock(&self.tree);

@@ -6,10 +6,11 @@
 use super::inode::Ino;
 use super::journal::{Journal, Purpose, Ticket};
 use super::ledger::{Entry, FileNo, FrozenRecord};
+use super::lock::{Mutex, Rank, before_wait};
 use super::slots::Pool;
 use super::{Error, lock};
 use crate::store::{Delta, Draft, DraftState, Frozen, Stored, Version};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -20,7 +21,7 @@ pub(super) struct Edit {
     pub(super) file: FileNo,
     /// `None` once it has ended: the content is the inode's version.
     draft: RwLock<Option<Draft>>,
-    meta: Mutex<Meta>,
+    meta: Mutex<Meta, { Rank::Meta as u8 }>,
     /// The inode, once there is one (after a restart, not before its directory is listed).
     ino: OnceLock<Ino>,
 }
@@ -176,11 +177,13 @@ impl Edit {
 
     /// The draft, to read it; `None` inside once the edit has ended.
     pub(super) async fn reader(&self) -> RwLockReadGuard<'_, Option<Draft>> {
+        before_wait("a file's draft");
         self.draft.read().await
     }
 
     /// The draft, to change it.
     pub(super) async fn writer(&self) -> RwLockWriteGuard<'_, Option<Draft>> {
+        before_wait("a file's draft");
         let mut draft = self.draft.write().await;
         let version = lock(&self.meta).rebase.take();
         if let (Some(draft), Some(version)) = (draft.as_mut(), version)

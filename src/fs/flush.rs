@@ -8,12 +8,13 @@
 use super::edit::Edit;
 use super::journal::Purpose;
 use super::ledger::{Entry, FileNo, OpNo, PathSet, QueuedOp};
+use super::lock::{Mutex, MutexGuard, Rank};
 use super::pending::Standing;
 use super::{Drained, Error, OnConflict, Vfs, lock};
 use crate::store::{self, Content, Frozen, PutSession, Stored};
 use futures::StreamExt;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore, watch};
 
@@ -84,11 +85,11 @@ pub(super) struct Tally {
 /// State of the flusher.
 pub(super) struct Flusher {
     /// All local content. Nothing is locked under it.
-    edits: Mutex<HashMap<FileNo, Arc<Edit>>>,
+    edits: Mutex<HashMap<FileNo, Arc<Edit>>, { Rank::Edits as u8 }>,
     /// What is to be flushed. Locked before an edit's own lock.
-    dirty: Mutex<HashMap<FileNo, Arc<Edit>>>,
+    dirty: Mutex<HashMap<FileNo, Arc<Edit>>, { Rank::Dirty as u8 }>,
     /// Nothing is locked under it: it is asked while the journal is locked.
-    work: Mutex<Work>,
+    work: Mutex<Work, { Rank::Work as u8 }>,
     /// Nothing is locked under it.
     tally: Mutex<Tally>,
     /// When the uploader looks next. Nothing is locked under it.
@@ -322,7 +323,7 @@ impl Flusher {
     }
 
     /// Counts and the last error.
-    pub(super) fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
+    pub(super) fn tally(&self) -> MutexGuard<'_, Tally> {
         lock(&self.tally)
     }
 
@@ -367,6 +368,7 @@ impl Flusher {
                 next = next.min(at);
             }
         }
+        drop(work);
         *lock(&self.next_look) = next;
         (due, next)
     }

@@ -1,12 +1,13 @@
 //! Open files and directories.
 
 use super::inode::{Cached, FileKind, Ino};
+use super::lock::{Mutex, Rank};
 use super::read::Readahead;
 use super::{Error, lock};
 use crate::store::Object;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// A handle's number; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -95,8 +96,8 @@ pub struct Listed {
 #[derive(Default)]
 pub(super) struct Handles {
     next: AtomicU64,
-    files: Mutex<HashMap<HandleNo, Arc<FileHandle>>>,
-    directories: Mutex<HashMap<HandleNo, Arc<DirectoryHandle>>>,
+    files: Mutex<HashMap<HandleNo, Arc<FileHandle>>, { Rank::Handles as u8 }>,
+    directories: Mutex<HashMap<HandleNo, Arc<DirectoryHandle>>, { Rank::Handles as u8 }>,
 }
 
 impl Handles {

@@ -27,6 +27,7 @@
 
 use super::codec;
 use super::ledger::{Entry, Ledger, OpNo};
+use super::lock::{Condvar, Mutex, MutexGuard, Rank, before_wait};
 use super::slots::{Pool, checksum};
 use super::{Error, lock};
 use crate::disk::{Beyond, Disk, DiskFile, Existing};
@@ -34,7 +35,7 @@ use crate::store::{Sealer, SlotId};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -78,10 +79,13 @@ pub(super) enum Purpose {
     Relief,
 }
 
+/// Rank of the journal's state.
+const JOURNAL: u8 = Rank::Journal as u8;
+
 /// See the module.
 pub(super) struct Journal {
     shared: Arc<Shared>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>, { Rank::Threads as u8 }>,
 }
 
 struct Shared {
@@ -91,7 +95,7 @@ struct Shared {
     slot_len: u32,
     sealer: Arc<dyn Sealer>,
     pool: Arc<Pool>,
-    state: Mutex<State>,
+    state: Mutex<State, JOURNAL>,
     /// Wakes the writer and the syncer.
     work: Condvar,
     progress: watch::Sender<Progress>,
@@ -184,7 +188,7 @@ impl Journal {
             sealer,
             pool: pool.clone(),
             state: Mutex::new(state),
-            work: Condvar::new(),
+            work: Condvar::default(),
             progress,
         });
         // A fresh journal at once: its id is new, so no sequence number is ever sealed twice under one id, whatever the old tail held.
@@ -256,6 +260,7 @@ impl Journal {
     }
 
     async fn wait(&self, done: impl Fn(&Progress) -> Option<Result<(), io::ErrorKind>>) -> Result<(), Error> {
+        before_wait("the journal");
         let mut progress = self.shared.progress.subscribe();
         let done =
             |progress: &Progress| done(progress).or_else(|| progress.closed.then_some(Err(io::ErrorKind::BrokenPipe)));
@@ -329,7 +334,7 @@ impl Drop for Journal {
 }
 
 /// The ledger, locked.
-pub(super) struct LedgerGuard<'a>(MutexGuard<'a, State>);
+pub(super) struct LedgerGuard<'a>(MutexGuard<'a, State, JOURNAL>);
 
 impl LedgerGuard<'_> {
     /// When an operation was queued; of one that an earlier daemon left, when this one started.
@@ -461,7 +466,7 @@ impl Shared {
             let stop = {
                 let mut state = lock(&self.state);
                 while state.queue.is_empty() && !state.stop && !state.recheck {
-                    state = self.work.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+                    state = self.work.wait(state);
                 }
                 state.stop
             };
@@ -471,7 +476,7 @@ impl Shared {
             }
             if done.is_err() {
                 let state = lock(&self.state);
-                drop(self.work.wait_timeout_while(state, RETRY, |state| !state.stop));
+                self.work.wait_timeout_while(state, RETRY, |state| !state.stop);
             }
         }
     }
@@ -572,7 +577,7 @@ impl Shared {
             let (stop, file, upto) = {
                 let mut state = lock(&self.state);
                 while !state.stop && !self.is_sync_due(&state) {
-                    state = self.work.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+                    state = self.work.wait(state);
                 }
                 (state.stop, state.file.clone(), self.progress.borrow().written)
             };

@@ -1,6 +1,6 @@
 //! A source in memory, for tests: it keeps what [`View`] promises, and fails when told to.
 
-use super::lock;
+use super::lock::{Mutex, MutexGuard, lock};
 use crate::store::{
     Change, Content, CryptoError, Draft, DraftState, Entry, Error, Expect, Format, Hash, Hidden, HubError, Kind, Len,
     Listing, MovedFile, Object, Op, Outcome, PlainPath, PutSession, Sealer, Side, SlotIo, Stored, Version, View,
@@ -8,7 +8,7 @@ use crate::store::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use time::OffsetDateTime;
 use tokio::sync::{RwLock, RwLockWriteGuard};
 
@@ -68,7 +68,7 @@ impl MemoryView {
         Arc::new(Self { state: Arc::default(), commits, reads, listings, key })
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
 
@@ -333,9 +333,10 @@ impl PutSession for Session {
     }
 
     async fn finish(self: Box<Self>) -> Result<(), Error> {
+        let added = lock(&self.1).clone();
         let state = lock(&self.0);
         state.online()?;
-        match state.poison.filter(|poison| lock(&self.1).contains(poison)) {
+        match state.poison.filter(|poison| added.contains(poison)) {
             Some(_) => Err(Error::Hub(HubError::Status { status: 413, message: "too large".into() })),
             None => Ok(()),
         }

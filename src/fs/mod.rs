@@ -13,14 +13,16 @@
 //! | `copy` | copies that move no bytes |
 //! | `xattr` | extended attributes |
 //! | `journal`, `ledger`, `codec` | what this machine owes the source, so that no crash loses it |
+//! | `lock` | the order of all locks |
 //! | `slots` | the pool of staging slots |
 //! | `room` | how much may be staged |
 //! | `flush`, `commit`, `conflict`, `confirm` | paying what is owed |
 //! | `pending` | what the user sees and decides of that |
 //! | `errno` | the one table of error numbers |
 //!
-//! Locks, in this order, all short but the first, none but the first held across an await: a file's draft, the flusher's dirty list, the tree,
-//! an edit's meta, the journal, the pool and the rest of the flusher.
+//! Two kinds of lock are async and are held across awaits: a directory's gate, and then a file's draft. All other locks
+//! come after them, are held for a short time and never across an await. Their order is that of `lock::Rank`, which
+//! debug builds check.
 
 mod attr;
 mod codec;
@@ -38,6 +40,7 @@ mod handle;
 mod inode;
 mod journal;
 mod ledger;
+mod lock;
 #[cfg(test)]
 mod memory_view;
 mod name;
@@ -72,10 +75,11 @@ use handle::Handles;
 use inode::Tree;
 use journal::{Journal, Purpose};
 use ledger::Entry;
+use lock::{Mutex, Rank, lock};
 use slots::Pool;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -157,7 +161,7 @@ pub struct Drained {
 pub struct Vfs {
     view: Arc<dyn View>,
     options: Options,
-    tree: Mutex<Tree>,
+    tree: Mutex<Tree, { Rank::Tree as u8 }>,
     handles: Handles,
     journal: Arc<Journal>,
     pool: Arc<Pool>,
@@ -300,11 +304,12 @@ impl Vfs {
         let (files, bytes, parked) = self.flusher.pending();
         let queued = self.queued_changes();
         let hidden = self.view.hidden();
+        let parked_ops = self.flusher.parked_ops();
         let tally = self.flusher.tally();
         Status {
             pending_files: files + queued,
             pending_bytes: bytes,
-            parked_files: parked + self.flusher.parked_ops(),
+            parked_files: parked + parked_ops,
             conflicts: tally.conflicts,
             unreadable_entries: hidden.foreign + hidden.suspicious,
             last_error: self.sync_trouble().or_else(|| tally.last_error.clone()),
@@ -339,9 +344,4 @@ impl Vfs {
     fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
-}
-
-/// Locks; a panic under a lock has answered its own request with an error and must not take the mount down with it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -142,31 +143,43 @@ impl PendingFile {
     }
 }
 
+/// State of a pending file's content.
+struct Content {
+    file: FileNo,
+    generation: u64,
+    len: u64,
+    age: Duration,
+}
+
+impl Content {
+    fn of(edit: &Edit) -> Self {
+        Self { file: edit.file, generation: edit.generation(), len: edit.len(), age: edit.age() }
+    }
+}
+
 const BUSY: &str = "it is being committed at this moment";
 const LATER: &str = "something that was done later builds on it";
 
 impl Vfs {
     /// What isn't at the source, in the order of its numbers: at most `limit` of those behind `after`.
     pub fn pending(&self, after: Option<PendingNo>, limit: usize) -> Vec<Pending> {
-        let mut dirty = self.flusher.dirty_files();
-        dirty.sort_unstable_by_key(|edit| edit.file);
+        // Read before the ledger is locked: an edit locks its own state before the journal.
+        let mut dirty: Vec<_> = self.flusher.dirty_files().iter().map(|edit| Content::of(edit)).collect();
+        dirty.sort_unstable_by_key(|content| content.file);
         let ledger = self.journal.ledger();
         let puts: HashMap<FileNo, OpNo> =
             ledger.ops().filter_map(|(op, what)| Some((super::commit::put_file(what)?, op))).collect();
-        let files = dirty.into_iter().map(|edit| PendingNo::File(edit.file.0)).collect::<Vec<_>>();
-        let changes = ledger.ops().filter(|(_, what)| is_change(what)).map(|(op, _)| PendingNo::Change(op.0));
-        let wanted = files.into_iter().chain(changes).filter(|number| Some(*number) > after);
-        let describe = |number| match number {
-            PendingNo::File(file) => self.describe_file(&ledger, FileNo(file), &puts),
-            PendingNo::Change(op) => self.describe_change(&ledger, OpNo(op)),
-        };
-        wanted.filter_map(describe).take(limit).collect()
+        let is_wanted = |number: PendingNo| Some(number) > after;
+        let files = dirty.iter().filter(|content| is_wanted(PendingNo::File(content.file.0)));
+        let files = files.filter_map(|content| self.describe_file(&ledger, content, &puts));
+        let changes = ledger.ops().filter(|(op, what)| is_change(what) && is_wanted(PendingNo::Change(op.0)));
+        let changes = changes.filter_map(|(op, _)| self.describe_change(&ledger, op));
+        files.chain(changes).take(limit).collect()
     }
 
-    fn describe_file(&self, ledger: &Ledger, file: FileNo, puts: &HashMap<FileNo, OpNo>) -> Option<Pending> {
-        let edit = self.flusher.edit(file)?;
+    fn describe_file(&self, ledger: &Ledger, content: &Content, puts: &HashMap<FileNo, OpNo>) -> Option<Pending> {
+        let Content { file, generation, .. } = *content;
         let record = ledger.file(file)?;
-        let generation = edit.generation();
         let frozen = record.draft.as_ref().and_then(|draft| draft.frozen.as_ref());
         let fixed = match frozen.filter(|frozen| frozen.generation == generation) {
             None => PendingState::Dirty,
@@ -174,13 +187,13 @@ impl Vfs {
             Some(_) => PendingState::Uploaded,
         };
         let standing = self.flusher.file_standing(file, generation, puts.get(&file).copied());
-        let since = OffsetDateTime::now_utc().checked_sub(edit.age().try_into().ok()?);
+        let since = OffsetDateTime::now_utc().checked_sub(content.age.try_into().ok()?);
         Some(Pending {
             number: PendingNo::File(file.0),
             kind: PendingKind::File,
             path: record.path.as_ref()?.as_str().to_owned(),
             to: None,
-            bytes: Some(edit.len()),
+            bytes: Some(content.len),
             state: standing.state(fixed),
             since: since.and_then(to_text),
             attempts: standing.attempts(),

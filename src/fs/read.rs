@@ -2,13 +2,14 @@
 
 use super::handle::{FileHandle, HandleNo, Pinned};
 use super::inode::Ino;
+use super::lock::Mutex;
 use super::{Error, Vfs, lock};
 use crate::store::{Len, Object};
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 

@@ -4,13 +4,12 @@
 //! no longer names them is durable, and an upload pins the slots it reads. Space is reserved before a slot is given out, so a full disk
 //! is reported before anything is written. What the allocation map was is learnt from the journal at start ([`Pool::open`]).
 
-use super::lock;
+use super::lock::{Mutex, Rank, lock};
 use crate::disk::{Beyond, Disk, DiskFile, Existing};
 use crate::store::{SlotId, SlotIo};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::Path;
-use std::sync::Mutex;
 use tokio::sync::watch;
 
 /// Slots by which the file grows (4 MiB): few enough that a small mount stays small, many enough that reserving costs nothing.
@@ -22,7 +21,7 @@ pub(super) const SLACK: u64 = 1024;
 pub(super) struct Pool {
     file: Box<dyn DiskFile>,
     slot_len: usize,
-    state: Mutex<State>,
+    state: Mutex<State, { Rank::Pool as u8 }>,
     /// Counts whenever slots were freed.
     freed: watch::Sender<u64>,
 }

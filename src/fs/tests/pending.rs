@@ -3,6 +3,7 @@
 use super::Mount;
 use crate::fs::memory_view::Trouble;
 use crate::fs::{Error, OnConflict, Pending, PendingKind, PendingNo, PendingState, drop_order};
+use std::sync::Arc;
 use std::time::Duration;
 
 impl Mount {
@@ -102,6 +103,38 @@ async fn every_pending_thing_is_listed_with_how_far_it_is() {
     drop(held);
     mount.flush().await;
     assert!(mount.pending().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn listing_what_is_pending_beside_writers_ends() {
+    let mount = Arc::new(Mount::new().await);
+    mount.write("first", b"1").await.unwrap();
+    let writer = |writer: u32| {
+        let mount = mount.clone();
+        async move {
+            for file in 0..100 {
+                mount.write(&format!("{writer}-{file}"), b"content").await.unwrap();
+            }
+        }
+    };
+    let writers = [tokio::spawn(writer(1)), tokio::spawn(writer(2))];
+    let reader = {
+        let mount = mount.clone();
+        tokio::spawn(async move {
+            let mut seen = 0;
+            while seen < 201 {
+                seen = mount.pending().len();
+                tokio::task::yield_now().await;
+            }
+        })
+    };
+    let all = async {
+        for writer in writers {
+            writer.await.unwrap();
+        }
+        reader.await.unwrap();
+    };
+    tokio::time::timeout(Duration::from_secs(120), all).await.expect("all of them end");
 }
 
 #[tokio::test]
