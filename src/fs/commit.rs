@@ -11,6 +11,7 @@ use super::ledger::{Entry, FileNo, FrozenRecord, Ledger, OpNo, QueuedOp, Remote}
 use super::{Error, Vfs, lock};
 use crate::store::{Change, Expect, Len, Op, Outcome, Stored, Version};
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Operations in one batch.
@@ -32,11 +33,15 @@ impl Vfs {
         let (batches, directories) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(DIRECTORIES)));
         loop {
             let Some(this) = vfs.upgrade() else { return };
-            this.start_ready(&batches, BATCH, |op| !matches!(op, QueuedOp::RenameDirectory { .. }));
+            #[cfg(test)]
+            this.flusher.turns.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            // One time for the whole turn: what is due by then is started, and only what is due later is slept for.
+            let now = Instant::now();
+            this.start_ready(&batches, BATCH, now, |op| !is_directory_rename(op));
             for _ in 0..DIRECTORIES {
-                this.start_ready(&directories, 1, |op| matches!(op, QueuedOp::RenameDirectory { .. }));
+                this.start_ready(&directories, 1, now, is_directory_rename);
             }
-            let next = this.flusher.next_op();
+            let next = this.next_try(&batches, &directories, now);
             tokio::select! {
                 () = this.flusher.commits_wanted() => {}
                 () = tokio::time::sleep_until(next.into()) => {}
@@ -45,12 +50,27 @@ impl Vfs {
         }
     }
 
-    /// Starts ready operations of one sort, if their turn is free.
-    fn start_ready(self: &Arc<Self>, turn: &Arc<Semaphore>, limit: usize, sort: impl Fn(&QueuedOp) -> bool) {
+    /// Returns when a failed operation is due that could be started then. While no permit of its kind is free, the
+    /// end of what holds one wakes the loop.
+    fn next_try(&self, batches: &Semaphore, directories: &Semaphore, now: Instant) -> Instant {
+        let ledger = self.journal.ledger();
+        let permits = |what: &QueuedOp| if is_directory_rename(what) { directories } else { batches };
+        let could_start = |op| ledger.op(op).is_some_and(|what| permits(what).available_permits() > 0);
+        self.flusher.next_op(now, could_start)
+    }
+
+    /// Starts operations of one kind that are ready at `now`, if a permit is free.
+    fn start_ready(
+        self: &Arc<Self>,
+        turn: &Arc<Semaphore>,
+        limit: usize,
+        now: Instant,
+        kind: impl Fn(&QueuedOp) -> bool,
+    ) {
         let Ok(permit) = turn.clone().try_acquire_owned() else { return };
         let ready = {
             let ledger = self.journal.ledger();
-            let ready = ledger.ready(|op| self.flusher.is_waiting(op), &sort, limit);
+            let ready = ledger.ready(|op| self.flusher.is_waiting(op, now), &kind, limit);
             ready.iter().for_each(|(op, _)| self.flusher.op_started(*op));
             ready
         };
@@ -60,6 +80,8 @@ impl Vfs {
     }
 
     async fn carry_out(self: Arc<Self>, ready: Vec<(OpNo, QueuedOp)>, permit: OwnedSemaphorePermit) {
+        // Dropped last: the loop is woken when the permit is free, also after a panic.
+        let _turn = Turn { vfs: &self, permit: Some(permit) };
         let _running = Running { vfs: &self, ops: ready.iter().map(|(op, _)| *op).collect() };
         let mut asked = Vec::new();
         let mut ops = Vec::new();
@@ -83,8 +105,6 @@ impl Vfs {
                 }
             }
         }
-        drop(permit);
-        self.flusher.wake_commits();
     }
 
     /// Ends the local content of a file that was removed while its commit was in the queue.
@@ -299,6 +319,23 @@ impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.vfs.flusher.abandon_ops(&self.ops);
     }
+}
+
+/// The permit of a batch. It is freed when this is dropped, and then the commit loop looks at the queue again.
+struct Turn<'a> {
+    vfs: &'a Vfs,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        drop(self.permit.take());
+        self.vfs.flusher.wake_commits();
+    }
+}
+
+fn is_directory_rename(what: &QueuedOp) -> bool {
+    matches!(what, QueuedOp::RenameDirectory { .. })
 }
 
 /// The file whose commit an operation is.

@@ -12,7 +12,7 @@ use super::handle::HandleNo;
 use super::inode::{Attr, Birth, Ino, Node, Tree};
 use super::journal::{Purpose, Ticket};
 use super::ledger::{Entry, FileNo};
-use super::name::touch;
+use super::name::{finished, touch};
 use super::slots::Pool;
 use super::special::Special;
 use super::{Create, Error, Vfs, lock};
@@ -168,14 +168,17 @@ impl Vfs {
             return Err(Error::Exists);
         }
         let path = tree.path(parent)?.join(name)?;
-        self.journal.transact(Purpose::Work, |ledger| {
+        let (ticket, (file, cancelled)) = self.journal.transact(Purpose::Work, |ledger| {
             let file = ledger.new_file();
-            let (remote, mut entries) = self.take_over(ledger, &path);
+            let (remote, cancelled) = self.take_over(ledger, &path);
+            let mut entries: Vec<_> = finished(cancelled).collect();
             entries.push(Entry::Track { file, path: Some(path.clone()), remote, mtime: None });
             entries.push(Entry::Begin { file, state, generation: 1, mtime });
             entries.extend(content(file));
-            Ok((entries, file))
-        })
+            Ok((entries, (file, cancelled)))
+        })?;
+        self.op_cancelled(cancelled);
+        Ok((ticket, file))
     }
 
     /// Hangs a copy into the tree; it looks like what it was made of, which counts as changed.

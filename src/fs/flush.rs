@@ -7,7 +7,7 @@
 
 use super::edit::Edit;
 use super::journal::Purpose;
-use super::ledger::{Entry, FileNo, OpNo, PathSet, QueuedOp};
+use super::ledger::{Entry, FileNo, Ledger, OpNo, PathSet, QueuedOp};
 use super::lock::{Mutex, MutexGuard, Rank};
 use super::pending::Standing;
 use super::{Drained, Error, OnConflict, Vfs, lock};
@@ -101,6 +101,9 @@ pub(super) struct Flusher {
     sessions: Arc<Semaphore>,
     /// Counts everything that was achieved or failed.
     progress: watch::Sender<u64>,
+    /// Turns of the commit loop.
+    #[cfg(test)]
+    pub(super) turns: std::sync::atomic::AtomicU64,
 }
 
 impl Flusher {
@@ -117,6 +120,8 @@ impl Flusher {
             commits: Notify::new(),
             sessions: Arc::new(Semaphore::new(SESSIONS)),
             progress: watch::channel(0).0,
+            #[cfg(test)]
+            turns: Default::default(),
         }
     }
 
@@ -194,17 +199,19 @@ impl Flusher {
         lock(&self.work).running.contains(&op)
     }
 
-    /// Whether an operation has to wait, because it is being carried out or failed not long ago.
-    pub(super) fn is_waiting(&self, op: OpNo) -> bool {
+    /// Returns true if an operation has to wait at `now`, because it is being carried out or failed not long ago.
+    pub(super) fn is_waiting(&self, op: OpNo, now: Instant) -> bool {
         let work = lock(&self.work);
-        work.running.contains(&op) || work.ops.get(&op).is_some_and(|trouble| trouble.next > Instant::now())
+        work.running.contains(&op) || work.ops.get(&op).is_some_and(|trouble| trouble.next > now)
     }
 
-    /// When the next operation that failed may be tried again.
-    pub(super) fn next_op(&self) -> Instant {
+    /// Returns when the next failed operation of those that `counts` accepts may be tried again. That is after `now`:
+    /// an operation that was due then has been started, or waits for an event that wakes the commit loop.
+    pub(super) fn next_op(&self, now: Instant, counts: impl Fn(OpNo) -> bool) -> Instant {
         let work = lock(&self.work);
-        let times = work.ops.iter().filter(|(op, _)| !work.running.contains(op)).map(|(_, trouble)| trouble.next);
-        times.min().unwrap_or_else(|| Instant::now() + LOOK)
+        let waits = |op: &OpNo| !work.running.contains(op) && counts(*op);
+        let times = work.ops.iter().filter(|(op, trouble)| trouble.next > now && waits(op));
+        times.map(|(_, trouble)| trouble.next).min().unwrap_or(now + LOOK)
     }
 
     /// An operation begins.
@@ -307,9 +314,10 @@ impl Flusher {
         work.file_wishes.remove(&file);
     }
 
-    /// Parked changes of names.
-    pub(super) fn parked_ops(&self) -> u64 {
-        lock(&self.work).ops.values().filter(|trouble| trouble.parked).count() as u64
+    /// Counts the parked operations of the queue.
+    pub(super) fn parked_ops(&self, ledger: &Ledger) -> u64 {
+        let work = lock(&self.work);
+        work.ops.iter().filter(|(op, trouble)| trouble.parked && ledger.op(**op).is_some()).count() as u64
     }
 
     /// A foreign change was kept.

@@ -304,7 +304,7 @@ impl Vfs {
         let (files, bytes, parked) = self.flusher.pending();
         let queued = self.queued_changes();
         let hidden = self.view.hidden();
-        let parked_ops = self.flusher.parked_ops();
+        let parked_ops = self.flusher.parked_ops(&self.journal.ledger());
         let tally = self.flusher.tally();
         Status {
             pending_files: files + queued,

@@ -7,7 +7,7 @@ use super::edit::Edit;
 use super::handle::{Access, FileHandle, HandleNo, Opened};
 use super::inode::{Attr, Birth, Body, Cached, FileKind, Ino, Node, Tree};
 use super::journal::{Purpose, Ticket};
-use super::ledger::{Entry, FileNo, Ledger, QueuedOp, Remote};
+use super::ledger::{Entry, FileNo, Ledger, OpNo, QueuedOp, Remote};
 use super::write::{remote_of, track};
 use super::{Error, Vfs, lock};
 use crate::store::{DraftState, Format, Len, PlainPath, Side};
@@ -38,6 +38,16 @@ struct Going {
     entries: Vec<Entry>,
     /// What the source holds at the name, for whoever takes it over; `None`: the queue has to sort that out.
     leaves: Option<Remote>,
+}
+
+/// The entries of a file's rename, and what they are about.
+struct FileMove {
+    file: FileNo,
+    /// The file that was at the target.
+    target: Option<FileNo>,
+    entries: Vec<Entry>,
+    /// A queued removal at the target, which the entries cancel.
+    cancelled: Option<OpNo>,
 }
 
 /// The ticket of a move, and the local content of what it replaced.
@@ -101,13 +111,15 @@ impl Vfs {
         let looks = tree.looks_for(parent, create.birth, false, &self.options)?;
         let mtime = OffsetDateTime::now_utc();
         let draft = self.view.draft(DraftState::default(), self.pool.clone())?;
-        let (ticket, file) = self.journal.transact(Purpose::Work, |ledger| {
+        let (ticket, (file, cancelled)) = self.journal.transact(Purpose::Work, |ledger| {
             let file = ledger.new_file();
-            let (remote, mut entries) = self.take_over(ledger, &path);
+            let (remote, cancelled) = self.take_over(ledger, &path);
+            let mut entries: Vec<_> = finished(cancelled).collect();
             entries.push(Entry::Track { file, path: Some(path.clone()), remote, mtime: None });
             entries.push(Entry::Begin { file, state: DraftState::default(), generation: 1, mtime });
-            Ok((entries, file))
+            Ok((entries, (file, cancelled)))
         })?;
+        self.op_cancelled(cancelled);
         let edit = Arc::new(Edit::new(file, draft, mtime, 1, 0, ticket));
         self.flusher.add(edit.clone());
         let mut node = Node::edited(edit.clone());
@@ -119,18 +131,25 @@ impl Vfs {
         Ok(Some((ino, edit, ticket)))
     }
 
-    /// What a new file at a path that has no file here finds at the source. A removal that waits there and has nothing before or behind it is
-    /// dropped: the new file replaces the old one in one step, and no cut leaves neither.
-    pub(super) fn take_over(&self, ledger: &mut Ledger, path: &PlainPath) -> (Remote, Vec<Entry>) {
+    /// Returns what the Hub has at `path`, for a new file at a path that has no file here. If the only queued operation
+    /// there is a removal that isn't being carried out, returns that one, too. The caller appends [`finished`] for it,
+    /// and then reports it with [`Self::op_cancelled`]. The new file then replaces the old one in one step, and no
+    /// crash leaves neither.
+    pub(super) fn take_over(&self, ledger: &Ledger, path: &PlainPath) -> (Remote, Option<OpNo>) {
         let overlapping: Vec<_> = ledger.overlapping(path).map(|(op, what)| (op, what.clone())).collect();
         if let [(op, QueuedOp::Delete { file, path: at })] = &overlapping[..]
             && at == path
             && !self.flusher.is_running(*op)
             && let Some(record) = ledger.file(*file)
         {
-            return (record.remote.replaced(), vec![Entry::Finish { op: *op }]);
+            return (record.remote.replaced(), Some(*op));
         }
-        (Remote::Absent, Vec::new())
+        (Remote::Absent, None)
+    }
+
+    /// Reports to the flusher that the journal has cancelled an operation: nothing of it is tried again or counted.
+    pub(super) fn op_cancelled(&self, cancelled: Option<OpNo>) {
+        cancelled.into_iter().for_each(|op| self.flusher.op_finished(op, None));
     }
 
     /// Makes a directory; it exists here only until something in it is committed. The attributes are a reference of the kernel.
@@ -398,11 +417,13 @@ impl Vfs {
         };
         let (from, to) = plan.paths(&tree)?;
         check_format(tree.file(plan.source)?, &to)?;
-        let (ticket, (no, target_no)) = self.journal.transact(Purpose::Work, |ledger| {
-            let (no, target_no, mut entries) = self.file_move(ledger, &tree, plan, &from, &to)?;
-            entries.extend(plan.keep_parent(ledger, &tree)?);
-            Ok((entries, (no, target_no)))
-        })?;
+        let (ticket, FileMove { file: no, target: target_no, cancelled, .. }) =
+            self.journal.transact(Purpose::Work, |ledger| {
+                let mut moved = self.file_move(ledger, &tree, plan, &from, &to)?;
+                moved.entries.extend(plan.keep_parent(ledger, &tree)?);
+                Ok((std::mem::take(&mut moved.entries), moved))
+            })?;
+        self.op_cancelled(cancelled);
         tree.file_mut(plan.source)?.file = Some(no);
         if let (Some(target), Some(no)) = (target_file, target_no) {
             tree.file_mut(target)?.file = Some(no);
@@ -447,7 +468,7 @@ impl Vfs {
         plan: &Move<'_>,
         from: &PlainPath,
         to: &PlainPath,
-    ) -> Result<(FileNo, Option<FileNo>, Vec<Entry>), Error> {
+    ) -> Result<FileMove, Error> {
         let (no, mut entries) = self.track_file(ledger, tree, plan.source, from)?;
         let replaced = plan.target_file(tree);
         if ledger.special(to).is_some() {
@@ -456,11 +477,11 @@ impl Vfs {
         let unseen = ledger.file(no).is_some_and(|record| record.remote == Remote::Absent) && !ledger.is_mentioned(no);
         let going = replaced.map(|target| self.go(ledger, tree, target, to)).transpose()?;
         let taken = match &going {
-            Some((_, going)) => going.leaves.map(|remote| (remote.replaced(), Vec::new())),
+            Some((_, going)) => going.leaves.map(|remote| (remote.replaced(), None)),
             None => Some(self.take_over(ledger, to)),
         };
         if let (true, Some((remote, cancelled))) = (unseen, taken) {
-            entries.extend(cancelled);
+            entries.extend(finished(cancelled));
             let target_no = going.and_then(|(target, going)| {
                 entries.extend(going.entries);
                 // The place is the other file's now; what is left of this one is local.
@@ -469,7 +490,7 @@ impl Vfs {
             });
             entries.push(Entry::Move { file: no, path: Some(to.clone()) });
             entries.push(Entry::Remote { file: no, remote });
-            return Ok((no, target_no, entries));
+            return Ok(FileMove { file: no, target: target_no, entries, cancelled });
         }
         let mut target_no = None;
         if let Some(target) = replaced {
@@ -479,7 +500,7 @@ impl Vfs {
         }
         let what = QueuedOp::Rename { file: no, from: from.clone(), to: to.clone(), replaced: target_no };
         entries.push(Entry::Queue { op: ledger.new_op(), what });
-        Ok((no, target_no, entries))
+        Ok(FileMove { file: no, target: target_no, entries, cancelled: None })
     }
 
     fn move_directory(&self, plan: &Move<'_>) -> Result<Option<Moved>, Error> {
@@ -594,6 +615,11 @@ impl Move<'_> {
         tree.node_mut(self.source)?.looks.ctime = Some(SystemTime::now());
         Ok(())
     }
+}
+
+/// Returns the entry that takes a cancelled operation out of the queue.
+pub(super) fn finished(cancelled: Option<OpNo>) -> impl Iterator<Item = Entry> {
+    cancelled.into_iter().map(|op| Entry::Finish { op })
 }
 
 /// A name came or went.

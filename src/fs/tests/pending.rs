@@ -4,7 +4,8 @@ use super::Mount;
 use crate::fs::memory_view::Trouble;
 use crate::fs::{Error, OnConflict, Pending, PendingKind, PendingNo, PendingState, drop_order};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 impl Mount {
     fn pending(&self) -> Vec<Pending> {
@@ -388,5 +389,91 @@ async fn what_waits_for_a_decision_is_decided_by_a_retry() {
         let remote = mount.remote();
         assert!(remote.values().any(|content| content == b"ours"));
         assert_eq!(remote.values().any(|content| content == b"theirs"), theirs_stay);
+    }
+}
+
+impl Mount {
+    fn turns(&self) -> u64 {
+        self.vfs.flusher.turns.load(Ordering::Relaxed)
+    }
+
+    /// Removes `path`, and waits until that has failed at the source.
+    async fn fail_to_unlink(&self, path: &str) {
+        self.unlink(path).await.unwrap();
+        while self.pending().iter().all(|pending| pending.attempts == 0) {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Time in which the first retry of a failed operation is due, and then some.
+const PAST_THE_RETRY: Duration = Duration::from_millis(1500);
+
+#[tokio::test]
+async fn a_failed_removal_whose_name_is_taken_again_leaves_nothing_to_retry() {
+    let file = async |mount: &Mount, path: &str| mount.write(path, b"new").await.unwrap();
+    let renamed = async |mount: &Mount, path: &str| {
+        mount.write("other", b"new").await.unwrap();
+        mount.rename("other", path).await.unwrap();
+    };
+    let linked = async |mount: &Mount, path: &str| {
+        mount.write("other", b"new").await.unwrap();
+        mount.link("other", path).await.unwrap();
+    };
+    let mount = Mount::new().await;
+    for path in ["a", "b", "c"] {
+        mount.view.put_foreign(path, b"old");
+        mount.view.refuse(path);
+        mount.fail_to_unlink(path).await;
+    }
+    assert_eq!(mount.vfs.status().parked_files, 3);
+    file(&mount, "a").await;
+    assert_eq!(mount.vfs.status().parked_files, 2);
+    renamed(&mount, "b").await;
+    assert_eq!(mount.vfs.status().parked_files, 1);
+    linked(&mount, "c").await;
+    assert_eq!(mount.vfs.status().parked_files, 0);
+}
+
+#[tokio::test]
+async fn a_retry_that_was_taken_back_does_not_keep_the_commit_loop_busy() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("a", b"old");
+    mount.view.refuse_for_now("a");
+    mount.fail_to_unlink("a").await;
+    mount.write("a", b"new").await.unwrap();
+    let before = mount.turns();
+    tokio::time::sleep(PAST_THE_RETRY).await;
+    assert!(mount.turns() - before < 10, "{} turns", mount.turns() - before);
+    mount.view.allow("a");
+    mount.flush().await;
+    assert_eq!(mount.remote()["a"], b"new");
+}
+
+#[tokio::test]
+async fn a_retry_that_is_due_while_a_batch_is_committed_waits_for_it_without_turns() {
+    let mount = Mount::new().await;
+    for path in ["a", "b"] {
+        mount.view.put_foreign(path, b"old");
+    }
+    mount.view.refuse_for_now("a");
+    mount.fail_to_unlink("a").await;
+    let failed = Instant::now();
+    let view = mount.view.clone();
+    let held = view.hold_commits().await;
+    mount.unlink("b").await.unwrap();
+    while !mount.vfs.journal.ledger().ops().any(|(op, _)| mount.vfs.flusher.is_running(op)) {
+        tokio::task::yield_now().await;
+    }
+    // Else the retry would be part of the batch.
+    assert!(failed.elapsed() < Duration::from_millis(900), "this machine is too slow for this test");
+    let before = mount.turns();
+    tokio::time::sleep(PAST_THE_RETRY).await;
+    assert!(mount.turns() - before < 10, "{} turns", mount.turns() - before);
+    // What was due is tried when the batch has ended, without a flush.
+    mount.view.allow("a");
+    drop(held);
+    while !mount.remote().is_empty() {
+        tokio::task::yield_now().await;
     }
 }

@@ -3,6 +3,7 @@
 use super::Mount;
 use crate::fs::memory_view::MemoryView;
 use crate::fs::{Access, Birth, Create, Error, FileKind, Ino, SetAttr};
+use crate::store::Change;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use time::OffsetDateTime;
@@ -124,9 +125,33 @@ async fn a_file_removed_before_its_flush_never_reaches_the_source() {
 async fn removing_and_making_again_is_one_change_at_the_source() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"old");
+    mount.view.put_foreign("b", b"old");
+    // A batch in progress keeps the removal in the queue.
+    let held = mount.view.hold_commits().await;
+    mount.unlink("b").await.unwrap();
+    while !mount.vfs.journal.ledger().ops().any(|(op, _)| mount.vfs.flusher.is_running(op)) {
+        tokio::task::yield_now().await;
+    }
+    mount.unlink("a").await.unwrap();
+    mount.write("a", b"new").await.unwrap();
+    drop(held);
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("a", b"new")]));
+    let commits = mount.view.take_commits().concat();
+    let changes: Vec<_> = commits.iter().filter(|op| op.path.as_str() == "a").map(|op| &op.change).collect();
+    assert!(matches!(changes[..], [Change::Put { .. }]), "{} changes", changes.len());
+    assert_eq!(mount.vfs.status().conflicts, 0);
+}
+
+#[tokio::test]
+async fn making_again_while_the_removal_is_committed_ends_with_the_new_file() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("a", b"old");
     let held = mount.view.hold_commits().await;
     mount.unlink("a").await.unwrap();
-    // Only where the removal isn't under way yet can it be taken back; either way the result is the new file.
+    while !mount.vfs.journal.ledger().ops().any(|(op, _)| mount.vfs.flusher.is_running(op)) {
+        tokio::task::yield_now().await;
+    }
     mount.write("a", b"new").await.unwrap();
     drop(held);
     mount.flush().await;
