@@ -54,8 +54,10 @@ const MAX_PAYLOAD: usize = 64 << 20;
 const SNAPSHOT_RECORD: usize = 512 << 10;
 /// A journal longer than this (8 MiB) and than [`GROWTH`] snapshots is compacted.
 const COMPACT_LEN: u64 = 8 << 20;
+/// Between two compactions, three times the length of a snapshot is appended. What is rewritten therefore stays in
+/// proportion to what is appended, however much the ledger remembers.
 const GROWTH: u64 = 4;
-/// A journal that holds nothing but history is compacted sooner (256 KiB).
+/// A journal with nothing pending is compacted sooner: longer than this (256 KiB) and than [`GROWTH`] snapshots.
 const BLANK_LEN: u64 = 256 << 10;
 /// Disk space is reserved ahead by this many bytes (1 MiB), so that what must be noted while the disk is full still can be.
 const RESERVE: u64 = 1 << 20;
@@ -113,11 +115,14 @@ struct State {
     rotate: bool,
     /// `None` before the first compaction, which is part of the opening.
     file: Option<Arc<dyn DiskFile>>,
-    /// Bytes in the file, and reserved for it.
+    /// Bytes in the file, and reserved for it. While a compaction is queued `len` is 0, because it replaces them.
     len: u64,
     reserved: u64,
-    /// Length right after the last compaction.
+    /// Length of the last compaction, written or not.
     compacted: u64,
+    /// Compactions so far, and their bytes.
+    #[cfg(test)]
+    compactions: (u64, u64),
     /// Slots that are free once the record is durable.
     retired: VecDeque<(u64, Vec<SlotId>)>,
     sync_wanted: u64,
@@ -174,6 +179,8 @@ impl Journal {
             len: 0,
             reserved: 0,
             compacted: 0,
+            #[cfg(test)]
+            compactions: (0, 0),
             retired: VecDeque::new(),
             sync_wanted: 0,
             full: false,
@@ -319,6 +326,11 @@ impl Journal {
         self.shared.work.notify_all();
     }
 
+    /// Returns how often the journal was rewritten, and how many bytes that took.
+    pub(super) fn compactions(&self) -> (u64, u64) {
+        lock(&self.shared.state).compactions
+    }
+
     /// Compacts now.
     pub(super) fn compact(&self) -> Result<(), Error> {
         let outcome = self.shared.compact(&mut lock(&self.shared.state));
@@ -388,8 +400,10 @@ impl Shared {
 
     fn is_overgrown(&self, state: &State) -> bool {
         let len = state.len + state.queue.len() as u64;
-        !state.rotate
-            && (len > COMPACT_LEN.max(state.compacted * GROWTH) || (len > BLANK_LEN && state.ledger.is_blank()))
+        if state.rotate || len <= BLANK_LEN.max(state.compacted * GROWTH) {
+            return false;
+        }
+        len > COMPACT_LEN || state.ledger.is_blank()
     }
 
     /// Puts a whole new journal into the queue, in the place of what was waiting.
@@ -417,8 +431,13 @@ impl Shared {
         if !group.is_empty() {
             flush(&mut group)?;
         }
+        #[cfg(test)]
+        {
+            state.compactions = (state.compactions.0 + 1, state.compactions.1 + out.len() as u64);
+        }
         state.id = id;
         state.next = sequence;
+        (state.len, state.compacted) = (0, out.len() as u64);
         state.queue = out;
         state.rotate = true;
         Ok(())
@@ -486,8 +505,13 @@ impl Shared {
         let (bytes, upto, rotate, at, file) = {
             let mut state = lock(&self.state);
             state.recheck = false;
-            let queue = std::mem::take(&mut state.queue);
-            (queue, state.next - 1, std::mem::take(&mut state.rotate), state.len, state.file.clone())
+            let (queue, at) = (std::mem::take(&mut state.queue), state.len);
+            let rotate = std::mem::take(&mut state.rotate);
+            if rotate {
+                // Counted while it is written, or the next append would compact again.
+                state.len = queue.len() as u64;
+            }
+            (queue, state.next - 1, rotate, at, state.file.clone())
         };
         let outcome = match file {
             _ if rotate => self.replace_file(&bytes),
@@ -503,9 +527,9 @@ impl Shared {
         let mut state = lock(&self.state);
         match outcome {
             Ok(()) => {
-                state.len = bytes.len() as u64 + if rotate { 0 } else { at };
-                if rotate {
-                    state.compacted = state.len;
+                // A compaction that was queued meanwhile replaces what was written.
+                if !state.rotate {
+                    state.len = bytes.len() as u64 + if rotate { 0 } else { at };
                 }
                 self.progress.send_modify(|progress| {
                     progress.written = upto;
@@ -526,6 +550,9 @@ impl Shared {
                     let newer = std::mem::replace(&mut state.queue, bytes);
                     state.queue.extend_from_slice(&newer);
                     state.rotate = rotate;
+                    if rotate {
+                        state.len = 0;
+                    }
                 }
                 tracing::warn!(%error, "cannot write the journal");
                 self.progress.send_modify(|progress| progress.failed = Some((upto, error.kind())));

@@ -316,6 +316,48 @@ async fn a_long_journal_is_compacted_and_says_the_same() {
 }
 
 #[tokio::test]
+async fn appends_to_a_journal_with_nothing_pending_cost_the_same_however_much_it_remembers() {
+    let link = |text: &str| Entry::Special { path: path(text), special: crate::fs::Special::Link(vec![b'x'; 40]) };
+    let mut costs = Vec::new();
+    for count in [1_000_u32, 10_000, 100_000] {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _) = open(dir.path()).unwrap();
+        let mut last = journal.last();
+        for number in 0..count {
+            let entry = if number % 2 == 0 { link(&format!("link{number}")) } else { directory(&format!("d{number}")) };
+            last = journal.append(Purpose::Work, vec![entry]).unwrap();
+        }
+        journal.written(last).await.unwrap();
+        let (times, bytes) = journal.compactions();
+        // Each one comes after as much again was appended.
+        assert!(times <= 20, "{times} compactions for {count} appends");
+        costs.push(bytes / u64::from(count));
+        drop(journal);
+        let (journal, _) = open(dir.path()).unwrap();
+        assert_eq!(directories(&journal).len() as u32, count / 2);
+    }
+    assert!(costs.iter().all(|cost| *cost < 1000), "bytes rewritten per append: {costs:?}");
+}
+
+#[tokio::test]
+async fn a_compaction_that_is_still_being_written_is_not_followed_by_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(dir.path()).unwrap();
+    let before = journal.compactions().0;
+    let mut number = 0;
+    while journal.compactions().0 == before {
+        number += 1;
+        journal.append(Purpose::Work, vec![directory(&format!("d{number}"))]).unwrap();
+    }
+    // No await in between: the writer may or may not have begun.
+    for more in 0..100 {
+        journal.append(Purpose::Work, vec![directory(&format!("more{more}"))]).unwrap();
+        std::thread::yield_now();
+    }
+    assert_eq!(journal.compactions().0, before + 1);
+}
+
+#[tokio::test]
 async fn a_crash_while_compacting_leaves_the_old_journal() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(dir.path()).unwrap();
