@@ -21,6 +21,7 @@ pub(super) async fn all(hub: &dyn Hub) {
     a_prefix_is_a_folder_not_a_string(hub, &bucket("prefix").await).await;
     long_listings_come_whole_and_in_order(hub, &bucket("long").await).await;
     odd_keys_are_kept_byte_for_byte(hub, &bucket("odd").await).await;
+    invalid_keys_are_refused_alone(hub, &bucket("invalid").await).await;
     lines_of_a_batch_apply_in_order_and_fail_alone(hub, &bucket("batch").await).await;
     a_repeated_batch_changes_nothing(hub, &bucket("repeat").await).await;
     every_change_shows_in_updated_at(hub, &bucket("updated").await).await;
@@ -142,9 +143,9 @@ async fn odd_keys_are_kept_byte_for_byte(hub: &dyn Hub, id: &BucketId) {
         "#",
         "&",
         "+",
-        "\\",
         "'\"",
-        "...",
+        "...x",
+        "x..x",
         "a:b",
         "\u{1}\n\t",
         "🗝",
@@ -163,6 +164,14 @@ async fn odd_keys_are_kept_byte_for_byte(hub: &dyn Hub, id: &BucketId) {
     for prefix in [".", "..", "ü/..", "./ü", "ü//ü", "ü/./ü"] {
         assert_eq!(listed(hub, id, prefix, true).await, [""; 0], "{prefix}");
     }
+}
+
+async fn invalid_keys_are_refused_alone(hub: &dyn Hub, id: &BucketId) {
+    let invalid = ["back\\slash", "dots../x", "x/dots..", "...", "./x", "x/../y", "/x", "x//y"];
+    let operations: Vec<_> = invalid.iter().copied().chain(["good"]).map(add).collect();
+    let outcome = hub.batch(id, &operations).await.unwrap();
+    assert_eq!(outcome.failed.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>(), invalid);
+    assert_eq!(listed(hub, id, "", true).await, ["good"]);
 }
 
 async fn lines_of_a_batch_apply_in_order_and_fail_alone(hub: &dyn Hub, id: &BucketId) {

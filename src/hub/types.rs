@@ -50,6 +50,44 @@ impl FromStr for BucketId {
     }
 }
 
+/// The reason why the Hub stores nothing at a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidKey {
+    /// It is empty, starts or ends with a slash, or has two slashes in a row.
+    #[error("empty path component")]
+    EmptyComponent,
+    /// A component is `.` or `..`.
+    #[error("path component . or ..")]
+    DotComponent,
+    /// A component ends in `..`: the Hub refuses `../` wherever it occurs, and a trailing `..`.
+    #[error("path component that ends in two dots")]
+    TrailingDots,
+    /// It contains `\`.
+    #[error("backslash in the path")]
+    Backslash,
+    /// It contains a NUL byte.
+    #[error("NUL byte in the path")]
+    Nul,
+}
+
+/// Checks that the Hub accepts `key` for a new object (Hub API spec, 4.3). The rules hold for each component by itself, so a single name
+/// can be checked too. Does not check the length.
+///
+/// A bucket may hold other keys: older versions of the embedded Hub stored them. They can be read and deleted.
+pub fn check_key(key: &str) -> Result<(), InvalidKey> {
+    for component in key.split('/') {
+        match component {
+            "" => return Err(InvalidKey::EmptyComponent),
+            "." | ".." => return Err(InvalidKey::DotComponent),
+            _ if component.ends_with("..") => return Err(InvalidKey::TrailingDots),
+            _ if component.contains('\\') => return Err(InvalidKey::Backslash),
+            _ if component.contains('\0') => return Err(InvalidKey::Nul),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Who a token belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -166,4 +204,44 @@ impl BatchOp {
 pub struct BatchOutcome {
     /// Key and the Hub's words.
     pub failed: Vec<(String, String)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_the_hub_refuses_are_invalid() {
+        use InvalidKey::*;
+        let refused = [
+            (EmptyComponent, vec!["", "/", "/a", "a/", "a//b"]),
+            (DotComponent, vec![".", "..", "./a", "a/./b", "a/.", "../a", "a/../b", "a/.."]),
+            (TrailingDots, vec!["dots../x", "a/dots..", "x..", "...", ".../a", "a/..../b", "ü.."]),
+            (Backslash, vec!["\\", "back\\slash", "a/b\\"]),
+            (Nul, vec!["\0", "a\0b", "a/\0"]),
+        ];
+        for (reason, keys) in refused {
+            for key in keys {
+                assert_eq!(check_key(key), Err(reason), "{key:?}");
+            }
+        }
+        for key in [
+            "a",
+            "a/b",
+            ".a",
+            "..a",
+            "...a/b",
+            "a..b/c",
+            "a.",
+            ".a./b.",
+            "a b",
+            "%2F",
+            "%5C",
+            "C:x",
+            "\u{1}\n",
+            "ü/日本",
+        ] {
+            assert_eq!(check_key(key), Ok(()), "{key:?}");
+        }
+    }
 }

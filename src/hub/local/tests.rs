@@ -484,19 +484,55 @@ async fn a_malformed_batch_changes_nothing() {
 }
 
 #[tokio::test]
-async fn keys_that_could_leave_a_folder_are_refused_line_by_line() {
+async fn keys_that_the_hub_refuses_fail_line_by_line() {
     let dir = tempfile::tempdir().unwrap();
     let rig = Rig::new(&dir).await;
     rig.bucket("local/b").await;
     let long = "x".repeat(4097);
-    let bad = ["", "/", "/a", "a/", "a//b", ".", "..", "a/./b", "a/../b", "../a", "a\0b", &long];
+    let bad = [
+        "",
+        "/",
+        "/a",
+        "a/",
+        "a//b",
+        ".",
+        "..",
+        "a/./b",
+        "a/../b",
+        "../a",
+        "a\0b",
+        "back\\slash",
+        "a/dots..",
+        "dots../x",
+        "...",
+        &long,
+    ];
     let lines: Vec<Value> = bad.iter().map(|key| add(key, EMPTY)).collect();
     let (status, outcome) = rig.batch("local/b", &lines).await;
     assert_eq!((status.as_u16(), outcome["failed"].as_array().unwrap().len()), (422, bad.len()));
-    let odd = ["a", "a/b", "a b", "a#b", "a?b", "a%2Fb", "%", "...", "ü/日本", "C:x", "a\nb", "\\", "a,b;c\"d"];
+    let odd = ["a", "a/b", "a b", "a#b", "a?b", "a%2Fb", "%", "...a", "ü/日本", "C:x", "a\nb", "a..b/c", "a,b;c\"d"];
     rig.touch("local/b", &odd).await;
     let listed: BTreeSet<String> = rig.list("/api/buckets/local/b/tree?recursive=true").await.into_iter().collect();
     assert_eq!(listed, odd.iter().map(|&key| key.to_owned()).collect());
+    for copied in ["a\\b", "x..", "y../z"] {
+        let copy = json!({"type": "copyFile", "path": copied, "xetHash": EMPTY, "sourceRepoType": "bucket", "sourceRepoId": "local/b"});
+        assert_eq!(rig.batch("local/b", &[copy]).await.0, 422, "{copied}");
+    }
+}
+
+/// As an older version left them.
+#[tokio::test]
+async fn invalid_keys_that_are_stored_can_be_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::new(&dir).await;
+    rig.bucket("local/b").await;
+    rig.touch("local/b", &["d/old"]).await;
+    let rename =
+        |t: &rusqlite::Transaction<'_>| Ok::<_, db::Error>(t.execute("UPDATE objects SET key = ?1", [b"d/a\\b.."])?);
+    rig.hub.shared.db.write(rename).await.unwrap();
+    let (status, _) = rig.batch("local/b", &[delete("d/a\\b..")]).await;
+    assert_eq!(status, 200);
+    assert!(rig.list("/api/buckets/local/b/tree?recursive=true").await.is_empty());
 }
 
 #[tokio::test]

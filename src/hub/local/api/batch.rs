@@ -9,12 +9,12 @@ use super::folders::Changes;
 use super::json::TIME_RANGE;
 use super::tree::Object;
 use super::{Call, LARGE, Target, reply};
-use crate::hub::BucketId;
 use crate::hub::local::accounts::now_millis;
 use crate::hub::local::body::Incoming;
 use crate::hub::local::cas::CasStore;
 use crate::hub::local::db;
 use crate::hub::local::errors::ApiError;
+use crate::hub::{BucketId, check_key};
 use crate::xet::Hash;
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -172,15 +172,16 @@ impl<'t> Batch<'t> {
     }
 
     fn apply(&mut self, operation: &Operation) -> Result<(), Failure> {
-        check_path(operation.path())?;
         match operation {
             Operation::Add(put) => {
+                check_path(&put.path)?;
                 let hash = parse_hash(&put.xet_hash)?;
                 let size =
                     self.size_of(&hash)?.ok_or_else(|| line("unknown xetHash: its file has not been uploaded"))?;
                 self.put(put, hash, size)
             }
             Operation::Copy { put, source_type, source_id } => {
+                check_path(&put.path)?;
                 let hash = parse_hash(&put.xet_hash)?;
                 let size = self.size_at_source(&hash, source_type, source_id)?;
                 self.put(put, hash, size)
@@ -235,9 +236,11 @@ impl<'t> Batch<'t> {
         Ok(self.folders.put(put.path.as_bytes(), old.is_none())?)
     }
 
-    /// Deletes a file; that there is none is fine.
+    /// Deletes a file. Succeeds if there is none and the key is valid. A file with an invalid key is deleted: older versions stored such.
     fn delete(&mut self, path: &str) -> Result<(), Failure> {
-        let Some(old) = Object::find(self.transaction, self.bucket.id, path.as_bytes())? else { return Ok(()) };
+        let Some(old) = Object::find(self.transaction, self.bucket.id, path.as_bytes())? else {
+            return check_path(path);
+        };
         let sql = "DELETE FROM objects WHERE bucket = ?1 AND key = ?2";
         self.transaction.prepare_cached(sql)?.execute((self.bucket.id, path.as_bytes()))?;
         self.bucket.size -= old.stored_size();
@@ -247,15 +250,12 @@ impl<'t> Batch<'t> {
     }
 }
 
-/// The rules for keys: components between single slashes, none of them empty, `.` or `..`, and no NUL.
+/// Fails the line if no file may be stored at `path`.
 fn check_path(path: &str) -> Result<(), Failure> {
     if path.len() > MAX_KEY {
         return Err(line("the path is too long"));
     }
-    if path.contains('\0') || path.split('/').any(|component| matches!(component, "" | "." | "..")) {
-        return Err(line("invalid path"));
-    }
-    Ok(())
+    check_key(path).map_err(|reason| line(format!("invalid path: {reason}")))
 }
 
 fn parse_hash(text: &str) -> Result<Hash, Failure> {
