@@ -168,6 +168,7 @@ impl Vfs {
             {
                 let Some(this) = vfs.upgrade() else { return };
                 this.confirm_due().await;
+                this.find_twins_within(Some(PAUSE)).await;
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}

@@ -171,8 +171,8 @@ impl Vfs {
         }
     }
 
-    /// Has a directory listed anew before it is shown again.
-    fn look_again(&self, directory: &PlainPath) {
+    /// Has a directory listed again before it is shown again.
+    pub(super) fn look_again(&self, directory: &PlainPath) {
         let mut tree = lock(&self.tree);
         if let Some(Ok(directory)) = tree.find(directory).map(|ino| tree.directory_mut(ino)) {
             directory.loaded = None;
@@ -230,7 +230,7 @@ impl Vfs {
         let host = host.get(..HOST_LEN).unwrap_or(&host);
         let free = (1..=TRIES).map(|number| {
             let number = if number == 1 { String::new() } else { format!(" {number}") };
-            aside(name, &format!(" (conflict {host} {time}{number})"))
+            store::marked_name(name, &format!(" (conflict {host} {time}{number})"))
         });
         let free = free.filter(|name| !taken(name)).find(|name| self.view.check_name(parent, name).is_ok());
         free.ok_or(Error::Exists)
@@ -568,34 +568,5 @@ fn matches_expected(found: Found, expected: Remote) -> bool {
         (_, Expect::Any) | (Found::Nothing, Expect::Absent) => true,
         (Found::Content(hash), Expect::Is(expected)) => hash == expected,
         _ => false,
-    }
-}
-
-/// A name with `mark` before its extension, cut to what a name may have.
-fn aside(name: &str, mark: &str) -> String {
-    let (stem, extension) = match name.rsplit_once('.') {
-        Some((stem, extension)) if !stem.is_empty() && extension.len() <= 16 => (stem, format!(".{extension}")),
-        _ => (name, String::new()),
-    };
-    let room = super::dir::NAME_MAX.saturating_sub(mark.len() + extension.len());
-    let mut end = stem.len().min(room);
-    while !stem.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}{mark}{extension}", &stem[..end])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_mark_stands_before_the_extension_and_fits() {
-        assert_eq!(aside("a.txt", " (x)"), "a (x).txt");
-        assert_eq!(aside(".profile", " (x)"), ".profile (x)");
-        assert_eq!(aside("a", " (x)"), "a (x)");
-        let long = "é".repeat(127);
-        let name = aside(&format!("{long}.t"), " (x)");
-        assert!(name.len() <= 255 && name.ends_with(" (x).t"));
     }
 }

@@ -3,7 +3,7 @@
 use super::handle::{DirectoryHandle, HandleNo, Listed};
 use super::inode::{Attr, Body, FileKind, Ino, Node, Tree};
 use super::journal::Journal;
-use super::ledger::{Ledger, Remote};
+use super::ledger::{Ledger, QueuedOp, Remote};
 use super::overlay::{LocalChild, Overlay};
 use super::{Error, Vfs, lock};
 use crate::store::{Entry, Hidden, Kind, Len, PlainPath, Version};
@@ -89,13 +89,14 @@ impl Vfs {
         let overlay = ledger.overlay(path, Some(listing.stamp));
         listings.retain(|(source, _)| !overlay.stale.contains(source));
         let hidden = |count: fn(&Hidden) -> u64| listings.iter().map(|(_, listed)| count(&listed.hidden)).sum::<u64>();
-        let unreadable = hidden(|hidden| hidden.foreign + hidden.suspicious);
-        let reported = hidden(|hidden| hidden.shadowed + hidden.unreachable);
-        if unreadable + reported > 0 {
-            tracing::debug!(directory = self.view.log_name(path), unreadable, reported, "entries are not shown");
+        let (unreadable, not_shown) = (hidden(Hidden::nameless), hidden(Hidden::total));
+        if not_shown > 0 {
+            tracing::debug!(directory = self.view.log_name(path), unreadable, not_shown, "entries are not shown");
         }
-        let found = union(listings.into_iter().flat_map(|(_, listed)| listed.entries));
+        let mut found = union(listings.into_iter().flat_map(|(_, listed)| listed.entries));
         let merge = Merge { vfs: self, ledger: &ledger, path, overlay };
+        merge.show_files_beside_folders(&mut found);
+        let covered = merge.covered(&found)?;
         if merge.lacks_arrivals(&tree, ino, &found)? {
             return Ok(false);
         }
@@ -105,6 +106,7 @@ impl Vfs {
         directory.unreadable = unreadable;
         drop(ledger);
         drop(tree);
+        self.twins.note_covered(ino, covered);
         Ok(true)
     }
 
@@ -301,6 +303,41 @@ impl Merge<'_> {
             }
         }
         Ok(false)
+    }
+
+    /// Gives files of the source that have the name of a folder that only this machine has the name under which the store shows them beside it.
+    fn show_files_beside_folders(&self, found: &mut BTreeMap<String, Entry>) {
+        let is_folder = |name: &String| self.overlay.children.get(name) == Some(&LocalChild::Directory);
+        let is_hidden = |entry: &Entry| {
+            matches!(entry.kind, Kind::File { .. })
+                && is_folder(&entry.name)
+                && !self.overlay.governed.contains(&entry.name)
+        };
+        let names: Vec<String> =
+            found.values().filter(|entry| is_hidden(entry)).map(|entry| entry.name.clone()).collect();
+        for name in names {
+            let taken = |alias: &str| found.contains_key(alias) || self.overlay.children.contains_key(alias);
+            let Some(alias) = self.vfs.view.show_beside(self.path, &name, &taken) else { continue };
+            if let Some(entry) = found.remove(&name) {
+                found.insert(alias.clone(), Entry { name: alias, ..entry });
+            }
+        }
+    }
+
+    /// Counts folders of the source that a file of this machine hides until its commit is made.
+    fn covered(&self, found: &BTreeMap<String, Entry>) -> Result<u64, Error> {
+        let mut covered = 0;
+        for (name, child) in &self.overlay.children {
+            let is_folder = found.get(name).is_some_and(|entry| matches!(entry.kind, Kind::Directory { .. }));
+            if !is_folder || !matches!(child, LocalChild::File(_)) {
+                continue;
+            }
+            // While other operations are queued here, the folder may be one that was removed.
+            let path = self.path.join(name)?;
+            let mut queued = self.ledger.overlapping(&path);
+            covered += u64::from(queued.all(|(_, what)| matches!(what, QueuedOp::Put { .. })));
+        }
+        Ok(covered)
     }
 
     fn run(&self, tree: &mut Tree, ino: Ino, mut found: BTreeMap<String, Entry>) -> Result<(), Error> {

@@ -58,7 +58,7 @@ pub enum Error {
     /// What the format can't keep, or the mode of the mount doesn't do.
     #[error("not permitted: {0}")]
     NotPermitted(&'static str),
-    /// A plaintext entry of a mount with a key, or a name that is filtered.
+    /// A plaintext entry of a mount with a key, or a name whose files are not uploaded.
     #[error("access denied: {0}")]
     Denied(&'static str),
     /// The mount or the source is read-only.

@@ -644,11 +644,15 @@ impl Vfs {
             }
         };
         let mut stop = self.stop.subscribe();
+        let began = Instant::now();
         // What isn't done by then is counted below.
         tokio::select! {
             () = wait => {}
             () = over => {}
             _ = stop.wait_for(|stop| *stop) => {}
+        }
+        if !*self.stop.borrow() {
+            self.find_twins_within(deadline.map(|deadline| deadline.saturating_sub(began.elapsed()))).await;
         }
         let pending = self.flusher.pending().0 + self.queued_changes();
         let tally = self.flusher.tally();

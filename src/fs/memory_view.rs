@@ -21,6 +21,9 @@ struct File {
     mtime: OffsetDateTime,
 }
 
+/// What a file is called beside a folder of its name.
+const ALIAS: &str = " (conflict with folder)";
+
 /// What happens to the next commit.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trouble {
@@ -178,6 +181,9 @@ impl MemoryView {
             }
             let rest = path[directory.as_str().len()..].trim_start_matches('/');
             match rest.split_once('/') {
+                None if state.files.keys().any(|key| key.starts_with(&format!("{path}/"))) => {
+                    entries.insert(format!("{rest}{ALIAS}"), state.entry(path, file, false));
+                }
                 Some((name, _)) => {
                     let full = directory.join(name)?;
                     let read_only = state.read_only.iter().any(|at| at == full.as_str());
@@ -230,8 +236,13 @@ impl State {
         }
     }
 
+    /// The key that a path stands for.
+    fn key<'a>(&self, path: &'a str) -> &'a str {
+        path.strip_suffix(ALIAS).filter(|_| !self.files.contains_key(path)).unwrap_or(path)
+    }
+
     fn apply(&mut self, op: &Op) -> Outcome {
-        let path = op.path.as_str();
+        let path = self.key(op.path.as_str());
         if let Some((_, forever)) = self.refused.iter().find(|(prefix, _)| path.starts_with(prefix.as_str())) {
             return Outcome::Failed(Error::Hub(match forever {
                 true => HubError::Forbidden("not this one".into()),
@@ -375,7 +386,10 @@ impl View for MemoryView {
         let state = self.state();
         state.online()?;
         let name = path.split().map_or("", |(_, name)| name).to_owned();
-        Ok(state.files.get(path.as_str()).map(|file| Entry { name, kind: state.entry(path.as_str(), file, true) }))
+        Ok(state
+            .files
+            .get(state.key(path.as_str()))
+            .map(|file| Entry { name, kind: state.entry(path.as_str(), file, true) }))
     }
 
     async fn lens(&self, versions: &[Version]) -> Vec<Result<Len, Error>> {
@@ -412,6 +426,20 @@ impl View for MemoryView {
             return operations.iter().map(lost).collect();
         }
         outcomes
+    }
+
+    async fn twins(&self, files: &[PlainPath], folders: &[PlainPath]) -> Result<Vec<PlainPath>, Error> {
+        let state = self.state();
+        state.online()?;
+        let below = |path: &PlainPath| format!("{}/", path.as_str());
+        let is_folder = |path: &&PlainPath| state.files.keys().any(|key| key.starts_with(&below(path)));
+        let is_file = |path: &&PlainPath| state.files.contains_key(path.as_str());
+        Ok(files.iter().filter(is_folder).chain(folders.iter().filter(is_file)).cloned().collect())
+    }
+
+    fn show_beside(&self, _: &PlainPath, name: &str, taken: &dyn Fn(&str) -> bool) -> Option<String> {
+        let alias = format!("{name}{ALIAS}");
+        (!taken(&alias)).then_some(alias)
     }
 
     fn check_name(&self, parent: &PlainPath, name: &str) -> Result<(), Error> {

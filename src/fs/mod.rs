@@ -53,6 +53,7 @@ mod special;
 mod staging;
 #[cfg(test)]
 mod tests;
+mod twins;
 mod write;
 mod xattr;
 
@@ -167,6 +168,7 @@ pub struct Vfs {
     pool: Arc<Pool>,
     flusher: Flusher,
     read_backs: confirm::ReadBacks,
+    twins: twins::Twins,
     /// When uploads were hurried last, to make room.
     hurried: Mutex<Option<Instant>>,
     stopping: AtomicBool,
@@ -201,6 +203,7 @@ impl Vfs {
             pool,
             flusher,
             read_backs: confirm::ReadBacks::default(),
+            twins: twins::Twins::default(),
             hurried: Mutex::default(),
             stopping: AtomicBool::new(false),
             stop: watch::channel(false).0,

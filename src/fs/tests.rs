@@ -10,5 +10,6 @@ mod posix;
 mod power;
 mod room;
 mod semantics;
+mod twins;
 
 use bench::Mount;

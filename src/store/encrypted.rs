@@ -12,6 +12,7 @@ use super::names::{BOTH, Class, Names, StoredDirectory};
 use super::object::Opener;
 use super::put::{Sealing, Session};
 use super::remote::{Child, Remote};
+use super::twin::{self, Twins};
 use super::{
     Content, Draft, DraftState, Entry, Error, Hidden, Kind, Len, Listing, Object, Op, Outcome, PlainPath, PutSession,
     Sealer, Side, SlotIo, Stored, Version, View,
@@ -24,7 +25,7 @@ use crate::xet::Hash;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -58,6 +59,7 @@ pub(super) struct Encrypted {
     names: Names,
     opener: Arc<Opener>,
     hidden: HiddenSums,
+    twins: Twins,
     /// Whether format 1 was seen in the tree. A tree that never had it has nothing that a server could bring back in it.
     legacy_seen: AtomicBool,
     /// Whether the memory has it that the tree has entries.
@@ -95,8 +97,23 @@ impl Node {
 
     /// Objects that the shown one hides.
     fn shadowed(&self) -> u64 {
-        let files = u64::from(self.primary.is_some()) + u64::from(self.legacy.is_some());
-        if self.directory { files } else { files.saturating_sub(1) }
+        u64::from(self.primary.is_some() && self.legacy.is_some())
+    }
+
+    /// Returns true if it is a file and a directory.
+    fn is_twin(&self) -> bool {
+        self.directory && self.file().is_some()
+    }
+}
+
+impl Decrypted {
+    fn all_names(&self) -> BTreeSet<&str> {
+        self.names.keys().map(String::as_str).collect()
+    }
+
+    /// Names of what is a file and a directory.
+    fn twins(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().filter(|(_, node)| node.is_twin()).map(|(name, _)| name.as_str())
     }
 }
 
@@ -136,6 +153,7 @@ impl Encrypted {
             names: Names::new(setup.keys.clone(), setup.prefix.clone()),
             opener,
             hidden: HiddenSums::default(),
+            twins: Twins::default(),
             legacy_seen: AtomicBool::new(legacy_seen),
             tree_noted: AtomicBool::new(false),
             noted: Mutex::default(),
@@ -278,9 +296,17 @@ impl Encrypted {
         self.note_own(directory, &decrypted).await;
         let mut entries: Vec<Entry> = Vec::with_capacity(decrypted.names.len());
         let mut versions = Vec::new();
-        for (name, node) in &decrypted.names {
+        let mut shown: Vec<(&str, &Node, bool)> = Vec::with_capacity(decrypted.names.len());
+        shown.extend(decrypted.names.iter().map(|(name, node)| (name.as_str(), node, node.directory)));
+        let aliases = twin::aliases(&decrypted.all_names(), decrypted.twins());
+        for (alias, name) in &aliases {
+            self.twins.note(directory, alias, name);
+            shown.push((alias, &decrypted.names[*name], false));
+        }
+        shown.sort_unstable_by_key(|(name, ..)| *name);
+        for (name, node, is_directory) in shown {
             let kind = match node.file() {
-                Some((format, file)) if !node.directory => {
+                Some((format, file)) if !is_directory => {
                     let kind = file_kind(format, file);
                     if let Kind::File { version: Some(version), .. } = &kind {
                         versions.push((entries.len(), *version));
@@ -289,7 +315,7 @@ impl Encrypted {
                 }
                 _ => Kind::Directory { read_only: false },
             };
-            entries.push(Entry { name: name.clone(), kind });
+            entries.push(Entry { name: name.to_owned(), kind });
         }
         self.mark_copies(versions.iter().map(|(_, version)| version)).await;
         let known =
@@ -313,16 +339,24 @@ impl Encrypted {
         }
     }
 
+    /// Returns the path that a path stands for: another one only where it is an alias (see [`twin`]).
+    pub(super) async fn target(&self, path: &PlainPath) -> Result<PlainPath, Error> {
+        let Some((parent, _)) = path.split().filter(|_| twin::may_be_alias(path)) else { return Ok(path.clone()) };
+        let decrypted = self.decrypt_directory(&parent).await?;
+        Ok(self.twins.target(path, &decrypted.all_names(), decrypted.twins()))
+    }
+
     /// What is at a path on this side; its size isn't read.
     pub(super) async fn find(&self, path: &PlainPath) -> Result<Option<Kind>, Error> {
         if path.is_root() {
             return Ok(Some(Kind::Directory { read_only: false }));
         }
-        let place = self.names.place(path)?;
+        let target = self.target(path).await?;
+        let place = self.names.place(&target)?;
         let keys: Vec<String> = std::iter::once(&place.primary).chain(&place.legacy).cloned().collect();
         let directories = futures::future::try_join_all(keys.iter().map(|key| self.is_stored_directory(key)));
         let (files, directories) = tokio::try_join!(self.setup.remote.files(&keys), directories)?;
-        if directories.contains(&true) {
+        if directories.contains(&true) && target == *path {
             return Ok(Some(Kind::Directory { read_only: false }));
         }
         let primary = files.get(&place.primary).map(|file| file_kind(Format::V2, file));
@@ -416,6 +450,14 @@ impl Encrypted {
             return operations.iter().map(|_| Outcome::Failed(Error::ReadOnly)).collect();
         }
         let _one_at_a_time = self.committing.lock().await;
+        let mut targets = HashMap::new();
+        for path in operations.iter().flat_map(twin::asked_by) {
+            match self.target(path).await {
+                Ok(target) => drop(targets.insert(path.clone(), target)),
+                Err(error) => return operations.iter().map(|_| Outcome::Failed(error.again())).collect(),
+            }
+        }
+        let operations = &twin::resolve(operations, &targets)[..];
         let committer = Committer { remote: &self.setup.remote, memory: &self.setup.memory, layout };
         let outcomes = committer.commit(operations).await;
         // What was noted of a directory may have been taken away again.
@@ -652,6 +694,38 @@ impl View for Encrypted {
 
     async fn commit(&self, operations: &[Op]) -> Vec<Outcome> {
         self.commit_as(self, operations).await
+    }
+
+    async fn twins(&self, files: &[PlainPath], folders: &[PlainPath]) -> Result<Vec<PlainPath>, Error> {
+        let places = folders.iter().map(|path| Ok((path, self.names.place(path)?)));
+        let places = places.collect::<Result<Vec<_>, Error>>()?;
+        let keys = |place: &Place| std::iter::once(place.primary.clone()).chain(place.legacy.clone());
+        let all: Vec<String> = places.iter().flat_map(|(_, place)| keys(place)).collect();
+        let found = self.setup.remote.files(&all).await?;
+        let is_file = |place: &Place| keys(place).any(|key| found.contains_key(&key));
+        let folders = places.iter().filter(|(_, place)| is_file(place));
+        let mut twins: Vec<PlainPath> = folders.map(|(path, _)| (*path).clone()).collect();
+        for (parent, names) in twin::by_parent(files) {
+            if names.len() > twin::FEW {
+                let decrypted = self.decrypt_directory(&parent).await?;
+                let is_directory = |name: &str| decrypted.names.get(name).is_some_and(|node| node.directory);
+                twins.extend(names.into_iter().filter(|(_, name)| is_directory(name)).map(|(path, _)| path.clone()));
+                continue;
+            }
+            for (path, _) in names {
+                for key in keys(&self.names.place(path)?) {
+                    if self.is_stored_directory(&key).await? {
+                        twins.push(path.clone());
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(twins)
+    }
+
+    fn show_beside(&self, directory: &PlainPath, name: &str, taken: &dyn Fn(&str) -> bool) -> Option<String> {
+        self.twins.show(directory, name, taken)
     }
 
     fn check_name(&self, parent: &PlainPath, name: &str) -> Result<(), Error> {

@@ -7,6 +7,18 @@ use std::sync::{Mutex, PoisonError};
 /// Directories that are counted one by one; those of further ones are only added up, since a server may have any number of them.
 const MAX_DIRECTORIES: usize = 65_536;
 
+impl Hidden {
+    /// Returns how many entries are not shown, whatever the reason.
+    pub fn total(&self) -> u64 {
+        [self.foreign, self.suspicious, self.shadowed, self.unreachable].into_iter().fold(0, u64::saturating_add)
+    }
+
+    /// Returns how many entries are there although no entry of their name is shown. They keep their directory from being removed.
+    pub fn nameless(&self) -> u64 {
+        [self.foreign, self.suspicious, self.unreachable].into_iter().fold(0, u64::saturating_add)
+    }
+}
+
 impl std::ops::AddAssign for Hidden {
     fn add_assign(&mut self, other: Self) {
         for (sum, more) in [

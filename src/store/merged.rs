@@ -186,6 +186,14 @@ impl View for Merged {
         self.own.commit_as(self, operations).await
     }
 
+    async fn twins(&self, files: &[PlainPath], folders: &[PlainPath]) -> Result<Vec<PlainPath>, Error> {
+        self.own.twins(files, folders).await
+    }
+
+    fn show_beside(&self, directory: &PlainPath, name: &str, taken: &dyn Fn(&str) -> bool) -> Option<String> {
+        self.own.show_beside(directory, name, taken)
+    }
+
     fn check_name(&self, parent: &PlainPath, name: &str) -> Result<(), Error> {
         self.own.check_name(parent, name)
     }

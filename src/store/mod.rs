@@ -28,11 +28,13 @@ pub mod source;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod twin;
 
 pub use draft::{Binding, Delta, Draft, DraftState, Frozen, RecordRef, SlotId, SlotIo};
 pub use error::{Cause, Error};
 pub use path::PlainPath;
 pub use source::{CacheMode, DiskCacheOptions, OpenOptions, Source, open};
+pub use twin::marked_name;
 
 /// Types of the layers beneath that are part of this one's surface: who uses the store names no other layer.
 pub use crate::{
@@ -113,9 +115,9 @@ pub struct Hidden {
     pub foreign: u64,
     /// Authenticate but break a name rule.
     pub suspicious: u64,
-    /// Hidden by another entry of the same name (plaintext below encrypted, file against directory, format 1 below format 2).
+    /// Hidden by another entry of the same name (plaintext below encrypted, format 1 below format 2).
     pub shadowed: u64,
-    /// Keys that are no path for us (`//`, NUL, not UTF-8, `..`).
+    /// Keys that are no path for us (`//`, NUL, `..`, a component of more than 255 bytes).
     pub unreachable: u64,
 }
 
@@ -308,6 +310,11 @@ pub trait View: Send + Sync + 'static {
     /// Carries out operations in order and gives one outcome each, in the same order. Batches are formed inside: all adds first, deletes in a
     /// later batch and only for adds that succeeded; expectations are compared with the remote state right before.
     async fn commit(&self, operations: &[Op]) -> Vec<Outcome>;
+    /// Returns those of `files` where the source also has a folder of that name, and those of `folders` where it also has a file.
+    async fn twins(&self, files: &[PlainPath], folders: &[PlainPath]) -> Result<Vec<PlainPath>, Error>;
+    /// Returns the name under which the file `name` is shown beside a folder of that name which only this machine has; `taken` says which
+    /// names are in use. From then on changes of that name are changes of the file. `None`: no such name is free.
+    fn show_beside(&self, directory: &PlainPath, name: &str, taken: &dyn Fn(&str) -> bool) -> Option<String>;
     /// Checks a name that is about to be created (length, characters, reserved) before any local state changes.
     fn check_name(&self, parent: &PlainPath, name: &str) -> Result<(), Error>;
     /// A new draft for local editing. `state`: empty, over a base version, or from a journal.

@@ -11,6 +11,7 @@ use super::names::is_in_encrypted_tree;
 use super::object::Opener;
 use super::put::Session;
 use super::remote::{Child, Remote};
+use super::twin::{self, Twins};
 use super::{
     Draft, DraftState, Entry, Error, Hidden, Kind, Len, Listing, Object, Op, Outcome, PlainPath, PutSession, Sealer,
     Side, SlotIo, Stored, Version, View,
@@ -19,7 +20,7 @@ use crate::hub::FileEntry;
 use crate::xet::Hash;
 use async_trait::async_trait;
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Bytes of the longest name that file systems take.
@@ -31,6 +32,7 @@ pub(super) struct PlainTree {
     pub(super) prefix: PlainPath,
     /// It is the other side of a view with a key: nothing may be written, and the encrypted tree isn't shown.
     pub(super) beside_encrypted: bool,
+    pub(super) twins: Twins,
 }
 
 impl PlainTree {
@@ -45,11 +47,19 @@ impl PlainTree {
 
     /// Entries of a directory.
     pub(super) async fn list(&self, directory: &PlainPath) -> Result<Listing, Error> {
-        self.list_key(&self.key(directory)).await
+        let (listing, aliases) = self.list_twins(&self.key(directory)).await?;
+        aliases.iter().for_each(|(alias, name)| self.twins.note(directory, alias, name));
+        Ok(listing)
     }
 
     /// Entries of the directory with this full key.
     pub(super) async fn list_key(&self, key: &str) -> Result<Listing, Error> {
+        Ok(self.list_twins(key).await?.0)
+    }
+
+    /// Returns the entries of a directory, and the aliases among them with the names that they stand for.
+    async fn list_twins(&self, key: &str) -> Result<(Listing, Vec<(String, String)>), Error> {
+        let mut twins: BTreeMap<String, Kind> = BTreeMap::new();
         let mut listing = Listing::default();
         let mut entries: BTreeMap<String, Kind> = BTreeMap::new();
         for Child { name, file } in self.remote.children(key).await? {
@@ -64,17 +74,57 @@ impl PlainTree {
             let kind = self.kind(&child, file.as_ref());
             match entries.get_mut(&name) {
                 None => drop(entries.insert(name, kind)),
-                Some(shown) => {
-                    // The directory is shown: all that is below it would be out of reach.
-                    listing.hidden.shadowed += 1;
-                    if matches!(kind, Kind::Directory { .. }) {
-                        *shown = kind;
-                    }
+                // The directory keeps the name: all that is below it would be out of reach.
+                Some(shown) if matches!(kind, Kind::Directory { .. }) => {
+                    twins.insert(name, std::mem::replace(shown, kind));
                 }
+                Some(_) => drop(twins.insert(name, kind)),
             }
         }
+        let names: BTreeSet<&str> = entries.keys().map(String::as_str).collect();
+        let aliases = twin::aliases(&names, twins.keys().map(String::as_str));
+        let aliases: Vec<_> = aliases.into_iter().map(|(alias, name)| (alias, name.to_owned())).collect();
+        listing.hidden.shadowed += (twins.len() - aliases.len()) as u64;
+        for (alias, name) in &aliases {
+            entries.extend(twins.remove(name).map(|kind| (alias.clone(), kind)));
+        }
         listing.entries = entries.into_iter().map(|(name, kind)| Entry { name, kind }).collect();
-        Ok(listing)
+        Ok((listing, aliases))
+    }
+
+    /// Returns the path that a path stands for: another one only where it is an alias (see [`twin`]).
+    async fn target(&self, path: &PlainPath) -> Result<PlainPath, Error> {
+        let Some((parent, _)) = path.split().filter(|_| twin::may_be_alias(path)) else { return Ok(path.clone()) };
+        let children = self.remote.children(&self.key(&parent)).await?;
+        let mut kinds: BTreeMap<&str, [bool; 2]> = BTreeMap::new();
+        for child in &children {
+            kinds.entry(&child.name).or_default()[usize::from(child.file.is_some())] = true;
+        }
+        let names = kinds.keys().copied().collect();
+        let twins = kinds.iter().filter(|(_, kinds)| **kinds == [true, true]).map(|(name, _)| *name);
+        Ok(self.twins.target(path, &names, twins))
+    }
+
+    /// Returns those of `files` that are directories too, and those of `folders` that are files too.
+    async fn doubled(&self, files: &[PlainPath], folders: &[PlainPath]) -> Result<Vec<PlainPath>, Error> {
+        let keys: Vec<String> = folders.iter().map(|path| self.key(path)).collect();
+        let found = self.remote.files(&keys).await?;
+        let folders = folders.iter().zip(&keys).filter(|(_, key)| found.contains_key(*key));
+        let mut doubled: Vec<PlainPath> = folders.map(|(path, _)| path.clone()).collect();
+        for (parent, names) in twin::by_parent(files) {
+            if names.len() <= twin::FEW {
+                for (path, _) in names {
+                    doubled.extend(self.remote.has_children(&self.key(path)).await?.then(|| path.clone()));
+                }
+                continue;
+            }
+            let children = self.remote.children(&self.key(&parent)).await?;
+            let directories: BTreeSet<&str> =
+                children.iter().filter(|child| child.file.is_none()).map(|child| child.name.as_str()).collect();
+            doubled
+                .extend(names.into_iter().filter(|(_, name)| directories.contains(name)).map(|(path, _)| path.clone()));
+        }
+        Ok(doubled)
     }
 
     fn kind(&self, key: &str, file: Option<&FileEntry>) -> Kind {
@@ -86,6 +136,9 @@ impl PlainTree {
 
     /// One entry.
     pub(super) async fn stat(&self, path: &PlainPath) -> Result<Option<Kind>, Error> {
+        let target = self.target(path).await?;
+        let is_alias = target != *path;
+        let path = &target;
         let key = self.key(path);
         if path.is_root() {
             return Ok(Some(Kind::Directory { read_only: self.read_only(&key) }));
@@ -95,7 +148,7 @@ impl PlainTree {
         }
         let keys = [key.clone()];
         let (files, is_directory) = tokio::try_join!(self.remote.files(&keys), self.remote.has_children(&key))?;
-        if is_directory {
+        if is_directory && !is_alias {
             return Ok(Some(self.kind(&key, None)));
         }
         Ok(files.get(&key).map(|file| self.kind(&key, Some(file))))
@@ -136,7 +189,7 @@ impl Plain {
         identity: [u8; 32],
     ) -> Self {
         let opener = Arc::new(Opener { remote: remote.clone(), memory: memory.clone(), sealed: None });
-        let tree = PlainTree { remote, prefix, beside_encrypted: false };
+        let tree = PlainTree { remote, prefix, beside_encrypted: false, twins: Twins::default() };
         let committing = tokio::sync::Mutex::new(());
         Self { tree, memory, opener, hidden: HiddenSums::default(), read_only, identity, committing }
     }
@@ -234,7 +287,23 @@ impl View for Plain {
             return operations.iter().map(|_| Outcome::Failed(Error::ReadOnly)).collect();
         }
         let _one_at_a_time = self.committing.lock().await;
+        let mut targets = HashMap::new();
+        for path in operations.iter().flat_map(twin::asked_by) {
+            match self.tree.target(path).await {
+                Ok(target) => drop(targets.insert(path.clone(), target)),
+                Err(error) => return operations.iter().map(|_| Outcome::Failed(error.again())).collect(),
+            }
+        }
+        let operations = &twin::resolve(operations, &targets)[..];
         Committer { remote: &self.tree.remote, memory: &self.memory, layout: self }.commit(operations).await
+    }
+
+    async fn twins(&self, files: &[PlainPath], folders: &[PlainPath]) -> Result<Vec<PlainPath>, Error> {
+        self.tree.doubled(files, folders).await
+    }
+
+    fn show_beside(&self, directory: &PlainPath, name: &str, taken: &dyn Fn(&str) -> bool) -> Option<String> {
+        self.tree.twins.show(directory, name, taken)
     }
 
     fn check_name(&self, parent: &PlainPath, name: &str) -> Result<(), Error> {

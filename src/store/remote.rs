@@ -98,7 +98,9 @@ impl Remote {
 
 fn children_of(key: &str, entries: Vec<TreeEntry>) -> Vec<Child> {
     let child = |entry: TreeEntry| {
-        let name = relative(key, entry.key())?;
+        // What has an empty name is there too: the views count it.
+        let is_nameless = entry.key().strip_prefix(key).is_some_and(|rest| rest == "/");
+        let name = if is_nameless { "" } else { relative(key, entry.key())? };
         // One level only: a deeper key in a flat listing is a server's mistake that must not become a name with a slash.
         if name.contains('/') && matches!(entry, TreeEntry::File(_)) {
             return None;
@@ -134,6 +136,16 @@ mod tests {
             assert_eq!(relative("a/b", key), None, "{key}");
         }
         assert_eq!(relative("", ""), None);
+    }
+
+    #[test]
+    fn entries_with_empty_names_are_given() {
+        let directory = |key: &str| TreeEntry::Directory { key: key.into(), uploaded_at: None };
+        for (at, key) in [("d", "d/"), ("", "/")] {
+            let children = children_of(at, vec![directory(key)]);
+            assert_eq!(children.iter().map(|child| child.name.as_str()).collect::<Vec<_>>(), [""], "{key}");
+        }
+        assert!(children_of("d", vec![directory("d")]).is_empty());
     }
 
     #[test]

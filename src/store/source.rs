@@ -8,6 +8,7 @@ use super::memory::{Memory, Seen};
 use super::merged::Merged;
 use super::plain::{Plain, PlainTree};
 use super::remote::Remote;
+use super::twin::Twins;
 use super::{Error, PlainPath, View};
 use crate::crypto::{Format, Keys, geometry::Padding};
 use crate::hub::client::bucket_tokens;
@@ -236,7 +237,7 @@ async fn open_keyed(
     if options.encrypted_only {
         return Ok(Arc::new(own));
     }
-    let beside = Beside::new(PlainTree { remote, prefix, beside_encrypted: true });
+    let beside = Beside::new(PlainTree { remote, prefix, beside_encrypted: true, twins: Twins::default() });
     Ok(Arc::new(Merged::new(own, beside)))
 }
 

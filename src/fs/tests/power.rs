@@ -134,6 +134,12 @@ impl View for Plug {
             operations.iter().map(failed).collect()
         })
     }
+    async fn twins(&self, files: &[PlainPath], folders: &[PlainPath]) -> Result<Vec<PlainPath>, Error> {
+        self.ask(self.view.twins(files, folders)).await?
+    }
+    fn show_beside(&self, directory: &PlainPath, name: &str, taken: &dyn Fn(&str) -> bool) -> Option<String> {
+        self.view.show_beside(directory, name, taken)
+    }
     fn check_name(&self, parent: &PlainPath, name: &str) -> Result<(), Error> {
         self.view.check_name(parent, name)
     }

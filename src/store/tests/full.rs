@@ -338,7 +338,67 @@ async fn a_subfolder_is_the_same_files_under_shorter_paths() {
 }
 
 #[tokio::test]
-async fn a_plain_view_shows_directories_first_and_counts_what_it_cannot_reach() {
+async fn file_and_folder_of_one_name_are_both_reachable_on_either_side() {
+    for keys in [None, Some(counting_keys())] {
+        let stack = Stack::new().await;
+        let view = stack.open(stack.options(keys)).await;
+        for name in ["n.txt", "m", "o", "p"] {
+            write(&*view, name, name.as_bytes()).await;
+            write(&*view, &format!("{name}/i"), b"below").await;
+        }
+        let (n, m, o, p) = (
+            "n (conflict with folder).txt",
+            "m (conflict with folder)",
+            "o (conflict with folder)",
+            "p (conflict with folder)",
+        );
+        assert_eq!(names(&*view, "").await, ["m", m, n, "n.txt", "o", o, "p", p]);
+        assert_eq!((view.hidden().total(), read(&*view, n).await), (0, b"n.txt".to_vec()));
+        assert!(matches!(view.stat(&path("n.txt")).await.unwrap().unwrap().kind, Kind::Directory { .. }));
+        let twins = view.twins(&["n.txt", "n.txt/i"].map(path), &["m", "q"].map(path)).await.unwrap();
+        assert_eq!(twins, ["m", "n.txt"].map(path));
+        let expect = async |at: &str| Expect::Is(version(&*view, at).await.0.hash);
+        done(&*view, Op { expect: expect(n).await, ..rename(n, "moved") }).await;
+        done(&*view, Op { expect: expect(m).await, ..delete(m) }).await;
+        let stored = store(&*view, stream(b"edited")).await;
+        done(&*view, Op { expect: expect(p).await, ..put(p, stored, Expect::Any) }).await;
+        // The folder is removed between the look and the change.
+        let seen = expect(o).await;
+        done(&*view, delete("o/i")).await;
+        done(&*view, Op { expect: seen, ..delete(o) }).await;
+        assert_eq!(names(&*view, "").await, ["m", "moved", "n.txt", "p", p]);
+        assert_eq!((read(&*view, "moved").await, read(&*view, p).await), (b"n.txt".to_vec(), b"edited".to_vec()));
+        done(&*view, delete("p/i")).await;
+        assert_eq!(read(&*view, "p").await, b"edited");
+        assert_eq!(names(&*view, "").await, ["m", "moved", "n.txt", "p"]);
+    }
+}
+
+#[tokio::test]
+async fn plain_view_refuses_names_that_the_hub_refuses() {
+    let view = Stack::new().await.plain().await;
+    for (parent, name) in
+        [("", "back\\slash"), ("", "dots.."), ("", "..."), ("a", "x.."), ("dots..", "x"), ("b\\s", "x")]
+    {
+        assert!(matches!(view.check_name(&path(parent), name), Err(Error::InvalidName)), "{parent}/{name}");
+    }
+    for name in ["..a", "a..b", "a.", "...a", "%5C"] {
+        assert!(view.check_name(&path("a"), name).is_ok(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn plain_listing_counts_objects_whose_names_are_too_long() {
+    let stack = Stack::new().await;
+    let view = stack.plain().await;
+    stack.raw(&format!("d/{}", "x".repeat(256)), b"").await;
+    assert_eq!(names(&*view, "").await, ["d"]);
+    let listing = view.list(&path("d")).await.unwrap();
+    assert_eq!((listing.entries.len(), listing.hidden.nameless(), view.hidden().total()), (0, 1, 1));
+}
+
+#[tokio::test]
+async fn plain_view_shows_directories_first_and_their_files_under_aliases() {
     let stack = Stack::new().await;
     let view = stack.plain().await;
     write(&*view, "d/f", b"below").await;
@@ -346,8 +406,9 @@ async fn a_plain_view_shows_directories_first_and_counts_what_it_cannot_reach() 
     stack.raw("d", b"hidden by its directory").await;
     let listing = view.list(&PlainPath::root()).await.unwrap();
     let names_of: Vec<&str> = listing.entries.iter().map(|entry| entry.name.as_str()).collect();
-    assert_eq!(names_of, ["d", "d_old"]);
-    assert_eq!(listing.hidden.shadowed, 1);
+    assert_eq!(names_of, ["d", "d (conflict with folder)", "d_old"]);
+    assert_eq!(listing.hidden.total(), 0);
+    assert_eq!(read(&*view, "d (conflict with folder)").await, b"hidden by its directory");
     assert!(matches!(view.stat(&path("d")).await.unwrap().unwrap().kind, Kind::Directory { read_only: false }));
     assert_eq!(names(&*view, "d").await, ["f"]);
     done(&*view, rename("d/f", "e/g")).await;

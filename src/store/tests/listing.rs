@@ -6,7 +6,8 @@ use crate::store::encrypted::KeyVerdict;
 use crate::store::merged::Merged;
 use crate::store::plain::PlainTree;
 use crate::store::testing::{Keyed, hash_of, long_name, path, put, vectors};
-use crate::store::{Entry, Error, Expect, Hidden, Kind, Len, Outcome, PlainPath, Side, View};
+use crate::store::twin::Twins;
+use crate::store::{Entry, Error, Expect, Hidden, Kind, Len, Outcome, PlainPath, Side, Version, View};
 use bytes::Bytes;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +28,8 @@ fn mixed_bucket(all: &Value) -> Keyed {
 }
 
 fn merged(view: &Keyed) -> Merged {
-    let plain = PlainTree { remote: view.remote(), prefix: PlainPath::root(), beside_encrypted: true };
+    let plain =
+        PlainTree { remote: view.remote(), prefix: PlainPath::root(), beside_encrypted: true, twins: Twins::default() };
     Merged::new(view.encrypted(), Beside::new(plain))
 }
 
@@ -55,7 +57,10 @@ async fn walk(view: &dyn View) -> (BTreeMap<String, Entry>, Hidden) {
 async fn the_merged_view_shows_and_hides_what_the_vectors_say() {
     let all = vectors("format2_names.json");
     let keyed = mixed_bucket(&all);
-    let (shown, hidden) = walk(&merged(&keyed)).await;
+    let (mut shown, hidden) = walk(&merged(&keyed)).await;
+    let all_shown = shown.len();
+    shown.retain(|path, _| !path.contains(" (conflict with folder)"));
+    let aliases = (all_shown - shown.len()) as u64;
     let expected = all["merged"]["view"].as_array().unwrap();
     let paths: BTreeSet<&str> = expected.iter().map(|entry| entry["path"].as_str().unwrap()).collect();
     assert_eq!(shown.keys().map(String::as_str).collect::<BTreeSet<_>>(), paths);
@@ -85,11 +90,13 @@ async fn the_merged_view_shows_and_hides_what_the_vectors_say() {
     let counted = Hidden {
         foreign: count(&["foreign"]),
         suspicious: count(&["suspicious"]),
-        shadowed: count(&["format-1-hidden", "directory-wins", "plain-hidden"]),
+        shadowed: count(&["format-1-hidden", "plain-hidden"]),
         unreachable: 0,
     };
     assert_eq!(hidden, counted);
-    assert_eq!(counted.foreign + counted.suspicious + counted.shadowed + count(&["extension"]), 17);
+    // The file beside a directory of its name, which the vectors hide, has a name of its own.
+    assert_eq!(aliases, count(&["directory-wins"]));
+    assert_eq!(counted.foreign + counted.suspicious + counted.shadowed + aliases + count(&["extension"]), 17);
 }
 
 #[tokio::test]
@@ -99,6 +106,11 @@ async fn stat_agrees_with_the_listing() {
     keyed.learn_all_headers();
     let view = merged(&keyed);
     for (at, entry) in walk(&view).await.0 {
+        if let Kind::File { version: Some(Version { hash, side: Side::Encrypted(format), .. }), .. } = entry.kind
+            && at.contains("(conflict with folder)")
+        {
+            keyed.remember(hash, keyed.head(format).into());
+        }
         let found = view.stat(&path(&at)).await.unwrap().unwrap_or_else(|| panic!("{at} is not found"));
         match (&entry.kind, &found.kind) {
             (Kind::File { version, .. }, Kind::File { version: found, len, .. }) => {

@@ -1,0 +1,93 @@
+//! Files and folders of one name.
+
+use super::Mount;
+use crate::fs::Error;
+
+/// Flushes, and returns how many conflicts were counted by then.
+async fn conflicts(mount: &Mount) -> u64 {
+    mount.vfs.flush(Some(std::time::Duration::from_secs(20))).await.conflicts
+}
+
+const ALIAS: &str = "n (conflict with folder)";
+
+#[tokio::test]
+async fn file_beside_folder_opens_and_renames_and_goes_under_its_alias() {
+    let mount = Mount::new().await;
+    for name in ["n", "m", "o"] {
+        mount.view.put_foreign(name, b"file");
+        mount.view.put_foreign(&format!("{name}/i"), b"below");
+    }
+    let alias = |name: &str| format!("{name} (conflict with folder)");
+    assert_eq!(mount.names("").await.len(), 6);
+    assert_eq!(mount.names("n").await, ["i"]);
+    assert_eq!(mount.read(ALIAS).await.unwrap(), b"file");
+    mount.rename(ALIAS, "moved").await.unwrap();
+    mount.unlink(&alias("m")).await.unwrap();
+    mount.write_at(&alias("o"), 0, b"F").await.unwrap();
+    mount.flush().await;
+    let remote = mount.remote();
+    assert_eq!(remote.keys().collect::<Vec<_>>(), ["m/i", "moved", "n/i", "o", "o/i"]);
+    assert_eq!((&remote["moved"][..], &remote["o"][..]), (&b"file"[..], &b"File"[..]));
+    assert_eq!(mount.read(&alias("o")).await.unwrap(), b"File");
+    assert_eq!(mount.names("").await, ["m", "moved", "n", "o", &alias("o")]);
+}
+
+#[tokio::test]
+async fn file_committed_beside_foreign_folder_is_one_conflict() {
+    let mount = Mount::new().await;
+    mount.write("n", b"ours").await.unwrap();
+    mount.view.put_foreign("n/i", b"theirs");
+    assert_eq!(conflicts(&mount).await, 1);
+    assert_eq!(mount.vfs.status().conflicts, 1);
+    assert_eq!(mount.names("").await, ["n", ALIAS]);
+    assert_eq!(mount.read("n/i").await.unwrap(), b"theirs");
+    assert_eq!(mount.read(ALIAS).await.unwrap(), b"ours");
+    assert_eq!(conflicts(&mount).await, 1);
+}
+
+#[tokio::test]
+async fn folder_committed_beside_foreign_file_is_one_conflict() {
+    let mount = Mount::new().await;
+    mount.mkdir("n").await.unwrap();
+    mount.mkdir("n/deep").await.unwrap();
+    mount.write("n/deep/i", b"ours").await.unwrap();
+    mount.write("n/deep/j", b"ours").await.unwrap();
+    mount.view.put_foreign("n", b"theirs");
+    // The folder keeps its name before its first file is committed, too.
+    assert_eq!(mount.names("").await, ["n", ALIAS]);
+    assert_eq!(mount.read(ALIAS).await.unwrap(), b"theirs");
+    assert_eq!(conflicts(&mount).await, 1);
+    assert_eq!(mount.names("").await, ["n", ALIAS]);
+    assert_eq!(mount.read("n/deep/i").await.unwrap(), b"ours");
+}
+
+#[tokio::test]
+async fn names_that_others_made_are_no_conflict_of_this_mount() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("n", b"theirs");
+    mount.view.put_foreign("n/i", b"theirs");
+    mount.write("n/j", b"ours").await.unwrap();
+    mount.write("other", b"ours").await.unwrap();
+    assert_eq!(mount.names("").await, ["n", ALIAS, "other"]);
+    // Ours is below a file's name, whoever came first.
+    assert_eq!(conflicts(&mount).await, 1);
+    let mount = Mount::new().await;
+    mount.view.put_foreign("n", b"theirs");
+    mount.view.put_foreign("n/i", b"theirs");
+    mount.write("other", b"ours").await.unwrap();
+    assert_eq!(conflicts(&mount).await, 0);
+}
+
+#[tokio::test]
+async fn folder_that_pending_file_hides_is_counted_and_keeps_its_parent() {
+    let mount = Mount::new().await;
+    mount.mkdir("d").await.unwrap();
+    mount.write("d/n", b"ours").await.unwrap();
+    mount.view.put_foreign("d/n/i", b"theirs");
+    assert_eq!(mount.names("d").await, ["n"]);
+    assert_eq!(mount.vfs.status().unreadable_entries, 1);
+    mount.unlink("d/n").await.unwrap();
+    assert!(matches!(mount.rmdir("d").await, Err(Error::NotEmpty)));
+    assert_eq!(mount.vfs.status().unreadable_entries, 0);
+    assert_eq!(mount.names("d").await, ["n"]);
+}
