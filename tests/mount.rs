@@ -43,6 +43,7 @@ fn options(dir: &Path) -> Options {
         cache_dir: dir.join("cache"),
         advanced_writes: true,
         read_only: false,
+        negative_ttl: Duration::from_secs(1),
         metadata_ttl: Duration::from_secs(1),
         flush_debounce: Duration::from_millis(200),
         flush_max_window: Duration::from_secs(5),

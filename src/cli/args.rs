@@ -372,6 +372,9 @@ pub struct MountArgs {
     /// How long file metadata is cached, milliseconds
     #[arg(long, global = true, default_value_t = 10_000, value_name = "MS")]
     pub metadata_ttl_ms: u64,
+    /// How long a missed name counts as missing, milliseconds
+    #[arg(long, global = true, default_value_t = 1_000, value_name = "MS")]
+    pub negative_ttl_ms: u64,
     /// Check metadata on every access
     #[arg(long, global = true)]
     pub metadata_ttl_minimal: bool,

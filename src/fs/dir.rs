@@ -9,7 +9,7 @@ use super::{Error, Vfs, lock};
 use crate::store::{Entry, Hidden, Kind, Len, PlainPath, Version};
 use futures::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Sizes that are read ahead while a directory is paged through.
 const SIZES_AHEAD: usize = 512;
@@ -17,6 +17,13 @@ const SIZES_AHEAD: usize = 512;
 pub(super) const NAME_MAX: usize = 255;
 /// Listings of a subtree under way at once.
 const LISTINGS: usize = 8;
+
+/// Longest wait for a listing that is made because a name was missed. After that the earlier listing answers.
+const MISS_TIMEOUT: Duration = Duration::from_secs(2);
+/// A listing that takes longer than this is made for missed names less often, ...
+const SLOW_LISTING: Duration = Duration::from_millis(250);
+/// ... so that it takes up one part of the time in so many.
+const SLOW_LISTING_SHARE: u32 = 4;
 
 /// A listing of the source while it is under way.
 struct Listing<'a> {
@@ -39,11 +46,16 @@ impl Drop for Listing<'_> {
 impl Vfs {
     /// Makes sure that a directory was listed not longer ago than the metadata TTL.
     pub(super) async fn load(&self, ino: Ino) -> Result<(), Error> {
+        self.load_within(ino, self.options.metadata_ttl).await
+    }
+
+    /// Lists a directory unless it was listed less than `max_age` ago.
+    async fn load_within(&self, ino: Ino, max_age: Duration) -> Result<(), Error> {
         loop {
             let gate = {
                 let tree = lock(&self.tree);
                 let directory = tree.directory(ino)?;
-                if self.is_fresh(directory.loaded) {
+                if is_younger(directory.loaded, max_age) {
                     return Ok(());
                 }
                 directory.gate.clone()
@@ -55,7 +67,7 @@ impl Vfs {
                 let tree = lock(&self.tree);
                 let loaded = tree.directory(ino)?.loaded;
                 // Somebody else's listing that began after we asked is as good as ours, whatever the TTL.
-                if self.is_fresh(loaded) || loaded.is_some_and(|at| at >= asked) {
+                if is_younger(loaded, max_age) || loaded.is_some_and(|at| at >= asked) {
                     return Ok(());
                 }
                 tree.path(ino)?
@@ -66,8 +78,39 @@ impl Vfs {
         }
     }
 
-    fn is_fresh(&self, loaded: Option<Instant>) -> bool {
-        loaded.is_some_and(|at| at.elapsed() < self.options.metadata_ttl)
+    /// Lists a directory again in which a name was missed by a lookup that began at `asked`, unless negative answers live longer than the last
+    /// listing is old. One listing serves all names that are missed meanwhile. If it fails, the last one answers while the metadata TTL lasts.
+    async fn load_for_missed_name(&self, ino: Ino, asked: Instant) -> Result<(), Error> {
+        let ttl = {
+            let tree = lock(&self.tree);
+            let directory = tree.directory(ino)?;
+            let ttl = self.negative_ttl(directory.took);
+            let is_new = directory.loaded.is_some_and(|at| at >= asked);
+            if is_new || is_younger(directory.loaded, ttl) || is_younger(directory.failed, ttl) {
+                return Ok(());
+            }
+            ttl
+        };
+        let listed = tokio::time::timeout(MISS_TIMEOUT, self.load_within(ino, ttl)).await;
+        if let Err(error) = listed.unwrap_or(Err(Error::TimedOut)) {
+            tracing::debug!(%error, "a directory can't be listed for a missed name");
+            lock(&self.tree).directory_mut(ino)?.failed = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Returns how long a missed name counts as missing in a directory whose listing took so long.
+    fn negative_ttl(&self, took: Duration) -> Duration {
+        let slow = if took > SLOW_LISTING { took * SLOW_LISTING_SHARE } else { Duration::ZERO };
+        self.options.negative_ttl.max(slow).min(self.options.metadata_ttl)
+    }
+
+    /// Returns how much longer a name that was missed in a directory counts as missing: the kernel may remember it for that time.
+    pub fn absent_for(&self, parent: Ino) -> Duration {
+        let tree = lock(&self.tree);
+        let Ok(directory) = tree.directory(parent) else { return Duration::ZERO };
+        let age = directory.loaded.map_or(Duration::MAX, |at| at.elapsed());
+        self.options.negative_ttl.min(self.options.metadata_ttl).saturating_sub(age)
     }
 
     /// Lists a directory and merges; false where it has to be listed again, because it was renamed meanwhile, or something came to the source
@@ -102,8 +145,8 @@ impl Vfs {
         }
         merge.run(&mut tree, ino, found)?;
         let directory = tree.directory_mut(ino)?;
-        directory.loaded = Some(began);
-        directory.unreadable = unreadable;
+        (directory.loaded, directory.took, directory.failed) = (Some(began), began.elapsed(), None);
+        directory.unreadable = unreadable + covered;
         drop(ledger);
         drop(tree);
         self.twins.note_covered(ino, covered);
@@ -147,7 +190,13 @@ impl Vfs {
         if local.is_some() {
             return Ok(local);
         }
+        let asked = Instant::now();
         self.load(parent).await?;
+        let child = lock(&self.tree).child(parent, name)?;
+        if child.is_some() {
+            return Ok(child);
+        }
+        self.load_for_missed_name(parent, asked).await?;
         lock(&self.tree).child(parent, name)
     }
 
@@ -436,6 +485,11 @@ impl Merge<'_> {
         edit.iter().for_each(|edit| edit.set_ino(ino));
         Ok(true)
     }
+}
+
+/// Returns true if a listing was made less than `age` ago.
+fn is_younger(listed: Option<Instant>, age: Duration) -> bool {
+    listed.is_some_and(|at| at.elapsed() < age)
 }
 
 fn node(kind: &Kind) -> Node {

@@ -12,7 +12,7 @@ use super::{Error, Options};
 use crate::store::{Len, PlainPath, Version};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use time::OffsetDateTime;
 
 /// An inode number.
@@ -109,6 +109,10 @@ pub(super) struct Directory {
     subdirectories: u32,
     /// When the source was listed last.
     pub(super) loaded: Option<Instant>,
+    /// How long that took.
+    pub(super) took: Duration,
+    /// When a listing for a missed name failed last.
+    pub(super) failed: Option<Instant>,
     /// Stored entries that can't be shown and yet are there.
     pub(super) unreadable: u64,
     /// It has a plaintext side in a view with a key.
@@ -187,6 +191,8 @@ impl Node {
             children: BTreeMap::new(),
             subdirectories: 0,
             loaded: None,
+            took: Duration::ZERO,
+            failed: None,
             unreadable: 0,
             read_only,
             gate: Arc::default(),

@@ -50,6 +50,7 @@ struct State {
     /// A session that holds this content is refused.
     poison: Option<Hash>,
     unreadable: BTreeMap<String, u64>,
+    listed: u64,
 }
 
 /// See the module.
@@ -155,6 +156,11 @@ impl MemoryView {
         std::mem::take(&mut self.state().commits)
     }
 
+    /// How many directories were listed since the last time.
+    pub(super) fn take_listed(&self) -> u64 {
+        std::mem::take(&mut self.state().listed)
+    }
+
     /// Keeps commits waiting while the guard lives.
     pub(super) async fn hold_commits(&self) -> RwLockWriteGuard<'_, ()> {
         self.commits.write().await
@@ -171,7 +177,8 @@ impl MemoryView {
     }
 
     fn listing(&self, directory: &PlainPath) -> Result<Listing, Error> {
-        let state = self.state();
+        let mut state = self.state();
+        state.listed += 1;
         state.online()?;
         let mut entries: BTreeMap<String, Kind> = BTreeMap::new();
         for (path, file) in &state.files {

@@ -102,6 +102,8 @@ pub struct Options {
     pub read_only: bool,
     /// How long attributes and entries may be cached.
     pub metadata_ttl: Duration,
+    /// How long a missed name counts as missing. Not longer than [`Options::metadata_ttl`].
+    pub negative_ttl: Duration,
     /// Quiet time before a dirty file is flushed.
     pub flush_debounce: Duration,
     /// Longest time a dirty file waits.

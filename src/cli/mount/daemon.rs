@@ -296,6 +296,7 @@ fn vfs_options(args: &MountArgs, cache_dir: std::path::PathBuf) -> fs::Options {
         advanced_writes: args.advanced_writes || args.source.encryption_key_file.is_some(),
         read_only: args.read_only,
         metadata_ttl: Duration::from_millis(ttl),
+        negative_ttl: Duration::from_millis(args.negative_ttl_ms),
         flush_debounce: Duration::from_millis(args.flush_debounce_ms),
         flush_max_window: Duration::from_millis(args.flush_max_batch_window_ms),
         uid: args.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()),

@@ -28,8 +28,6 @@ const MAX_BACKGROUND: u16 = 64;
 const WRITES: usize = 64 << 20;
 /// How long a thread waits for room when that many are; then the write fails, so that the mount never stands still.
 const WRITE_PATIENCE: Duration = Duration::from_secs(2);
-/// How long the kernel may remember that a name isn't there.
-const NEGATIVE_TTL: Duration = Duration::from_secs(1);
 /// Optimal size of a read or write, bytes: a record.
 const BLOCK_SIZE: u32 = 65536;
 
@@ -77,17 +75,19 @@ impl Adapter {
     /// Answers with an entry, whose reference is given back if the kernel doesn't get it.
     fn answer_entry(
         &self,
-        negative: bool,
+        missed_in: Option<Ino>,
         work: impl Future<Output = Result<Attr, Error>> + Send + 'static,
         reply: ReplyEntry,
     ) {
-        let ttl = self.ttl();
+        let (ttl, vfs) = (self.ttl(), self.vfs());
+        // An entry without a number tells the kernel that it may remember the absence.
+        let absent_for = move || missed_in.map_or(Duration::ZERO, |parent| vfs.absent_for(parent));
         let reply = move |done: Result<Attr, Errno>| match done {
             Ok(attr) => reply.entry(&ttl_of(&attr, ttl), &file_attr(&attr), Generation(0)),
-            // An entry without a number tells the kernel that it may remember the absence.
-            Err(error) if negative && error.code() == libc::ENOENT && !ttl.is_zero() => {
-                reply.entry(&ttl.min(NEGATIVE_TTL), &absent(), Generation(0));
-            }
+            Err(error) if error.code() == libc::ENOENT => match absent_for() {
+                Duration::ZERO => reply.error(error),
+                ttl => reply.entry(&ttl, &absent(), Generation(0)),
+            },
             Err(error) => reply.error(error),
         };
         self.desk.answer(None, work, reply, |vfs, attr| async move { vfs.forget(attr.ino, 1) });
@@ -223,7 +223,7 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (vfs, name) = (self.vfs(), utf8(name));
-        self.answer_entry(true, async move { vfs.lookup(Ino(parent.0), &name?).await }, reply);
+        self.answer_entry(Some(Ino(parent.0)), async move { vfs.lookup(Ino(parent.0), &name?).await }, reply);
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
@@ -297,13 +297,13 @@ impl Filesystem for Adapter {
                 None => vfs.make_closed(parent, &name?, birth).await,
             }
         };
-        self.answer_entry(false, work, reply);
+        self.answer_entry(None, work, reply);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
         let (vfs, name, birth) = (self.vfs(), utf8(name), birth(req, Some(mode)));
         let work = async move { vfs.mkdir(Ino(parent.0), &name?, birth).await };
-        self.answer_entry(false, work, reply);
+        self.answer_entry(None, work, reply);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -320,7 +320,7 @@ impl Filesystem for Adapter {
         let (vfs, name, birth) = (self.vfs(), utf8(name), birth(req, None));
         let special = Special::Link(target.as_os_str().as_encoded_bytes().to_vec());
         let work = async move { vfs.make_special(Ino(parent.0), &name?, special, birth).await };
-        self.answer_entry(false, work, reply);
+        self.answer_entry(None, work, reply);
     }
 
     fn rename(
@@ -345,7 +345,7 @@ impl Filesystem for Adapter {
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let (vfs, name) = (self.vfs(), utf8(newname));
-        self.answer_entry(false, async move { vfs.link(Ino(ino.0), Ino(newparent.0), &name?).await }, reply);
+        self.answer_entry(None, async move { vfs.link(Ino(ino.0), Ino(newparent.0), &name?).await }, reply);
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {

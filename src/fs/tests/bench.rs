@@ -21,6 +21,7 @@ pub(in crate::fs) fn options(cache_dir: &Path) -> Options {
         advanced_writes: true,
         read_only: false,
         metadata_ttl: Duration::ZERO,
+        negative_ttl: NEVER,
         flush_debounce: NEVER,
         flush_max_window: NEVER,
         uid: 1000,

@@ -462,6 +462,84 @@ async fn a_size_that_cannot_be_read_fails_the_lookup_but_not_the_listing() {
 }
 
 #[tokio::test]
+async fn missed_name_that_came_elsewhere_is_found_before_the_metadata_ttl() {
+    let mount = Mount::with(|options| {
+        options.metadata_ttl = Duration::from_secs(3600);
+        options.negative_ttl = Duration::ZERO;
+    })
+    .await;
+    mount.view.put_foreign("old", b"old");
+    refused!(mount.stat("new").await, ENOENT);
+    mount.view.put_foreign("new", b"new");
+    mount.view.put_foreign("folder/deep/file", b"new");
+    assert_eq!(mount.read("new").await.unwrap(), b"new");
+    assert_eq!(mount.read("folder/deep/file").await.unwrap(), b"new");
+    assert_eq!(mount.vfs.absent_for(Ino::ROOT), Duration::ZERO);
+    mount.view.take_listed();
+    for _ in 0..100 {
+        assert!(mount.stat("old").await.is_ok() && mount.stat("folder/deep/file").await.is_ok());
+    }
+    assert_eq!(mount.view.take_listed(), 0, "names that are there cost nothing");
+}
+
+#[tokio::test]
+async fn missed_names_cost_one_listing_per_negative_ttl() {
+    for misses in [10, 100, 1000] {
+        let mount = Mount::with(|options| {
+            (options.metadata_ttl, options.negative_ttl) = (Duration::from_secs(3600), Duration::from_secs(1800));
+        })
+        .await;
+        mount.view.put_foreign("old", b"old");
+        for name in 0..misses {
+            refused!(mount.stat(&format!("missed{name}")).await, ENOENT);
+        }
+        assert_eq!(mount.view.take_listed(), 1);
+        let left = mount.vfs.absent_for(Ino::ROOT);
+        assert!(!left.is_zero() && left <= Duration::from_secs(1800), "{left:?}");
+    }
+}
+
+#[tokio::test]
+async fn names_missed_concurrently_share_a_listing() {
+    let mount = Mount::with(|options| {
+        (options.metadata_ttl, options.negative_ttl) = (Duration::from_secs(3600), Duration::ZERO);
+    })
+    .await;
+    assert!(mount.names("").await.is_empty());
+    mount.view.take_listed();
+    let held = mount.view.hold_listings().await;
+    let lookups = futures::future::join_all((0..100).map(|name| {
+        let vfs = mount.vfs.clone();
+        async move { vfs.lookup(Ino::ROOT, &format!("missed{name}")).await.is_err() }
+    }));
+    let (missed, ()) = futures::future::join(lookups, async {
+        tokio::task::yield_now().await;
+        drop(held);
+    })
+    .await;
+    assert!(missed.into_iter().all(|missed| missed));
+    // Those who came after the first one had begun share the second.
+    assert_eq!(mount.view.take_listed(), 2);
+}
+
+#[tokio::test]
+async fn missed_name_is_answered_by_the_last_listing_while_the_source_is_away() {
+    let mount = Mount::with(|options| {
+        (options.metadata_ttl, options.negative_ttl) = (Duration::from_secs(3600), Duration::from_millis(1));
+    })
+    .await;
+    assert!(mount.names("").await.is_empty());
+    mount.view.set_offline(true);
+    while !mount.vfs.absent_for(Ino::ROOT).is_zero() {
+        tokio::task::yield_now().await;
+    }
+    mount.view.take_listed();
+    refused!(mount.stat("missed").await, ENOENT);
+    assert_eq!(mount.view.take_listed(), 1);
+    mount.write("made here", b"1").await.unwrap();
+}
+
+#[tokio::test]
 async fn a_directory_that_cannot_be_listed_is_an_error_not_an_empty_one() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"");
