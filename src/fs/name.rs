@@ -416,7 +416,7 @@ impl Vfs {
             None => None,
         };
         let (from, to) = plan.paths(&tree)?;
-        check_format(tree.file(plan.source)?, &to)?;
+        self.check_format(tree.file(plan.source)?, &to)?;
         let (ticket, FileMove { file: no, target: target_no, cancelled, .. }) =
             self.journal.transact(Purpose::Work, |ledger| {
                 let mut moved = self.file_move(ledger, &tree, plan, &from, &to)?;
@@ -542,10 +542,23 @@ impl Vfs {
             let (parent, name) = path.split().ok_or(Error::Invalid("the root can't be moved"))?;
             self.view.check_name(&parent, name)?;
             if let Ok(file) = node.as_file() {
-                check_format(file, &path)?;
+                self.check_format(file, &path)?;
             }
         }
         Ok(())
+    }
+
+    /// Whether a file can be stored at its new place in the format that it has: a rename changes no content.
+    fn check_format(&self, file: &super::inode::File, path: &PlainPath) -> Result<(), Error> {
+        let is_old = file.version.is_some_and(|version| version.side == Side::Encrypted(Format::V1));
+        if !is_old {
+            return Ok(());
+        }
+        let fits = path.as_str().split('/').all(|name| name.len() <= FORMAT_1_NAME);
+        if !fits {
+            return Err(Error::Store(crate::store::Error::NameTooLong));
+        }
+        Ok(self.view.check_format_1(path)?)
     }
 
     /// Closes a handle that nobody will hear of.
@@ -558,13 +571,6 @@ impl Vfs {
 
 /// Longest name that format 1 can store, bytes (format spec, section 2).
 const FORMAT_1_NAME: usize = 194;
-
-/// Whether a file can be stored at its new place in the format that it has: a rename changes no content.
-fn check_format(file: &super::inode::File, path: &PlainPath) -> Result<(), Error> {
-    let is_old = file.version.is_some_and(|version| version.side == Side::Encrypted(Format::V1));
-    let fits = path.as_str().split('/').all(|name| name.len() <= FORMAT_1_NAME);
-    if is_old && !fits { Err(Error::Store(crate::store::Error::NameTooLong)) } else { Ok(()) }
-}
 
 /// A rename, with what was found at both names.
 struct Move<'a> {

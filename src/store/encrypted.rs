@@ -732,6 +732,10 @@ impl View for Encrypted {
         self.names.check(self.setup.format, parent, name)
     }
 
+    fn check_format_1(&self, path: &PlainPath) -> Result<(), Error> {
+        self.names.check_path(Format::V1, path)
+    }
+
     fn draft(&self, state: DraftState, slots: Arc<dyn SlotIo>) -> Result<Draft, Error> {
         // What is in format 2 is never written in format 1 again.
         let format = match state.base {

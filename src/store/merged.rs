@@ -198,6 +198,10 @@ impl View for Merged {
         self.own.check_name(parent, name)
     }
 
+    fn check_format_1(&self, path: &PlainPath) -> Result<(), Error> {
+        self.own.check_format_1(path)
+    }
+
     fn draft(&self, state: DraftState, slots: Arc<dyn SlotIo>) -> Result<Draft, Error> {
         self.own.draft(state, slots)
     }

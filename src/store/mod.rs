@@ -317,6 +317,10 @@ pub trait View: Send + Sync + 'static {
     fn show_beside(&self, directory: &PlainPath, name: &str, taken: &dyn Fn(&str) -> bool) -> Option<String>;
     /// Checks a name that is about to be created (length, characters, reserved) before any local state changes.
     fn check_name(&self, parent: &PlainPath, name: &str) -> Result<(), Error>;
+    /// Checks that a file which is stored in format 1 can be stored, in its format, at another path.
+    fn check_format_1(&self, _path: &PlainPath) -> Result<(), Error> {
+        Ok(())
+    }
     /// A new draft for local editing. `state`: empty, over a base version, or from a journal.
     fn draft(&self, state: DraftState, slots: Arc<dyn SlotIo>) -> Result<Draft, Error>;
     /// Bytes of one staging slot: 65568 with a key, 65536 without.

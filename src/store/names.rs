@@ -5,6 +5,7 @@
 use super::commit::{Place, SidecarKey};
 use super::{Error, PlainPath};
 use crate::crypto::{Format, Keys, NameCipher, SealedPath, Verdict};
+use crate::hub::check_key;
 use std::sync::Arc;
 
 /// The formats that a name at the root of the encrypted tree is tried in, in this order.
@@ -86,7 +87,12 @@ impl Names {
 
     /// Checks a name that is about to be created in `format`.
     pub(super) fn check(&self, format: Format, parent: &PlainPath, name: &str) -> Result<(), Error> {
-        self.sealed(format, &parent.join(name)?).map(|_| ())
+        self.check_path(format, &parent.join(name)?)
+    }
+
+    /// Checks that a path can be stored in `format`. One stored name of format 1 in about 8,000 ends in `..`, which the Hub refuses.
+    pub(super) fn check_path(&self, format: Format, path: &PlainPath) -> Result<(), Error> {
+        check_key(&self.sealed(format, path)?.key).map_err(|_| Error::InvalidName)
     }
 
     /// What a path is called in logs.

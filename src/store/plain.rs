@@ -16,7 +16,7 @@ use super::{
     Draft, DraftState, Entry, Error, Hidden, Kind, Len, Listing, Object, Op, Outcome, PlainPath, PutSession, Sealer,
     Side, SlotIo, Stored, Version, View,
 };
-use crate::hub::FileEntry;
+use crate::hub::{FileEntry, check_key};
 use crate::xet::Hash;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -311,7 +311,8 @@ impl View for Plain {
         if name.len() > MAX_NAME {
             return Err(Error::NameTooLong);
         }
-        self.place(&path).map(|_| ())
+        self.place(&path)?;
+        check_key(&self.tree.key(&path)).map_err(|_| Error::InvalidName)
     }
 
     fn draft(&self, state: DraftState, slots: Arc<dyn SlotIo>) -> Result<Draft, Error> {

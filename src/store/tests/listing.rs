@@ -300,3 +300,18 @@ async fn a_cached_header_is_verified_at_every_use() {
     // The cached one doesn't open, so it is fetched: here nothing is to be had.
     assert!(matches!(view.view.stat(&path("f")).await, Err(Error::Cas(_))));
 }
+
+#[test]
+fn format_1_refuses_names_that_it_would_store_with_trailing_dots() {
+    let (old, new) = (Keyed::of_format(V1), Keyed::of_format(V2));
+    // In which lengths of names it can happen depends on the bits that are left for the last two symbols.
+    let lengths = [20, 50, 80, 110, 140, 170, 182, 186, 190, 194];
+    let mut names = (0..50_000).flat_map(|number| lengths.map(|length| format!("{number:0length$}")));
+    let name = names.find(|name| old.key(name, V1).ends_with("..")).expect("one in about 8,000");
+    for (at, last) in [("", name.as_str()), (name.as_str(), "below")] {
+        assert!(matches!(old.view.check_name(&path(at), last), Err(Error::InvalidName)));
+        assert!(new.view.check_name(&path(at), last).is_ok());
+    }
+    assert!(matches!(new.view.check_format_1(&path(&name)), Err(Error::InvalidName)));
+    assert!(new.view.check_format_1(&path("file")).is_ok());
+}
