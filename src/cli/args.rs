@@ -405,7 +405,7 @@ pub struct MountArgs {
     /// Bypass the kernel's page cache
     #[arg(long, global = true)]
     pub direct_io: bool,
-    /// Let .DS_Store, Thumbs.db and the like be created
+    /// Upload .DS_Store, Thumbs.db and the like too; else new ones are kept on this machine
     #[arg(long, global = true)]
     pub no_filter_os_files: bool,
     /// Owner of all files [default: this user]

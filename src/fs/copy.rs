@@ -13,10 +13,11 @@ use super::inode::{Attr, Birth, Ino, Node, Tree};
 use super::journal::{Purpose, Ticket};
 use super::ledger::{Entry, FileNo};
 use super::name::{finished, touch};
+use super::policy::KEPT_HERE;
 use super::slots::Pool;
 use super::special::Special;
 use super::{Create, Error, Vfs, lock};
-use crate::store::{Delta, Draft, DraftState, Format, Frozen, Len, Side, SlotIo, Stored};
+use crate::store::{Delta, Draft, DraftState, Format, Frozen, Len, PlainPath, Side, SlotIo, Stored};
 use std::sync::Arc;
 use std::time::SystemTime;
 use time::OffsetDateTime;
@@ -50,6 +51,10 @@ impl Vfs {
     /// Makes a file with the content of another. The attributes are a reference of the kernel.
     pub async fn link(&self, original: Ino, parent: Ino, name: &str) -> Result<Attr, Error> {
         self.check_new_name(parent, name)?;
+        let path = lock(&self.tree).path(parent)?.join(name)?;
+        if self.policy().keeps(&path) {
+            return Err(KEPT_HERE);
+        }
         if self.find_child(parent, name).await?.is_some() {
             return Err(Error::Exists);
         }
@@ -69,7 +74,7 @@ impl Vfs {
         self.measure(&[original]).await?;
         let edit = match self.original(original)? {
             Original::Stored(stored, mtime) => {
-                check_format(&stored, name)?;
+                self.check_format_of(&stored, &path)?;
                 self.link_stored(original, parent, name, stored, mtime)?
             }
             Original::Local(edit) => self.link_local(original, parent, name, &edit).await?,
@@ -81,6 +86,16 @@ impl Vfs {
         let mut tree = lock(&self.tree);
         tree.remember(ino);
         tree.attr(ino, &self.options)
+    }
+
+    /// Checks a copy's path: what is in format 1 keeps it, and with it the limits of its names.
+    fn check_format_of(&self, stored: &Stored, path: &PlainPath) -> Result<(), Error> {
+        if stored.version.side != Side::Encrypted(Format::V1) {
+            return Ok(());
+        }
+        let fits = path.split().is_some_and(|(_, name)| name.len() <= NAME_MAX_V1);
+        let fits = fits && self.view.check_format_1(path).is_ok();
+        if fits { Ok(()) } else { Err(Error::NotSupported) }
     }
 
     /// A symbolic link, which never changes, is as good as its copy; a second pipe, socket or device would be another one.
@@ -212,9 +227,12 @@ impl Vfs {
         let Original::Stored(stored, _) = self.original(from.ino)? else { return Err(Error::NotSupported) };
         let copied = u32::try_from(stored.plain_len).ok().filter(|copied| *copied > 0 && u64::from(*copied) <= len);
         let copied = copied.ok_or(Error::NotSupported)?;
-        let name = lock(&self.tree).node(to.ino)?.place.as_ref().map(|(_, name)| name.clone());
-        check_format(&stored, &name.ok_or(Error::NotSupported)?)?;
+        let path = lock(&self.tree).path(to.ino).map_err(|_| Error::NotSupported)?;
+        self.check_format_of(&stored, &path)?;
         let edit = self.edit(to.ino).await?;
+        if self.policy().keeps(&path) {
+            return Err(Error::NotSupported);
+        }
         let mut guard = edit.writer().await;
         let draft = guard.as_mut().filter(|draft| draft.is_empty()).ok_or(Error::NotSupported)?;
         // A commit that is under way would be taken for that of the copy.
@@ -242,12 +260,6 @@ fn is_git_objects(tree: &Tree, directory: Ino) -> bool {
         at = *parent;
     }
     false
-}
-
-/// What is in format 1 keeps it, and with it the limit of its names.
-fn check_format(stored: &Stored, name: &str) -> Result<(), Error> {
-    let fits = stored.version.side != Side::Encrypted(Format::V1) || name.len() <= NAME_MAX_V1;
-    if fits { Ok(()) } else { Err(Error::NotSupported) }
 }
 
 /// A draft that is a version, untouched.

@@ -88,6 +88,8 @@ pub(super) struct Flusher {
     edits: Mutex<HashMap<FileNo, Arc<Edit>>, { Rank::Edits as u8 }>,
     /// What is to be flushed. Locked before an edit's own lock.
     dirty: Mutex<HashMap<FileNo, Arc<Edit>>, { Rank::Dirty as u8 }>,
+    /// Local content that isn't uploaded (see [`super::policy`]). Nothing is locked under it.
+    kept: Mutex<HashSet<FileNo>>,
     /// Nothing is locked under it: it is asked while the journal is locked.
     work: Mutex<Work, { Rank::Work as u8 }>,
     /// Nothing is locked under it.
@@ -114,6 +116,7 @@ impl Flusher {
             window,
             edits: Mutex::default(),
             dirty: Mutex::default(),
+            kept: Mutex::default(),
             work: Mutex::default(),
             tally: Mutex::default(),
             uploads: Notify::new(),
@@ -156,6 +159,7 @@ impl Flusher {
     /// A file that isn't to be flushed any more.
     pub(super) fn forget(&self, file: FileNo) {
         lock(&self.dirty).remove(&file);
+        lock(&self.kept).remove(&file);
         {
             let mut work = lock(&self.work);
             work.files.remove(&file);
@@ -167,11 +171,40 @@ impl Flusher {
 
     /// A file changed.
     pub(super) fn touch(&self, edit: &Arc<Edit>) {
+        if self.is_kept(edit.file) {
+            return;
+        }
         let is_new = lock(&self.dirty).insert(edit.file, edit.clone()).is_none();
         // Looking costs as much as there is dirty: not for every file anew.
         if is_new && edit.due(self.debounce, self.window).is_some_and(|due| due < *lock(&self.next_look)) {
             self.uploads.notify_one();
         }
+    }
+
+    /// Has a file not uploaded.
+    pub(super) fn keep(&self, file: FileNo) {
+        lock(&self.kept).insert(file);
+        lock(&self.dirty).remove(&file);
+        self.moved();
+    }
+
+    /// Has a new file, which was never touched, not uploaded. Locks nothing else.
+    pub(super) fn keep_new(&self, file: FileNo) {
+        lock(&self.kept).insert(file);
+    }
+
+    /// Has a file uploaded once it is touched. Returns true if it was kept.
+    pub(super) fn stop_keeping(&self, file: FileNo) -> bool {
+        lock(&self.kept).remove(&file)
+    }
+
+    fn is_kept(&self, file: FileNo) -> bool {
+        lock(&self.kept).contains(&file)
+    }
+
+    /// Returns how many files aren't uploaded.
+    pub(super) fn kept(&self) -> u64 {
+        lock(&self.kept).len() as u64
     }
 
     /// Looks at everything again.
@@ -587,6 +620,9 @@ impl Vfs {
 
     /// The version to send: the one frozen before, if nothing changed since.
     async fn fix(&self, edit: Arc<Edit>) -> Result<Option<Fixed>, Error> {
+        if self.flusher.is_kept(edit.file) {
+            return Ok(None);
+        }
         let generation = edit.generation();
         let earlier = {
             let ledger = self.journal.ledger();
@@ -606,7 +642,7 @@ impl Vfs {
     fn queue_put(&self, fixed: &Fixed, stored: Stored) -> Result<(), Error> {
         let (file, generation) = (fixed.edit.file, fixed.generation);
         let _ = self.journal.transact(Purpose::Relief, |ledger| {
-            let record = ledger.file(file);
+            let record = ledger.file(file).filter(|_| !self.flusher.is_kept(file));
             let path = record.and_then(|record| record.path.clone());
             let frozen = record.and_then(|record| record.draft.as_ref()?.frozen.as_ref());
             let (Some(path), Some(frozen)) = (path, frozen.filter(|frozen| frozen.generation == generation)) else {

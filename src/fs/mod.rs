@@ -17,6 +17,8 @@
 //! | `slots` | the pool of staging slots |
 //! | `room` | how much may be staged |
 //! | `flush`, `commit`, `conflict`, `confirm` | paying what is owed |
+//! | `twins` | files and folders of one name |
+//! | `policy` | which local content is uploaded |
 //! | `pending` | what the user sees and decides of that |
 //! | `errno` | the one table of error numbers |
 //!
@@ -46,6 +48,7 @@ mod memory_view;
 mod name;
 mod overlay;
 mod pending;
+mod policy;
 mod read;
 mod room;
 mod slots;
@@ -116,7 +119,7 @@ pub struct Options {
     pub file_mode: u16,
     /// Permission bits of such directories.
     pub dir_mode: u16,
-    /// Refuse to create `.DS_Store`, `Thumbs.db` and the like.
+    /// Keep new `.DS_Store`, `Thumbs.db` and the like on this machine and don't upload them.
     pub filter_os_files: bool,
     /// Deadline of every remote wait a kernel request makes.
     pub reply_deadline: Duration,
@@ -141,7 +144,10 @@ pub struct Status {
     pub parked_files: u64,
     /// Conflicts kept.
     pub conflicts: u64,
-    /// Stored entries that this key can't read.
+    /// Files that are kept on this machine and not uploaded, because of their names.
+    #[serde(default)]
+    pub kept_files: u64,
+    /// Entries that are at the source and not shown: this key can't read them, their names can't be names of files, or others hide them.
     pub unreadable_entries: u64,
     /// The last error, as a sentence.
     pub last_error: Option<String>,
@@ -229,11 +235,15 @@ impl Vfs {
             ledger.unconfirmed().all().for_each(|(op, _)| self.read_back_later(op));
             ledger
                 .files()
-                .filter_map(|(file, record)| Some((file, record.path.is_some(), record.draft.clone()?)))
+                .filter_map(|(file, record)| {
+                    let is_unseen = record.remote == ledger::Remote::Absent;
+                    let keeps = is_unseen && record.path.as_ref().is_some_and(|path| self.policy().keeps(path));
+                    Some((file, record.path.is_some(), keeps, record.draft.clone()?))
+                })
                 .collect()
         };
         let mut ended = Vec::new();
-        for (file, has_name, draft) in left {
+        for (file, has_name, keeps, draft) in left {
             if !has_name && self.flusher.is_launched(file) {
                 // Ended when it is known what became of its commit.
                 continue;
@@ -246,6 +256,9 @@ impl Vfs {
             let restored = self.view.draft(draft.state, self.pool.clone())?;
             let edit = Arc::new(Edit::new(file, restored, draft.mtime, draft.generation, draft.committed, ticket));
             self.flusher.add(edit.clone());
+            if keeps {
+                self.flusher.keep(file);
+            }
             self.flusher.touch(&edit);
         }
         self.journal.append(Purpose::Relief, ended)?;
@@ -316,7 +329,8 @@ impl Vfs {
             pending_bytes: bytes,
             parked_files: parked + parked_ops,
             conflicts: tally.conflicts,
-            unreadable_entries: hidden.foreign + hidden.suspicious,
+            kept_files: self.flusher.kept(),
+            unreadable_entries: hidden.total().saturating_add(self.twins.covered()),
             last_error: self.sync_trouble().or_else(|| tally.last_error.clone()),
             last_poll: None,
         }

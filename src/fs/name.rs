@@ -8,6 +8,7 @@ use super::handle::{Access, FileHandle, HandleNo, Opened};
 use super::inode::{Attr, Birth, Body, Cached, FileKind, Ino, Node, Tree};
 use super::journal::{Purpose, Ticket};
 use super::ledger::{Entry, FileNo, Ledger, OpNo, QueuedOp, Remote};
+use super::policy::KEPT_HERE;
 use super::write::{remote_of, track};
 use super::{Error, Vfs, lock};
 use crate::store::{DraftState, Format, Len, PlainPath, Side};
@@ -15,10 +16,6 @@ use std::sync::Arc;
 use std::time::SystemTime;
 use time::OffsetDateTime;
 
-/// Names that desktops scatter and nobody wants in a bucket; so is everything that begins with [`FILTERED_PREFIX`].
-const FILTERED: [&str; 7] =
-    [".DS_Store", ".Spotlight-V100", ".Trashes", ".fseventsd", "__MACOSX", "Thumbs.db", "desktop.ini"];
-const FILTERED_PREFIX: &str = "._";
 /// Times that an operation looks again because somebody changed the directory meanwhile.
 const ATTEMPTS: u32 = 8;
 
@@ -64,9 +61,6 @@ impl Vfs {
     /// Whether a new name may be made.
     pub(super) fn check_new_name(&self, parent: Ino, name: &str) -> Result<(), Error> {
         self.check_writable()?;
-        if self.options.filter_os_files && (FILTERED.contains(&name) || name.starts_with(FILTERED_PREFIX)) {
-            return Err(Error::Denied("names of desktop litter are filtered"));
-        }
         let parent = lock(&self.tree).path(parent)?;
         Ok(self.view.check_name(&parent, name)?)
     }
@@ -111,9 +105,11 @@ impl Vfs {
         let looks = tree.looks_for(parent, create.birth, false, &self.options)?;
         let mtime = OffsetDateTime::now_utc();
         let draft = self.view.draft(DraftState::default(), self.pool.clone())?;
+        let keeps = self.policy().keeps(&path);
         let (ticket, (file, cancelled)) = self.journal.transact(Purpose::Work, |ledger| {
             let file = ledger.new_file();
-            let (remote, cancelled) = self.take_over(ledger, &path);
+            // What is kept here replaces nothing at the source: a removal that waits there is carried out.
+            let (remote, cancelled) = if keeps { (Remote::Absent, None) } else { self.take_over(ledger, &path) };
             let mut entries: Vec<_> = finished(cancelled).collect();
             entries.push(Entry::Track { file, path: Some(path.clone()), remote, mtime: None });
             entries.push(Entry::Begin { file, state: DraftState::default(), generation: 1, mtime });
@@ -121,6 +117,9 @@ impl Vfs {
         })?;
         self.op_cancelled(cancelled);
         let edit = Arc::new(Edit::new(file, draft, mtime, 1, 0, ticket));
+        if keeps {
+            self.flusher.keep_new(file);
+        }
         self.flusher.add(edit.clone());
         let mut node = Node::edited(edit.clone());
         node.looks = looks;
@@ -381,6 +380,7 @@ impl Vfs {
                 _ => self.move_special(&plan)?,
             };
             let Some((ticket, replaced)) = moved else { continue };
+            self.apply_policy_below(source);
             if let Some(target) = target {
                 self.gone(target, replaced).await;
             }
@@ -476,8 +476,13 @@ impl Vfs {
         }
         let unseen = ledger.file(no).is_some_and(|record| record.remote == Remote::Absent) && !ledger.is_mentioned(no);
         let going = replaced.map(|target| self.go(ledger, tree, target, to)).transpose()?;
+        let keeps = self.policy().keeps(to);
+        if keeps && !(unseen && going.as_ref().is_none_or(|(_, going)| going.leaves == Some(Remote::Absent))) {
+            return Err(KEPT_HERE);
+        }
         let taken = match &going {
             Some((_, going)) => going.leaves.map(|remote| (remote.replaced(), None)),
+            None if keeps => Some((Remote::Absent, None)),
             None => Some(self.take_over(ledger, to)),
         };
         if let (true, Some((remote, cancelled))) = (unseen, taken) {
@@ -516,6 +521,9 @@ impl Vfs {
         let (ticket, ()) = self.journal.transact(Purpose::Work, |ledger| {
             let mut entries = if plan.target.is_some() { remove_directory(ledger, &to) } else { Vec::new() };
             entries.extend(directory_move(ledger, &tree, plan.source, &from, &to)?);
+            if self.policy().keeps(&to) && entries.iter().any(|entry| matches!(entry, Entry::Queue { .. })) {
+                return Err(KEPT_HERE);
+            }
             entries.extend(plan.keep_parent(ledger, &tree)?);
             Ok((entries, ()))
         })?;

@@ -6,6 +6,7 @@ mod conflicts;
 mod crash;
 mod model;
 mod pending;
+mod policy;
 mod posix;
 mod power;
 mod room;

@@ -24,6 +24,9 @@ struct Mount {
     parked_files: u64,
     conflicts: u64,
     unreadable_entries: u64,
+    /// For people only.
+    #[serde(skip)]
+    kept_files: u64,
     last_error: Option<String>,
     last_poll: Option<String>,
 }
@@ -53,6 +56,7 @@ impl Mount {
             parked_files: status.parked_files,
             conflicts: status.conflicts,
             unreadable_entries: status.unreadable_entries,
+            kept_files: status.kept_files,
             last_error: status.last_error,
             last_poll: status.last_poll,
         }
@@ -73,7 +77,11 @@ impl Mount {
         for (count, what) in [
             (self.parked_files, "files were refused by the Hub; their data is kept"),
             (self.conflicts, "conflicts were kept"),
-            (self.unreadable_entries, "entries are not readable with this key"),
+            (self.kept_files, "files such as .DS_Store are kept on this machine and not uploaded"),
+            (
+                self.unreadable_entries,
+                "entries of the bucket are not shown: other keys, damaged or impossible names, or hidden by others of their name",
+            ),
         ] {
             if count > 0 {
                 let _ = writeln!(text, "  {count} {what}");

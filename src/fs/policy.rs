@@ -1,0 +1,76 @@
+//! Decides which local content is uploaded.
+//!
+//! What isn't uploaded is *kept*: it is in staging and journal as all local content is, so it outlives the mount, but no flush concerns it. A file is
+//! kept while its name says so and the Hub has never had it. Once it has another name, it is uploaded.
+
+use super::edit::Edit;
+use super::inode::Ino;
+use super::ledger::Remote;
+use super::{Error, Vfs, lock};
+use crate::store::PlainPath;
+use std::sync::Arc;
+
+/// Names that desktop programs leave in every folder and that do not belong in a bucket. So is each that begins with [`FILTERED_PREFIX`].
+const FILTERED: [&str; 7] =
+    [".DS_Store", ".Spotlight-V100", ".Trashes", ".fseventsd", "__MACOSX", "Thumbs.db", "desktop.ini"];
+const FILTERED_PREFIX: &str = "._";
+
+/// The error for a change that would take a file of the Hub out of it, or a copy at the Hub under such a name.
+pub(super) const KEPT_HERE: Error = Error::Denied("files of that name are kept on this machine and not uploaded");
+
+/// See the module.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Policy {
+    /// Keep the files of [`FILTERED`] names, and what is in folders of such names.
+    pub(super) filter_os_files: bool,
+}
+
+impl Policy {
+    /// Returns true if new content at this path isn't uploaded.
+    pub(super) fn keeps(self, path: &PlainPath) -> bool {
+        let is_filtered = |name: &str| FILTERED.contains(&name) || name.starts_with(FILTERED_PREFIX);
+        self.filter_os_files && path.as_str().split('/').any(is_filtered)
+    }
+}
+
+impl Vfs {
+    /// Returns the policy of this mount.
+    pub(super) fn policy(&self) -> Policy {
+        Policy { filter_os_files: self.options.filter_os_files }
+    }
+
+    /// Decides again about the local content of a file that was moved, or of all files below a folder that was.
+    pub(super) fn apply_policy_below(&self, ino: Ino) {
+        let moved: Vec<(Arc<Edit>, PlainPath)> = {
+            let tree = lock(&self.tree);
+            let file = |ino: Ino| Some((tree.file(ino).ok()?.edit.clone()?, tree.path(ino).ok()?));
+            std::iter::once(ino).chain(tree.below(ino)).filter_map(file).collect()
+        };
+        for (edit, path) in moved {
+            let is_unseen = self.journal.ledger().file(edit.file).is_some_and(|file| file.remote == Remote::Absent);
+            if is_unseen && self.policy().keeps(&path) {
+                self.flusher.keep(edit.file);
+            } else if self.flusher.stop_keeping(edit.file) {
+                self.flusher.touch(&edit);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_desktop_programs_are_kept_at_any_depth() {
+        let path = |text| PlainPath::new(text).unwrap();
+        let policy = Policy { filter_os_files: true };
+        for kept in [".DS_Store", "a/.DS_Store", "._a", "a/._b/c", "__MACOSX/a", "Thumbs.db"] {
+            assert!(policy.keeps(&path(kept)), "{kept}");
+            assert!(!Policy { filter_os_files: false }.keeps(&path(kept)), "{kept}");
+        }
+        for uploaded in ["DS_Store", "a.DS_Store", "a._b", "thumbs", "_._"] {
+            assert!(!policy.keeps(&path(uploaded)), "{uploaded}");
+        }
+    }
+}

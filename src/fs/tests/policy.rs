@@ -1,0 +1,79 @@
+//! Files that are kept on this machine because of their names.
+
+use super::Mount;
+use crate::fs::Special;
+
+#[tokio::test]
+async fn kept_file_is_readable_over_restarts_and_never_uploaded() {
+    let mount = Mount::new().await;
+    mount.mkdir("d").await.unwrap();
+    mount.write("d/.DS_Store", b"desktop").await.unwrap();
+    mount.write("d/a", b"a").await.unwrap();
+    mount.mkdir("__MACOSX").await.unwrap();
+    mount.write("__MACOSX/a", b"fork").await.unwrap();
+    mount.special("._link", Special::Link(b"a".to_vec())).await.unwrap();
+    let drained = mount.vfs.flush(Some(std::time::Duration::from_secs(20))).await;
+    assert_eq!((drained.flushed, drained.pending), (1, 0));
+    let mount = mount.killed().await;
+    mount.flush().await;
+    assert_eq!(mount.names("d").await, [".DS_Store", "a"]);
+    assert_eq!(mount.read("d/.DS_Store").await.unwrap(), b"desktop");
+    assert_eq!(mount.read("__MACOSX/a").await.unwrap(), b"fork");
+    mount.write_at("d/.DS_Store", 0, b"D").await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.read("d/.DS_Store").await.unwrap(), b"Desktop");
+    let status = mount.vfs.status();
+    assert_eq!((status.pending_files, status.kept_files), (0, 2));
+    assert!(mount.vfs.pending(None, 10).is_empty());
+    assert_eq!(mount.remote().keys().collect::<Vec<_>>(), ["d/a"]);
+    mount.unlink("d/.DS_Store").await.unwrap();
+    mount.flush().await;
+    assert_eq!((mount.names("d").await, mount.vfs.status().kept_files), (vec!["a".to_owned()], 1));
+}
+
+#[tokio::test]
+async fn kept_file_is_uploaded_once_it_has_another_name() {
+    let mount = Mount::new().await;
+    mount.write("._a", b"1").await.unwrap();
+    mount.mkdir("__MACOSX").await.unwrap();
+    mount.write("__MACOSX/b", b"2").await.unwrap();
+    mount.rename("._a", "a").await.unwrap();
+    mount.rename("__MACOSX", "folder").await.unwrap();
+    assert_eq!(mount.vfs.status().pending_files, 2);
+    mount.flush().await;
+    assert_eq!(mount.remote().keys().collect::<Vec<_>>(), ["a", "folder/b"]);
+    assert_eq!(mount.vfs.status().kept_files, 0);
+}
+
+#[tokio::test]
+async fn file_is_kept_under_such_a_name_only_if_the_source_never_had_it() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("there", b"there");
+    mount.view.put_foreign("d/x", b"x");
+    mount.view.put_foreign("Thumbs.db", b"theirs");
+    mount.write("new", b"new").await.unwrap();
+    mount.rename("new", "desktop.ini").await.unwrap();
+    for from in ["there", "d"] {
+        assert_eq!(mount.rename(from, "._moved").await.unwrap_err().errno(), libc::EACCES);
+    }
+    assert_eq!(mount.link("there", "._linked").await.unwrap_err().errno(), libc::EACCES);
+    // What is there already is a file like others, until it is removed.
+    mount.write_at("Thumbs.db", 0, b"T").await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.remote()["Thumbs.db"], b"Theirs");
+    mount.unlink("Thumbs.db").await.unwrap();
+    mount.write("Thumbs.db", b"ours").await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.read("Thumbs.db").await.unwrap(), b"ours");
+    assert_eq!(mount.remote().keys().collect::<Vec<_>>(), ["d/x", "there"]);
+}
+
+#[tokio::test]
+async fn unfiltered_mount_uploads_what_was_kept() {
+    let mut mount = Mount::new().await;
+    mount.write(".DS_Store", b"desktop").await.unwrap();
+    mount.options.filter_os_files = false;
+    let mount = mount.killed().await;
+    mount.flush().await;
+    assert_eq!(mount.remote().keys().collect::<Vec<_>>(), [".DS_Store"]);
+}
