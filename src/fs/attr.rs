@@ -2,8 +2,8 @@
 
 use super::inode::{Attr, Ino};
 use super::{Error, Vfs, lock};
-use std::time::SystemTime;
-use time::OffsetDateTime;
+use crate::store::{MTIME_GRANULARITY, stored_mtime};
+use std::time::{Duration, SystemTime};
 
 /// Size of a block in `statfs`, bytes.
 pub const STATFS_BLOCK: u32 = 4096;
@@ -11,6 +11,9 @@ pub const STATFS_BLOCK: u32 = 4096;
 pub const STATFS_BLOCKS: u64 = 1 << 40;
 /// Longest name, bytes.
 pub const STATFS_NAME: u32 = super::dir::NAME_MAX as u32;
+
+/// Granularity of every time that is shown: that of the source, so that an upload changes none.
+pub const TIME_GRANULARITY: Duration = MTIME_GRANULARITY;
 
 /// What `setattr` is to change.
 #[derive(Clone, Copy, Debug, Default)]
@@ -72,16 +75,6 @@ impl Vfs {
     fn set_mtime(&self, ino: Ino, mtime: SystemTime) -> Result<(), Error> {
         let edit = lock(&self.tree).node(ino)?.as_file().ok().and_then(|file| file.edit.clone());
         let Some(edit) = edit else { return Ok(()) };
-        let Ok(mtime) = to_date(mtime) else { return Ok(()) };
-        edit.set_mtime(&self.journal, mtime).map(|_| ())
+        edit.set_mtime(&self.journal, stored_mtime(mtime)).map(|_| ())
     }
-}
-
-/// Fails for years that no journal can say.
-fn to_date(time: SystemTime) -> Result<OffsetDateTime, time::error::ComponentRange> {
-    let nanos = match time.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(after) => i128::try_from(after.as_nanos()).unwrap_or(i128::MAX),
-        Err(before) => -i128::try_from(before.duration().as_nanos()).unwrap_or(i128::MAX),
-    };
-    OffsetDateTime::from_unix_timestamp_nanos(nanos)
 }

@@ -279,7 +279,7 @@ impl Vfs {
         if let Ok(file) = node.as_file_mut() {
             file.version = Some(stored.version);
             file.len = Len::Known(stored.plain_len);
-            file.mtime = mtime.or(file.mtime);
+            file.keep_mtime(mtime);
             file.epoch += 1;
         }
         writing

@@ -17,7 +17,7 @@ use super::policy::KEPT_HERE;
 use super::slots::Pool;
 use super::special::Special;
 use super::{Create, Error, Vfs, lock};
-use crate::store::{Delta, Draft, DraftState, Format, Frozen, Len, PlainPath, Side, SlotIo, Stored};
+use crate::store::{Delta, Draft, DraftState, Format, Frozen, Len, PlainPath, Side, SlotIo, Stored, stored_now};
 use std::sync::Arc;
 use std::time::SystemTime;
 use time::OffsetDateTime;
@@ -134,7 +134,7 @@ impl Vfs {
         stored: Stored,
         mtime: Option<OffsetDateTime>,
     ) -> Result<Arc<Edit>, Error> {
-        let mtime = mtime.unwrap_or_else(OffsetDateTime::now_utc);
+        let mtime = mtime.unwrap_or_else(stored_now);
         let state = state_of(&stored);
         let draft = self.view.draft(state.clone(), self.pool.clone())?;
         let mut tree = lock(&self.tree);

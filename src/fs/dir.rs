@@ -1,7 +1,7 @@
 //! Directories: listing the source, laying local state over it, looking names up, paging.
 
 use super::handle::{DirectoryHandle, HandleNo, Listed};
-use super::inode::{Attr, Body, FileKind, Ino, Node, Tree};
+use super::inode::{Attr, Body, FileKind, Ino, MtimeSource, Node, Tree};
 use super::journal::Journal;
 use super::ledger::{Ledger, QueuedOp, Remote};
 use super::overlay::{LocalChild, Overlay};
@@ -461,13 +461,16 @@ impl Merge<'_> {
                         if let Remote::Own(version, len) = remote {
                             // What is committed already stays when the local content ends.
                             let file = node.as_file_mut()?;
-                            (file.version, file.len, file.mtime) = (Some(version), Len::Known(len), record.mtime);
+                            (file.version, file.len) = (Some(version), Len::Known(len));
+                            file.keep_mtime(record.mtime);
                         }
                         node
                     }
                     (None, Remote::Own(version, len)) => {
                         let mut node = Node::file(Some(version), Len::Known(len), record.mtime, false);
-                        node.as_file_mut()?.file = Some(no);
+                        let file = node.as_file_mut()?;
+                        file.file = Some(no);
+                        file.keep_mtime(record.mtime);
                         node
                     }
                     (None, _) => {
@@ -518,6 +521,7 @@ fn update(node: &mut Node, kind: &Kind) -> bool {
             if file.edit.is_some() {
                 return true;
             }
+            let keeps_mtime = file.version == *version && file.keeps_mtime(*mtime);
             if file.version == *version {
                 if *len != Len::Unread {
                     file.len = *len;
@@ -529,7 +533,9 @@ fn update(node: &mut Node, kind: &Kind) -> bool {
                 file.len = *len;
                 node.looks.mtime = None;
             }
-            file.mtime = *mtime;
+            if !keeps_mtime {
+                (file.mtime, file.mtime_source) = (*mtime, MtimeSource::Remote);
+            }
             file.read_only = *read_only;
             true
         }

@@ -9,7 +9,7 @@ use super::ledger::{Entry, FileNo, FrozenRecord};
 use super::lock::{Mutex, Rank, before_wait};
 use super::slots::Pool;
 use super::{Error, lock};
-use crate::store::{Delta, Draft, DraftState, Frozen, Stored, Version};
+use crate::store::{Delta, Draft, DraftState, Frozen, Stored, Version, stored_now};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use time::OffsetDateTime;
@@ -197,10 +197,14 @@ impl Edit {
 
     /// Notes a change of `draft`, which is held for writing.
     pub(super) fn change(&self, draft: &Draft) {
+        self.change_at(draft, stored_now());
+    }
+
+    fn change_at(&self, draft: &Draft, mtime: OffsetDateTime) {
         let mut meta = lock(&self.meta);
         let now = Instant::now();
         meta.len = draft.len();
-        meta.mtime = OffsetDateTime::now_utc();
+        meta.mtime = mtime;
         if meta.generation == meta.committed {
             meta.first_change = now;
         }
@@ -328,7 +332,7 @@ impl Edit {
         frozen: Arc<Frozen>,
         journal: &Journal,
     ) -> Result<(), Error> {
-        let (file, mtime) = (self.file, OffsetDateTime::now_utc());
+        let (file, mtime) = (self.file, stored_now());
         {
             let mut meta = lock(&self.meta);
             let generation = meta.generation + 1;
@@ -340,7 +344,7 @@ impl Edit {
             meta.ticket = journal.append(Purpose::Work, entries)?;
             meta.settled = generation;
         }
-        self.change(copy);
+        self.change_at(copy, mtime);
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use super::ledger::FileNo;
 use super::special::Special;
 use super::xattr::Xattrs;
 use super::{Error, Options};
-use crate::store::{Len, PlainPath, Version};
+use crate::store::{Len, PlainPath, Version, stored_mtime};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -128,6 +128,7 @@ pub(super) struct File {
     pub(super) version: Option<Version>,
     pub(super) len: Len,
     pub(super) mtime: Option<OffsetDateTime>,
+    pub(super) mtime_source: MtimeSource,
     pub(super) read_only: bool,
     /// Its number in the ledger; stale when the ledger has no such record any more.
     pub(super) file: Option<FileNo>,
@@ -137,6 +138,18 @@ pub(super) struct File {
     pub(super) epoch: u64,
     /// What the kernel's page cache was filled from.
     pub(super) cached: Option<Cached>,
+}
+
+/// Where a file's `mtime` comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MtimeSource {
+    /// A listing.
+    Remote,
+    /// A change made in this mount. The remote object may have a newer time, so that other clients see that it was replaced.
+    Local {
+        /// The time that listings show for the version.
+        remote: Option<OffsetDateTime>,
+    },
 }
 
 /// What the pages that the kernel holds of a file belong to.
@@ -203,7 +216,9 @@ impl Node {
 
     /// A file as the source has it.
     pub(super) fn file(version: Option<Version>, len: Len, mtime: Option<OffsetDateTime>, read_only: bool) -> Self {
-        let file = File { version, len, mtime, read_only, file: None, edit: None, epoch: 0, cached: None };
+        let mtime_source = MtimeSource::Remote;
+        let file =
+            File { version, len, mtime, mtime_source, read_only, file: None, edit: None, epoch: 0, cached: None };
         Self::new(Body::File(file))
     }
 
@@ -542,15 +557,15 @@ impl Tree {
         };
         let mode = if options.read_only { mode & !0o222 } else { mode };
         let looks = &node.looks;
-        let mtime = looks.mtime.unwrap_or(mtime);
+        let mtime = shown(looks.mtime.unwrap_or(mtime));
         Ok(Attr {
             ino,
             kind: node.kind(),
             len,
             blocks: len.div_ceil(BLOCK),
-            atime: looks.atime.unwrap_or(mtime),
+            atime: looks.atime.map_or(mtime, shown),
             mtime,
-            ctime: looks.ctime.map_or(mtime, |ctime| ctime.max(mtime)),
+            ctime: looks.ctime.map_or(mtime, |ctime| shown(ctime).max(mtime)),
             mode: looks.mode.unwrap_or(mode),
             nlink,
             uid: looks.uid.unwrap_or(options.uid),
@@ -575,6 +590,27 @@ impl File {
     fn time(&self) -> Option<OffsetDateTime> {
         self.edit.as_ref().map(|edit| edit.mtime()).or(self.mtime)
     }
+
+    /// Sets the time that a change in this mount gave the version. Listings don't change it.
+    pub(super) fn keep_mtime(&mut self, mtime: Option<OffsetDateTime>) {
+        if mtime.is_some() {
+            (self.mtime, self.mtime_source) = (mtime, MtimeSource::Local { remote: None });
+        }
+    }
+
+    /// Returns true if a listing that shows `listed` for the same version leaves the time as it is. A listing with another time than the first
+    /// one shows a change that another client made.
+    pub(super) fn keeps_mtime(&mut self, listed: Option<OffsetDateTime>) -> bool {
+        match &mut self.mtime_source {
+            MtimeSource::Remote => false,
+            MtimeSource::Local { remote } => listed.is_none_or(|listed| *remote.get_or_insert(listed) == listed),
+        }
+    }
+}
+
+/// Returns a time as it is shown: with the granularity that the Hub stores, so that no upload changes it.
+fn shown(time: SystemTime) -> SystemTime {
+    stored_mtime(time).into()
 }
 
 #[cfg(test)]

@@ -786,8 +786,10 @@ impl Ledger {
         }
         let frozen = draft.frozen.take_if(|frozen| frozen.generation == generation);
         let len = frozen.as_ref().map_or(draft.state.len, |frozen| frozen.frozen.len);
+        let mtime = frozen.as_ref().map(|frozen| frozen.mtime);
         self.drop_frozen(frozen);
         let record = self.record(file)?;
+        record.mtime = mtime.or(record.mtime);
         record.remote = Remote::Own(version, len);
         let path = record.path.clone();
         // What lies at the source needs no memory of its directories, once they are there themselves.

@@ -98,6 +98,16 @@ impl MemoryView {
         self.state().files[path].mtime
     }
 
+    /// Returns true if this content was ever uploaded.
+    pub(super) fn has_content(&self, content: &[u8]) -> bool {
+        self.state().contents.contains_key(&content_hash(content))
+    }
+
+    /// Changes a file's time and nothing else.
+    pub(super) fn set_mtime(&self, path: &str, mtime: OffsetDateTime) {
+        self.state().files.get_mut(path).expect("the file is there").mtime = mtime;
+    }
+
     pub(super) fn set_offline(&self, offline: bool) {
         self.state().offline = offline;
     }

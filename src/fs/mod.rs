@@ -60,7 +60,7 @@ mod twins;
 mod write;
 mod xattr;
 
-pub use attr::{STATFS_BLOCK, STATFS_BLOCKS, STATFS_NAME, SetAttr};
+pub use attr::{STATFS_BLOCK, STATFS_BLOCKS, STATFS_NAME, SetAttr, TIME_GRANULARITY};
 pub use conflict::OnConflict;
 pub use errno::Error;
 pub use handle::{Access, HandleNo, Listed, Opened};

@@ -11,10 +11,9 @@ use super::ledger::{Entry, FileNo, Ledger, OpNo, QueuedOp, Remote};
 use super::policy::KEPT_HERE;
 use super::write::{remote_of, track};
 use super::{Error, Vfs, lock};
-use crate::store::{DraftState, Format, Len, PlainPath, Side};
+use crate::store::{DraftState, Format, Len, PlainPath, Side, stored_now};
 use std::sync::Arc;
 use std::time::SystemTime;
-use time::OffsetDateTime;
 
 /// Times that an operation looks again because somebody changed the directory meanwhile.
 const ATTEMPTS: u32 = 8;
@@ -103,7 +102,7 @@ impl Vfs {
         }
         let path = tree.path(parent)?.join(name)?;
         let looks = tree.looks_for(parent, create.birth, false, &self.options)?;
-        let mtime = OffsetDateTime::now_utc();
+        let mtime = stored_now();
         let draft = self.view.draft(DraftState::default(), self.pool.clone())?;
         let keeps = self.policy().keeps(&path);
         let (ticket, (file, cancelled)) = self.journal.transact(Purpose::Work, |ledger| {
@@ -626,7 +625,11 @@ impl Move<'_> {
         tree.relocate(self.source, self.to_parent, self.to_name)?;
         touch(tree, self.parent);
         touch(tree, self.to_parent);
-        tree.node_mut(self.source)?.looks.ctime = Some(SystemTime::now());
+        let node = tree.node_mut(self.source)?;
+        node.looks.ctime = Some(SystemTime::now());
+        if let Ok(file) = node.as_file_mut() {
+            file.keep_mtime(file.mtime);
+        }
         Ok(())
     }
 }

@@ -1,7 +1,8 @@
 //! Opening, writing, cutting, and what `close` and `fsync` promise.
 //!
 //! Two ways of writing. *Advanced* (always with a key): any offset, staged, committed later. *Streaming* (a plain mount without
-//! `--advanced-writes`): a new or emptied file, written in order, committed when it is closed, whose errors `close` reports.
+//! `--advanced-writes`): a new or emptied file, written in order, committed when it is closed, whose errors `close` reports. Before its first
+//! write it may be made longer. While it is open for writing, nothing else uploads it: a file that is removed before it was closed never was.
 //! Both go through the same staging from the first byte.
 
 use super::edit::Edit;
@@ -336,15 +337,16 @@ impl Vfs {
                     return Ok(false);
                 }
                 // Read before the end, which makes the ledger forget the file.
-                let remote = self.journal.ledger().file(edit.file).map(|record| record.remote);
+                let remote = self.journal.ledger().file(edit.file).map(|record| (record.remote, record.mtime));
                 end()?;
                 if let Ok(file) = tree.file_mut(ino)
                     && file.edit.as_ref().is_some_and(|now| Arc::ptr_eq(now, edit))
                 {
                     file.edit = None;
                     // After a restart the inode may have come between the commit and its note.
-                    if let Some(Remote::Own(version, len)) = remote {
+                    if let Some((Remote::Own(version, len), mtime)) = remote {
                         (file.version, file.len) = (Some(version), Len::Known(len));
+                        file.keep_mtime(mtime);
                     }
                 }
                 Ok(true)

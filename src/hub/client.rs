@@ -340,7 +340,7 @@ fn lines(operations: &[BatchOp]) -> String {
     for operation in operations {
         let line = match operation {
             BatchOp::Add { key, hash, mtime, content_type } => {
-                let milliseconds = u64::try_from(mtime.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
+                let milliseconds = super::mtime_millis(*mtime);
                 let mut line =
                     json!({ "type": "addFile", "path": key, "xetHash": hash.to_string(), "mtime": milliseconds });
                 if let Some(kind) = content_type {
@@ -379,12 +379,12 @@ mod tests {
         assert_eq!(
             lines(&[
                 add(datetime!(2026-02-06 17:37:57.123_999 UTC), None),
-                add(datetime!(1969-12-31 23:59:59 UTC), Some("text/plain".to_owned())),
+                add(datetime!(1969-12-31 23:59:58.999_999 UTC), Some("text/plain".to_owned())),
                 BatchOp::Delete { key: "b".to_owned() },
             ]),
             format!(
                 "{{\"mtime\":1770399477123,\"path\":\"a\\n\\\"é\",\"type\":\"addFile\",\"xetHash\":\"{zeros}\"}}\n\
-                 {{\"contentType\":\"text/plain\",\"mtime\":0,\"path\":\"a\\n\\\"é\",\"type\":\"addFile\",\"xetHash\":\"{zeros}\"}}\n\
+                 {{\"contentType\":\"text/plain\",\"mtime\":-1001,\"path\":\"a\\n\\\"é\",\"type\":\"addFile\",\"xetHash\":\"{zeros}\"}}\n\
                  {{\"path\":\"b\",\"type\":\"deleteFile\"}}\n"
             )
         );

@@ -11,6 +11,7 @@ mod error;
 pub mod fuzz;
 #[cfg(feature = "local-hub")]
 pub mod local;
+mod mtime;
 mod parse;
 pub mod retry;
 mod route;
@@ -24,6 +25,7 @@ pub mod types;
 pub use client::Client;
 pub use endpoint::Endpoint;
 pub use error::Error;
+pub use mtime::{MTIME_GRANULARITY, mtime_from_millis, mtime_millis, replacing_mtime, stored_mtime, stored_now};
 pub use types::*;
 
 use crate::xet::{CasToken, Hash, Scope};

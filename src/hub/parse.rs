@@ -215,7 +215,7 @@ fn id(namespace: &str, name: &str) -> Result<BucketId, Error> {
 }
 
 /// A time that can't be read, or that leaves the years 0 to 9999 in UTC, is no time: nothing here depends on one.
-fn time(text: Option<String>) -> Option<OffsetDateTime> {
+pub(in crate::hub) fn time(text: Option<String>) -> Option<OffsetDateTime> {
     let time = OffsetDateTime::parse(text.as_deref()?, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)?;
     (time.year() >= 0).then_some(time)
 }

@@ -178,7 +178,7 @@ pub enum BatchOp {
         key: String,
         /// File hash ([`Hash::ZERO`]: empty).
         hash: Hash,
-        /// Time of the content, sent in milliseconds; one before 1970 is sent as 1970.
+        /// Time of the content. Sent in milliseconds, rounded down; negative before 1970.
         mtime: OffsetDateTime,
         /// Content type; never guessed for ciphertext.
         content_type: Option<String>,

@@ -39,7 +39,7 @@ pub use twin::marked_name;
 /// Types of the layers beneath that are part of this one's surface: who uses the store names no other layer.
 pub use crate::{
     crypto::{Error as CryptoError, Format},
-    hub::Error as HubError,
+    hub::{Error as HubError, MTIME_GRANULARITY, mtime_from_millis, mtime_millis, stored_mtime, stored_now},
     xet::{Error as CasError, Hash},
 };
 use async_trait::async_trait;

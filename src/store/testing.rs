@@ -132,6 +132,11 @@ impl MemoryHub {
         self.state().meddle = Some(Box::new(with));
     }
 
+    /// The time of the object at a key.
+    pub(super) fn mtime(&self, key: &str) -> Option<OffsetDateTime> {
+        self.state().files[key].mtime
+    }
+
     /// How long each batch might have been repeated.
     pub(super) fn take_repeats(&self) -> Vec<Duration> {
         std::mem::take(&mut self.state().repeats)
@@ -172,11 +177,11 @@ impl State {
 
     fn apply(&mut self, operation: &BatchOp) {
         match operation {
-            BatchOp::Add { key, hash, .. } => {
+            BatchOp::Add { key, hash, mtime, .. } => {
                 // As the real Hub takes the size from the CAS: here from whatever has that content already.
                 let known = self.files.values().find(|file| file.hash == Some(*hash)).map(|file| file.size);
                 let size = known.unwrap_or(if key.contains("/-N2") { 293 } else { 65_638 });
-                self.files.insert(key.clone(), file(key, *hash, size));
+                self.files.insert(key.clone(), FileEntry { mtime: Some(*mtime), ..file(key, *hash, size) });
             }
             BatchOp::Delete { key } => drop(self.files.remove(key)),
         }

@@ -155,6 +155,35 @@ def test_the_xet_hash_is_the_one_the_hub_shows(tmp_path, api):
     assert [c["offset"] for c in chunks] == [sum(c["length"] for c in chunks[:i]) for i in range(len(chunks))]
 
 
+def test_times_are_kept_by_every_copy(tmp_path, key, api):
+    api.create_bucket("local/test")
+    times = {"now": 1_770_399_477_123_000_000, "d/1972": 63_072_000_250_000_000, "d/before 1970": -54_750_000_000, "epoch": 0}
+    write_tree(tmp_path / "in", dict.fromkeys(times, DATA[:1000]))
+    write_tree(tmp_path / "out", {"beside": b"plain"})
+    for name, time in times.items():
+        os.utime(tmp_path / "in" / name, ns=(time, time))
+    os.utime(tmp_path / "out/beside", ns=(0, 1_500_000_000))
+    mtimes = lambda folder: {name: (folder / name).stat().st_mtime_ns for name in times}
+    run("hfcrypt", "encrypt", "--key-file", key, tmp_path / "in", tmp_path / "out")
+    assert sorted(f.stat().st_mtime_ns for f in (tmp_path / "out/.enc").rglob("*") if f.is_file()) == sorted(times.values())
+    run("hfcrypt", "decrypt", "--key-file", key, "--with-plaintext", tmp_path / "out", tmp_path / "back")
+    assert mtimes(tmp_path / "back") == times
+    assert (tmp_path / "back/beside").stat().st_mtime_ns == 1_500_000_000
+    for name, time in times.items():
+        run("hfcrypt", "encrypt", "--key-file", key, tmp_path / "in" / name, tmp_path / "one")
+        run("hfcrypt", "decrypt", "--key-file", key, tmp_path / "one", tmp_path / "two")
+        run("hfcrypt", "xet", "upload", tmp_path / "one", f"hf://buckets/local/test/{name}")
+        run("hfcrypt", "xet", "download", f"hf://buckets/local/test/{name}", tmp_path / "three")
+        assert {(tmp_path / n).stat().st_mtime_ns for n in ("one", "two", "three")} == {time}
+        for n in ("one", "two", "three"):
+            (tmp_path / n).unlink()
+    # Over an older version an old time would hide the new one.
+    os.utime(tmp_path / "in/now", ns=(0, 0))
+    run("hfcrypt", "xet", "upload", tmp_path / "in/now", "hf://buckets/local/test/now")
+    (there,) = api.get_bucket_paths_info("local/test", ["now"])
+    assert there.mtime.timestamp() > 1_770_399_477.123 + 1
+
+
 def test_files_go_to_a_bucket_and_back_as_they_are(tmp_path, api):
     api.create_bucket("local/test")
     write_tree(tmp_path, {"one": DATA, "two": b"", "three": b"text " * 100_000})

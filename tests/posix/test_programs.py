@@ -13,7 +13,7 @@ import time
 
 import pytest
 from conftest import tool
-from shared import eventually, needs_fuse, tree, write_tree
+from shared import BIN, eventually, needs_fuse, run, tree, write_tree
 
 pytestmark = needs_fuse
 
@@ -235,6 +235,72 @@ def test_vim_saves_in_each_of_its_ways(make):
     files = tree(m.point)
     assert {name for name in files if not name.endswith("~")} == set(files) - {"backupcopy=auto backup.txt~"}
     assert tree(again(make, m).point) == files
+
+
+def times(path):
+    """What backup programs compare."""
+    found = os.lstat(path)
+    return found.st_ino, found.st_size, found.st_mode, found.st_mtime_ns, found.st_ctime_ns, found.st_atime_ns
+
+
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_times_are_same_before_and_after_upload_and_in_next_mount(make, encrypted):
+    m = make("--metadata-ttl-ms", "0", encrypted=encrypted)
+    wanted = {
+        "now": None,
+        "nanoseconds": 1_111_111_111_123_456_789,
+        "1972": 63_072_000_250_999_999,
+        "before 1970": -54_749_000_001,
+        "long before": -5_000_000_000_749_999_999,
+    }
+    for name, time_ns in wanted.items():
+        (m.point / name).write_bytes(b"x")
+        if time_ns is not None:
+            os.utime(m.point / name, ns=(time_ns, time_ns))
+            rounded = time_ns // 1_000_000 * 1_000_000
+            assert os.stat(m.point / name).st_mtime_ns == rounded
+    before = {name: times(m.point / name) for name in wanted}
+    run("hf-mount", "flush", m.point)
+    eventually(lambda: m.status()["pending_files"] == 0)
+    assert {name: times(m.point / name) for name in wanted} == before
+    assert all(found[3] % 1_000_000 == 0 for found in before.values())
+    m.stop()
+    m = make(encrypted=encrypted, fresh=True)
+    assert {name: os.stat(m.point / name).st_mtime_ns for name in wanted} == {name: found[3] for name, found in before.items()}
+
+
+def test_vim_saves_again_after_upload(make):
+    vim = tool("vim")
+    m = make("--metadata-ttl-ms", "0")
+    file = m.point / "text"
+    file.write_text("one\n")
+    run("hf-mount", "flush", m.point)
+    flush = f"+silent !{BIN / 'hf-mount'} flush {m.point}"
+    script = ["+set nomore", "+norm otwo", "+w", flush, "+norm othree", "+w", flush, "+norm ofour", "+wq"]
+    done = subprocess.run(
+        [vim, "-Nu", "NONE", "-i", "NONE", "-es", *script, file], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, "changed since" in done.stdout + done.stderr) == (0, False), done
+    assert file.read_text() == "one\ntwo\nthree\nfour\n"
+
+
+def test_make_says_same_before_and_after_upload(tmp_path, make):
+    program = tool("make")
+    m = make("--metadata-ttl-ms", "0")
+    (m.point / "Makefile").write_text(f"c: b\n\tcp b c\nb: {tmp_path}/a\n\tcp {tmp_path}/a b\n")
+    (tmp_path / "a").write_text("source\n")
+    os.utime(tmp_path / "a", ns=(0, 1_700_000_000_000_500_000))
+    assert sh(program, "-C", m.point).count("cp ") == 2
+    # Newer than its source by less than what is stored.
+    os.utime(m.point / "b", ns=(0, 1_700_000_000_000_600_000))
+    answers = []
+    for _ in range(2):
+        answers.append(subprocess.run([program, "-q", "-C", m.point], capture_output=True, timeout=60).returncode)
+        run("hf-mount", "flush", m.point)
+    assert answers[0] == answers[1] != 2
+    assert sh(program, "-C", m.point).count("cp ") == 2
+    run("hf-mount", "flush", m.point)
+    assert "cp " not in sh(program, "-C", m.point)
 
 
 HOLDER = """

@@ -48,7 +48,8 @@ fn one(keys: &Keys, args: &DecryptArgs) -> Outcome<ExitCode> {
         }
         false => File::open(&args.input).map_err(|e| Failure::from(e).about(args.input.display()))?,
     };
-    let len = input.metadata()?.len();
+    let metadata = input.metadata()?;
+    let len = metadata.len();
     let about = |e: Error| Failure::from(e).about(format!("cannot decrypt {}", args.input.display()));
     if is_dash(&args.output) {
         let mut out = BufWriter::with_capacity(256 * 1024, io::stdout().lock());
@@ -56,7 +57,9 @@ fn one(keys: &Keys, args: &DecryptArgs) -> Outcome<ExitCode> {
         out.flush()?;
     } else {
         refuse_existing(&args.output)?;
-        tree::write_whole(&args.output, |writer| open_container(keys, None, &mut input, len, writer)).map_err(about)?;
+        let mtime = metadata.modified().ok().filter(|_| !is_dash(&args.input));
+        tree::write_whole(&args.output, mtime, |writer| open_container(keys, None, &mut input, len, writer))
+            .map_err(about)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -116,6 +119,11 @@ fn copy_beside(from: &Path, to: &Path) -> Outcome<u64> {
             } else if kind.is_file() && target.symlink_metadata().is_err() {
                 fs::create_dir_all(to)?;
                 fs::copy(&source, &target)?;
+                // The content matters more than a time that this file system can't hold.
+                let _ = File::options()
+                    .write(true)
+                    .open(&target)
+                    .and_then(|copy| copy.set_modified(entry.metadata()?.modified()?));
                 *copied += 1;
             } else {
                 eprintln!(

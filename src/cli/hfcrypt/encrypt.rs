@@ -43,9 +43,16 @@ pub(super) fn encrypt(args: &EncryptArgs) -> Outcome<ExitCode> {
 
 fn one(keys: &Keys, format: Format, args: &EncryptArgs) -> Outcome<ExitCode> {
     let padding = args.write.format.size_padding.into();
+    let mut mtime = None;
     let mut input: Box<dyn io::Read> = match is_dash(&args.input) {
         true => Box::new(io::stdin().lock()),
-        false => Box::new(File::open(&args.input).map_err(|e| Failure::from(e).about(args.input.display()))?),
+        false => {
+            let file = File::open(&args.input).map_err(|e| Failure::from(e).about(args.input.display()))?;
+            let metadata = file.metadata()?;
+            // A pipe has no time of its own.
+            mtime = metadata.modified().ok().filter(|_| metadata.is_file());
+            Box::new(file)
+        }
     };
     if is_dash(&args.output) {
         // The header comes first and holds the size: the records wait, sealed, in an unnamed file.
@@ -56,7 +63,7 @@ fn one(keys: &Keys, format: Format, args: &EncryptArgs) -> Outcome<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     refuse_existing(&args.output)?;
-    tree::write_whole(&args.output, |writer| {
+    tree::write_whole(&args.output, mtime, |writer| {
         // Through the buffer's file: the header is patched at the end.
         writer.flush()?;
         let mut file = *writer.get_ref();

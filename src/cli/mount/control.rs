@@ -6,6 +6,7 @@
 use super::registry::Record;
 use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::fs::{Drained, OnConflict, Pending, PendingFile, PendingNo, Status};
+use crate::store::mtime_millis;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::Duration;
@@ -74,8 +75,8 @@ pub(super) enum Answer {
     Content {
         /// Bytes in all.
         len: u64,
-        /// When it was changed last, Unix seconds.
-        mtime: i64,
+        /// When it was changed last, milliseconds since 1970.
+        mtime_millis: i64,
     },
     /// Behind the frames of a content: it is whole.
     Whole,
@@ -148,7 +149,7 @@ pub(super) async fn reply(mut stream: UnixStream, answer: &Answer) {
 
 /// Sends a pending file's content. `patience`: how long one read may take.
 pub(super) async fn send_content(mut stream: UnixStream, file: PendingFile, patience: Duration) {
-    let answer = Answer::Content { len: file.len(), mtime: file.mtime().unix_timestamp() };
+    let answer = Answer::Content { len: file.len(), mtime_millis: mtime_millis(file.mtime()) };
     let send = async {
         write_line(&mut stream, &answer).await?;
         let mut offset = 0;
@@ -181,7 +182,8 @@ pub(super) async fn send_content(mut stream: UnixStream, file: PendingFile, pati
 pub(super) struct Content {
     stream: BufReader<UnixStream>,
     pub(super) len: u64,
-    pub(super) mtime: i64,
+    /// Milliseconds since 1970.
+    pub(super) mtime_millis: i64,
     got: u64,
 }
 
@@ -193,7 +195,7 @@ impl Content {
         write_line(&mut stream, &Request::Read { number }).await.map_err(fail)?;
         let mut stream = BufReader::new(stream);
         match read_line(&mut stream).await.map_err(fail)? {
-            Answer::Content { len, mtime } => Ok(Self { stream, len, mtime, got: 0 }),
+            Answer::Content { len, mtime_millis } => Ok(Self { stream, len, mtime_millis, got: 0 }),
             Answer::Refused(failure) => Err(failure),
             _ => Err(another_kind()),
         }

@@ -8,13 +8,14 @@ use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::cli::term::{escape, say};
 use crate::cli::{dirs, print_json};
 use crate::fs::{Pending, PendingKind, PendingNo, PendingState, drop_order};
+use crate::store::mtime_from_millis;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::io::{Seek, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 const EXAMPLES: &str = "\
 PATH is a path as `list` shows it, from the mount's root, or an absolute one below the mount point. A folder stands for all below it.
@@ -256,8 +257,8 @@ async fn export_one(record: &Record, pending: &Pending, folder: &Path) -> Outcom
     let mut temporary = tempfile::Builder::new().prefix(".export-").tempfile_in(parent)?;
     for attempt in 1.. {
         match receive(record, pending.number, &mut temporary).await {
-            Ok(mtime) => {
-                let time = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(mtime).unwrap_or(0));
+            Ok(millis) => {
+                let time = SystemTime::from(mtime_from_millis(millis));
                 // An hour that can't be set is no reason to withhold the content.
                 let _ = temporary.as_file().set_modified(time);
                 break;
@@ -279,7 +280,7 @@ async fn receive(record: &Record, number: PendingNo, out: &mut impl Write) -> Ou
     while let Some(bytes) = content.next().await? {
         out.write_all(&bytes)?;
     }
-    Ok(content.mtime)
+    Ok(content.mtime_millis)
 }
 
 /// The folders above a file. A link in their place is not followed: it may lead anywhere.

@@ -3,7 +3,7 @@
 use super::answer::{Desk, errno};
 use crate::fs::{
     Access, Allocate, Attr, Birth, Create, Error, FileKind, HandleNo, Ino, STATFS_BLOCK, STATFS_BLOCKS, STATFS_NAME,
-    SetAttr, SetXattr, Special, Vfs,
+    SetAttr, SetXattr, Special, TIME_GRANULARITY, Vfs,
 };
 use bytes::Bytes;
 use fuser::{
@@ -170,9 +170,17 @@ fn birth(req: &Request, mode: Option<u32>) -> Birth {
 
 fn time(time: TimeOrNow) -> SystemTime {
     match time {
-        TimeOrNow::SpecificTime(time) => time,
+        TimeOrNow::SpecificTime(time) => from_kernel(time),
         TimeOrNow::Now => SystemTime::now(),
     }
+}
+
+/// Returns the time that the kernel sent. It sends negative seconds and nanoseconds after them; fuser 0.18 takes the nanoseconds for some before them.
+fn from_kernel(time: SystemTime) -> SystemTime {
+    let epoch = SystemTime::UNIX_EPOCH;
+    let Ok(before) = epoch.duration_since(time) else { return time };
+    let nanos = Duration::from_nanos(before.subsec_nanos().into());
+    epoch.checked_sub(before - nanos).and_then(|time| time.checked_add(nanos)).unwrap_or(time)
 }
 
 /// Permission bits of a mode; always 12 bits.
@@ -218,6 +226,8 @@ impl Filesystem for Adapter {
             let _ = config.set_max_readahead(nearest);
         }
         let _ = config.set_max_background(MAX_BACKGROUND);
+        // The kernel then rounds times that are set, as a local file system would.
+        let _ = config.set_time_granularity(TIME_GRANULARITY);
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use super::Mount;
 use crate::fs::memory_view::MemoryView;
 use crate::fs::{Access, Birth, Create, Error, FileKind, Ino, SetAttr};
-use crate::store::Change;
+use crate::store::{Change, stored_mtime};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use time::OffsetDateTime;
@@ -653,6 +653,50 @@ async fn the_time_set_on_a_file_before_its_flush_is_committed() {
     mount.flush().await;
     assert_eq!(mount.view.mtime("a"), OffsetDateTime::from(time));
     assert_eq!(mount.stat("a").await.unwrap().mode, 0o600);
+}
+
+#[tokio::test]
+async fn times_of_written_file_are_same_before_and_after_flush() {
+    let mount = Mount::new().await;
+    mount.write("a", b"1").await.unwrap();
+    mount.write("b", b"old").await.unwrap();
+    mount.flush().await;
+    mount.write("b", b"new").await.unwrap();
+    let odd = SystemTime::UNIX_EPOCH - Duration::new(54, 749_123_456);
+    let set = SetAttr { mtime: Some(odd), atime: Some(odd), ..SetAttr::default() };
+    mount.vfs.setattr(mount.find("b").await.unwrap(), set).await.unwrap();
+    let before = (mount.stat("a").await.unwrap(), mount.stat("b").await.unwrap());
+    for time in [before.0.mtime, before.0.ctime, before.1.mtime, before.1.atime, before.1.ctime] {
+        assert_eq!(OffsetDateTime::from(time).nanosecond() % 1_000_000, 0);
+    }
+    assert_eq!(before.1.mtime, SystemTime::UNIX_EPOCH - Duration::from_millis(54_750));
+    mount.flush().await;
+    assert_eq!((mount.stat("a").await.unwrap(), mount.stat("b").await.unwrap()), before);
+    assert_eq!(mount.view.mtime("b"), OffsetDateTime::from(before.1.mtime));
+}
+
+#[tokio::test]
+async fn time_of_own_version_stays_until_another_client_changes_it() {
+    let mount = Mount::new().await;
+    mount.write("a", b"1").await.unwrap();
+    mount.write("b", b"2").await.unwrap();
+    let before = mount.stat("a").await.unwrap();
+    mount.flush().await;
+    // Newer than what was asked for: it replaced something.
+    let listed = stored_mtime(before.mtime) + time::Duration::HOUR;
+    mount.view.set_mtime("a", listed);
+    assert_eq!(mount.stat("a").await.unwrap(), before);
+    assert_eq!(mount.stat("a").await.unwrap(), before);
+    mount.view.set_mtime("a", listed + time::Duration::HOUR);
+    assert_eq!(mount.stat("a").await.unwrap().mtime, SystemTime::from(listed + time::Duration::HOUR));
+
+    let before = mount.stat("b").await.unwrap().mtime;
+    mount.rename("b", "c").await.unwrap();
+    mount.flush().await;
+    mount.view.set_mtime("c", listed);
+    assert_eq!(mount.stat("c").await.unwrap().mtime, before);
+    mount.view.put_foreign("c", b"theirs");
+    assert_eq!(mount.stat("c").await.unwrap().mtime, SystemTime::UNIX_EPOCH);
 }
 
 #[tokio::test]

@@ -544,6 +544,8 @@ async fn times_come_back_as_they_were_given() {
     let lines = [
         at("millis", json!(1_770_399_477_042_i64)),
         at("seconds", json!(1_770_399_477)),
+        at("1972", json!(63_072_000_250_i64)),
+        json!({"type": "addFile", "path": "with size", "xetHash": EMPTY, "mtime": 63_072_000, "size": 0}),
         at("none", json!(null)),
         at("before", json!(-1)),
         at("never", json!(1e300)),
@@ -555,10 +557,12 @@ async fn times_come_back_as_they_were_given() {
     assert_eq!(
         times,
         [
+            ("1972", &json!("1972-01-01T00:00:00.250Z")),
             ("before", &json!("1969-12-31T23:59:59.999Z")),
             ("millis", &json!("2026-02-06T17:37:57.042Z")),
             ("none", &json!(null)),
             ("seconds", &json!("2026-02-06T17:37:57.000Z")),
+            ("with size", &json!("1972-01-01T00:00:00.000Z")),
         ]
     );
 }

@@ -8,6 +8,7 @@
 //! - of a path in both formats the newer object is added first and deleted last, so that the hidden one never rises;
 //! - what would hide a moved object at its new path goes before the old path does.
 
+use crate::hub::replacing_mtime;
 use crate::xet::Hash;
 use crate::xet::{hash::chunk_hash, merkle::file_hash};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -310,7 +311,10 @@ impl Plan {
         let mut lines = if slot == Slot::Primary { self.add_sidecars(owner, to, now) } else { vec![] };
         let (Some(key), Some(hash)) = (to.key(slot), held.hash) else { return lines };
         if !same(to.held(slot), Some(held)) {
-            let (key, action) = (key.to_owned(), Action::Add { hash, mtime: held.mtime.unwrap_or(now) });
+            // Clients that compare size and time must see that the object was replaced.
+            let replaced = to.held(slot).map(|replaced| replaced.mtime.unwrap_or(now));
+            let mtime = replacing_mtime(held.mtime.unwrap_or(now), replaced, now);
+            let (key, action) = (key.to_owned(), Action::Add { hash, mtime });
             let (after, beside) = (after.to_vec(), lines.clone());
             let (owners, unless_needed, is_sidecar) = (vec![owner], None, false);
             lines.push(self.push(Line { key, action, owners, unless_needed, is_sidecar, after, beside }));

@@ -123,6 +123,27 @@ fn another_keys_entries_are_counted_and_a_key_that_opens_nothing_is_wrong() {
 }
 
 #[test]
+fn times_of_files_are_kept_by_encryption_and_decryption() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = keys(1);
+    for (index, time) in
+        [(1_000_000_000_123i64), 1, 0, -54_750].into_iter().map(crate::store::mtime_from_millis).enumerate()
+    {
+        let (time, path) = (std::time::SystemTime::from(time), PlainPath::new(&format!("f{index}")).unwrap());
+        let source = dir.path().join("source");
+        std::fs::write(&source, b"content").unwrap();
+        std::fs::File::options().write(true).open(&source).unwrap().set_modified(time).unwrap();
+        tree::encrypt(&keys, Format::V2, Padding::None, &source, &path, &dir.path().join("out")).unwrap();
+        let found = tree::walk(&keys, &dir.path().join("out/.enc")).unwrap();
+        let object = found.objects.iter().find(|object| object.path == path).unwrap();
+        assert_eq!(object.stored.metadata().unwrap().modified().unwrap(), time);
+        tree::decrypt(&keys, object, &dir.path().join("back")).unwrap();
+        let back = dir.path().join("back").join(path.as_str());
+        assert_eq!(back.metadata().unwrap().modified().unwrap(), time);
+    }
+}
+
+#[test]
 fn a_damaged_object_leaves_no_file_under_its_name() {
     let dir = tempfile::tempdir().unwrap();
     let keys = keys(1);

@@ -10,6 +10,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
 
 /// Deepest tree that is walked: a path of 1024 bytes, the longest object key, can't be deeper.
 const MAX_DEPTH: usize = 512;
@@ -215,9 +216,11 @@ pub fn in_parallel<T: Sync, E: Send>(
     failures
 }
 
-/// Writes `target` through a temporary file beside it, so that it is never partial, and never over another file. Parents are made.
+/// Writes `target` through a temporary file beside it, so that it is never partial, and never over another file. Parents are made. The file gets the
+/// time `mtime`, where one is given and the file system can hold it.
 pub fn write_whole(
     target: &Path,
+    mtime: Option<SystemTime>,
     write: impl FnOnce(&mut BufWriter<&File>) -> Result<u64, Error>,
 ) -> Result<u64, Error> {
     let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -230,14 +233,19 @@ pub fn write_whole(
     let len = write(&mut writer)?;
     writer.flush()?;
     drop(writer);
+    if let Some(mtime) = mtime {
+        // The content matters more than a time that this file system can't hold.
+        let _ = temporary.as_file().set_modified(mtime);
+    }
     temporary.persist_noclobber(target).map_err(|e| e.error)?;
     Ok(len)
 }
 
-/// Decrypts one object of a walk to its place below `out`.
+/// Decrypts one object of a walk to its place below `out`, and keeps the container's time.
 pub fn decrypt(keys: &Keys, object: &Object, out: &Path) -> Result<u64, Error> {
     let mut stored = File::open(&object.stored)?;
-    write_whole(&out.join(object.path.as_str()), |writer| {
+    let mtime = stored.metadata()?.modified().ok();
+    write_whole(&out.join(object.path.as_str()), mtime, |writer| {
         open_container(keys, Some(object.format), &mut stored, object.stored_len, writer)
     })
 }
@@ -247,7 +255,8 @@ pub fn verify(keys: &Keys, object: &Object) -> Result<u64, Error> {
     open_container(keys, Some(object.format), &mut File::open(&object.stored)?, object.stored_len, &mut io::sink())
 }
 
-/// Encrypts one local file to its place below `out` (`out/.enc/…`), with the sidecars it needs. `path` is its plaintext path in the bucket.
+/// Encrypts one local file to its place below `out` (`out/.enc/…`), with the sidecars it needs. `path` is its plaintext path in the bucket. The
+/// container gets the file's time.
 pub fn encrypt(
     keys: &Keys,
     format: Format,
@@ -258,14 +267,15 @@ pub fn encrypt(
 ) -> Result<u64, Error> {
     let sealed = keys.names(format).seal_path(path.as_str())?;
     for sidecar in &sealed.sidecars {
-        write_whole(&out.join(&sidecar.text), |writer| {
+        write_whole(&out.join(&sidecar.text), None, |writer| {
             writer.write_all(&sidecar.bytes)?;
             Ok(sidecar.bytes.len() as u64)
         })?;
     }
     let mut plain = File::open(file)?;
-    let len = plain.metadata()?.len();
-    write_whole(&out.join(&sealed.key), |writer| {
+    let metadata = plain.metadata()?;
+    let (len, mtime) = (metadata.len(), metadata.modified().ok());
+    write_whole(&out.join(&sealed.key), mtime, |writer| {
         seal(keys, format, padding, len, &mut plain, writer, &mut SystemRandom).map(|sealed| sealed.stored_len)
     })
 }

@@ -6,7 +6,9 @@ use crate::cli::hfcrypt::{is_dash, refuse_existing};
 use crate::cli::print_json;
 use crate::cli::term::{self, say};
 use crate::hub::client::bucket_tokens;
-use crate::hub::{BatchOp, BucketId, Client, Endpoint, FileEntry, Hub, require_bucket};
+use crate::hub::{
+    BatchOp, BucketId, Client, Endpoint, FileEntry, Hub, replacing_mtime, require_bucket, stored_mtime, stored_now,
+};
 use crate::store::Source;
 use crate::xet::compression::Policy;
 use crate::xet::download::Place;
@@ -16,12 +18,12 @@ use crate::xet::{Downloader, Hash, UploadSession, download, upload};
 use clap::{Args, ValueEnum};
 use futures::stream::{StreamExt, TryStreamExt};
 use serde::Serialize;
+use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::SystemTime;
-use time::OffsetDateTime;
 use tokio_util::io::{InspectReader, InspectWriter};
 
 /// Files read at once: small ones wait for their disk more than for a core.
@@ -204,11 +206,14 @@ async fn put_all(
     session.finish().await?;
     progress.finish_and_clear();
     // Only what is registered may be committed.
-    let operation = |(put, mtime): &(Put, SystemTime)| BatchOp::Add {
-        key: put.key.clone(),
-        hash: put.hash,
-        mtime: OffsetDateTime::from(*mtime),
-        content_type: None,
+    let keys: Vec<String> = put.iter().map(|(put, _)| put.key.clone()).collect();
+    let held = remote.hub.paths_info(&remote.bucket, &keys).await?;
+    let held: HashMap<&str, &FileEntry> = held.iter().map(|file| (file.key.as_str(), file)).collect();
+    let operation = |(put, mtime): &(Put, SystemTime)| {
+        let replaced = held.get(put.key.as_str()).filter(|file| file.hash != Some(put.hash));
+        let held = replaced.and_then(|file| file.mtime.max(file.uploaded_at));
+        let mtime = replacing_mtime(stored_mtime(*mtime), held, stored_now());
+        BatchOp::Add { key: put.key.clone(), hash: put.hash, mtime, content_type: None }
     };
     let operations: Vec<BatchOp> = put.iter().map(operation).collect();
     let outcome = remote.hub.batch(&remote.bucket, &operations).await?;
@@ -254,6 +259,10 @@ async fn fetch(remote: &Remote, key: &str, out: &Path) -> Outcome {
             .map_err(about)?;
         let place = Counted { file: temporary.reopen().map_err(about)?, progress: progress.clone() };
         downloader.download_to(&hash, file.size, Arc::new(place)).await?;
+        if let Some(mtime) = file.mtime {
+            // A folder that can't hold the time is no reason to withhold the content.
+            let _ = temporary.as_file().set_modified(mtime.into());
+        }
         temporary.persist_noclobber(out).map_err(|e| about(e.error))?;
     }
     progress.finish_and_clear();

@@ -20,6 +20,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use rusqlite::Transaction;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::json;
 
 /// Operations per request: ten times what known clients send.
@@ -28,8 +29,10 @@ const MAX_OPERATIONS: usize = 10_000;
 const MAX_KEY: usize = 4096;
 /// Longest content type in bytes.
 const MAX_CONTENT_TYPE: usize = 255;
-/// Times below this are seconds, as one client sends them, not milliseconds (which would be before March 1973).
+/// One client sends seconds instead of milliseconds (Hub API spec, 4.3). It sends the size too: then times below this are seconds.
 const SECONDS_BELOW: f64 = 1e11;
+/// Without a size, seconds of the years 2001 to 2033 are taken for such, at the price of the days from 12 January to 24 January 1970.
+const LIKELY_SECONDS: std::ops::Range<f64> = 1e9..2e9;
 
 /// A line.
 #[derive(Debug, Deserialize)]
@@ -57,6 +60,7 @@ pub(super) struct Put {
     path: String,
     xet_hash: String,
     mtime: Option<f64>,
+    size: Option<IgnoredAny>,
     content_type: Option<String>,
 }
 
@@ -218,7 +222,7 @@ impl<'t> Batch<'t> {
     }
 
     fn put(&mut self, put: &Put, hash: Hash, size: u64) -> Result<(), Failure> {
-        let mtime = put.mtime.map(parse_time).transpose()?;
+        let mtime = put.mtime.map(|mtime| parse_time(mtime, put.size.is_some())).transpose()?;
         if put.content_type.as_ref().is_some_and(|kind| kind.len() > MAX_CONTENT_TYPE) {
             return Err(line("contentType is too long"));
         }
@@ -263,8 +267,9 @@ fn parse_hash(text: &str) -> Result<Hash, Failure> {
 }
 
 /// Milliseconds of an `mtime`.
-fn parse_time(mtime: f64) -> Result<i64, Failure> {
-    let millis = if (0.0..SECONDS_BELOW).contains(&mtime) { mtime * 1000.0 } else { mtime }.round();
+fn parse_time(mtime: f64, has_size: bool) -> Result<i64, Failure> {
+    let is_seconds = LIKELY_SECONDS.contains(&mtime) || (has_size && (0.0..SECONDS_BELOW).contains(&mtime));
+    let millis = if is_seconds { mtime * 1000.0 } else { mtime }.round();
     // Within the range that answers can show, every whole number of milliseconds is exact in both types.
     if millis < *TIME_RANGE.start() as f64 || millis > *TIME_RANGE.end() as f64 || millis.is_nan() {
         return Err(line("invalid mtime"));

@@ -102,4 +102,12 @@ mod tests {
         assert_eq!(iso_time(i64::MAX), "9999-12-31T23:59:59.999Z");
         assert_eq!(iso_time(i64::MIN), "0001-01-01T00:00:00.000Z");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn shown_time_is_parsed_as_same_millisecond(millis in proptest::prop_oneof![TIME_RANGE, -100_000..100_000i64]) {
+            let parsed = crate::hub::parse::time(Some(iso_time(millis)));
+            proptest::prop_assert_eq!(parsed.map(crate::hub::mtime_millis), Some(millis));
+        }
+    }
 }

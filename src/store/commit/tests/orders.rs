@@ -7,6 +7,7 @@ use crate::store::testing::{Fault, Keyed, hash_of, long_name, path, put, rename}
 use crate::store::{Change, Error, Expect, Op, Outcome, View};
 use std::collections::BTreeSet;
 use std::time::Duration;
+use time::OffsetDateTime;
 
 fn delete(at: &str, expect: Expect) -> Op {
     Op { path: path(at), expect, change: Change::Delete }
@@ -48,6 +49,38 @@ async fn a_put_replaces_only_what_it_expects() {
     // A repeat finds its own result.
     done(view.commit(put("f", "three", is("one"))).await);
     assert_eq!(view.shown("f"), Some(hash_of("three")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn time_of_replaced_object_always_rises_by_more_than_a_second() {
+    let view = Keyed::new().await;
+    let old = OffsetDateTime::UNIX_EPOCH;
+    let mtime = |at: &str| view.hub.mtime(&view.key(at, V2)).unwrap();
+    done(view.commit(put("f", "one", Expect::Absent)).await);
+    done(view.commit(put("g", "other", Expect::Absent)).await);
+    assert_eq!((mtime("f"), mtime("g")), (old, old));
+    let before = OffsetDateTime::now_utc();
+    done(view.commit(put("f", "two", is("one"))).await);
+    let first = mtime("f");
+    assert!(first > before + time::Duration::SECOND);
+    done(view.commit(put("f", "three", is("two"))).await);
+    let second = mtime("f");
+    assert!(second > first + time::Duration::SECOND);
+    // A repeat, which sends nothing.
+    done(view.commit(put("f", "three", is("two"))).await);
+    assert_eq!(mtime("f"), second);
+    // A new name keeps the time, a replaced one doesn't.
+    done(view.commit(rename("f", "h", is("three"), Expect::Absent)).await);
+    assert_eq!(mtime("h"), second);
+    done(view.commit(rename("g", "h", is("other"), is("three"))).await);
+    assert!(mtime("h") > second + time::Duration::SECOND);
+    let (g, h) = (mtime("h"), view.shown("h"));
+    assert_eq!(h, Some(hash_of("other")));
+    let to = path("h");
+    done(view.commit(put("i", "fourth", Expect::Absent)).await);
+    let copy = Change::Copy { to, expect_to: Expect::Any };
+    done(view.commit(Op { path: path("i"), expect: Expect::Any, change: copy }).await);
+    assert!(mtime("h") > g + time::Duration::SECOND && mtime("i") == old);
 }
 
 #[tokio::test(start_paused = true)]
