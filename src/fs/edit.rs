@@ -51,6 +51,8 @@ struct Meta {
     stuck: bool,
     /// Bytes of the base that a freeze still has to fetch, at most.
     owed: u64,
+    /// Where the next write goes in a file that was made longer before its first one, in streaming mode; `None`: at the end.
+    next_write: Option<u64>,
 }
 
 impl Meta {
@@ -86,6 +88,7 @@ impl Edit {
             early: 0,
             stuck: false,
             owed: draft.state().base.map_or(0, |(_, visible)| visible),
+            next_write: None,
         };
         Self { file, draft: RwLock::new(Some(draft)), meta: Mutex::new(meta), ino: OnceLock::new() }
     }
@@ -119,6 +122,24 @@ impl Edit {
     /// How long the oldest change has waited that the source lacks.
     pub(super) fn age(&self) -> Duration {
         lock(&self.meta).first_change.elapsed()
+    }
+
+    /// Returns true if the file is new or emptied, and no byte was written to it since. It may have been made longer.
+    pub(super) fn is_unwritten(&self) -> bool {
+        let meta = lock(&self.meta);
+        meta.generation > meta.committed && (meta.len == 0 || meta.next_write == Some(0))
+    }
+
+    /// Returns the offset that a write in order has.
+    pub(super) fn next_write(&self) -> u64 {
+        let meta = lock(&self.meta);
+        meta.next_write.unwrap_or(meta.len)
+    }
+
+    /// Sets the offset that the next write in order has. The draft must be held for writing.
+    pub(super) fn set_next_write(&self, offset: u64) {
+        let mut meta = lock(&self.meta);
+        meta.next_write = Some(offset).filter(|offset| *offset < meta.len);
     }
 
     /// Whether the source lacks something of it.

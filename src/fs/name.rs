@@ -79,7 +79,9 @@ impl Vfs {
                 None => {}
             }
             if let Some((ino, edit, ticket)) = self.make_file(parent, name, create)? {
-                self.flusher.touch(&edit);
+                if self.is_advanced() || !create.access.write {
+                    self.flusher.touch(&edit);
+                }
                 if let Err(error) = self.journal.written(ticket).await {
                     lock(&self.tree).closed(ino, create.access.write);
                     return Err(error);
@@ -200,7 +202,9 @@ impl Vfs {
             if tree.child(parent, name)? != Some(ino) {
                 return Err(Error::NotFound);
             }
-            self.check_removable(&tree, ino)?;
+            if !is_uncommitted(&tree, ino) {
+                self.check_removable(&tree, ino)?;
+            }
             let (ticket, edit) = match tree.node(ino)?.as_special() {
                 None => self.unlink_file(&mut tree, parent, name, ino)?,
                 Some(_) => {
@@ -637,6 +641,11 @@ impl Move<'_> {
 /// Returns the entry that takes a cancelled operation out of the queue.
 pub(super) fn finished(cancelled: Option<OpNo>) -> impl Iterator<Item = Entry> {
     cancelled.into_iter().map(|op| Entry::Finish { op })
+}
+
+/// Returns true for a file that was created here and that the remote has never had: nothing is lost elsewhere if it goes while it is being written.
+fn is_uncommitted(tree: &Tree, ino: Ino) -> bool {
+    tree.file(ino).is_ok_and(|file| !file.read_only && file.edit.is_some() && file.version.is_none())
 }
 
 /// A name came or went.

@@ -24,6 +24,8 @@ const MAX_HOLE: u64 = 1 << 30;
 /// Of those, written at once.
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
+const RESIZED: Error = Error::NotPermitted("a file is resized without --advanced-writes");
+
 /// What `fallocate` is to do with a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allocate {
@@ -110,10 +112,14 @@ impl Vfs {
             let offset = if handle.access.append { draft.len() } else { offset };
             let end = offset.checked_add(data.len() as u64).filter(|end| *end <= MAX_LEN);
             end.ok_or(Error::TooLarge)?;
-            if !self.is_advanced() && offset != draft.len() {
+            let in_order = handle.access.append || offset == edit.next_write();
+            if !self.is_advanced() && !in_order {
                 return Err(Error::Invalid("without --advanced-writes a file is written in order"));
             }
             let outcome = edit.write(draft, offset, &data, &self.journal, &self.pool).await;
+            if !self.is_advanced() && outcome.is_ok() {
+                edit.set_next_write(offset + data.len() as u64);
+            }
             drop(guard);
             self.changed(handle.ino, &edit);
             return outcome.map(|()| data.len());
@@ -137,8 +143,9 @@ impl Vfs {
             if file.read_only {
                 return Err(Error::Denied("plaintext files of a mount with a key are read-only"));
             }
-            if len != 0 && file.size().0 != len && !self.is_advanced() {
-                return Err(Error::NotPermitted("a file is resized without --advanced-writes"));
+            let is_unwritten = file.edit.as_ref().is_some_and(|edit| edit.is_unwritten());
+            if len != 0 && file.size().0 != len && !self.is_advanced() && !is_unwritten {
+                return Err(RESIZED);
             }
         }
         self.cut(ino, len).await
@@ -155,8 +162,14 @@ impl Vfs {
             if draft.len() == len && !(len == 0 && edit.generation() == 0) {
                 return Ok(());
             }
+            if len != 0 && !self.is_advanced() && !edit.is_unwritten() {
+                return Err(RESIZED);
+            }
             draft.truncate(len).await?;
             edit.change(draft);
+            if !self.is_advanced() {
+                edit.set_next_write(0);
+            }
             let ticket = edit.settle_locked(draft, &self.journal, &self.pool).await;
             drop(guard);
             self.changed(ino, &edit);
@@ -218,16 +231,16 @@ impl Vfs {
 
     /// What follows every change of content.
     pub(super) fn changed(&self, ino: Ino, edit: &Arc<Edit>) {
-        let has_name = {
+        let is_due = {
             let mut tree = lock(&self.tree);
             let node = tree.node_mut(ino);
             node.map(|node| {
                 node.looks.mtime = None;
                 node.looks.ctime = None;
-                node.place.is_some()
+                node.place.is_some() && (self.is_advanced() || node.writers == 0)
             })
         };
-        if has_name.unwrap_or(false) {
+        if is_due.unwrap_or(false) {
             self.flusher.touch(edit);
         }
     }
@@ -320,6 +333,10 @@ impl Vfs {
         let Some(edit) = edit else { return Ok(()) };
         if self.end_if_idle(handle.ino, &edit).await? || writers > 0 || !handle.access.write {
             return Ok(());
+        }
+        // A streaming file that `close` has not committed.
+        if !self.is_advanced() && edit.is_dirty() && self.has_name(handle.ino) {
+            self.flusher.touch(&edit);
         }
         edit.cool(|state| Ok(self.view.draft(state, self.pool.clone())?)).await
     }

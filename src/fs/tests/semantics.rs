@@ -744,12 +744,65 @@ async fn streaming_writes_refuse_what_they_cannot_do() {
     let handle = mount.open("b", libc::O_WRONLY | libc::O_CREAT).await.unwrap();
     mount.put(handle, 0, b"12").await.unwrap();
     refused!(mount.put(handle, 5, b"3").await, EINVAL);
-    refused!(mount.unlink("b").await, EPERM);
+    refused!(mount.truncate("b", 10).await, EPERM);
+    refused!(mount.truncate("b", 1).await, EPERM);
     mount.put(handle, 2, b"3").await.unwrap();
+    mount.close(handle).await.unwrap();
+    // An emptied file that the source has.
+    let handle = mount.open("b", libc::O_WRONLY | libc::O_TRUNC).await.unwrap();
+    refused!(mount.unlink("b").await, EPERM);
     mount.close(handle).await.unwrap();
     mount.unlink("b").await.unwrap();
     mount.flush().await;
     assert_eq!(mount.remote(), map(&[("a", b"old")]));
+}
+
+#[tokio::test]
+async fn streaming_file_without_bytes_may_grow_and_is_written_from_its_start() {
+    let mount = Mount::with(|options| options.advanced_writes = false).await;
+    let handle = mount.open("a", libc::O_RDWR | libc::O_CREAT | libc::O_EXCL).await.unwrap();
+    mount.truncate("a", 200_000).await.unwrap();
+    mount.truncate("a", 100_000).await.unwrap();
+    refused!(mount.put(handle, 1, b"x").await, EINVAL);
+    refused!(mount.put(handle, 100_000, b"x").await, EINVAL);
+    mount.put(handle, 0, &[1; 70_000]).await.unwrap();
+    refused!(mount.truncate("a", 200_000).await, EPERM);
+    refused!(mount.put(handle, 100_000, b"x").await, EINVAL);
+    mount.put(handle, 70_000, &[2; 10]).await.unwrap();
+    mount.close(handle).await.unwrap();
+    let expected = [&[1; 70_000][..], &[2; 10], &[0; 29_990]].concat();
+    assert_eq!(mount.remote(), map(&[("a", &expected)]));
+    // Beyond what was asked for; and emptied between.
+    let handle = mount.open("a", libc::O_WRONLY | libc::O_TRUNC).await.unwrap();
+    mount.truncate("a", 2).await.unwrap();
+    mount.put(handle, 0, b"123").await.unwrap();
+    mount.put(handle, 3, b"4").await.unwrap();
+    mount.truncate("a", 0).await.unwrap();
+    mount.put(handle, 0, b"56").await.unwrap();
+    mount.close(handle).await.unwrap();
+    assert_eq!(mount.remote(), map(&[("a", b"56")]));
+}
+
+#[tokio::test]
+async fn streaming_file_removed_before_its_first_close_never_reaches_the_source() {
+    let mount = Mount::with(|options| {
+        options.advanced_writes = false;
+        options.flush_debounce = Duration::ZERO;
+    })
+    .await;
+    let handle = mount.open("a", libc::O_RDWR | libc::O_CREAT | libc::O_EXCL).await.unwrap();
+    mount.put(handle, 0, b"12").await.unwrap();
+    // What is flushed by itself, or because a user asks, is committed before this returns.
+    mount.write("other", b"x").await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("other", b"x")]));
+    mount.unlink("a").await.unwrap();
+    mount.put(handle, 2, b"34").await.unwrap();
+    assert_eq!(&mount.vfs.read(handle, 0, 10).await.unwrap()[..], b"1234");
+    mount.close(handle).await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("other", b"x")]));
+    assert!(!mount.view.has_content(b"12") && !mount.view.has_content(b"1234"));
 }
 
 #[tokio::test]
