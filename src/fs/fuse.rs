@@ -92,7 +92,7 @@ fn config(options: &FuseOptions) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName(name),
-        MountOption::Subtype("hf-mount".into()),
+        subtype(rustix::system::uname().release()),
         MountOption::DefaultPermissions,
         MountOption::NoAtime,
         if options.read_only { MountOption::RO } else { MountOption::RW },
@@ -100,6 +100,20 @@ fn config(options: &FuseOptions) -> Config {
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(options.threads.max(1));
     config
+}
+
+/// Type that the mount table shows after `fuse.`.
+const SUBTYPE: &str = "hf-mount";
+
+/// Returns the option that makes the mount table show the type `fuse.hf-mount`. Linux takes it since 5.4. An older kernel would refuse the whole
+/// mount, so it gets the form that only `fusermount3` reads.
+fn subtype(release: &std::ffi::CStr) -> MountOption {
+    let release = release.to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) if (major, minor) >= (5, 4) => MountOption::CUSTOM(format!("subtype={SUBTYPE}")),
+        _ => MountOption::Subtype(SUBTYPE.into()),
+    }
 }
 
 /// What can be said before trying.
@@ -157,4 +171,23 @@ fn unmount_as_user(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
 /// Takes a mount whose daemon is gone out of the mount table.
 pub fn detach(mountpoint: &Path) -> Result<(), Error> {
     unmount(mountpoint, true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_before_5_4_are_not_given_a_subtype_that_they_would_refuse() {
+        for (release, taken) in [
+            (c"6.18.44-fc-v669", true),
+            (c"5.4.0-26-generic", true),
+            (c"5.3.18", false),
+            (c"4.18.0-553.el8_10.x86_64", false),
+            (c"5", false),
+            (c"", false),
+        ] {
+            assert_eq!(matches!(subtype(release), MountOption::CUSTOM(_)), taken, "{release:?}");
+        }
+    }
 }
