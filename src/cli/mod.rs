@@ -46,7 +46,9 @@ impl CommonArgs {
             (2, tracing::Level::WARN) => tracing::Level::DEBUG,
             _ => tracing::Level::TRACE,
         };
-        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("hfcrypt={level}")));
+        let wanted = std::env::var(EnvFilter::DEFAULT_ENV).ok();
+        let wanted = wanted.and_then(|text| EnvFilter::try_new(own_target(&text)).ok());
+        let filter = wanted.unwrap_or_else(|| EnvFilter::new(format!("hfcrypt={level}")));
         let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
         // A second subscriber can't be set; the first one goes on.
         let _ = match self.log_format {
@@ -54,6 +56,31 @@ impl CommonArgs {
             LogFormat::Json => builder.json().try_init(),
         };
     }
+}
+
+/// Returns log directives with the target `hf_mount` (and modules below it) replaced by our own target. The public program logs under that
+/// name, so its users and documents set `RUST_LOG=hf_mount=debug`.
+fn own_target(directives: &str) -> String {
+    const PUBLIC: &str = "hf_mount";
+    let mut depth = 0u32;
+    // A comma between brackets separates the fields of a span, not directives.
+    let separates = |c: char| {
+        match c {
+            '[' | '{' => depth += 1,
+            ']' | '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        c == ',' && depth == 0
+    };
+    let own = |directive: &str| {
+        let trimmed = directive.trim();
+        let rest = trimmed.strip_prefix(PUBLIC).filter(|rest| rest.is_empty() || rest.starts_with(['=', '[', ':']));
+        match rest {
+            Some(rest) => format!("hfcrypt{}", &rest[rest.find(['=', '[']).unwrap_or(rest.len())..]),
+            None => trimmed.to_owned(),
+        }
+    };
+    directives.split(separates).map(own).collect::<Vec<_>>().join(",")
 }
 
 /// Runs a command on a runtime of its own and turns its outcome into the process's exit code.
@@ -77,4 +104,24 @@ pub fn print_json(value: &impl Serialize) -> exit::Outcome {
     let mut text = serde_json::to_string_pretty(value).map_err(std::io::Error::from)?;
     text.push('\n');
     Ok(std::io::stdout().write_all(text.as_bytes())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::own_target;
+
+    #[test]
+    fn the_public_programs_log_target_stands_for_ours_and_nothing_else_changes() {
+        for (given, own) in [
+            ("hf_mount=debug", "hfcrypt=debug"),
+            ("hf_mount", "hfcrypt"),
+            ("warn, hf_mount::virtual_fs=trace ,h2=off", "warn,hfcrypt=trace,h2=off"),
+            ("hf_mount[open{a=1,hf_mount=2}]=debug,hf_mount=info", "hfcrypt[open{a=1,hf_mount=2}]=debug,hfcrypt=info"),
+            ("hf_mounted=debug", "hf_mounted=debug"),
+            ("hfcrypt::fs=debug", "hfcrypt::fs=debug"),
+            ("", ""),
+        ] {
+            assert_eq!(own_target(given), own, "{given}");
+        }
+    }
 }
