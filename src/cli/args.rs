@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use zeroize::Zeroizing;
 
 /// Which Hub, as whom.
@@ -378,6 +379,18 @@ pub struct MountArgs {
     /// Check metadata on every access
     #[arg(long, global = true)]
     pub metadata_ttl_minimal: bool,
+    /// Longest time until remote changes show, seconds; counts where it is shorter than --metadata-ttl-ms; 0: off
+    #[arg(long, global = true, default_value_t = 30, value_name = "SECONDS")]
+    pub poll_interval_secs: u64,
+    /// Concurrent listings of a poll (no effect in this version)
+    #[arg(long, global = true, default_value_t = 4, value_name = "N")]
+    pub poll_listing_concurrency: usize,
+    /// Inodes that memory holds, softly; 0: no limit (no effect in this version)
+    #[arg(long, global = true, default_value_t = 0, value_name = "N")]
+    pub inode_soft_limit: usize,
+    /// Time between two checks of that limit, milliseconds (no effect in this version)
+    #[arg(long, global = true, default_value_t = 5_000, value_name = "MS")]
+    pub lru_sweep_interval_ms: u64,
     /// Quiet time before a file is flushed, milliseconds
     #[arg(long, global = true, default_value_t = 2_000, value_name = "MS")]
     pub flush_debounce_ms: u64,
@@ -452,6 +465,29 @@ impl MountArgs {
         Ok(())
     }
 
+    /// Returns how long metadata may be cached: the TTL, or the poll interval where that is shorter.
+    pub fn metadata_ttl(&self) -> Duration {
+        let ttl = Duration::from_millis(if self.metadata_ttl_minimal { 0 } else { self.metadata_ttl_ms });
+        match self.poll_interval_secs {
+            0 => ttl,
+            seconds => ttl.min(Duration::from_secs(seconds)),
+        }
+    }
+
+    /// Names the options whose value has no effect in this version, in one line; `None` if there are none. A default asks for nothing.
+    pub fn without_effect(&self) -> Option<String> {
+        let mut named = Vec::new();
+        let mut name = |option: &str, value: u64, default: u64| {
+            if value != default {
+                named.push(format!("{option} {value}"));
+            }
+        };
+        name("--poll-listing-concurrency", self.poll_listing_concurrency as u64, 4);
+        name("--inode-soft-limit", self.inode_soft_limit as u64, 0);
+        name("--lru-sweep-interval-ms", self.lru_sweep_interval_ms, 5_000);
+        (!named.is_empty()).then(|| format!("no effect in this version: {}", named.join(", ")))
+    }
+
     /// Whether other users may see the mount: with a key only when asked, without one as upstream does.
     pub fn allow_other(&self) -> bool {
         self.fuse_allow_other
@@ -511,17 +547,83 @@ mod tests {
         }
     }
 
+    #[derive(clap::Parser)]
+    struct Only {
+        #[command(flatten)]
+        mount: MountArgs,
+    }
+
+    fn parse(args: &[&str]) -> MountArgs {
+        <Only as clap::Parser>::parse_from(["x"].iter().chain(args)).mount
+    }
+
+    /// The public program's options with their defaults. `None`: none is shown by clap, or another one is meant here (docs/cli.md says which).
+    const UPSTREAM: [(&str, Option<&str>); 29] = [
+        ("hf-token", None),
+        ("hub-endpoint", None),
+        ("cache-dir", None),
+        ("cache-size", Some("10000000000")),
+        ("cache-mode", Some("chunk")),
+        ("max-staging-size", Some("0")),
+        ("read-only", Some("false")),
+        ("advanced-writes", Some("false")),
+        ("poll-interval-secs", Some("30")),
+        ("poll-listing-concurrency", Some("4")),
+        ("max-threads", Some("16")),
+        ("metadata-ttl-ms", Some("10000")),
+        ("metadata-ttl-minimal", Some("false")),
+        ("flush-debounce-ms", Some("2000")),
+        ("flush-max-batch-window-ms", Some("30000")),
+        ("flush-shutdown-timeout-ms", Some("45000")),
+        ("no-disk-cache", Some("false")),
+        ("direct-io", Some("false")),
+        ("no-filter-os-files", Some("false")),
+        ("uid", None),
+        ("gid", None),
+        ("fuse-owner-only", Some("false")),
+        ("token-file", None),
+        ("inode-soft-limit", Some("0")),
+        ("lru-sweep-interval-ms", Some("5000")),
+        ("encryption-key-file", None),
+        ("encryption-algorithm", Some("aegis-128x2")),
+        ("fuse", Some("false")),
+        ("nfs", Some("false")),
+    ];
+
+    #[test]
+    fn every_option_of_the_public_program_exists_with_its_default() {
+        let command = <Only as clap::CommandFactory>::command();
+        for (name, default) in UPSTREAM {
+            let found = command.get_arguments().find(|arg| arg.get_long() == Some(name));
+            let arg = found.unwrap_or_else(|| panic!("--{name} is missing"));
+            let values: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+            let flag = (arg.get_action().takes_values()).then_some(default).unwrap_or(None);
+            assert_eq!(values.first().map(|value| &**value), flag, "--{name}");
+        }
+    }
+
+    #[test]
+    fn a_shorter_poll_interval_limits_the_ttl_and_zero_does_not() {
+        let ttl = |args: &[&str]| parse(args).metadata_ttl().as_millis();
+        assert_eq!(ttl(&[]), 10_000);
+        assert_eq!(ttl(&["--poll-interval-secs", "3"]), 3_000);
+        assert_eq!(ttl(&["--metadata-ttl-ms", "3600000"]), 30_000);
+        assert_eq!(ttl(&["--metadata-ttl-ms", "3600000", "--poll-interval-secs", "0"]), 3_600_000);
+        assert_eq!(ttl(&["--metadata-ttl-minimal"]), 0);
+    }
+
+    #[test]
+    fn options_without_effect_are_named_in_one_line_and_defaults_are_not() {
+        let defaults =
+            ["--inode-soft-limit", "0", "--lru-sweep-interval-ms", "5000", "--poll-listing-concurrency", "4"];
+        assert_eq!(parse(&defaults).without_effect(), None);
+        let named = parse(&["--inode-soft-limit", "10000", "--poll-listing-concurrency", "2"]).without_effect();
+        assert_eq!(named.unwrap(), "no effect in this version: --poll-listing-concurrency 2, --inode-soft-limit 10000");
+    }
+
     #[test]
     fn the_disk_cache_is_on_unless_it_is_turned_off() {
-        #[derive(clap::Parser)]
-        struct Only {
-            #[command(flatten)]
-            mount: MountArgs,
-        }
-        let parse = |args: &[&str]| {
-            let args = ["x"].iter().chain(args);
-            <Only as clap::Parser>::parse_from(args).mount.disk_cache()
-        };
+        let parse = |args: &[&str]| parse(args).disk_cache();
         let wanted = |mode, max_bytes| Some(DiskCacheOptions { mode, max_bytes });
         assert_eq!(parse(&[]), wanted(CacheMode::Chunk, crate::xet::cache::DEFAULT_MAX_BYTES));
         assert_eq!(parse(&["--cache-mode", "file", "--cache-size", "1G"]), wanted(CacheMode::File, 1_000_000_000));

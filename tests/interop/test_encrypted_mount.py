@@ -78,7 +78,9 @@ def test_what_is_written_is_read_by_a_second_mount_with_an_empty_cache(hub, key,
     first = mount("--create", "--encryption-key-file", key)
     write_tree(first.point, FILES)
     assert tree(first.point) == FILES
-    assert "flushed" in first.stop().stderr
+    assert first.started.stdout == f"mounted local/test on {first.point}\n" and not first.started.stderr
+    stopped = first.stop()
+    assert stopped.stdout.startswith("flushed ") and not stopped.stderr
     second = mount("--encryption-key-file", key, "--cache-dir", tmp_path / "other-cache")
     assert tree(second.point) == FILES
     sizes = {str(p.relative_to(second.point)): p.stat().st_size for p in second.point.rglob("*") if p.is_file()}

@@ -290,12 +290,11 @@ struct Stopped {
 }
 
 fn vfs_options(args: &MountArgs, cache_dir: std::path::PathBuf) -> fs::Options {
-    let ttl = if args.metadata_ttl_minimal { 0 } else { args.metadata_ttl_ms };
     fs::Options {
         cache_dir,
         advanced_writes: args.advanced_writes || args.source.encryption_key_file.is_some(),
         read_only: args.read_only,
-        metadata_ttl: Duration::from_millis(ttl),
+        metadata_ttl: args.metadata_ttl(),
         negative_ttl: Duration::from_millis(args.negative_ttl_ms),
         flush_debounce: Duration::from_millis(args.flush_debounce_ms),
         flush_max_window: Duration::from_millis(args.flush_max_batch_window_ms),

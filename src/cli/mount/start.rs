@@ -3,6 +3,7 @@
 use super::{StartArgs, mountpoint, registry};
 use crate::cli::args::{MountArgs, read_key_file};
 use crate::cli::exit::{Exit, Failure, Outcome};
+use crate::cli::term::{escape, say};
 use crate::cli::{CommonArgs, dirs};
 use crate::store::Source;
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,9 @@ pub(super) fn orders(common: &CommonArgs, args: StartArgs) -> Outcome<Orders> {
     let mut mount = args.mount;
     mount.check_backend()?;
     mount.source.format.check()?;
+    if let Some(warning) = mount.without_effect() {
+        eprintln!("warning: {warning}");
+    }
     let (source, point) = args.source.parse()?;
     mount.hub = mount.hub.resolved();
     let absolute = |path: &PathBuf| std::path::absolute(path).map_err(|e| Failure::from(e).about(path.display()));
@@ -78,7 +82,7 @@ pub(super) fn detach_dead(point: &Path) -> Outcome {
 pub(super) async fn start(common: &CommonArgs, args: StartArgs) -> Outcome<ExitCode> {
     let orders = orders(common, args)?;
     launch(&orders).await?;
-    eprintln!("mounted {} on {}", orders.source, orders.mountpoint.display());
+    say!("mounted {} on {}", escape(&orders.source), escape(&orders.mountpoint.display().to_string()));
     Ok(ExitCode::SUCCESS)
 }
 

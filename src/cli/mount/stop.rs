@@ -4,6 +4,7 @@ use super::control::{Answer, Request};
 use super::registry::Record;
 use super::{control, mountpoint, registry};
 use crate::cli::exit::{Exit, Failure, Outcome};
+use crate::cli::term::say;
 use crate::fs::Drained;
 use std::path::Path;
 use std::process::ExitCode;
@@ -30,9 +31,10 @@ pub(super) fn known(point: &Path) -> Outcome<Record> {
     })
 }
 
+/// Prints the result on stdout, and on stderr what the user has to know besides.
 fn tell(drained: Drained) {
     let files = |n: u64| if n == 1 { "1 file".to_owned() } else { format!("{n} files") };
-    eprintln!("flushed {}", files(drained.flushed));
+    say!("flushed {}", files(drained.flushed));
     if drained.pending > 0 {
         eprintln!(
             "{} still pending: kept in the journal, uploaded by the next mount of this source",

@@ -1,0 +1,64 @@
+"""What commands print where, options of the public program, and what the system shows of a mount."""
+
+import os
+import subprocess
+
+from conftest import needs_fuse, run, write_tree
+
+pytestmark = needs_fuse
+
+# Every option of the public program but `--overlay`, with a value that isn't the default where there is one.
+UPSTREAM = """--cache-size 1000000000 --cache-mode file --max-staging-size 100000000 --advanced-writes --poll-interval-secs 7
+--poll-listing-concurrency 2 --max-threads 4 --metadata-ttl-ms 500 --metadata-ttl-minimal --flush-debounce-ms 100
+--flush-max-batch-window-ms 5000 --flush-shutdown-timeout-ms 20000 --no-disk-cache --direct-io --no-filter-os-files --uid 1 --gid 2
+--fuse-owner-only --inode-soft-limit 10000 --lru-sweep-interval-ms 1000 --encryption-algorithm aegis-128x2 --fuse""".split()
+
+
+def test_options_of_the_public_program_start_a_mount(hub, key, mount, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("hf_local")
+    places = ["--cache-dir", tmp_path / "cache", "--token-file", token, "--hub-endpoint", hub.url]
+    m = mount("--create", *UPSTREAM, *places, "--encryption-key-file", key)
+    write_tree(m.point, {"a": b"1"})
+    assert (m.point / "a").stat().st_uid == os.geteuid()
+    # One line names every value that has no effect yet, and no other.
+    (warning,) = m.started.stderr.splitlines()
+    assert warning.startswith("warning: no effect in this version: ")
+    for named in ["--poll-listing-concurrency 2", "--inode-soft-limit 10000", "--lru-sweep-interval-ms 1000"]:
+        assert named in warning
+    assert warning.count("--") == 3
+    m.stop()
+    m = mount("--read-only", "--hf-token", "hf_local", "--inode-soft-limit", "0", "--encryption-key-file", key)
+    assert not m.started.stderr
+    m.stop()
+
+
+def test_results_are_on_stdout_and_warnings_on_stderr(hub, key, mount):
+    m = mount("--create", "--encryption-key-file", key, "--flush-shutdown-timeout-ms", "500", "--flush-debounce-ms", "60000")
+    assert (m.started.stdout, m.started.stderr) == (f"mounted local/test on {m.point}\n", "")
+    write_tree(m.point, {"a": b"1"})
+    flushed = run("hf-mount", "flush", m.point)
+    assert (flushed.stdout, flushed.stderr) == ("flushed 1 file\n", "")
+    write_tree(m.point, {"b": b"1", "c": b"2"})
+    hub.stop()
+    stopped = m.stop(check=False)
+    hub.start()
+    assert stopped.returncode == 75
+    assert stopped.stdout == "flushed 0 files\n"
+    assert "2 files still pending" in stopped.stderr and "flushed" not in stopped.stderr
+
+
+def test_mount_table_shows_the_subtype_and_a_remount_without_helper_works(hub, key, mount):
+    m = mount("--create", "--encryption-key-file", key)
+    found = subprocess.run(["findmnt", "-rn", "-t", "fuse.hf-mount", "-o", "TARGET"], capture_output=True, text=True)
+    assert str(m.point) in found.stdout.splitlines()
+    df = subprocess.run(["df", "-T", m.point], capture_output=True, text=True, check=True)
+    assert df.stdout.splitlines()[1].split()[1] == "fuse.hf-mount"
+    if os.geteuid() == 0:
+        subprocess.run(["mount", "-i", "-o", "remount,ro", m.point], check=True)
+        try:
+            (m.point / "a").write_bytes(b"1")
+            raise AssertionError("it is still writable")
+        except OSError as error:
+            assert error.strerror == "Read-only file system"
+    m.stop()
