@@ -56,6 +56,7 @@ fn options(dir: &Path) -> Options {
         fsync_remote: false,
         on_conflict: OnConflict::KeepBoth,
         max_staging: None,
+        max_pending: None,
         read_back_after: Duration::from_secs(10),
     }
 }

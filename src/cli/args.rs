@@ -160,6 +160,17 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(base.pow(power)).ok_or_else(|| "no disk is that large".to_owned())
 }
 
+/// Parses `--max-pending-size`: 0, or at least what journal and pool need for a first change.
+fn parse_pending_size(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        size @ 1..crate::fs::MIN_PENDING => Err(format!(
+            "{size} bytes hold no change: use at least {} (16Mi), or 0 for no limit",
+            crate::fs::MIN_PENDING
+        )),
+        size => Ok(size),
+    }
+}
+
 /// How new files are written.
 #[derive(Args, Clone, Debug, Serialize, Deserialize)]
 pub struct FormatArgs {
@@ -409,9 +420,12 @@ pub struct MountArgs {
     /// What becomes of two changes of the same file or name, here and elsewhere
     #[arg(long, global = true, value_enum, default_value = "keep-both")]
     pub on_conflict: OnConflictArg,
-    /// Most that local changes may take on disk (500M, 10G); 0: no limit
+    /// Disk space of local changes above which copies of uploaded content are removed (500M, 10G); 0: no limit
     #[arg(long, global = true, default_value = "0", value_name = "SIZE", value_parser = parse_size)]
     pub max_staging_size: u64,
+    /// Most disk space of local changes, at least 16Mi: a write beyond it waits, then fails with ENOSPC; 0: no limit
+    #[arg(long, global = true, default_value = "0", value_name = "SIZE", value_parser = parse_pending_size)]
+    pub max_pending_size: u64,
     /// Threads that read kernel requests
     #[arg(long, global = true, default_value_t = 16, value_name = "N")]
     pub max_threads: usize,
@@ -619,6 +633,15 @@ mod tests {
         assert_eq!(parse(&defaults).without_effect(), None);
         let named = parse(&["--inode-soft-limit", "10000", "--poll-listing-concurrency", "2"]).without_effect();
         assert_eq!(named.unwrap(), "no effect in this version: --poll-listing-concurrency 2, --inode-soft-limit 10000");
+    }
+
+    #[test]
+    fn pending_limit_too_small_for_any_change_is_refused() {
+        assert_eq!(parse_pending_size("0"), Ok(0));
+        assert_eq!(parse_pending_size("16Mi"), Ok(crate::fs::MIN_PENDING));
+        for small in ["1", "16M", "16777215"] {
+            assert!(parse_pending_size(small).is_err(), "{small}");
+        }
     }
 
     #[test]

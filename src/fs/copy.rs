@@ -150,6 +150,9 @@ impl Vfs {
 
     /// Copies what isn't at the source. It gets its name when it is whole.
     async fn link_local(&self, original: Ino, parent: Ino, name: &str, from: &Edit) -> Result<Arc<Edit>, Error> {
+        // Before the lock, without which the original couldn't be uploaded.
+        let len = if from.len() <= LOCAL_COPY { from.len() } else { 0 };
+        let _room = self.reserve_room(len, len).await?;
         let reader = from.reader().await;
         let source = reader.as_ref().filter(|source| source.len() <= LOCAL_COPY).ok_or(Error::NotSupported)?;
         let mut draft = self.view.draft(DraftState::default(), self.pool.clone())?;

@@ -7,6 +7,7 @@ use super::inode::Ino;
 use super::journal::{Journal, Purpose, Ticket};
 use super::ledger::{Entry, FileNo, FrozenRecord};
 use super::lock::{Mutex, Rank, before_wait};
+use super::room::Room;
 use super::slots::Pool;
 use super::{Error, lock};
 use crate::store::{Delta, Draft, DraftState, Frozen, Stored, Version, stored_now};
@@ -53,6 +54,8 @@ struct Meta {
     owed: u64,
     /// Where the next write goes in a file that was made longer before its first one, in streaming mode; `None`: at the end.
     next_write: Option<u64>,
+    /// Slots promised to it, if disk space is limited.
+    room: Option<Room>,
 }
 
 impl Meta {
@@ -89,6 +92,7 @@ impl Edit {
             stuck: false,
             owed: draft.state().base.map_or(0, |(_, visible)| visible),
             next_write: None,
+            room: None,
         };
         Self { file, draft: RwLock::new(Some(draft)), meta: Mutex::new(meta), ino: OnceLock::new() }
     }
@@ -233,6 +237,22 @@ impl Edit {
         meta.generation += 1;
     }
 
+    /// Takes over the slots that were promised to a change of this file.
+    pub(super) fn keep_room(&self, room: Option<Room>) {
+        if room.is_some() {
+            lock(&self.meta).room = room;
+        }
+    }
+
+    /// Limits the promise to what the upload of `draft` still needs.
+    pub(super) fn resize_room(&self, draft: &Draft) {
+        let mut meta = lock(&self.meta);
+        let slots = if meta.generation > meta.committed { draft.slots_needed() } else { 0 };
+        if let Some(room) = &mut meta.room {
+            room.resize(slots);
+        }
+    }
+
     /// Makes a version that was frozen one of the past, though its content is the present one.
     pub(super) fn outgrow(&self, generation: u64) {
         let mut meta = lock(&self.meta);
@@ -287,6 +307,7 @@ impl Edit {
         pool: &Pool,
     ) -> Result<Ticket, Error> {
         let delta = draft.settle().await?;
+        self.resize_room(draft);
         let ticket = self.journal(Purpose::Work, delta, journal, pool, Vec::new())?;
         lock(&self.meta).stuck = false;
         Ok(ticket)
@@ -379,21 +400,20 @@ impl Edit {
         Ok(())
     }
 
-    /// Gives all slots back, if the source has what is in them: from then on it is an edit of that version that has changed nothing yet. Says
-    /// whether it did.
+    /// Frees all slots, if the remote has what is in them: from then on it is an edit of that version that has changed nothing yet. Returns the
+    /// number of slots.
     pub(super) async fn evict(
         &self,
         journal: &Journal,
         pool: &Pool,
         again: impl FnOnce(DraftState) -> Result<Draft, Error>,
-    ) -> Result<bool, Error> {
+    ) -> Result<u64, Error> {
         let mut guard = self.writer().await;
-        let Some(draft) = guard.as_mut().filter(|_| self.is_evictable()) else { return Ok(false) };
+        let Some(draft) = guard.as_mut().filter(|_| self.is_evictable()) else { return Ok(0) };
         // What a fetch brought into memory and no entry told yet.
         self.settle_locked(draft, journal, pool).await?;
-        let Some((version, _)) = draft.state().base.filter(|_| !draft.state().records.is_empty()) else {
-            return Ok(false);
-        };
+        let slots = draft.state().records.len() as u64;
+        let Some((version, _)) = draft.state().base.filter(|_| slots > 0) else { return Ok(0) };
         let (file, len) = (self.file, draft.len());
         let state = DraftState { len, base: Some((version, len)), ..DraftState::default() };
         let fresh = again(state.clone())?;
@@ -409,7 +429,7 @@ impl Edit {
         meta.ticket = journal.append(Purpose::Relief, entries)?;
         meta.owed = len;
         *draft = fresh;
-        Ok(true)
+        Ok(slots)
     }
 
     /// Fetches what a freeze would have to, piece by piece: between them the draft may be read and written, and no lock is held over the network.
@@ -436,6 +456,7 @@ impl Edit {
         let mut guard = self.writer().await;
         let Some(draft) = guard.as_mut() else { return Ok(None) };
         let (frozen, delta) = draft.freeze().await?;
+        self.resize_room(draft);
         let frozen = Arc::new(frozen);
         let (generation, mtime) = {
             let meta = lock(&self.meta);
@@ -486,6 +507,7 @@ impl Edit {
         let ended = give_up(&mut end)?;
         if ended {
             *guard = None;
+            lock(&self.meta).room = None;
         }
         Ok(ended)
     }

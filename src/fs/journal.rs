@@ -60,7 +60,7 @@ const GROWTH: u64 = 4;
 /// A journal with nothing pending is compacted sooner: longer than this (256 KiB) and than [`GROWTH`] snapshots.
 const BLANK_LEN: u64 = 256 << 10;
 /// Disk space is reserved ahead by this many bytes (1 MiB), so that what must be noted while the disk is full still can be.
-const RESERVE: u64 = 1 << 20;
+pub(super) const RESERVE: u64 = 1 << 20;
 /// When less than this is reserved (512 KiB) and there is no more to be had, new work is refused.
 const RESERVE_LOW: u64 = 512 << 10;
 /// Journals longer than this (4 GiB) are not ours.
@@ -285,6 +285,24 @@ impl Journal {
     /// Why a sync failed, once one has.
     pub(super) fn sync_failure(&self) -> Option<io::ErrorKind> {
         self.shared.progress.borrow().sync_failed
+    }
+
+    /// Returns the bytes that the file takes on disk after its next record, with what is reserved ahead.
+    pub(super) fn disk_len(&self) -> u64 {
+        let state = lock(&self.shared.state);
+        state.reserved.max(state.len + state.queue.len() as u64 + RESERVE)
+    }
+
+    /// Compacts if at least half of the file and [`RESERVE`] bytes are history. Returns true if that was queued.
+    pub(super) fn compact_if_worthwhile(&self) -> bool {
+        let mut state = lock(&self.shared.state);
+        let len = state.len + state.queue.len() as u64;
+        if state.rotate || len < (state.compacted * 2).max(RESERVE) {
+            return false;
+        }
+        let outcome = self.shared.compact(&mut state);
+        self.shared.work.notify_all();
+        outcome.map_err(|error| tracing::warn!(%error, "cannot compact the journal")).is_ok()
     }
 
     /// Asks for a sync of everything so far, without waiting. If the disk was full, looks whether it still is.

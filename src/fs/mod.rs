@@ -67,6 +67,7 @@ pub use handle::{Access, HandleNo, Listed, Opened};
 pub use inode::{Attr, Birth, FileKind, Ino};
 pub use name::Create;
 pub use pending::{Pending, PendingFile, PendingKind, PendingNo, PendingState, drop_order};
+pub use room::MIN_PENDING;
 pub use special::Special;
 pub use write::Allocate;
 pub use xattr::SetXattr;
@@ -127,8 +128,10 @@ pub struct Options {
     pub fsync_remote: bool,
     /// What becomes of two changes of the same thing.
     pub on_conflict: OnConflict,
-    /// Most that local content may take on disk, bytes; `None`: no limit.
+    /// Bytes of disk space for local changes above which content is evicted that the remote already has; `None`: no limit.
     pub max_staging: Option<u64>,
+    /// Bytes of disk space that local changes may take, at least [`MIN_PENDING`]; `None`: no limit.
+    pub max_pending: Option<u64>,
     /// How long after a commit it is read back: 10 s or more, except in tests.
     pub read_back_after: Duration,
 }
@@ -179,6 +182,7 @@ pub struct Vfs {
     twins: twins::Twins,
     /// When uploads were hurried last, to make room.
     hurried: Mutex<Option<Instant>>,
+    promises: Arc<room::Promises>,
     stopping: AtomicBool,
     stop: watch::Sender<bool>,
     /// Keeps other daemons out of the staging folder; released last.
@@ -213,10 +217,14 @@ impl Vfs {
             read_backs: confirm::ReadBacks::default(),
             twins: twins::Twins::default(),
             hurried: Mutex::default(),
+            promises: Arc::default(),
             stopping: AtomicBool::new(false),
             stop: watch::channel(false).0,
             _folder: folder,
         });
+        if vfs.options.max_staging.or(vfs.options.max_pending).is_some() {
+            vfs.pool.keep_small();
+        }
         vfs.restore()?;
         let stop = || vfs.stop.subscribe();
         tokio::spawn(Self::upload_loop(Arc::downgrade(&vfs), stop()));
@@ -254,7 +262,9 @@ impl Vfs {
             }
             let ticket = self.journal.last();
             let restored = self.view.draft(draft.state, self.pool.clone())?;
+            let room = self.options.max_pending.map(|_| self.promises.add(restored.slots_needed()));
             let edit = Arc::new(Edit::new(file, restored, draft.mtime, draft.generation, draft.committed, ticket));
+            edit.keep_room(room);
             self.flusher.add(edit.clone());
             if keeps {
                 self.flusher.keep(file);
@@ -280,6 +290,7 @@ impl Vfs {
             ticks += 1;
             // First: settling may wait for a file that is held.
             this.journal.sync_soon();
+            this.collect().await;
             if ticks % SETTLE_TICKS == 0 {
                 this.settle_all(Some(SETTLE_PATIENCE)).await;
             }

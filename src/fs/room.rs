@@ -1,58 +1,162 @@
-//! Room for staging under `--max-staging-size`.
+//! Disk space of local changes.
 //!
-//! Near the limit uploads are hurried; at it, content that the source has already is given back, even of files that are open, least recently
-//! touched first, and writers wait until there is room or their patience ends: then it is `ENOSPC`, and nothing that was taken before is touched.
-//! Only writers are held up. What a version needs on its way to the source (the rest of an edited file, at most its own size) is counted when
-//! the edit begins, so that what was taken can be paid.
+//! A mount keeps local changes in two files: the slot pool, which grows by [`GROWTH`] slots, and the journal, which has disk space reserved ahead
+//! of its end. Both limits count what these two files take on disk, reserved space included.
+//!
+//! - `--max-pending-size` is a hard limit. Near it uploads begin early. At it, content that the remote already has is evicted, even of open
+//!   files, and a writer waits until there is space or most of the reply deadline is over: then it gets `ENOSPC`. What was written before is
+//!   not touched. Only writers wait. An upload may need slots for the rest of an edited file. They are counted when the edit begins, so that
+//!   the upload can't fail for lack of them.
+//! - `--max-staging-size` never delays or refuses a write. Above it, content that the remote already has is evicted in the background.
+//!
+//! Eviction takes the file first that was changed longest ago.
 
 use super::edit::Edit;
-use super::{Error, Vfs, lock};
+use super::slots::GROWTH;
+use super::{Error, Vfs, journal, lock};
 use std::io;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Uploads are hurried when staging is fuller than this part of the limit (in eighths).
+/// Smallest `--max-pending-size`, bytes (16 MiB): a journal of a few pending changes grows to 9 MiB before it is compacted, and the pool to 4 MiB
+/// with its first slot.
+pub const MIN_PENDING: u64 = 16 << 20;
+/// Uploads begin early when more than this part of the limit is taken (in eighths).
 const NEARLY_FULL: u64 = 6;
-/// Uploads are hurried at most this often.
+/// Uploads are started early at most this often.
 const HURRY: Duration = Duration::from_millis(200);
-/// Part of the reply deadline that a writer waits for room (in quarters): the rest is for the answer.
+/// Part of the reply deadline that a writer waits for space (in quarters): the rest is for the answer.
 const PATIENCE: u32 = 3;
+/// Plaintext bytes of one slot.
+const RECORD: u64 = 1 << 16;
+
+/// Slots that accepted changes will take and that hold nothing yet. Nothing but the journal and the pool is locked under it.
+#[derive(Default)]
+pub(super) struct Promises(Mutex<u64>);
+
+impl Promises {
+    /// Promises slots without a check.
+    pub(super) fn add(self: &Arc<Self>, slots: u64) -> Room {
+        *lock(&self.0) += slots;
+        Room { promises: self.clone(), slots }
+    }
+}
+
+/// Slots that are promised to one change, and then to the file that was changed. Ends when it is dropped.
+pub(super) struct Room {
+    promises: Arc<Promises>,
+    slots: u64,
+}
+
+impl Room {
+    /// Makes it a promise of `slots` slots.
+    pub(super) fn resize(&mut self, slots: u64) {
+        let mut promised = lock(&self.promises.0);
+        *promised = *promised - self.slots + slots;
+        self.slots = slots;
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        *lock(&self.promises.0) -= self.slots;
+    }
+}
+
+/// Disk space that pool and journal take.
+#[derive(Clone, Copy)]
+struct Taken {
+    /// Slots with content.
+    used: u64,
+    /// Slots that the disk has space for.
+    reserved: u64,
+    slot_len: u64,
+    /// Bytes of the journal, at most, after its next record.
+    journal: u64,
+}
+
+impl Taken {
+    /// Returns the bytes on disk now.
+    fn bytes(&self) -> u64 {
+        self.reserved.saturating_mul(self.slot_len).saturating_add(self.journal)
+    }
+
+    /// Returns the bytes on disk if `slots` more slots get content. The pool grows only if its free slots don't suffice.
+    fn bytes_with(&self, slots: u64) -> u64 {
+        let wanted = self.used.saturating_add(slots);
+        let growths = wanted.saturating_sub(self.reserved).div_ceil(GROWTH);
+        // Free slots need no space that isn't taken already. They don't count, so that a limit which is lower than an earlier one can be met.
+        let total = if growths == 0 { wanted } else { self.reserved.saturating_add(growths.saturating_mul(GROWTH)) };
+        total.saturating_mul(self.slot_len).saturating_add(self.journal)
+    }
+}
 
 impl Vfs {
-    /// Waits for room for `len` more bytes of a file that will be `end` bytes long with them.
-    pub(super) async fn make_room(&self, edit: &Edit, len: u64, end: u64) -> Result<(), Error> {
-        let Some(limit) = self.options.max_staging else { return Ok(()) };
+    /// Waits for disk space for a change of `edit`: `bytes` are written or added, and the file is `end` bytes long afterwards. Give the
+    /// result to [`Edit::keep_room`] after the change. `None`: there is no limit.
+    pub(super) async fn make_room(&self, edit: &Edit, bytes: u64, end: u64) -> Result<Option<Room>, Error> {
+        let bytes = bytes.saturating_add(edit.owed().min(end));
+        self.reserve_room(bytes, end).await
+    }
+
+    /// Waits for disk space for `bytes` bytes of a file that is `end` bytes long with them.
+    pub(super) async fn reserve_room(&self, bytes: u64, end: u64) -> Result<Option<Room>, Error> {
+        let Some(limit) = self.options.max_pending.filter(|_| bytes > 0) else { return Ok(None) };
         let full = || Error::Staging(io::ErrorKind::StorageFull.into());
-        let slot = self.pool.slot_len();
-        let needed = len.saturating_add(edit.owed().min(end));
-        if needed == 0 {
-            return Ok(());
-        }
-        // No wait can make room for a file that doesn't fit by itself.
-        if end.div_ceil(slot).saturating_mul(slot) > limit {
+        // No wait can make space for a file that doesn't fit by itself.
+        let alone = Taken { used: 0, reserved: 0, slot_len: self.pool.slot_len(), journal: journal::RESERVE };
+        if alone.bytes_with(end.div_ceil(RECORD)) > limit {
             return Err(full());
         }
+        // One more: a change needn't begin where a record does.
+        let slots = bytes.div_ceil(RECORD) + 1;
         let until = Instant::now() + self.options.reply_deadline / 4 * PATIENCE;
         loop {
             let freed = self.pool.freed();
-            let wanted = self.pool.used().saturating_mul(slot).saturating_add(needed);
-            if wanted <= limit / 8 * NEARLY_FULL {
-                return Ok(());
+            let wanted = {
+                let mut promised = lock(&self.promises.0);
+                let wanted = self.taken().bytes_with(promised.saturating_add(slots));
+                if wanted <= limit {
+                    *promised += slots;
+                }
+                wanted
+            };
+            if wanted > limit / 8 * NEARLY_FULL {
+                self.hurry(wanted > limit);
             }
-            self.hurry(wanted > limit);
             if wanted <= limit {
-                return Ok(());
+                return Ok(Some(Room { promises: self.promises.clone(), slots }));
             }
-            // One at a time: its slots are free a little later.
-            if !self.evict().await? && Instant::now() >= until {
+            // One file at a time: its slots are free a little later.
+            let evicted = self.evict(1).await?;
+            let compacted = self.journal.compact_if_worthwhile();
+            if evicted == 0 && !compacted && Instant::now() >= until {
                 return Err(full());
             }
-            // Slots are free when what freed them is on disk.
+            // Slots are free when the records that freed them are on disk.
             self.journal.sync_soon();
             let _ = tokio::time::timeout(HURRY, freed).await;
         }
     }
 
-    /// Uploads at once what can be; with `all`, also what is still being written.
+    /// Evicts content that the remote already has while more than `--max-staging-size` is taken.
+    pub(super) async fn collect(&self) {
+        let Some(limit) = self.options.max_staging else { return };
+        let excess = self.taken().bytes().saturating_sub(limit);
+        if excess > 0
+            && let Err(error) = self.evict(excess).await
+        {
+            tracing::warn!(%error, "cannot evict staged content");
+        }
+    }
+
+    fn taken(&self) -> Taken {
+        let journal = self.journal.disk_len();
+        let (used, reserved) = self.pool.size();
+        Taken { used, reserved, slot_len: self.pool.slot_len(), journal }
+    }
+
+    /// Uploads what can be uploaded now; with `all`, also what is still being written.
     fn hurry(&self, all: bool) {
         {
             let mut last = lock(&self.hurried);
@@ -71,17 +175,21 @@ impl Vfs {
         edit.ino().and_then(|ino| tree.node(ino).ok()).is_some_and(|node| node.writers > 0)
     }
 
-    /// Gives the slots of one file back that the source has whole; says whether there was one.
-    async fn evict(&self) -> Result<bool, Error> {
+    /// Frees slots of files that the remote has completely, until `bytes` are freed or no such file is left. Returns the bytes freed.
+    async fn evict(&self, bytes: u64) -> Result<u64, Error> {
         let mut clean: Vec<_> = self.flusher.edits().into_iter().filter(|edit| edit.is_evictable()).collect();
         clean.sort_by_key(|edit| std::cmp::Reverse(edit.quiet()));
+        let mut freed = 0;
         for edit in clean {
-            let again = |state| Ok(self.view.draft(state, self.pool.clone())?);
-            if edit.evict(&self.journal, &self.pool, again).await? {
-                self.journal.sync_soon();
-                return Ok(true);
+            if freed >= bytes {
+                break;
             }
+            let again = |state| Ok(self.view.draft(state, self.pool.clone())?);
+            freed += edit.evict(&self.journal, &self.pool, again).await?.saturating_mul(self.pool.slot_len());
         }
-        Ok(false)
+        if freed > 0 {
+            self.journal.sync_soon();
+        }
+        Ok(freed)
     }
 }

@@ -43,6 +43,8 @@ struct State {
     pins: HashMap<u64, u32>,
     /// Freed while pinned.
     doomed: BTreeSet<u64>,
+    /// See [`Pool::keep_small`].
+    is_small: bool,
 }
 
 impl Pool {
@@ -116,7 +118,19 @@ impl Pool {
         }
     }
 
+    /// Lets at most [`GROWTH`] free slots stay at the end of the file: there is a limit of disk space.
+    pub(super) fn keep_small(&self) {
+        lock(&self.state).is_small = true;
+    }
+
+    /// Returns the slots in use and the slots that the disk has space for.
+    pub(super) fn size(&self) -> (u64, u64) {
+        let state = lock(&self.state);
+        (state.end - state.free.len() as u64, state.reserved)
+    }
+
     /// Slots in use.
+    #[cfg(test)]
     pub(super) fn used(&self) -> u64 {
         let state = lock(&self.state);
         state.end - state.free.len() as u64
@@ -128,7 +142,8 @@ impl Pool {
             state.free.pop_last();
             state.end -= 1;
         }
-        if state.reserved > state.end + SLACK || (state.end == 0 && state.reserved > GROWTH) {
+        let slack = if state.is_small { GROWTH } else { SLACK };
+        if state.reserved > state.end + slack || (state.end == 0 && state.reserved > GROWTH) {
             // Only an attempt: a file that stays long is no fault.
             if self.file.set_len(state.end * self.slot_len as u64).is_ok() {
                 state.reserved = state.end;

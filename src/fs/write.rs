@@ -106,7 +106,9 @@ impl Vfs {
             let edit = self.edit(handle.ino).await?;
             let start = if handle.access.append { edit.len() } else { offset };
             let end = start.saturating_add(data.len() as u64).max(edit.len());
-            self.make_room(&edit, data.len() as u64, end).await?;
+            // A gap before the data is stored as zeros.
+            let bytes = start.saturating_add(data.len() as u64) - start.min(edit.len());
+            let room = self.make_room(&edit, bytes, end).await?;
             let mut guard = edit.writer().await;
             let Some(draft) = guard.as_mut() else { continue };
             let offset = if handle.access.append { draft.len() } else { offset };
@@ -120,6 +122,8 @@ impl Vfs {
             if !self.is_advanced() && outcome.is_ok() {
                 edit.set_next_write(offset + data.len() as u64);
             }
+            edit.keep_room(room);
+            edit.resize_room(draft);
             drop(guard);
             self.changed(handle.ino, &edit);
             return outcome.map(|()| data.len());
@@ -155,7 +159,7 @@ impl Vfs {
     async fn cut(&self, ino: Ino, len: u64) -> Result<(), Error> {
         loop {
             let edit = self.edit(ino).await?;
-            self.make_room(&edit, len.saturating_sub(edit.len()), len).await?;
+            let room = self.make_room(&edit, len.saturating_sub(edit.len()), len).await?;
             let mut guard = edit.writer().await;
             let Some(draft) = guard.as_mut() else { continue };
             // The same size is no change, but an emptied file is a new version whatever it was.
@@ -170,6 +174,7 @@ impl Vfs {
             if !self.is_advanced() {
                 edit.set_next_write(0);
             }
+            edit.keep_room(room);
             let ticket = edit.settle_locked(draft, &self.journal, &self.pool).await;
             drop(guard);
             self.changed(ino, &edit);
@@ -193,6 +198,14 @@ impl Vfs {
         }
         loop {
             let edit = self.edit(handle.ino).await?;
+            let old = edit.len();
+            let bytes = match how {
+                Allocate::Zero { keep_size: true } => end.min(old).saturating_sub(offset),
+                Allocate::Zero { .. } => end - offset.min(old),
+                Allocate::Extend | Allocate::Reserve => end.saturating_sub(old),
+            };
+            let longest = if how == (Allocate::Zero { keep_size: true }) { old } else { end.max(old) };
+            let room = self.make_room(&edit, bytes, longest).await?;
             let mut guard = edit.writer().await;
             let Some(draft) = guard.as_mut() else { continue };
             let old = draft.len();
@@ -203,6 +216,7 @@ impl Vfs {
                 draft.truncate(end).await?;
             }
             edit.change(draft);
+            edit.keep_room(room);
             let ticket = edit.settle_locked(draft, &self.journal, &self.pool).await;
             drop(guard);
             self.changed(handle.ino, &edit);

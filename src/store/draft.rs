@@ -488,6 +488,15 @@ impl Draft {
         Ok(self.say())
     }
 
+    /// Returns the number of slots that a freeze will allocate for content that is in no slot yet: records of the base, gaps, and records that
+    /// were changed in memory. A freeze that seals all records anew takes more for a moment.
+    pub fn slots_needed(&self) -> u64 {
+        let records = self.len.div_ceil(PLAIN).saturating_sub(self.state.records.len() as u64);
+        let changed =
+            self.hot.iter().filter(|(index, hot)| hot.dirty && self.state.records.contains_key(index)).count();
+        records + changed as u64
+    }
+
     /// Drops what isn't in a slot and gives what no delta told yet: the last word of a draft whose content isn't needed any more.
     pub fn abandon(&mut self) -> Option<Delta> {
         self.hot.clear();

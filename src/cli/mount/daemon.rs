@@ -307,6 +307,7 @@ fn vfs_options(args: &MountArgs, cache_dir: std::path::PathBuf) -> fs::Options {
         fsync_remote: args.fsync == Fsync::Remote,
         on_conflict: args.on_conflict.into(),
         max_staging: Some(args.max_staging_size).filter(|bytes| *bytes > 0),
+        max_pending: Some(args.max_pending_size).filter(|bytes| *bytes > 0),
         read_back_after: READ_BACK,
     }
 }

@@ -33,6 +33,7 @@ pub(in crate::fs) fn options(cache_dir: &Path) -> Options {
         fsync_remote: false,
         on_conflict: OnConflict::KeepBoth,
         max_staging: None,
+        max_pending: None,
         read_back_after: Duration::from_secs(10),
     }
 }
