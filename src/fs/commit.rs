@@ -99,11 +99,32 @@ impl Vfs {
             let outcomes = self.view.commit(&ops).await;
             for (((op, what), request), outcome) in asked.into_iter().zip(ops).zip(outcomes) {
                 let file = put_file(&what);
+                self.log_commit(&what, &outcome);
                 self.settle_op(op, what, &request, outcome).await;
                 if let Some(file) = file {
                     self.end_removed(file);
                 }
             }
+        }
+    }
+
+    /// Logs the outcome of a commit under stored names.
+    fn log_commit(&self, what: &QueuedOp, outcome: &Outcome) {
+        if !tracing::enabled!(tracing::Level::DEBUG) {
+            return;
+        }
+        let paths: Vec<_> = what.paths().map(|path| self.view.log_name(path)).collect();
+        let kind = match what {
+            QueuedOp::Put { .. } => "put",
+            QueuedOp::Delete { .. } => "delete",
+            QueuedOp::Rename { .. } => "rename",
+            QueuedOp::RenameDirectory { .. } => "rename directory",
+            QueuedOp::RemoveDirectory { .. } => "remove directory",
+        };
+        match outcome {
+            Outcome::Done(_) | Outcome::Moved(_) => tracing::debug!(kind, ?paths, "committed"),
+            Outcome::Conflict { .. } => tracing::debug!(kind, ?paths, "conflict at the commit"),
+            Outcome::Failed(error) => tracing::debug!(kind, ?paths, %error, "commit failed"),
         }
     }
 

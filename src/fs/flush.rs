@@ -615,6 +615,7 @@ impl Vfs {
         let _pins = self.pool.pin(&fixed.frozen.records);
         let content = Content::Frozen { frozen: fixed.frozen.clone(), slots: self.pool.clone() };
         let stored = session.add(content).await?;
+        tracing::debug!(hash = %stored.version.hash, bytes = fixed.frozen.len, "uploaded");
         Ok(Some((fixed, stored)))
     }
 

@@ -149,10 +149,12 @@ impl Vfs {
             let Some(edit) = edit else { break };
             // `None`: it ended while we waited; then the inode has its version.
             if let Some(draft) = edit.reader().await.as_ref() {
+                tracing::debug!(ino = handle.ino.0, offset, len, "read from local content");
                 return Ok(draft.read_at(offset, len).await?);
             }
         }
         let object = self.pin(&handle).await?;
+        tracing::debug!(ino = handle.ino.0, offset, len, "read");
         handle.ahead.read(&object, offset, len).await
     }
 

@@ -54,10 +54,25 @@ impl Vfs {
         self.measure(&[ino]).await?;
         self.register_open(ino, access)?;
         let opened = self.open_registered(ino, access).await;
+        tracing::debug!(
+            ino = ino.0,
+            path = self.log_path(ino),
+            read = access.read,
+            write = access.write,
+            truncate = access.truncate,
+            error = opened.as_ref().err().map(tracing::field::display),
+            "open"
+        );
         if opened.is_err() {
             lock(&self.tree).closed(ino, access.write);
         }
         opened
+    }
+
+    /// Returns the stored name of a file, for the log.
+    fn log_path(&self, ino: Ino) -> String {
+        let path = lock(&self.tree).path(ino);
+        path.map_or_else(|_| "(no name)".to_owned(), |path| self.view.log_name(&path))
     }
 
     fn register_open(&self, ino: Ino, access: Access) -> Result<(), Error> {

@@ -171,7 +171,19 @@ impl Transport {
         let last = Instant::now() + call.repeat_within.min(self.policy.total);
         let mut retry = 0;
         loop {
+            let began = Instant::now();
             let outcome = self.attempt(call, end).await;
+            let took = began.elapsed();
+            match &outcome {
+                Ok(Answer { status, body, .. }) => {
+                    let (method, path, bytes) = (&call.method, call.url.path(), body.len());
+                    tracing::debug!(%method, path, status = status.as_u16(), bytes, ?took, "Hub request");
+                }
+                Err(failure) => {
+                    let (method, path, error) = (&call.method, call.url.path(), failure.error());
+                    tracing::debug!(%method, path, %error, ?took, "Hub request failed");
+                }
+            }
             let (again, asked) = match &outcome {
                 Ok(answer) => (call.repeat.after(answer.status), asked_wait(answer.status, &answer.headers)),
                 Err(Failure::Final(_)) => (false, None),

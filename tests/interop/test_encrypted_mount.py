@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -267,6 +268,7 @@ def test_no_mark_reaches_any_file_or_request(hub, key, mount, tmp_path, home, mo
     assert os.readlink(m.point / f"{NAME_MARK}-link") == NAME_MARK, "links are kept, sealed"
     m.stop()
     searched += scan([cache, hub.directory, home])
+    assert_no_secrets(logs(home))
     streams = recorder.streams()
     recorder.close()
     assert searched > 10 and sum(map(len, streams)) > 100_000, "the search must have something to look at"
@@ -287,6 +289,48 @@ def marks():
 def assert_clean(data, where):
     for mark in marks():
         assert mark not in data, f"a mark in {where}"
+
+
+def logs(home):
+    return "".join(path.read_text() for path in (home / ".hf-mount" / "logs").iterdir())
+
+
+def assert_no_secrets(log):
+    """Neither a token nor a signed URL: the embedded Hub signs with `s=` and 64 hex digits."""
+    assert "Hub request" in log and "storage request" in log, "there must be something to search"
+    for secret in [r"hf_local", r"Bearer", r"[?&]s=[0-9a-f]{64}", r"https?://[^ \"]*[?]"]:
+        assert not re.search(secret, log), secret
+
+
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_the_public_programs_log_setting_shows_what_happens_under_stored_names(hub, key, mount, home, monkeypatch, encrypted):
+    monkeypatch.setenv("RUST_LOG", "hf_mount=debug")
+    options = ["--encryption-key-file", key] if encrypted else ["--advanced-writes"]
+    m = mount("--create", *options, "--flush-debounce-ms", "10")
+    write_tree(m.point, {f"{NAME_MARK}/file": CONTENT_MARK * 100_000})
+    assert (m.point / NAME_MARK / "file").stat().st_size > 1_000_000
+    run("hf-mount", "flush", m.point)
+    for _ in range(2):
+        # The second one finds it in the disk cache.
+        m.stop()
+        m = mount(*options)
+        assert tree(m.point)[f"{NAME_MARK}/file"] == CONTENT_MARK * 100_000
+    m.stop()
+    log = logs(home)
+    name = names(key, f"{NAME_MARK}/file")[0] if encrypted else f"{NAME_MARK}/file"
+    lines = log.splitlines()
+    for words in [["open ", name], ["read ", "offset=", "len="], ["Hub request ", "status=200"], ["storage request ", "range="]]:
+        assert any(all(word in unquoted(line) for word in words) for line in lines), words
+    for words in [["uploaded ", "hash="], ["committed ", name], ["read from the disk cache"]]:
+        assert any(all(word in unquoted(line) for word in words) for line in lines), words
+    if encrypted:
+        assert_clean(log.encode(), "the log")
+    assert_no_secrets(log)
+
+
+def unquoted(line):
+    """A log line with Rust's escapes of quotation marks and backslashes undone."""
+    return re.sub(r"\\(.)", r"\1", line)
 
 
 def scan(folders):

@@ -289,6 +289,7 @@ impl Store {
             let read = Reader::open(&opened.folder, &entry.key).and_then(|reader| reader.chunks(range));
             found.extend(self.outcome(&opened, &entry, read)?);
         }
+        tracing::debug!(%xorb, chunks = ?wanted, "read from the disk cache");
         Some(found)
     }
 
@@ -300,11 +301,16 @@ impl Store {
         if self.is_being_written(&opened, &entry) {
             return Lookup::Busy;
         }
+        let range = wanted.clone();
         let read = Reader::open(&opened.folder, &entry.key).and_then(|reader| {
             // Else the caller's length is wrong, and a read of it must not be answered.
             if reader.data_len() == len { reader.bytes(wanted).map(Some) } else { Ok(None) }
         });
-        self.outcome(&opened, &entry, read).flatten().map_or(Lookup::Busy, Lookup::Found)
+        let found = self.outcome(&opened, &entry, read).flatten();
+        if found.is_some() {
+            tracing::debug!(%file, bytes = ?range, "read from the disk cache");
+        }
+        found.map_or(Lookup::Busy, Lookup::Found)
     }
 
     /// Whether an entry isn't there yet. If it never will be, because its writer is dead, it is noted.

@@ -12,10 +12,10 @@ use crate::error::is_transient;
 use crate::{Body, CasToken, Error, Scope, foreign};
 use bytes::{Bytes, BytesMut};
 use reqwest::Method;
-use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, USER_AGENT};
+use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, RANGE, USER_AGENT};
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::SemaphorePermit;
 use tokio::time::{sleep, timeout};
 
@@ -99,7 +99,17 @@ impl<'a> Request<'a> {
 
     /// Bytes that it moves, either way.
     pub(super) fn bytes(&self) -> u64 {
-        self.body.as_ref().map_or(0, Body::len).saturating_add(self.answer_len)
+        self.sent().saturating_add(self.answer_len)
+    }
+
+    /// Bytes of its body.
+    fn sent(&self) -> u64 {
+        self.body.as_ref().map_or(0, Body::len)
+    }
+
+    /// The range that it asks for. The URL itself is never logged: it may be signed.
+    fn range(&self) -> Option<&HeaderValue> {
+        self.headers.get(RANGE)
     }
 }
 
@@ -179,6 +189,7 @@ impl HttpCas {
             }
             (Target::Cas(url, _) | Target::Signed(url), _) => self.http.request(request.method.clone(), url),
         };
+        let began = Instant::now();
         let progress = Arc::new(Progress::new());
         let mut builder = builder.headers(request.headers.clone()).header("x-xet-session-id", &self.session);
         builder = builder.header(USER_AGENT, super::AGENT);
@@ -189,6 +200,9 @@ impl HttpCas {
             sent = builder.send() => sent.map_err(|error| network(request.what, error))?,
             () = progress.stalled(request.idle) => return Err(stalled(request.what)),
         };
+        let status = response.status().as_u16();
+        tracing::debug!(what = request.what, method = %request.method, range = ?request.range(), sent = request.sent(), status,
+            took = ?began.elapsed(), "storage request");
         Ok(Answer {
             response,
             what: request.what,
