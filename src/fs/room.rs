@@ -12,10 +12,11 @@
 //! Eviction takes the file first that was changed longest ago.
 
 use super::edit::Edit;
+use super::lock::Mutex;
 use super::slots::GROWTH;
 use super::{Error, Vfs, journal, lock};
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Smallest `--max-pending-size`, bytes (16 MiB): a journal of a few pending changes grows to 9 MiB before it is compacted, and the pool to 4 MiB

@@ -7,10 +7,10 @@
 //! Of two mounts, the one whose commit came later finds the other's, so one of them reports it in any case.
 
 use super::inode::Ino;
+use super::lock::Mutex;
 use super::{Error, Vfs, lock};
 use crate::store::PlainPath;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::Mutex;
 use std::time::Duration;
 
 /// New names that wait for their look, and names that were reported, at most: some hundred bytes each. Others are neither.
