@@ -372,3 +372,13 @@ def test_statfs_leaves_room(make):
     assert told.f_bavail * told.f_frsize > 1 << 50 and told.f_namemax == 255
     assert shutil.disk_usage(m.point).free > 1 << 50
     assert time.time() - os.stat(m.point).st_mtime < 3600
+
+
+def test_exported_pending_files_keep_their_times(tmp_path, make):
+    m = make("--flush-debounce-ms", "600000")
+    times_ns = {"now": 1_770_399_477_123_000_000, "1972": 63_072_000_250_000_000, "before 1970": -54_750_000_000}
+    for name, time_ns in times_ns.items():
+        (m.point / name).write_bytes(b"x")
+        os.utime(m.point / name, ns=(time_ns, time_ns))
+    run("hf-mount", "pending", "export", m.point, tmp_path / "out")
+    assert {name: os.stat(tmp_path / "out" / name).st_mtime_ns for name in times_ns} == times_ns

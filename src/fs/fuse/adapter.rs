@@ -705,3 +705,21 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn time_of_kernel_is_seconds_and_nanoseconds_after_them(seconds in -1_000_000_000_000..1_000_000_000_000i64, nanos in 0..1_000_000_000u32) {
+            let (epoch, whole) = (SystemTime::UNIX_EPOCH, seconds.unsigned_abs());
+            let fraction = Duration::from_nanos(nanos.into());
+            // As fuser gives it.
+            let given = if seconds < 0 { epoch - Duration::new(whole, nanos) } else { epoch + Duration::new(whole, nanos) };
+            let meant = if seconds < 0 { epoch - Duration::from_secs(whole) + fraction } else { given };
+            prop_assert_eq!(from_kernel(given), meant);
+        }
+    }
+}
