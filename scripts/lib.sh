@@ -48,5 +48,35 @@ needs_rust() {
 
 rust_version() { sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml; }
 
+# failed_tests STEP RESULTS: one line for each failed test of a step. RESULTS is a folder with JUnit files and, in doctests, the output of
+# `cargo test --doc --quiet`. Prints one line for the step itself if no test of it is known to have failed: its build broke, or it has none.
+failed_tests() {
+    python3 - "$1" "$2" <<'EOF'
+import re
+import sys
+import xml.etree.ElementTree as xml
+from pathlib import Path
+
+step, results = sys.argv[1], Path(sys.argv[2])
+names = []
+for file in sorted(results.glob("*.xml")):
+    try:
+        cases = list(xml.parse(file).iter("testcase"))
+    except xml.ParseError:
+        # The step was stopped while it wrote.
+        continue
+    for case in cases:
+        if case.find("failure") is not None or case.find("error") is not None:
+            names.append(f"{case.get('classname')} {case.get('name')}")
+doctests = results / "doctests"
+if doctests.is_file():
+    names += re.findall(r"^    (\S+ - .*\(line \d+\))$", doctests.read_text(errors="replace"), re.MULTILINE)
+for name in dict.fromkeys(names):
+    print(f"{step}: {name}")
+if not names:
+    print(f"{step}: no single test; its output is above")
+EOF
+}
+
 # Where cargo puts its output.
 target_dir() { printf '%s\n' "${CARGO_TARGET_DIR:-$PWD/target}"; }

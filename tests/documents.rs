@@ -171,3 +171,32 @@ fn programs_in_the_readme_are_the_ones_that_are_built() {
         assert!(readme.contains(&format!("| `{name}` |")), "{name}");
     }
 }
+
+/// What `failed_tests` of scripts/lib.sh prints for a step whose results are in a folder.
+fn failed_tests(files: &[(&str, &str)]) -> String {
+    let results = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        fs::write(results.path().join(name), text).unwrap();
+    }
+    let script = ". scripts/lib.sh; failed_tests step \"$1\"";
+    let done = Command::new("bash").args(["-c", script, "bash"]).arg(results.path()).current_dir(root()).output();
+    let done = done.unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8(done.stdout).unwrap()
+}
+
+#[test]
+fn each_failed_test_of_a_step_is_listed_in_one_line() {
+    let nextest = "<testsuites><testsuite name='hfcrypt'><testcase name='fs::good' classname='hfcrypt'/>\
+        <testcase name='fs::bad' classname='hfcrypt'><failure type='test failure'>panicked\nat 1</failure></testcase>\
+        </testsuite></testsuites>";
+    let pytest = "<testsuites><testsuite name='pytest'><testcase classname='tests.posix.test_a' name='test_b[x y]'><failure \
+        message='assert'>E</failure></testcase><testcase classname='c' name='d'><error>E</error></testcase><testcase \
+        classname='e' name='f'><skipped/></testcase></testsuite></testsuites>";
+    let doctests = "failures:\n\n---- src/lib.rs - a (line 3) stdout ----\n\nfailures:\n    src/lib.rs - a (line 3)\n";
+    let listed = failed_tests(&[("a.xml", nextest), ("b.xml", pytest), ("c.xml", "<testsui"), ("doctests", doctests)]);
+    let lines = ["hfcrypt fs::bad", "tests.posix.test_a test_b[x y]", "c d", "src/lib.rs - a (line 3)"];
+    assert_eq!(listed, lines.map(|line| format!("step: {line}\n")).concat());
+    // A step whose build broke has no results.
+    assert_eq!(failed_tests(&[]), "step: no single test; its output is above\n");
+}

@@ -571,7 +571,7 @@ mod tests {
         <Only as clap::Parser>::parse_from(["x"].iter().chain(args)).mount
     }
 
-    /// The public program's options with their defaults. `None`: none is shown by clap, or another one is meant here (docs/cli.md says which).
+    /// The public program's options with their defaults; `--overlay` comes with a later version. `None`: none is shown by clap, or another one is meant here (docs/cli.md says which).
     const UPSTREAM: [(&str, Option<&str>); 29] = [
         ("hf-token", None),
         ("hub-endpoint", None),
@@ -611,7 +611,7 @@ mod tests {
             let found = command.get_arguments().find(|arg| arg.get_long() == Some(name));
             let arg = found.unwrap_or_else(|| panic!("--{name} is missing"));
             let values: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
-            let flag = (arg.get_action().takes_values()).then_some(default).unwrap_or(None);
+            let flag = if arg.get_action().takes_values() { default } else { None };
             assert_eq!(values.first().map(|value| &**value), flag, "--{name}");
         }
     }

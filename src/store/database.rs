@@ -106,6 +106,11 @@ fn set_aside(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Keeps the kind of a full disk: the caller tells the user what to do about it.
 fn failed(error: rusqlite::Error) -> Error {
-    Error::Io(io::Error::other(error))
+    let kind = match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => io::ErrorKind::StorageFull,
+        _ => io::ErrorKind::Other,
+    };
+    Error::Io(io::Error::new(kind, error))
 }

@@ -3,7 +3,9 @@
 import os
 import subprocess
 
-from conftest import needs_fuse, run, write_tree
+import pytest
+
+from conftest import CI, needs_fuse, run, write_tree
 
 pytestmark = needs_fuse
 
@@ -46,6 +48,23 @@ def test_results_are_on_stdout_and_warnings_on_stderr(hub, key, mount):
     assert stopped.returncode == 75
     assert stopped.stdout == "flushed 0 files\n"
     assert "2 files still pending" in stopped.stderr and "flushed" not in stopped.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0 and not CI, reason="mounting a small disk needs root")
+@pytest.mark.parametrize("size", ["64k", "256k"])
+def test_full_cache_disk_is_named_and_exits_with_8(hub, key, mount, tmp_path, size):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", cache], check=True)
+    try:
+        m = mount("--create", "--encryption-key-file", key, "--cache-dir", cache, check=False)
+        assert m.started.returncode == 8, m.started
+        error, hint = m.started.stderr.splitlines()
+        assert error.startswith(f"error: cache folder {cache}: ")
+        assert "--cache-dir" in hint
+        assert not os.path.ismount(m.point)
+    finally:
+        subprocess.run(["umount", cache], check=True)
 
 
 def test_mount_table_shows_the_subtype_and_a_remount_without_helper_works(hub, key, mount):

@@ -141,7 +141,12 @@ impl Mounted {
         let endpoint = args.hub.open().await?;
         let mut options = args.source.options(args.read_only, &cache_dir)?;
         options.disk_cache = args.disk_cache();
-        let view = store::open(endpoint.clone(), &orders.source()?, options).await?;
+        let folder = cache_dir.clone();
+        let view = store::open(endpoint.clone(), &orders.source()?, options).await;
+        let view = view.map_err(|error| match error {
+            store::Error::Io(error) => in_cache_dir(error, &folder),
+            other => other.into(),
+        })?;
         let vfs = start_vfs(view.clone(), vfs_options(args, cache_dir), args).await?;
         let Source::Bucket { id, .. } = orders.source()?;
         let fuse = FuseOptions {
@@ -289,6 +294,15 @@ struct Stopped {
     flushed: Drained,
 }
 
+/// Names the folder that a local failure is about. A full disk has a way out.
+fn in_cache_dir(error: std::io::Error, folder: &std::path::Path) -> Failure {
+    let failure = Failure::from(error).about(format!("cache folder {}", folder.display()));
+    match failure.exit {
+        Exit::Full => failure.hint("free space there, or choose another disk with --cache-dir"),
+        _ => failure,
+    }
+}
+
 fn vfs_options(args: &MountArgs, cache_dir: std::path::PathBuf) -> fs::Options {
     fs::Options {
         cache_dir,
@@ -320,6 +334,7 @@ async fn start_vfs(view: Arc<dyn View>, options: fs::Options, args: &MountArgs) 
             Err(fs::Error::Busy(pid)) if Instant::now() < until && is_draining(pid) => {
                 tokio::time::sleep(BUSY_RETRY).await
             }
+            Err(fs::Error::Staging(error)) => return Err(in_cache_dir(error, &options.cache_dir)),
             other => return Ok(other?),
         }
     }
