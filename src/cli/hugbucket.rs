@@ -180,6 +180,11 @@ async fn token(hub: &LocalHub, action: TokenAction) -> Outcome {
             let token = hub.add_token(&user, role.into()).await?;
             say!("{}", *token.secret);
             eprintln!("number {}; it is not shown again", token.id);
+            if hub.takes_default_token().await? {
+                eprintln!(
+                    "note: the well-known token hf_local is still good; revoke it with `token list` and `token revoke`"
+                );
+            }
         }
         TokenAction::Revoke { id } => hub.revoke_token(id).await?,
         TokenAction::List { json } => {

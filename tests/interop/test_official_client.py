@@ -1,5 +1,6 @@
 """The official Python client, unchanged, against the embedded Hub."""
 
+import json
 import os
 import random
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import run, tree, write_tree
+from conftest import eventually, run, tree, write_tree
 
 FILES = {
     "a.bin": random.Random(1).randbytes(3_000_000),
@@ -67,7 +68,10 @@ def test_what_is_uploaded_is_listed_and_downloaded_byte_for_byte(api, tmp_path):
     assert keys(api, "local/test") == sorted(FILES)
     info = api.bucket_info("local/test")
     assert (info.total_files, info.size) == (len(FILES), sum(map(len, FILES.values())))
-    assert sorted(e.path for e in api.list_bucket_tree("local/test")) == ["a.bin", "deep", "odd names", "text"]
+    level = api.list_bucket_tree("local/test", recursive=False)
+    assert sorted(e.path for e in level) == ["a.bin", "deep", "odd names", "text"]
+    # Without the argument the client sends no parameter, and expects every file.
+    assert sorted(e.path for e in api.list_bucket_tree("local/test")) == sorted(FILES)
     assert sorted(e.path for e in api.list_bucket_tree("local/test", prefix="text")) == ["text/empty", "text/log.txt"]
     assert {f.path: f.size for f in api.get_bucket_paths_info("local/test", [*FILES, "no"])} == {n: len(d) for n, d in FILES.items()}
     assert download(api, "local/test", tmp_path / "back", FILES) == FILES
@@ -145,7 +149,7 @@ def test_listings_of_several_pages_are_whole(api):
 
 def test_strangers_see_public_buckets_only(api, hub, tmp_path):
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import BucketNotFoundError, HfHubHTTPError
 
     run("hugbucket", "hub", "--dir", hub.directory, "user", "add", "eve")
 
@@ -154,8 +158,7 @@ def test_strangers_see_public_buckets_only(api, hub, tmp_path):
         return HfApi(endpoint=hub.url, token=token)
 
     with_default_token, api, eve = api, login("local"), login("eve")
-    with pytest.raises(HfHubHTTPError):
-        with_default_token.whoami()  # the well-known token ends with the first other one
+    assert with_default_token.whoami()["name"] == "local", "the well-known token is good until it is revoked"
     api.create_bucket("local/private", private=True)
     api.create_bucket("local/public", private=False)
     upload(api, "local/public", {"x": b"open"})
@@ -166,6 +169,67 @@ def test_strangers_see_public_buckets_only(api, hub, tmp_path):
             forbidden()
     with pytest.raises(HfHubHTTPError):
         HfApi(endpoint=hub.url, token="hf_wrong").whoami()
+    with pytest.raises(BucketNotFoundError) as anonymous:
+        HfApi(endpoint=hub.url, token=False).bucket_info("local/private")
+    assert anonymous.value.response.status_code == 401
+
+
+def test_new_tokens_leave_the_well_known_one_alone_and_say_so(hub):
+    def hugbucket(*arguments):
+        return run("hugbucket", "hub", "--dir", hub.directory, "token", *arguments)
+
+    assert "hf_local is still good" in hugbucket("add", "local").stderr
+    tokens = json.loads(hugbucket("list", "--json").stdout)["tokens"]
+    assert [token["hint"] for token in tokens][0] == "ocal"
+    hugbucket("revoke", tokens[0]["id"])
+    assert "hf_local" not in hugbucket("add", "local").stderr
+
+
+def test_a_name_without_a_namespace_is_a_404(api):
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for call in (api.bucket_info, api.delete_bucket):
+        with pytest.raises(HfHubHTTPError) as missing:
+            call("name")
+        assert missing.value.response.status_code == 404
+    api.delete_bucket("name", missing_ok=True)
+
+
+def test_a_copy_names_content_that_the_source_has(api):
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for name in ("local/from", "local/to"):
+        api.create_bucket(name)
+    empty = "0" * 64
+    with pytest.raises(HfHubHTTPError):
+        api.batch_bucket_files("local/to", copy=[("bucket", "local/from", empty, "empty")])
+    upload(api, "local/from", {"x": b""})
+    api.batch_bucket_files("local/to", copy=[("bucket", "local/from", empty, "empty")])
+    assert keys(api, "local/to") == ["empty"]
+
+
+def test_a_file_system_that_follows_a_bucket_sees_what_others_change(api, hub):
+    from huggingface_hub import HfFileSystem
+    from huggingface_hub._bucket_live_follow import BUCKET_FOLLOWERS
+
+    api.create_bucket("local/test")
+    upload(api, "local/test", {"d/a": b"1"})
+    fs = HfFileSystem(endpoint=hub.url, token="hf_local", live_follow=True, skip_instance_cache=True)
+    root = "buckets/local/test"
+
+    def listed():
+        return sorted(fs.ls(f"{root}/d", detail=False))
+
+    assert listed() == [f"{root}/d/a"]
+    (follower, _), = [one for (endpoint, _, _), one in BUCKET_FOLLOWERS.items() if endpoint == hub.url]
+    eventually(lambda: follower.subscribed)
+    # From here on the listing is cached, and only an event can drop it.
+    listed()
+    upload(api, "local/test", {"d/b": b"2"})
+    eventually(lambda: listed() == [f"{root}/d/a", f"{root}/d/b"])
+    api.batch_bucket_files("local/test", delete=["d/a"])
+    eventually(lambda: listed() == [f"{root}/d/b"])
+    follower.stop()
 
 
 def test_a_served_directory_outlives_its_server(api, hub, tmp_path, monkeypatch):

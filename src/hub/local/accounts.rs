@@ -1,8 +1,8 @@
 //! Users and access tokens of an embedded Hub, for `hugbucket hub user|token` and for requests.
 //!
-//! A user owns the namespace of the same name. A fresh directory has the user `local` with the well-known token `hf_local`; that
-//! token is retired as soon as any other is made, since a Hub that somebody has set up must not be open to who reads the manual. None
-//! of them is good at a server that has a process token ([`super::ServeOptions::process_token`]).
+//! A user owns the namespace of the same name. A fresh directory has the user `local` with the well-known token `hf_local`. That
+//! token is good until it is revoked: a new token for any user leaves it alone. A server with a process token
+//! ([`super::ServeOptions::process_token`]) accepts none of them.
 
 use super::db;
 use super::{Error, LocalHub, auth};
@@ -114,13 +114,12 @@ impl LocalHub {
         .await
     }
 
-    /// Makes a token for a user, and retires the well-known one.
+    /// Creates a token for a user. All others stay good, the well-known one among them.
     pub async fn add_token(&self, user: &str, role: Role) -> Result<NewToken, Error> {
         let user = user.to_owned();
         self.change(move |t| {
             let owner = t.query_row("SELECT id FROM users WHERE name = ?1", [&user], |row| row.get(0)).optional()?;
             let owner: i64 = owner.ok_or_else(|| no_user(&user))?;
-            t.execute("DELETE FROM tokens WHERE digest = ?1", [digest(DEFAULT_TOKEN)])?;
             let secret = random_token()?;
             let id = insert_token(t, owner, &secret, role)?;
             Ok(NewToken { id, secret })

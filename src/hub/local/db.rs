@@ -33,7 +33,31 @@ const QUEUE: usize = 256;
 const LOG_LIMIT: u32 = 64 * 1024 * 1024;
 
 /// Schema versions, ascending: version `n` is reached by running the statements of entry `n - 1`. Entries are never edited once released.
-const MIGRATIONS: &[&[&str]] = &[&[SCHEMA, cas::schema::SCHEMA]];
+const MIGRATIONS: &[&[&str]] = &[&[SCHEMA, cas::schema::SCHEMA], &[CONTENTS, EVENTS]];
+
+/// Version 2: finds the files of a bucket that have some content.
+const CONTENTS: &str = "
+CREATE INDEX objects_by_hash ON objects(bucket, hash);
+";
+
+/// Version 2: the newest changes of each bucket's files (`api::events`). `seq` counts them from 1 without gaps, and `event_seq` is the last
+/// one's. Changes up to the time `event_since` were not recorded. Columns of a file that a change left as they were are NULL.
+const EVENTS: &str = "
+CREATE TABLE events (
+    bucket INTEGER NOT NULL REFERENCES buckets(id) ON DELETE CASCADE,
+    seq INTEGER NOT NULL,
+    stamp INTEGER NOT NULL,
+    op INTEGER NOT NULL,
+    key BLOB NOT NULL,
+    hash BLOB,
+    size INTEGER,
+    mtime INTEGER,
+    PRIMARY KEY (bucket, seq)
+) WITHOUT ROWID;
+ALTER TABLE buckets ADD COLUMN event_seq INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE buckets ADD COLUMN event_since INTEGER NOT NULL DEFAULT 0;
+UPDATE buckets SET event_since = updated;
+";
 
 /// Version 1: users, tokens, buckets and their objects. Keys are BLOBs, so that they sort by bytes.
 const SCHEMA: &str = "

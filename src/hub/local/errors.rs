@@ -4,7 +4,7 @@ use super::body::Refused;
 use super::budget::{self, Busy};
 use super::db;
 use axum::body::Body;
-use axum::http::header::{CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{ALLOW, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
@@ -69,6 +69,12 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, Some("RepoNotFound"), "Repository not found")
     }
 
+    /// 401 for a caller without a token, where the bucket isn't there or is private.
+    pub(crate) fn repo_needs_token() -> Self {
+        let message = "Repository not found, or it is private: this needs an access token";
+        Self::new(StatusCode::UNAUTHORIZED, Some("RepoNotFound"), message)
+    }
+
     /// 404 for a path that isn't there.
     pub(crate) fn entry_not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, Some("EntryNotFound"), "Entry not found")
@@ -79,9 +85,10 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, None, "Not found")
     }
 
-    /// 405.
-    pub(crate) fn method_not_allowed() -> Self {
+    /// 405 for a route that takes only the methods `allowed`, separated by commas.
+    pub(crate) fn method_not_allowed(allowed: &'static str) -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, None, "Method not allowed")
+            .with_header(ALLOW, HeaderValue::from_static(allowed))
     }
 
     /// 408 for a body that doesn't come.
@@ -122,7 +129,8 @@ impl ApiError {
         Self::new(super::faults::status_of(status), None, "Injected fault")
     }
 
-    fn busy() -> Self {
+    /// 503.
+    pub(crate) fn busy() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, None, "The Hub is busy")
             .with_header(RETRY_AFTER, budget::RETRY_AFTER)
     }

@@ -41,6 +41,7 @@ use disk::Publisher;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use tokio::sync::{Semaphore, watch};
 
 /// Where the CAS is served; `casUrl` is the base URL with this behind it.
 const CAS_PREFIX: &str = "/cas";
@@ -88,6 +89,10 @@ pub(crate) struct Site {
     pub(crate) options: ServeOptions,
     address: SocketAddr,
     bodies: Budget,
+    /// One permit for each event stream.
+    streams: Arc<Semaphore>,
+    /// Becomes true, or closes, when the server stops.
+    stopped: watch::Receiver<bool>,
 }
 
 impl LocalHub {

@@ -76,7 +76,15 @@ pub(super) async fn start(shared: Arc<Shared>, address: SocketAddr, options: Ser
     let address = listener.local_addr()?;
     let faults = options.faults.clone().unwrap_or_default();
     let gate = Gate::new(address, options.public_base.as_deref());
-    let site = Arc::new(Site { shared, options, address, bodies: body::budget(api::BODIES_MIB) });
+    let (stop, stopped) = watch::channel(false);
+    let site = Arc::new(Site {
+        shared,
+        options,
+        address,
+        bodies: body::budget(api::BODIES_MIB),
+        streams: Arc::new(Semaphore::new(api::STREAMS)),
+        stopped: stopped.clone(),
+    });
     let router = Router::new()
         .nest(CAS_PREFIX, cas::router(Arc::clone(&site)))
         // Nesting leaves this one out, and the Hub would refuse the CAS token that comes with it.
@@ -85,7 +93,6 @@ pub(super) async fn start(shared: Arc<Shared>, address: SocketAddr, options: Ser
             let site = Arc::clone(&site);
             async move { api::answer(&site, request).await }
         });
-    let (stop, stopped) = watch::channel(false);
     let task = tokio::spawn(accept(listener, Arc::new(Front { gate, faults, router }), stopped));
     Ok(Server { address, stop, task })
 }

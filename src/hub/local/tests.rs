@@ -269,6 +269,159 @@ async fn create_refuses_bad_names_and_bodies() {
     assert!(rig.list("/api/buckets/local").await.is_empty());
 }
 
+/// An event stream being read.
+struct Events {
+    response: Response,
+    received: String,
+}
+
+impl Events {
+    async fn open(rig: &Rig, path: &str) -> Self {
+        let response = rig.request(Method::GET, path).header("accept", "text/event-stream").send().await.unwrap();
+        assert_eq!(response.status(), 200, "{path}");
+        assert!(header(&response, "content-type").starts_with("text/event-stream"));
+        Self { response, received: String::new() }
+    }
+
+    /// Name and data of the next event; `None` at the end of the stream.
+    async fn next(&mut self) -> Option<(String, Value)> {
+        loop {
+            if let Some((event, rest)) = self.received.split_once("\n\n") {
+                let (event, rest) = (event.to_owned(), rest.to_owned());
+                self.received = rest;
+                let Some((name, data)) = event.split_once('\n') else { continue };
+                let name = name.strip_prefix("event: ").unwrap().to_owned();
+                return Some((name, serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap()));
+            }
+            let chunk = tokio::time::timeout(Duration::from_secs(30), self.response.chunk()).await;
+            let Some(chunk) = chunk.expect("an event is due").unwrap() else { return None };
+            self.received += std::str::from_utf8(&chunk).unwrap();
+        }
+    }
+
+    /// Operations and paths of the next event, which has to be `changes`, and its cursor.
+    async fn changes(&mut self) -> (Vec<String>, String) {
+        let (name, data) = self.next().await.unwrap();
+        assert_eq!(name, "changes", "{data}");
+        let shown = |change: &Value| format!("{} {}", change["op"].as_str().unwrap(), change["path"].as_str().unwrap());
+        let changes = data["changes"].as_array().unwrap().iter().map(shown).collect();
+        (changes, data["cursor"].as_str().unwrap().to_owned())
+    }
+
+    /// Cursor of the next event, which has to be `ready`.
+    async fn ready(&mut self) -> String {
+        let (name, data) = self.next().await.unwrap();
+        assert_eq!(name, "ready", "{data}");
+        data["cursor"].as_str().unwrap().to_owned()
+    }
+}
+
+#[tokio::test]
+async fn events_are_replayed_from_cursor_or_time_and_followed_across_servers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (Rig::new(&dir).await, Rig::new(&dir).await);
+    one.bucket("local/b").await;
+    let path = "/api/buckets/local/b/events";
+    one.touch("local/b", &["before"]).await;
+    let since = one.get_json("/api/buckets/local/b").await["updatedAt"].as_str().unwrap().to_owned();
+    let mut live = Events::open(&one, path).await;
+    let start = live.ready().await;
+    two.touch("local/b", &["d/x", "d/y"]).await;
+    let (changes, middle) = live.changes().await;
+    assert_eq!(changes, ["add d/x", "add d/y"]);
+    two.batch("local/b", &[add("d/x", EMPTY), delete("d/y"), delete("missing")]).await;
+    let (changes, end) = live.changes().await;
+    assert_eq!(changes, ["update d/x", "delete d/y"]);
+    let (status, _) = two.batch("local/b", &[add("..", EMPTY)]).await;
+    assert_eq!(status, 422);
+
+    for (query, replayed) in [
+        (format!("cursor={start}"), vec!["add d/x", "add d/y", "update d/x", "delete d/y"]),
+        (format!("since={since}"), vec!["add d/x", "add d/y", "update d/x", "delete d/y"]),
+        (
+            "since=2020-01-01T00:00:00%2B01:00".into(),
+            vec!["add before", "add d/x", "add d/y", "update d/x", "delete d/y"],
+        ),
+        (format!("cursor={middle}"), vec!["update d/x", "delete d/y"]),
+        (format!("cursor={end}"), vec![]),
+        ("since=2100-01-01T00:00:00Z".into(), vec![]),
+        (String::new(), vec![]),
+    ] {
+        let mut events = Events::open(&two, &format!("{path}?{query}")).await;
+        if !replayed.is_empty() {
+            assert_eq!(
+                events.changes().await,
+                (replayed.iter().map(ToString::to_string).collect(), end.clone()),
+                "{query}"
+            );
+        }
+        assert_eq!(events.ready().await, end, "{query}");
+    }
+    for bad in ["cursor=", "cursor=x", "cursor=1", "cursor=1-x", "since=", "since=yesterday"] {
+        assert_eq!(error(one.get(&format!("{path}?{bad}")).await).await.0, 400, "{bad}");
+    }
+    // Of another bucket, or of a log that was longer.
+    for foreign in ["0-1", "99-1", "1-99", "1--1"] {
+        let mut events = Events::open(&one, &format!("{path}?cursor={foreign}")).await;
+        assert_eq!(events.next().await.unwrap(), ("reset".into(), json!({"reason": "cursor_too_old"})), "{foreign}");
+        assert!(events.next().await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn event_stream_ends_when_reader_may_no_longer_see_the_bucket() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::new(&dir).await;
+    rig.bucket("local/b").await;
+    let mut owner = Events::open(&rig, "/api/buckets/local/b/events").await;
+    let token = rig.token.take();
+    let mut stranger = Events::open(&rig, "/api/buckets/local/b/events").await;
+    owner.ready().await;
+    stranger.ready().await;
+    rig.token = token;
+    let hide = rig.request(Method::PUT, "/api/buckets/local/b/settings").json(&json!({"private": true}));
+    assert_eq!(hide.send().await.unwrap().status(), 200);
+    assert!(stranger.next().await.is_none());
+    rig.touch("local/b", &["x"]).await;
+    assert_eq!(owner.changes().await.0, ["add x"]);
+    assert_eq!(rig.request(Method::DELETE, "/api/buckets/local/b").send().await.unwrap().status(), 200);
+    assert!(owner.next().await.is_none());
+}
+
+#[tokio::test]
+async fn open_event_streams_do_not_hold_up_a_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::new(&dir).await;
+    rig.bucket("local/b").await;
+    let mut events = Events::open(&rig, "/api/buckets/local/b/events").await;
+    let cursor = events.ready().await;
+    let asked = std::time::Instant::now();
+    rig.server.stop().await;
+    assert!(asked.elapsed() < Duration::from_secs(9), "a stop waits 10 s for what doesn't end");
+    assert_eq!(events.next().await.unwrap(), ("reconnect".into(), json!({"cursor": cursor})));
+    assert!(events.next().await.is_none());
+}
+
+#[tokio::test]
+async fn event_streams_are_bounded_and_their_places_are_freed() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::new(&dir).await;
+    rig.bucket("local/b").await;
+    let mut streams = Vec::new();
+    for _ in 0..api::STREAMS {
+        let mut events = Events::open(&rig, "/api/buckets/local/b/events").await;
+        events.ready().await;
+        streams.push(events);
+    }
+    let refused = rig.get("/api/buckets/local/b/events").await;
+    assert_eq!((refused.status().as_u16(), header(&refused, "retry-after").as_str()), (503, "5"));
+    assert_eq!(rig.get("/api/buckets/local/b").await.status(), 200, "other requests are answered");
+    streams.clear();
+    while rig.get("/api/buckets/local/b/events").await.status() == 503 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Every kind of caller against every route of a public and a private bucket of user `local`.
 #[tokio::test]
 async fn every_caller_gets_what_is_due() {
@@ -290,16 +443,18 @@ async fn every_caller_gets_what_is_due() {
         ("GET", "/api/buckets/ID/xet-read-token", ""),
         ("HEAD", "/buckets/ID/resolve/f", ""),
         ("GET", "/buckets/ID/resolve/f", ""),
+        ("GET", "/api/buckets/ID/events", ""),
+        ("GET", "/api/buckets/ID/resource-group", ""),
         ("POST", "/api/buckets/ID/paths-info", r#"{"paths":["f"]}"#),
         ("GET", "/api/buckets/ID/xet-write-token", ""),
         ("POST", "/api/buckets/ID/batch", line.as_str()),
         ("PUT", "/api/buckets/ID/settings", "{}"),
         ("POST", "/api/buckets/ID/resource-group", "{}"),
     ];
-    const READING: usize = 6;
+    const READING: usize = 8;
     // Statuses of: reading open, changing open, reading shut, changing shut.
     let callers = [
-        (None, [200, 401, 404, 404]),
+        (None, [200, 401, 401, 401]),
         (Some("hf_wrong"), [401, 401, 401, 401]),
         (Some(stranger.secret.as_str()), [200, 403, 404, 404]),
         (Some(reader.secret.as_str()), [200, 403, 200, 403]),
@@ -318,13 +473,25 @@ async fn every_caller_gets_what_is_due() {
                 let response = request.body(body.to_owned()).send().await.unwrap();
                 let due = due[2 * bucket + usize::from(number >= READING)];
                 assert_eq!(response.status(), due, "{token:?} {method} {path} {id}");
-                if due == 404 {
-                    assert_eq!(header(&response, "x-error-code"), "RepoNotFound");
-                }
+                let hidden = id == "local/shut" && (due == 404 || token.is_none()) && !is_alone;
+                let code = response.headers().get("x-error-code").map(|code| code.to_str().unwrap());
+                assert_eq!(code, hidden.then_some("RepoNotFound"), "{token:?} {method} {path} {id}");
             }
         }
         let create = rig.post("/api/buckets/local/open", json!({})).await.status().as_u16();
         assert_eq!(create, if due[1] == 200 { 409 } else { due[1] }, "{token:?}");
+    }
+    for (token, due) in [(None, 401), (Some(stranger.secret.as_str()), 404)] {
+        rig.token = token.map(str::to_owned);
+        for id in ["local/shut", "local/none"] {
+            let gone = rig.request(Method::DELETE, &format!("/api/buckets/{id}")).send().await.unwrap();
+            let moved =
+                rig.post("/api/repos/move", json!({"fromRepo": id, "toRepo": "mallory/x", "type": "bucket"})).await;
+            for response in [gone, moved, rig.get(&format!("/api/buckets/{id}")).await] {
+                let (status, code, _) = error(response).await;
+                assert_eq!((status, code.as_deref()), (due, Some("RepoNotFound")), "{token:?} {id}");
+            }
+        }
     }
     // Deleting and moving, last.
     for (token, due) in [(None, 401), (Some(stranger.secret.as_str()), 403), (Some(reader.secret.as_str()), 403)] {
@@ -348,8 +515,14 @@ async fn listing_buckets_pages_searches_and_hides_private_ones() {
     }
     assert_eq!(rig.list("/api/buckets/me").await, ["local/b1", "local/b2", "local/b3", "local/b4", "local/other"]);
     assert_eq!(rig.list("/api/buckets/local?search=b").await, ["local/b1", "local/b2", "local/b3", "local/b4"]);
-    assert_eq!(rig.list("/api/buckets/nobody").await, [""; 0]);
+    rig.hub.add_user("empty").await.unwrap();
+    assert_eq!(rig.list("/api/buckets/empty").await, [""; 0]);
+    assert_eq!(rig.list("/api/buckets/local?search=none").await, [""; 0]);
     rig.token = None;
+    for unknown in ["nobody", "loca", "%20", "b1"] {
+        let (status, code, _) = error(rig.get(&format!("/api/buckets/{unknown}")).await).await;
+        assert_eq!((status, code.as_deref()), (404, Some("RepoNotFound")), "{unknown}");
+    }
     assert_eq!(rig.list("/api/buckets/local").await, ["local/b1", "local/b2", "local/b4", "local/other"]);
     assert_eq!(rig.get("/api/buckets/me").await.status(), 401);
 }
@@ -398,12 +571,12 @@ async fn a_moved_bucket_is_found_under_its_old_name() {
     assert_eq!(gone.status(), 404);
     rig.bucket("local/old").await;
     assert!(rig.list("/api/buckets/local/old/tree").await.is_empty());
-    assert_eq!(rig.list("/api/buckets/local/new/tree").await, ["a b"]);
+    assert_eq!(rig.list("/api/buckets/local/new/tree?recursive=false").await, ["a b"]);
     // And back: the redirect of the name it has now is gone.
     assert_eq!(rig.request(Method::DELETE, "/api/buckets/local/old").send().await.unwrap().status(), 200);
     let back = json!({"fromRepo": "local/new", "toRepo": "local/old", "type": "bucket"});
     assert_eq!(rig.post("/api/repos/move", back).await.status(), 200);
-    assert_eq!(rig.list("/api/buckets/local/old/tree").await, ["a b"]);
+    assert_eq!(rig.list("/api/buckets/local/old/tree?recursive=false").await, ["a b"]);
     assert_eq!(rig.get("/api/buckets/local/new").await.status(), 307);
 }
 
@@ -415,7 +588,7 @@ async fn the_old_name_of_a_private_bucket_tells_strangers_nothing() {
     rig.post("/api/repos/move", json!({"fromRepo": "local/old", "toRepo": "local/new", "type": "bucket"})).await;
     assert_eq!(rig.get("/api/buckets/local/old").await.status(), 307);
     rig.token = None;
-    assert_eq!(rig.get("/api/buckets/local/old").await.status(), 404);
+    assert_eq!(rig.get("/api/buckets/local/old").await.status(), 401);
 }
 
 #[tokio::test]
@@ -596,11 +769,44 @@ async fn copies_need_a_source_that_the_caller_may_read() {
     rig.token = Some(eve.secret.to_string());
     rig.bucket("eve/mine").await;
     let copy = |kind: &str, id: &str| json!({"type": "copyFile", "path": id, "xetHash": EMPTY, "sourceRepoType": kind, "sourceRepoId": id});
+    let refused = rig.batch("eve/mine", &[copy("bucket", "local/open")]).await;
+    assert_eq!(
+        (refused.0.as_u16(), &refused.1["failed"][0]["path"]),
+        (422, &json!("local/open")),
+        "it has no empty file"
+    );
+    rig.token = Some(local.secret.to_string());
+    rig.touch("local/open", &["empty"]).await;
+    rig.token = Some(eve.secret.to_string());
     let lines =
         [copy("bucket", "local/open"), copy("bucket", "local/shut"), copy("bucket", "x"), copy("model", "local/open")];
     let (_, outcome) = rig.batch("eve/mine", &lines).await;
     assert_eq!(outcome["succeeded"], json!(1), "{outcome}");
     assert_eq!(rig.list("/api/buckets/eve/mine/tree?recursive=true").await, ["local/open"]);
+}
+
+#[tokio::test]
+async fn copy_names_content_that_a_file_of_the_source_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::new(&dir).await;
+    rig.bucket("local/from").await;
+    rig.bucket("local/to").await;
+    let hash = rig.upload("local/from", &noise(6, 90_000)).await;
+    let copy = |hash: &str, source: &str| json!({"type": "copyFile", "path": "copy", "xetHash": hash, "sourceRepoType": "bucket", "sourceRepoId": source});
+    assert_eq!(rig.batch("local/to", &[copy(&hash, "local/from")]).await.0, 422, "it was uploaded, but no file has it");
+    rig.batch("local/from", &[add("x", &hash)]).await;
+    let (status, outcome) = rig.batch("local/to", &[copy(&hash, "local/from"), copy(EMPTY, "local/from")]).await;
+    assert_eq!((status.as_u16(), &outcome["succeeded"]), (200, &json!(1)));
+    assert_eq!(outcome["failed"].as_array().unwrap().len(), 1);
+    // Renames in both orders, within one request.
+    assert_eq!(rig.batch("local/to", &[copy(&hash, "local/to"), delete("copy")]).await.0, 200);
+    rig.batch("local/to", &[copy(&hash, "local/from")]).await;
+    let mut renamed = copy(&hash, "local/to");
+    renamed["path"] = json!("renamed");
+    assert_eq!(rig.batch("local/to", &[delete("copy"), renamed.clone()]).await.1["success"], json!(true));
+    assert_eq!(rig.list("/api/buckets/local/to/tree").await, ["renamed"]);
+    rig.batch("local/to", &[delete("renamed")]).await;
+    assert_eq!(rig.batch("local/to", &[renamed]).await.0, 422);
 }
 
 #[tokio::test]
@@ -610,12 +816,13 @@ async fn trees_list_one_level_or_all() {
     rig.bucket("local/b").await;
     rig.touch("local/b", &["logs", "logs/1", "logs/2/x", "logs_old/x", "logs#1", "z"]).await;
     for (path, listed) in [
-        ("tree", vec!["logs", "logs#1", "logs", "logs_old", "z"]),
-        ("tree/", vec!["logs", "logs#1", "logs", "logs_old", "z"]),
+        ("tree", vec!["logs", "logs#1", "logs/1", "logs/2/x", "logs_old/x", "z"]),
+        ("tree/", vec!["logs", "logs#1", "logs/1", "logs/2/x", "logs_old/x", "z"]),
+        ("tree/logs", vec!["logs", "logs/1", "logs/2/x"]),
         ("tree?recursive=false", vec!["logs", "logs#1", "logs", "logs_old", "z"]),
         ("tree?recursive=true", vec!["logs", "logs#1", "logs/1", "logs/2/x", "logs_old/x", "z"]),
-        ("tree/logs", vec!["logs", "logs/1", "logs/2"]),
-        ("tree/logs/", vec!["logs/1", "logs/2"]),
+        ("tree/logs?recursive=false", vec!["logs", "logs/1", "logs/2"]),
+        ("tree/logs/?recursive=false", vec!["logs/1", "logs/2"]),
         ("tree/logs?recursive=true", vec!["logs", "logs/1", "logs/2/x"]),
         ("tree/logs%2F2", vec!["logs/2/x"]),
         ("tree/logs/2", vec!["logs/2/x"]),
@@ -627,7 +834,7 @@ async fn trees_list_one_level_or_all() {
     ] {
         assert_eq!(rig.list(&format!("/api/buckets/local/b/{path}")).await, listed, "{path}");
     }
-    let entries = rig.get_json("/api/buckets/local/b/tree/logs").await;
+    let entries = rig.get_json("/api/buckets/local/b/tree/logs?recursive=false").await;
     assert_eq!(entries[0]["type"], json!("file"));
     assert_eq!((&entries[0]["size"], &entries[0]["xetHash"]), (&json!(0), &json!(EMPTY)));
     assert_eq!(entries[2]["type"], json!("directory"));
@@ -644,8 +851,8 @@ async fn raw_prefixes_match_siblings_where_asked_for() {
     rig.bucket("local/b").await;
     rig.touch("local/b", &["logs", "logs/1", "logs/2/x", "logs_old/x", "logs#1", "z"]).await;
     for (path, listed) in [
-        ("tree/logs", vec!["logs", "logs#1", "logs/1", "logs/2", "logs_old"]),
-        ("tree/logs/", vec!["logs/1", "logs/2"]),
+        ("tree/logs?recursive=false", vec!["logs", "logs#1", "logs/1", "logs/2", "logs_old"]),
+        ("tree/logs/?recursive=false", vec!["logs/1", "logs/2"]),
         ("tree/log?recursive=true", vec!["logs", "logs#1", "logs/1", "logs/2/x", "logs_old/x"]),
     ] {
         assert_eq!(rig.list(&format!("/api/buckets/local/b/{path}")).await, listed, "{path}");
@@ -661,10 +868,10 @@ async fn a_directory_shows_the_newest_upload_inside() {
     rig.touch("local/b", &["d/e/f/new", "d0"]).await;
     let newest = rig.get_json("/api/buckets/local/b").await["updatedAt"].clone();
     rig.touch("local/b", &["unrelated"]).await;
-    assert_eq!(rig.get_json("/api/buckets/local/b/tree").await[0]["uploadedAt"], newest);
-    assert_eq!(rig.get_json("/api/buckets/local/b/tree/d").await[0]["uploadedAt"], newest);
+    assert_eq!(rig.get_json("/api/buckets/local/b/tree?recursive=false").await[0]["uploadedAt"], newest);
+    assert_eq!(rig.get_json("/api/buckets/local/b/tree/d?recursive=false").await[0]["uploadedAt"], newest);
     rig.batch("local/b", &[delete("d/e/f/new")]).await;
-    assert_ne!(rig.get_json("/api/buckets/local/b/tree").await[0]["uploadedAt"], newest);
+    assert_ne!(rig.get_json("/api/buckets/local/b/tree?recursive=false").await[0]["uploadedAt"], newest);
 }
 
 #[tokio::test]
@@ -673,9 +880,12 @@ async fn paging_is_stable_while_the_bucket_changes() {
     let rig = Rig::open(&dir, ServeOptions { page_size: Some(3), ..ServeOptions::default() }).await;
     rig.bucket("local/b").await;
     rig.touch("local/b", &["a", "b,1/x", "b,1/y", "c", "d", "e", "f", "g/x"]).await;
-    let first = rig.get("/api/buckets/local/b/tree?limit=5000&x=%2C").await;
+    let first = rig.get("/api/buckets/local/b/tree?limit=5000&recursive=false&x=%2C").await;
     let next = next_page(&first).unwrap();
-    assert!(next.starts_with(&format!("{}/api/buckets/local/b/tree?limit=5000&x=%2C&cursor=", rig.base())), "{next}");
+    assert!(
+        next.starts_with(&format!("{}/api/buckets/local/b/tree?limit=5000&recursive=false&x=%2C&cursor=", rig.base())),
+        "{next}"
+    );
     assert_eq!(first.json::<Vec<Value>>().await.unwrap().len(), 3);
     // What the cursor points at goes, and something comes before and behind it.
     rig.batch("local/b", &[delete("d"), delete("c"), add("a0", EMPTY), add("e0", EMPTY)]).await;
@@ -684,7 +894,7 @@ async fn paging_is_stable_while_the_bucket_changes() {
     rig.touch("local/b", &["b,1/1", "b,1/2"]).await;
     assert_eq!(rig.list("/api/buckets/local/b/tree/b,1").await, ["b,1/1", "b,1/2", "b,1/x", "b,1/y"]);
     assert_eq!(rig.list("/api/buckets/local/b/tree?limit=1&recursive=true").await.len(), 10);
-    assert_eq!(rig.list("/api/buckets/local/b/tree?limit=0").await.len(), 7);
+    assert_eq!(rig.list("/api/buckets/local/b/tree?limit=0&recursive=false").await.len(), 7);
 }
 
 #[tokio::test]
@@ -732,6 +942,18 @@ async fn paths_info_gives_the_files_that_exist() {
     assert_eq!(found, ["y", "d/x"]);
     assert_eq!(ask(json!(vec!["x"; 2001])).await.status(), 400);
     assert_eq!(ask(json!("x")).await.status(), 400);
+
+    let form = |body: String| {
+        let request = rig.request(Method::POST, "/api/buckets/local/b/paths-info");
+        request.header("content-type", "application/x-www-form-urlencoded; charset=utf-8").body(body).send()
+    };
+    let found: Vec<Value> =
+        form("paths=y&paths=&paths=d&paths=d%2Fx&expand=True".into()).await.unwrap().json().await.unwrap();
+    let found: Vec<_> = found.iter().map(|entry| entry["path"].as_str().unwrap()).collect();
+    assert_eq!(found, ["y", "d/x"]);
+    for bad in [String::new(), "path=y".into(), r#"{"paths":["y"]}"#.into(), "paths=x&".repeat(2001)] {
+        assert_eq!(form(bad).await.unwrap().status(), 400);
+    }
 }
 
 #[tokio::test]
@@ -792,6 +1014,15 @@ async fn resolve_tells_all_about_a_file() {
     assert_eq!(matching.send().await.unwrap().status(), 304);
     let ranged = rig.request(Method::GET, path).header("range", "bytes=0-").send().await.unwrap();
     assert_eq!((ranged.status().as_u16(), header(&ranged, "content-range").as_str()), (416, "bytes */0"));
+    for range in [None, Some("bytes=0-0"), Some("bytes=7-")] {
+        let mut request = rig.request(Method::GET, path).header("accept", "application/vnd.xet-fileinfo+json, */*");
+        if let Some(range) = range {
+            request = request.header("range", range);
+        }
+        let info = request.send().await.unwrap();
+        assert_eq!((info.status().as_u16(), header(&info, "x-linked-size").as_str()), (200, "0"), "{range:?}");
+        assert_eq!(info.json::<Value>().await.unwrap(), json!({"hash": EMPTY, "size": 0}));
+    }
     for missing in ["d", "d/", "", "d//%C3%A4%20b", "d%2F.%2F%C3%A4%20b"] {
         let (status, code, _) = error(rig.get(&format!("/buckets/local/b/resolve/{missing}")).await).await;
         assert_eq!((status, code.as_deref()), (404, Some("EntryNotFound")), "{missing}");
@@ -862,6 +1093,24 @@ async fn uploaded_content_comes_back_whole_and_in_ranges() {
     for range in ["bytes=700001-", "bytes=-0"] {
         let response = rig.request(Method::GET, path).header("range", range).send().await.unwrap();
         assert_eq!((response.status().as_u16(), header(&response, "content-range").as_str()), (416, "bytes */700001"));
+    }
+
+    let asked = |accept: &'static str, range: &'static str| {
+        rig.request(Method::GET, path).header("accept", accept).header("range", range).send()
+    };
+    for accept in ["application/vnd.xet-fileinfo+json", "Application/vnd.XET-fileinfo+json;q=1, */*"] {
+        let info = asked(accept, "bytes=0-0").await.unwrap();
+        assert_eq!(info.status(), 200, "{accept}");
+        for name in
+            ["x-xet-hash", "x-xet-refresh-route", "x-linked-size", "x-linked-etag", "etag", "link", "last-modified"]
+        {
+            assert_eq!(header(&info, name), header(&head, name), "{name}");
+        }
+        assert_eq!(header(&info, "content-type"), "application/vnd.xet-fileinfo+json");
+        assert_eq!(info.json::<Value>().await.unwrap(), json!({"hash": hash, "size": 700_001}));
+    }
+    for accept in ["*/*", "*/*, application/vnd.xet-fileinfo+json", "application/json"] {
+        assert_eq!(asked(accept, "bytes=0-0").await.unwrap().bytes().await.unwrap(), content[..1], "{accept}");
     }
 
     let (_, outcome) = rig.batch("local/b", &[add("same", EMPTY), delete("d/x")]).await;
@@ -956,7 +1205,6 @@ async fn what_is_no_route_is_json_404() {
         "/api/",
         "/api/nothing",
         "/api/agent-harnesses",
-        "/api/buckets/local/b/events",
         "/api/buckets/local/b/batch/x",
         "/buckets/local/b",
         "/api/buckets",
@@ -978,6 +1226,81 @@ async fn what_is_no_route_is_json_404() {
     ] {
         let response = rig.request(method.parse().unwrap(), path).send().await.unwrap();
         assert_eq!(error(response).await.0, 405, "{method} {path}");
+    }
+}
+
+/// Every route with one path segment too few and too many, with every method.
+#[tokio::test]
+async fn routes_refuse_other_methods_and_other_numbers_of_segments() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::new(&dir).await;
+    let get = Ok("GET, HEAD");
+    let (no_route, no_repo) = (Err(None), Err(Some("RepoNotFound")));
+    // The methods that a path takes, or the code of the 404 that all others get.
+    let paths = [
+        ("/api/buckets", no_route),
+        ("/api/buckets/", no_route),
+        ("/api/buckets//b", no_route),
+        ("/api/buckets//b/tree", no_route),
+        ("/api/buckets/local//tree", no_route),
+        ("/api/buckets/local/b", Ok("GET, HEAD, POST, DELETE")),
+        ("/api/buckets/local/b/x", no_route),
+        ("/api/buckets/local/b/tree", get),
+        ("/api/buckets/local/b/tree/a/b", get),
+        ("/api/buckets/local/b/paths-info", Ok("POST")),
+        ("/api/buckets/local/b/paths-info/x", no_route),
+        ("/api/buckets/local/b/batch", Ok("POST")),
+        ("/api/buckets/local/b/batch/x", no_route),
+        ("/api/buckets/local/b/settings", Ok("PUT")),
+        ("/api/buckets/local/b/settings/x", no_route),
+        ("/api/buckets/local/b/resource-group", Ok("GET, HEAD, POST")),
+        ("/api/buckets/local/b/resource-group/x", no_route),
+        ("/api/buckets/local/b/events", get),
+        ("/api/buckets/local/b/events/x", no_route),
+        ("/api/buckets/local/b/xet-read-token", get),
+        ("/api/buckets/local/b/xet-read-token/main", get),
+        ("/api/buckets/local/b/xet-read-token/a/b", no_route),
+        ("/api/buckets/local/b/xet-write-token", get),
+        ("/api/buckets/local/b/xet-write-token/a/b", no_route),
+        ("/buckets/local/b/resolve/x", get),
+        ("/buckets/local/b/resolve", no_route),
+        ("/buckets/local/resolve/x", no_repo),
+        ("/buckets/local/b/x/resolve/x", no_repo),
+        ("/buckets//b/resolve/x", no_repo),
+        ("/buckets/local/b", no_route),
+        ("/buckets/local", no_route),
+        ("/api/repos/move", Ok("POST")),
+        ("/api/repos/move/x", no_route),
+        ("/api/repos", no_route),
+        ("/api/whoami-v2", get),
+        ("/api/whoami-v2/x", no_route),
+    ];
+    // A list of buckets, and no bucket.
+    let namespaces = [("/api/buckets/local", 200), ("/api/buckets/local/", 200), ("/api/buckets/unknown", 404)];
+    for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
+        let answer = async |path: &str| {
+            let response = rig.request(method.parse().unwrap(), path).send().await.unwrap();
+            let text = |name: &str| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+            (response.status().as_u16(), text("x-error-code"), text("allow"))
+        };
+        for (path, due) in paths {
+            let (status, code, allow) = answer(path).await;
+            match due {
+                Ok(methods) if methods.split(", ").any(|allowed| allowed == method) => {
+                    assert_ne!(status, 405, "{method} {path}");
+                    assert_eq!(allow, None, "{method} {path}");
+                }
+                Ok(methods) => {
+                    assert_eq!((status, code, allow.as_deref()), (405, None, Some(methods)), "{method} {path}")
+                }
+                Err(expected) => assert_eq!((status, code.as_deref()), (404, expected), "{method} {path}"),
+            }
+        }
+        for (path, listed) in namespaces {
+            let due = if matches!(method, "GET" | "HEAD") { listed } else { 404 };
+            let (status, code, _) = answer(path).await;
+            assert_eq!((status, code.as_deref()), (due, (due == 404).then_some("RepoNotFound")), "{method} {path}");
+        }
     }
 }
 
@@ -1061,8 +1384,12 @@ async fn a_restart_keeps_everything() {
     rig.token = Some(token.secret.to_string());
     assert_eq!(rig.list("/api/buckets/local/b/tree?recursive=true").await, ["x/y"]);
     assert_eq!(rig.get_json("/api/whoami-v2").await["auth"]["accessToken"]["role"], json!("read"));
-    // What was retired stays so.
+    // The well-known token is good until it is revoked, and stays so after that.
     rig.token = Some("hf_local".into());
+    assert_eq!(rig.get("/api/whoami-v2").await.status(), 200);
+    let known = rig.hub.list_tokens().await.unwrap().into_iter().find(|token| token.user == "local").unwrap();
+    rig.hub.revoke_token(known.id).await.unwrap();
+    LocalHub::open(dir.path()).unwrap();
     assert_eq!(rig.get("/api/whoami-v2").await.status(), 401);
 }
 
@@ -1079,11 +1406,13 @@ async fn users_and_tokens_are_managed() {
     assert!(hub.add_token("nobody", Role::Read).await.is_err());
     assert!(hub.takes_default_token().await.unwrap());
     let token = hub.add_token("ann", Role::Write).await.unwrap();
-    assert!(!hub.takes_default_token().await.unwrap());
+    assert!(hub.takes_default_token().await.unwrap(), "only a revocation ends it");
     let listed = hub.list_tokens().await.unwrap();
-    assert_eq!(listed.len(), 1);
-    assert_eq!((listed[0].id, listed[0].user.as_str(), listed[0].role), (token.id, "ann", Role::Write));
-    assert!(token.secret.starts_with("hf_") && token.secret.ends_with(&listed[0].hint));
+    assert_eq!(listed.len(), 2);
+    assert_eq!((listed[1].id, listed[1].user.as_str(), listed[1].role), (token.id, "ann", Role::Write));
+    assert!(token.secret.starts_with("hf_") && token.secret.ends_with(&listed[1].hint));
+    hub.revoke_token(listed[0].id).await.unwrap();
+    assert!(!hub.takes_default_token().await.unwrap());
 
     rig.token = Some(token.secret.to_string());
     assert_eq!(rig.get("/api/whoami-v2").await.status(), 200);

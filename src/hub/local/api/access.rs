@@ -1,6 +1,6 @@
 //! Who may see and change what: a user owns the namespace of that name; public buckets are for everybody to read.
 //!
-//! A bucket that a caller may not see is answered exactly as one that doesn't exist.
+//! A bucket that a caller may not see is answered exactly as one that doesn't exist: 404, or 401 to a caller without a token.
 
 use super::{Call, Target};
 use crate::hub::local::accounts::{self, Holder, LOCAL_USER, Role};
@@ -26,6 +26,14 @@ pub(super) enum Caller {
 }
 
 impl Caller {
+    /// Returns the error for a bucket that isn't there, or that the caller may not know of.
+    pub(super) fn repo_not_found(&self) -> ApiError {
+        match self {
+            Self::Anonymous => ApiError::repo_needs_token(),
+            Self::Process | Self::User(_) => ApiError::repo_not_found(),
+        }
+    }
+
     /// User name.
     pub(super) fn name(&self) -> Option<&str> {
         match self {
@@ -99,11 +107,16 @@ pub(super) struct Bucket {
     pub(super) files: i64,
     pub(super) region: Option<String>,
     pub(super) resource_group: Option<String>,
+    /// Number of the newest change in the table `events`.
+    pub(super) event_seq: i64,
+    /// Time up to which no changes were recorded there.
+    pub(super) event_since: i64,
 }
 
 /// Columns of [`Bucket::from_row`].
 pub(super) const COLUMNS: &str =
-    "buckets.id, buckets.namespace, buckets.name, private, created, updated, size, files, region, resource_group";
+    "buckets.id, buckets.namespace, buckets.name, private, created, updated, size, files, region,
+     resource_group, event_seq, event_since";
 
 impl Bucket {
     pub(super) fn from_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
@@ -118,6 +131,8 @@ impl Bucket {
             files: row.get(7)?,
             region: row.get(8)?,
             resource_group: row.get(9)?,
+            event_seq: row.get(10)?,
+            event_since: row.get(11)?,
         })
     }
 
@@ -170,7 +185,8 @@ pub(super) enum Found {
     Elsewhere(Response),
 }
 
-/// The bucket that a caller names, wherever it is now; `RepoNotFound` where there is none that the caller may see.
+/// Finds the bucket that a caller names, wherever it is now. Fails with `RepoNotFound` if there is none that the caller may see: 404, or 401
+/// to a caller without a token.
 pub(super) async fn find(call: &Call, target: &Target) -> Result<Found, ApiError> {
     let namespace = call.caller.resolve(&target.namespace)?;
     let name = target.name.clone();
@@ -189,7 +205,7 @@ pub(super) async fn find(call: &Call, target: &Target) -> Result<Found, ApiError
     }
     // Who deletes by an old name may well mean something else than what is there now.
     let moved = moved.filter(|bucket| bucket.visible_to(&call.caller) && call.method() != Method::DELETE);
-    moved.and_then(|bucket| redirect(call, &bucket)).map(Found::Elsewhere).ok_or_else(ApiError::repo_not_found)
+    moved.and_then(|bucket| redirect(call, &bucket)).map(Found::Elsewhere).ok_or_else(|| call.caller.repo_not_found())
 }
 
 /// The same request with a bucket's present name: relative, as some clients follow nothing else on `HEAD`.

@@ -5,6 +5,7 @@
 //! moves on with every request that changed something.
 
 use super::access::{Bucket, Caller, Found, find};
+use super::events::Log;
 use super::folders::Changes;
 use super::json::TIME_RANGE;
 use super::tree::Object;
@@ -22,6 +23,7 @@ use rusqlite::Transaction;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::json;
+use std::collections::HashSet;
 
 /// Operations per request: ten times what known clients send.
 const MAX_OPERATIONS: usize = 10_000;
@@ -144,6 +146,10 @@ pub(super) struct Batch<'t> {
     /// Time of this change: of every upload in it, and the bucket's.
     stamp: i64,
     folders: Changes<'t>,
+    log: Log<'t>,
+    /// Contents that this batch has removed from the bucket or replaced. A line after that may still copy them: some clients send the
+    /// deletes of a rename before its copies.
+    removed: HashSet<Hash>,
     changed: bool,
 }
 
@@ -153,7 +159,8 @@ impl<'t> Batch<'t> {
         // Strictly later than the change before, whatever the clock does: clients compare the two for equality.
         let stamp = now_millis().max(bucket.updated + 1);
         let folders = Changes::new(transaction, bucket.id, stamp);
-        Ok(Self { transaction, caller, bucket, stamp, folders, changed: false })
+        let log = Log::new(transaction, &bucket, stamp);
+        Ok(Self { transaction, caller, bucket, stamp, folders, log, removed: HashSet::new(), changed: false })
     }
 
     /// Applies the operations in order; gives path and reason of those that failed.
@@ -168,6 +175,7 @@ impl<'t> Batch<'t> {
         }
         if self.changed {
             self.folders.store()?;
+            self.log.store()?;
             self.transaction
                 .prepare_cached("UPDATE buckets SET size = ?1, files = ?2, updated = ?3 WHERE id = ?4")?
                 .execute((self.bucket.size, self.bucket.files, self.stamp, self.bucket.id))?;
@@ -205,7 +213,8 @@ impl<'t> Batch<'t> {
         })
     }
 
-    /// Size of a file that the caller may read at its source, which is from now on readable here too.
+    /// Returns the size of a file that the caller may read at its source, and makes it readable here. Fails the line unless a file of the
+    /// source has this content: the empty one is no exception.
     fn size_at_source(&self, hash: &Hash, kind: &str, id: &str) -> Result<u64, Failure> {
         let unknown = || line(format!("source {kind} {id} has no such file"));
         let id: BucketId = id.parse().map_err(|_| unknown())?;
@@ -214,10 +223,13 @@ impl<'t> Batch<'t> {
             _ => None,
         };
         let source = source.filter(|source| source.visible_to(self.caller)).ok_or_else(unknown)?;
+        let was_here = source.id == self.bucket.id && self.removed.contains(hash);
+        if !was_here && !Object::is_held(self.transaction, source.id, hash)? {
+            return Err(unknown());
+        }
         if *hash == Hash::ZERO {
             return Ok(0);
         }
-        CasStore::linked_file_len(self.transaction, source.id, hash)?.ok_or_else(unknown)?;
         CasStore::link_file(self.transaction, self.bucket.id, hash)?.ok_or_else(unknown)
     }
 
@@ -237,6 +249,8 @@ impl<'t> Batch<'t> {
                    uploaded = excluded.uploaded, content_type = excluded.content_type";
         let row = (self.bucket.id, put.path.as_bytes(), hash.0, size, mtime, self.stamp, &put.content_type);
         self.transaction.prepare_cached(sql)?.execute(row)?;
+        self.log.put(put.path.as_bytes(), old.as_ref(), &hash, size, mtime)?;
+        self.removed.extend(old.as_ref().map(|old| old.hash));
         Ok(self.folders.put(put.path.as_bytes(), old.is_none())?)
     }
 
@@ -250,6 +264,8 @@ impl<'t> Batch<'t> {
         self.bucket.size -= old.stored_size();
         self.bucket.files -= 1;
         self.changed = true;
+        self.log.delete(path.as_bytes())?;
+        self.removed.insert(old.hash);
         Ok(self.folders.removed(path.as_bytes(), old.uploaded)?)
     }
 }

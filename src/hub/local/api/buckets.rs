@@ -124,9 +124,6 @@ async fn change(
 
 /// `GET /api/buckets/{ns}`.
 pub(super) async fn list(call: Call, namespace: &str) -> Result<Response, ApiError> {
-    if !matches!(call.method().as_str(), "GET" | "HEAD") {
-        return Err(ApiError::method_not_allowed());
-    }
     let namespace = call.caller.resolve(&decode(namespace)?)?;
     let private = call.caller.sees_private(&namespace);
     let search = call.query("search").unwrap_or_default();
@@ -136,8 +133,10 @@ pub(super) async fn list(call: Call, namespace: &str) -> Result<Response, ApiErr
     };
     let size = call.site.page_size();
     // One more than a page says whether there is a further one.
-    let mut buckets =
-        call.site.shared.db.read(move |c| select(c, &namespace, private, &search, &after, size + 1)).await?;
+    let db = &call.site.shared.db;
+    let listed = db.read(move |c| list_namespace(c, &namespace, private, &search, &after, size + 1)).await?;
+    // Not the 401 for a bucket: no bucket was named.
+    let mut buckets = listed.ok_or_else(ApiError::repo_not_found)?;
     let more = buckets.len() > size;
     buckets.truncate(size);
     let mut response = reply(&buckets.iter().map(describe).collect::<Vec<_>>())?;
@@ -145,6 +144,23 @@ pub(super) async fn list(call: Call, namespace: &str) -> Result<Response, ApiErr
         link_next(&call, &mut response, last.name.as_bytes())?;
     }
     Ok(response)
+}
+
+/// Returns the buckets of a namespace, as [`select`] does, or `None` if there is no such namespace: neither a user nor a bucket that the
+/// caller may see.
+fn list_namespace(
+    connection: &Connection,
+    namespace: &str,
+    private: bool,
+    search: &str,
+    after: &str,
+    limit: usize,
+) -> Result<Option<Vec<Bucket>>, ApiError> {
+    let buckets = select(connection, namespace, private, search, after, limit)?;
+    let sql = "SELECT EXISTS (SELECT 1 FROM users WHERE name = ?1)
+               OR EXISTS (SELECT 1 FROM buckets WHERE namespace = ?1 AND (?2 OR NOT private))";
+    let is_known = || connection.prepare_cached(sql)?.query_row((namespace, private), |row| row.get(0));
+    Ok(if !buckets.is_empty() || is_known()? { Some(buckets) } else { None })
 }
 
 fn select(

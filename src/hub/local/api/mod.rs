@@ -6,6 +6,7 @@
 mod access;
 mod batch;
 mod buckets;
+mod events;
 mod folders;
 mod json;
 mod moves;
@@ -25,6 +26,7 @@ use axum::extract::Request;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::response::{IntoResponse, Response};
+pub(super) use events::STREAMS;
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -94,17 +96,26 @@ async fn route(call: Call, body: &mut Incoming) -> Result<Response, ApiError> {
     }
     if let Some(rest) = path.strip_prefix("/api/buckets/") {
         let mut parts = rest.splitn(4, '/');
-        let Some(namespace) = parts.next() else { return Err(ApiError::not_found()) };
-        let target = match parts.next() {
-            None | Some("") => return buckets::list(call, namespace).await,
-            Some(name) => Target { namespace: decode(namespace)?, name: decode(name)? },
+        let (namespace, name) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let (verb, rest) = (parts.next(), parts.next());
+        return match (namespace, name, verb, call.method().as_str()) {
+            ("", ..) => Err(ApiError::not_found()),
+            (_, "", None, "GET" | "HEAD") => buckets::list(call, namespace).await,
+            // No bucket is named by one segment: there is none, whatever the method.
+            (_, "", None, _) => Err(ApiError::repo_not_found()),
+            (_, "", Some(_), _) => Err(ApiError::not_found()),
+            _ => {
+                let target = Target { namespace: decode(namespace)?, name: decode(name)? };
+                bucket_route(call, body, target, verb, rest).await
+            }
         };
-        return bucket_route(call, body, target, parts.next(), parts.next()).await;
     }
     if let Some(rest) = path.strip_prefix("/buckets/") {
         let mut parts = rest.splitn(4, '/');
         if let (Some(namespace), Some(name), Some("resolve"), Some(key)) =
             (parts.next(), parts.next(), parts.next(), parts.next())
+            && !namespace.is_empty()
+            && !name.is_empty()
         {
             let target = Target { namespace: decode(namespace)?, name: decode(name)? };
             return resolve::answer(call, target, decode(key)?).await;
@@ -140,16 +151,37 @@ async fn bucket_route(
         }
         (Some("paths-info"), None, "POST") => paths_info::answer(call, body, target).await,
         (Some("batch"), None, "POST") => batch::answer(call, body, target).await,
-        // Some clients put a revision behind these; buckets have none.
-        (Some("xet-read-token"), _, "GET") => tokens::answer(call, target, crate::xet::Scope::Read).await,
-        (Some("xet-write-token"), _, "GET") => tokens::answer(call, target, crate::xet::Scope::Write).await,
+        (Some("xet-read-token"), rest, "GET" | "HEAD") if is_revision(rest) => {
+            tokens::answer(call, target, crate::xet::Scope::Read).await
+        }
+        (Some("xet-write-token"), rest, "GET" | "HEAD") if is_revision(rest) => {
+            tokens::answer(call, target, crate::xet::Scope::Write).await
+        }
         (Some("settings"), None, "PUT") => buckets::settings(call, body, target).await,
-        (Some("resource-group"), None, "GET") => buckets::resource_group(call, target).await,
+        (Some("resource-group"), None, "GET" | "HEAD") => buckets::resource_group(call, target).await,
         (Some("resource-group"), None, "POST") => buckets::set_resource_group(call, body, target).await,
-        (None | Some("" | "paths-info" | "batch" | "settings" | "resource-group"), None, _)
-        | (Some("tree" | "xet-read-token" | "xet-write-token"), _, _) => Err(ApiError::method_not_allowed()),
-        _ => Err(ApiError::not_found()),
+        (Some("events"), None, "GET" | "HEAD") => events::answer(call, target).await,
+        (verb, rest, _) => Err(allowed(verb, rest).map_or_else(ApiError::not_found, ApiError::method_not_allowed)),
     }
+}
+
+/// Returns the methods that a route of a bucket takes, or `None` if there is no such route.
+fn allowed(verb: Option<&str>, rest: Option<&str>) -> Option<&'static str> {
+    match (verb, rest) {
+        (None | Some(""), None) => Some("GET, HEAD, POST, DELETE"),
+        (Some("paths-info" | "batch"), None) => Some("POST"),
+        (Some("settings"), None) => Some("PUT"),
+        (Some("resource-group"), None) => Some("GET, HEAD, POST"),
+        (Some("events"), None) | (Some("tree"), _) => Some("GET, HEAD"),
+        (Some("xet-read-token" | "xet-write-token"), rest) if is_revision(rest) => Some("GET, HEAD"),
+        _ => None,
+    }
+}
+
+/// Returns true if `rest` is nothing or one path segment. Some clients append a revision to a token route; buckets have none, and it is
+/// ignored.
+fn is_revision(rest: Option<&str>) -> bool {
+    rest.is_none_or(|rest| !rest.contains('/'))
 }
 
 /// Whether a path asks for a repository, of which this Hub has none.

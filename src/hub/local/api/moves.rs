@@ -14,7 +14,7 @@ use serde_json::json;
 /// Gives a bucket another name, in another namespace perhaps.
 pub(super) async fn answer(call: Call, body: &mut Incoming) -> Result<Response, ApiError> {
     if call.method() != Method::POST {
-        return Err(ApiError::method_not_allowed());
+        return Err(ApiError::method_not_allowed("POST"));
     }
     let body = read_json(body).await?;
     if text_member(&body, "type")?.as_deref() != Some("bucket") {
@@ -25,7 +25,7 @@ pub(super) async fn answer(call: Call, body: &mut Incoming) -> Result<Response, 
     let here = from.clone();
     let db = &call.site.shared.db;
     let bucket = db.read(move |c| Ok::<_, ApiError>(Bucket::find(c, here.namespace(), here.name())?)).await?;
-    let bucket = bucket.filter(|bucket| bucket.visible_to(&call.caller)).ok_or_else(ApiError::repo_not_found)?;
+    let bucket = bucket.filter(|bucket| bucket.visible_to(&call.caller)).ok_or_else(|| call.caller.repo_not_found())?;
     call.caller.may_write(from.namespace())?;
     call.caller.may_write(to.namespace())?;
     db.write(move |t| rename(t, bucket.id, &from, &to)).await?;

@@ -5,6 +5,7 @@ use super::tree::Object;
 use super::{Call, LARGE, Target, reply};
 use crate::hub::local::body::Incoming;
 use crate::hub::local::errors::ApiError;
+use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use rusqlite::Connection;
 use serde::Deserialize;
@@ -13,7 +14,7 @@ use serde::Deserialize;
 const MAX_PATHS: usize = 2000;
 
 #[derive(Deserialize)]
-struct Question {
+struct Query {
     paths: Vec<String>,
 }
 
@@ -24,13 +25,33 @@ pub(super) async fn answer(call: Call, body: &mut Incoming, target: Target) -> R
         Found::Elsewhere(redirect) => return Ok(redirect),
     };
     let received = body.read(LARGE, 1).await?;
-    let question: Question =
-        serde_json::from_slice(&received.bytes).map_err(|e| ApiError::bad_request(format!("malformed JSON: {e}")))?;
-    if question.paths.len() > MAX_PATHS {
+    let paths = match is_form(call.headers()) {
+        true => form_paths(&received.bytes)?,
+        false => {
+            let query: Query = serde_json::from_slice(&received.bytes)
+                .map_err(|e| ApiError::bad_request(format!("malformed JSON: {e}")))?;
+            query.paths
+        }
+    };
+    if paths.len() > MAX_PATHS {
         return Err(ApiError::bad_request(format!("more than {MAX_PATHS} paths")));
     }
-    let objects = call.site.shared.db.read(move |c| look_up(c, bucket.id, &question.paths)).await?;
+    let objects = call.site.shared.db.read(move |c| look_up(c, bucket.id, &paths)).await?;
     reply(&objects.iter().map(Object::describe).collect::<Vec<_>>())
+}
+
+/// Returns true if the body is a form, as repositories take it and some clients send it for buckets too.
+fn is_form(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    kind.eq_ignore_ascii_case("application/x-www-form-urlencoded")
+}
+
+/// Returns the fields `paths` of a form: one more than [`MAX_PATHS`] at most. Other fields are ignored.
+fn form_paths(body: &[u8]) -> Result<Vec<String>, ApiError> {
+    let paths = url::form_urlencoded::parse(body).filter(|(name, _)| name == "paths");
+    let paths: Vec<_> = paths.map(|(_, path)| path.into_owned()).take(MAX_PATHS + 1).collect();
+    if paths.is_empty() { Err(ApiError::bad_request("the form has no field \"paths\"")) } else { Ok(paths) }
 }
 
 fn look_up(connection: &Connection, bucket: i64, paths: &[String]) -> Result<Vec<Object>, ApiError> {

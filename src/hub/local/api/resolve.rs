@@ -10,21 +10,25 @@ use crate::hub::local::errors::ApiError;
 use crate::hub::local::range::wanted_ranges;
 use axum::body::Body;
 use axum::http::header::{
-    ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE,
-    LAST_MODIFIED, LINK, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT, ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
+    IF_RANGE, LAST_MODIFIED, LINK, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::json;
 use std::ops::Range;
 
 /// What files are served as when their uploader said nothing, or nothing that fits a header.
 const DEFAULT_TYPE: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
+/// The media type of a file's hash and size as JSON. Some clients ask for it instead of sending HEAD.
+const FILE_INFO: &str = "application/vnd.xet-fileinfo+json";
+
 /// Answers for one file.
 pub(super) async fn answer(call: Call, target: Target, key: String) -> Result<Response, ApiError> {
     if !matches!(call.method(), &Method::GET | &Method::HEAD) {
-        return Err(ApiError::method_not_allowed());
+        return Err(ApiError::method_not_allowed("GET, HEAD"));
     }
     let bucket = match find(&call, &target).await? {
         Found::Here(bucket) => bucket,
@@ -35,6 +39,9 @@ pub(super) async fn answer(call: Call, target: Target, key: String) -> Result<Re
     let object = object.ok_or_else(ApiError::entry_not_found)?;
     let mut response = Response::new(Body::empty());
     *response.headers_mut() = describe(&call, &bucket, &object).map_err(|e| ApiError::internal(&e))?;
+    if call.method() == Method::GET && wants_file_info(call.headers()) {
+        return Ok(file_info(response, &object));
+    }
     let etag = etag(&object);
     if call.headers().get_all(IF_NONE_MATCH).iter().any(|value| names(value, &etag)) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -58,6 +65,23 @@ pub(super) async fn answer(call: Call, target: Target, key: String) -> Result<Re
     Ok(response)
 }
 
+/// Returns true if the client would rather have [`FILE_INFO`] than the bytes: `Accept` names it first.
+fn wants_file_info(headers: &HeaderMap) -> bool {
+    let first =
+        headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).and_then(|accept| accept.split([',', ';']).next());
+    first.is_some_and(|kind| kind.trim().eq_ignore_ascii_case(FILE_INFO))
+}
+
+/// Answers with hash and size as JSON, under the headers that `response` has. Applies to the whole file, whatever range was asked for.
+fn file_info(mut response: Response, object: &Object) -> Response {
+    let body = json!({"hash": object.hash, "size": object.size}).to_string();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(FILE_INFO));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    *response.body_mut() = Body::from(body);
+    response
+}
+
 fn describe(
     call: &Call,
     bucket: &Bucket,
@@ -79,6 +103,8 @@ fn describe(
         (ETAG, HeaderValue::try_from(etag(object))?),
         (LAST_MODIFIED, HeaderValue::try_from(http_time(object.uploaded))?),
         (ACCEPT_RANGES, HeaderValue::from_static("bytes")),
+        // What GET answers depends on it.
+        (VARY, HeaderValue::from_static("accept")),
         (CONTENT_TYPE, kind.unwrap_or(DEFAULT_TYPE)),
         // Whoever uploads a page with a script in it shall not have a browser run it on this origin.
         (CONTENT_DISPOSITION, HeaderValue::try_from(disposition(object))?),

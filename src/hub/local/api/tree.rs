@@ -28,7 +28,8 @@ pub(super) async fn answer(call: Call, target: Target, prefix: String) -> Result
     let listing = Listing {
         bucket: bucket.id,
         prefix: prefix.into_bytes(),
-        recursive: flag(&call, "recursive")?,
+        // Clients that send no `recursive` expect every file below.
+        recursive: flag(&call, "recursive", true)?,
         raw: call.site.options.raw_prefix,
         limit: page_limit(&call)?,
     };
@@ -41,9 +42,10 @@ pub(super) async fn answer(call: Call, target: Target, prefix: String) -> Result
     Ok(response)
 }
 
-fn flag(call: &Call, name: &str) -> Result<bool, ApiError> {
+fn flag(call: &Call, name: &str, default: bool) -> Result<bool, ApiError> {
     match call.query(name).as_deref() {
-        None | Some("false" | "False" | "0" | "") => Ok(false),
+        None => Ok(default),
+        Some("false" | "False" | "0" | "") => Ok(false),
         Some("true" | "True" | "1") => Ok(true),
         Some(_) => Err(ApiError::bad_request(format!("{name:?} must be true or false"))),
     }
@@ -88,6 +90,12 @@ impl Object {
         let sql = format!("SELECT {} FROM objects WHERE bucket = ?1 AND key = ?2", Self::COLUMNS);
         let mut statement = connection.prepare_cached(&sql)?;
         Ok(statement.query_row((bucket, key), Self::from_row).optional()?)
+    }
+
+    /// Returns true if a file of the bucket has this content.
+    pub(super) fn is_held(connection: &Connection, bucket: i64, hash: &Hash) -> Result<bool, db::Error> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM objects WHERE bucket = ?1 AND hash = ?2)";
+        Ok(connection.prepare_cached(sql)?.query_row((bucket, hash.0), |row| row.get(0))?)
     }
 
     /// Size as the database counts it.

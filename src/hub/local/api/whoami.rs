@@ -10,7 +10,7 @@ use serde_json::json;
 /// The user behind the token.
 pub(super) fn answer(call: &Call) -> Result<Response, ApiError> {
     if !matches!(call.method().as_str(), "GET" | "HEAD") {
-        return Err(ApiError::method_not_allowed());
+        return Err(ApiError::method_not_allowed("GET, HEAD"));
     }
     let name = call.caller.name().ok_or_else(ApiError::token_needed)?;
     let (id, display, role, created) = match &call.caller {
