@@ -35,7 +35,7 @@ async fn view(dir: &Path, keys: Option<Arc<Keys>>) -> Arc<dyn View> {
     let endpoint = Arc::new(Endpoint::open(&address, TokenProvider::anonymous()).await.unwrap());
     let source = Source::Bucket { id: BucketId::new("local", "bucket").unwrap(), prefix: String::new() };
     let options = OpenOptions { keys, create: true, cache_dir: Some(dir.join("cache")), ..OpenOptions::default() };
-    open(endpoint, &source, options).await.unwrap()
+    open(endpoint, &source, options).await.unwrap().view
 }
 
 fn options(dir: &Path) -> Options {

@@ -186,6 +186,9 @@ impl From<store::Error> for Failure {
             E::WrongKey { .. } => Self::new(Exit::WrongKey, message)
                 .hint("use the key this bucket was written with, or `--new-key` to start a further one in it"),
             E::NotFound => Self::new(Exit::NotFound, message),
+            E::SourceIsFile => Self::new(Exit::NotFound, message).hint("mount the folder that it is in"),
+            E::NoSuchFolder => Self::new(Exit::NotFound, message)
+                .hint("check its name; a writable mount starts a folder that is missing"),
             E::InvalidName | E::NameTooLong => Self::new(Exit::Usage, message),
             E::ReadOnly | E::NotEmpty(_) | E::NoContent | E::LengthMismatch | E::WrongSide | E::Refused(_) => {
                 Self::new(Exit::Failure, message)
@@ -206,6 +209,7 @@ impl From<fs::Error> for Failure {
             }
             E::Mount(_) => Self::new(Exit::System, message),
             E::MountBusy => Self::new(Exit::MountPoint, message),
+            E::TimedOut => Self::new(Exit::Unavailable, message),
             _ => Self::new(Exit::Failure, message),
         }
     }

@@ -168,7 +168,8 @@ impl Vfs {
             {
                 let Some(this) = vfs.upgrade() else { return };
                 this.confirm_due().await;
-                this.find_twins_within(Some(PAUSE)).await;
+                // What is not looked up in time is looked up at the next turn.
+                let _ = tokio::time::timeout(PAUSE, this.find_committed_twins()).await;
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}

@@ -11,7 +11,7 @@ use super::ledger::{Entry, FileNo, Ledger, OpNo, PathSet, QueuedOp};
 use super::lock::{Mutex, MutexGuard, Rank};
 use super::pending::Standing;
 use super::{Drained, Error, OnConflict, Vfs, lock};
-use crate::store::{self, Content, Frozen, PutSession, Stored};
+use crate::store::{self, Content, Frozen, PutSession, Stored, deadline};
 use futures::StreamExt;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
@@ -34,6 +34,8 @@ const PARKED_PAUSE: Duration = Duration::from_secs(300);
 const REFUSALS: u32 = 5;
 /// Pause of what waits for its user's decision (30 days): nothing that passes by itself.
 const UNDECIDED_PAUSE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Bytes per second below which an upload counts as stalled (256 KiB: 2 Mbit/s).
+const LEAST_RATE: u64 = 256 << 10;
 /// The uploader looks around at least this often.
 const LOOK: Duration = Duration::from_secs(3600);
 
@@ -80,6 +82,8 @@ pub(super) struct Tally {
     pub(super) flushed: u64,
     pub(super) conflicts: u64,
     pub(super) last_error: Option<String>,
+    /// Counts uploads, commits and changes of names that succeeded.
+    achieved: u64,
 }
 
 /// State of the flusher.
@@ -254,6 +258,7 @@ impl Flusher {
 
     /// An operation left the queue. `file`: it was that file's commit.
     pub(super) fn op_finished(&self, op: OpNo, file: Option<FileNo>) {
+        lock(&self.tally).achieved += 1;
         {
             let mut work = lock(&self.work);
             work.running.remove(&op);
@@ -474,7 +479,8 @@ impl Flusher {
         lock(&self.work).files.remove(&file);
     }
 
-    /// Flushes one file and waits until the source has what it is now, or an attempt failed.
+    /// Flushes one file and waits until the source has what it is now. Fails where an attempt was refused, or failed in any way if the
+    /// caller has no deadline. With a deadline, what may pass is tried again until then.
     pub(super) async fn commit_now(&self, edit: &Arc<Edit>) -> Result<(), Error> {
         let generation = edit.generation();
         lock(&self.work).files.remove(&edit.file);
@@ -485,15 +491,23 @@ impl Flusher {
             if edit.has_committed(generation) || !lock(&self.dirty).contains_key(&edit.file) {
                 return Some(Ok(()));
             }
-            lock(&self.work).files.get(&edit.file).map(|trouble| Err(Error::Flush(trouble.error.clone())))
+            let work = lock(&self.work);
+            let trouble = work.files.get(&edit.file).filter(|trouble| trouble.parked || deadline::current().is_none());
+            trouble.map(|trouble| Err(Error::Flush(trouble.error.clone())))
         };
         let mut progress = self.progress.subscribe();
         loop {
             if let Some(outcome) = outcome() {
                 return outcome;
             }
-            if progress.changed().await.is_err() {
-                return Err(Error::Stopping);
+            match deadline::timely(progress.changed()).await {
+                Some(Ok(())) => {}
+                Some(Err(_)) => return Err(Error::Stopping),
+                None => {
+                    let work = lock(&self.work);
+                    let last = work.files.get(&edit.file).map(|trouble| Error::Flush(trouble.error.clone()));
+                    return Err(last.unwrap_or(Error::TimedOut));
+                }
             }
         }
     }
@@ -650,6 +664,7 @@ impl Vfs {
                 return Ok((Vec::new(), ()));
             };
             self.flusher.launch(file);
+            lock(&self.flusher.tally).achieved += 1;
             let uploaded = frozen.stored.is_none().then_some(Entry::Uploaded { file, generation, stored });
             let put = Entry::Queue { op: ledger.new_op(), what: QueuedOp::Put { file, generation, path } };
             Ok((uploaded.into_iter().chain([put]).collect(), ()))
@@ -659,6 +674,40 @@ impl Vfs {
 
     /// Waits until all that was pending when it was called is at the source, or the deadline is over.
     pub async fn flush(&self, deadline: Option<Duration>) -> Drained {
+        let over = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        self.flush_until(over).await
+    }
+
+    /// Flushes for as long as the source takes something: ends early when it has taken nothing for `stalled` and the time that the
+    /// pending bytes need at [`LEAST_RATE`].
+    pub async fn flush_unless_stalled(&self, stalled: Duration) -> Drained {
+        let mut progress = self.flusher.progress.subscribe();
+        let over = async {
+            loop {
+                let achieved = self.flusher.tally().achieved;
+                let bytes = self.flusher.pending().1;
+                let end = deadline::after(stalled.saturating_add(Duration::from_secs(bytes / LEAST_RATE)));
+                let moved = async {
+                    while self.flusher.tally().achieved == achieved {
+                        if progress.changed().await.is_err() {
+                            std::future::pending::<()>().await;
+                        }
+                    }
+                };
+                if tokio::time::timeout_at(end, moved).await.is_err() {
+                    return;
+                }
+            }
+        };
+        self.flush_until(over).await
+    }
+
+    async fn flush_until(&self, over: impl Future<Output = ()>) -> Drained {
         let before = self.flusher.tally().flushed;
         let targets: Vec<_> = self.flusher.edits().into_iter().filter(|edit| edit.is_dirty()).collect();
         let targets: Vec<_> = targets.into_iter().map(|edit| (edit.generation(), edit)).collect();
@@ -674,22 +723,16 @@ impl Vfs {
                 }
             }
         };
-        let over = async {
-            match deadline {
-                Some(deadline) => tokio::time::sleep(deadline).await,
-                None => std::future::pending().await,
-            }
-        };
         let mut stop = self.stop.subscribe();
-        let began = Instant::now();
+        let work = async {
+            wait.await;
+            self.find_committed_twins().await;
+        };
         // What isn't done by then is counted below.
         tokio::select! {
-            () = wait => {}
+            () = work => {}
             () = over => {}
             _ = stop.wait_for(|stop| *stop) => {}
-        }
-        if !*self.stop.borrow() {
-            self.find_twins_within(deadline.map(|deadline| deadline.saturating_sub(began.elapsed()))).await;
         }
         let pending = self.flusher.pending().0 + self.queued_changes();
         let tally = self.flusher.tally();

@@ -292,31 +292,41 @@ impl Vfs {
             this.journal.sync_soon();
             this.collect().await;
             if ticks % SETTLE_TICKS == 0 {
-                this.settle_all(Some(SETTLE_PATIENCE)).await;
+                this.settle_all(SETTLE_PATIENCE).await;
             }
             this.handles.cool_down();
         }
     }
 
     /// Brings everything that was written into the journal.
-    async fn settle_all(&self, patience: Option<Duration>) {
+    async fn settle_all(&self, patience: Duration) {
         for edit in self.flusher.edits().into_iter().filter(|edit| edit.is_unsettled()) {
-            let settle = edit.settle(&self.journal, &self.pool);
-            let outcome = match patience {
-                Some(patience) => tokio::time::timeout(patience, settle).await.unwrap_or(Err(Error::TimedOut)),
-                None => settle.await,
-            };
-            if let Err(error) = outcome {
-                tracing::warn!(%error, "an open file's writes aren't in the journal yet");
-            }
+            self.settle_one(&edit, patience).await;
         }
     }
 
-    /// Settles and flushes everything, then refuses new work. What isn't on the Hub by the deadline stays in the journal.
+    /// Brings everything that was written into the journal, as far as that is possible in the given time: files that are held keep no other waiting.
+    async fn settle_together(&self, patience: Duration) {
+        let unsettled: Vec<_> = self.flusher.edits().into_iter().filter(|edit| edit.is_unsettled()).collect();
+        futures::future::join_all(unsettled.iter().map(|edit| self.settle_one(edit, patience))).await;
+    }
+
+    async fn settle_one(&self, edit: &Edit, patience: Duration) {
+        let settled = tokio::time::timeout(patience, edit.settle(&self.journal, &self.pool)).await;
+        if let Err(error) = settled.unwrap_or(Err(Error::TimedOut)) {
+            tracing::warn!(%error, "an open file's writes aren't in the journal yet");
+        }
+    }
+
+    /// Settles and flushes everything, then refuses new work. All of it together takes about as long as the deadline says. What isn't on the
+    /// Hub by then stays in the journal.
     pub async fn shutdown(&self, deadline: Duration) -> Drained {
         self.stopping.store(true, Ordering::Release);
-        self.settle_all(None).await;
-        let drained = self.flush(Some(deadline)).await;
+        let began = Instant::now();
+        // Whoever holds a file may wait for a Hub that hangs.
+        self.settle_together(deadline.max(SETTLE_PATIENCE)).await;
+        let drained = self.flush(Some(deadline.saturating_sub(began.elapsed()))).await;
+        self.settle_together(SETTLE_PATIENCE).await;
         if let Err(error) = self.sync_journal().await {
             tracing::error!(%error, "the journal could not be synced");
         }

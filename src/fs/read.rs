@@ -4,7 +4,7 @@ use super::handle::{FileHandle, HandleNo, Pinned};
 use super::inode::Ino;
 use super::lock::Mutex;
 use super::{Error, Vfs, lock};
-use crate::store::{Len, Object};
+use crate::store::{Len, Object, deadline};
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
@@ -119,7 +119,7 @@ async fn collect(fetches: Vec<(u64, Fetch)>, offset: u64, len: usize) -> Option<
     let mut at = offset;
     let end = offset + len as u64;
     for (index, fetch) in fetches {
-        let bytes = fetch.await?;
+        let bytes = deadline::timely(fetch).await??;
         let start = index * WINDOW;
         let from = usize::try_from(at.checked_sub(start)?).ok()?;
         let to = usize::try_from(end - start).ok()?.min(bytes.len());

@@ -11,7 +11,6 @@ use super::lock::Mutex;
 use super::{Error, Vfs, lock};
 use crate::store::PlainPath;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::time::Duration;
 
 /// New names that wait for their look, and names that were reported, at most: some hundred bytes each. Others are neither.
 const MAX_NAMES: usize = 65_536;
@@ -126,13 +125,9 @@ impl Vfs {
         }
     }
 
-    /// As [`Vfs::find_twins`], as part of a flush that has this much time left.
-    pub(super) async fn find_twins_within(&self, deadline: Option<Duration>) {
-        let found = match deadline {
-            Some(deadline) => tokio::time::timeout(deadline, self.find_twins()).await.unwrap_or(Err(Error::TimedOut)),
-            None => self.find_twins().await,
-        };
-        if let Err(error) = found {
+    /// Does as [`Vfs::find_twins`]; a failure is logged, because what was flushed is flushed all the same.
+    pub(super) async fn find_committed_twins(&self) {
+        if let Err(error) = self.find_twins().await {
             tracing::warn!(%error, "cannot look for folders with the names of new files");
         }
     }

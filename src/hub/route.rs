@@ -59,6 +59,20 @@ pub(super) fn same_origin(base: &Url, text: &str) -> Result<Url, Error> {
     Ok(url)
 }
 
+/// Reads a redirect to the same route of another bucket: returns the old and the new id, and what follows them in the path. `None` for any
+/// other redirect.
+pub(super) fn moved(base: &Url, from: &Url, to: &Url) -> Option<(BucketId, BucketId, String)> {
+    let root = format!("{}/api/buckets/", base.path().trim_end_matches('/'));
+    let split = |url: &Url| {
+        let mut parts = url.path().strip_prefix(&root)?.splitn(3, '/');
+        let id = BucketId::new(parts.next()?, parts.next()?).ok()?;
+        Some((id, parts.next().unwrap_or_default().to_owned()))
+    };
+    let ((old, route), (new, same)) = (split(from)?, split(to)?);
+    let matches = to.origin() == base.origin() && old != new && route == same && from.query() == to.query();
+    matches.then_some((old, new, route))
+}
+
 /// Whether a URL carries credentials.
 pub(super) fn has_user(url: &Url) -> bool {
     !url.username().is_empty() || url.password().is_some()

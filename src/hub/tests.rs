@@ -19,7 +19,7 @@ const HASH: &str = "07060504030201000f0e0d0c0b0a090817161514131211101f1e1d1c1b1a
 /// Waits of a millisecond, deadlines that no healthy run comes near.
 fn policy() -> Policy {
     let [short, long] = [Duration::from_millis(1), Duration::from_secs(60)];
-    Policy { retries: 3, first: short, longest: short, request: long, total: long }
+    Policy { retries: 3, first: short, longest: short, request: long, give_up: long, total: long }
 }
 
 fn client_with(base: &str, policy: Policy) -> Client {
@@ -457,13 +457,101 @@ async fn redirects_of_reads_are_followed_at_home_only() {
 }
 
 #[tokio::test]
-async fn writes_are_never_redirected() {
-    let (script, client) = start(|_, _| Reply::status(307).header("location", "/elsewhere")).await;
-    let error = client.batch(&id(), &[add("a")]).await.unwrap_err();
-    assert!(matches!(error, Error::Status { status: 307, .. }) && !error.is_unanswered());
+async fn writes_are_redirected_only_to_the_same_route_of_the_moved_bucket() {
+    let away = Script::start(|_, _| done()).await;
+    let abroad = format!("{}/api/buckets/new/b/batch", away.base);
+    let odd = [
+        "/elsewhere",
+        "/api/buckets/new/b/paths-info",
+        "/api/buckets/new/b/batch?x=1",
+        "/api/buckets/ns/b/batch",
+        &abroad,
+    ];
+    for (status, target) in odd.into_iter().map(|target| (307, target)).chain([(302, "/api/buckets/new/b/batch")]) {
+        let location = target.to_owned();
+        let (script, client) = start(move |_, _| Reply::status(status).header("location", &location)).await;
+        let error = client.batch(&id(), &[add("a")]).await.unwrap_err();
+        assert!(
+            matches!(error, Error::Status { status: of, .. } if of == status) && !error.is_unanswered(),
+            "{target}"
+        );
+        assert_eq!(script.seen().len(), 1, "{target}");
+    }
+    assert!(away.seen().is_empty(), "nothing goes to another origin");
+    // A bucket is neither created nor deleted under another name than was asked for.
+    let (script, client) = start(|_, _| Reply::status(307).header("location", "/api/buckets/new/b")).await;
     assert!(client.create_bucket(&id(), true, true).await.is_err());
     assert!(client.delete_bucket(&id()).await.is_err());
-    assert!(script.targets().iter().all(|target| target != "/elsewhere"));
+    assert!(script.targets().iter().all(|target| target == "/api/buckets/ns/b"));
+}
+
+#[tokio::test]
+async fn requests_to_moved_bucket_are_followed_with_method_and_body_and_logged_once() {
+    let (log, _guard) = Log::start();
+    let (script, client) = start(|seen, _| match seen.target.strip_prefix("/api/buckets/ns/b") {
+        Some(rest) => Reply::status(if rest == "/batch" { 307 } else { 308 })
+            .header("location", &format!("/api/buckets/new/c{rest}")),
+        None if seen.target.ends_with("/paths-info") => Reply::json(200, json!([file("a")])),
+        None => done(),
+    })
+    .await;
+    client.batch(&id(), &[add("a")]).await.unwrap();
+    assert_eq!(client.paths_info(&id(), &["a".to_owned()]).await.unwrap().len(), 1);
+    for pair in script.seen().chunks(2) {
+        assert_eq!((&*pair[0].method, &pair[0].body), ("POST", &pair[1].body));
+        assert_eq!(pair[1].method, "POST");
+        assert!(!pair[1].body.is_empty() && pair[1].header("authorization").is_some());
+        assert_eq!(pair[1].header("content-type"), pair[0].header("content-type"));
+    }
+    assert_eq!(script.seen().len(), 4);
+    assert_eq!(log.text().matches("the bucket has moved").count(), 1, "{}", log.text());
+    assert!(log.text().contains("new/c"));
+}
+
+/// A Hub that is away for a while: refused, cut off, busy, limited. The operation's deadline decides how long that is waited for.
+#[tokio::test]
+async fn reads_and_refused_writes_are_retried_until_the_deadline_of_the_operation() {
+    use crate::xet::deadline::within;
+    let short = Policy { first: Duration::from_millis(20), longest: Duration::from_millis(40), ..Policy::default() };
+    for write in [false, true] {
+        let began = std::time::Instant::now();
+        let away = Duration::from_millis(700);
+        let script = Script::start(move |seen, n| match (began.elapsed() < away, &*seen.method) {
+            (true, _) if n % 2 == 0 => Reply::status(503),
+            (true, "POST") => Reply::status(429),
+            (true, _) => Reply::Cut,
+            (false, "POST") => done(),
+            (false, _) => Reply::json(200, info()),
+        })
+        .await;
+        // Without a deadline it gives up sooner than that.
+        let client = client_with(&script.base, Policy { give_up: Duration::from_millis(100), ..short.clone() });
+        let call = || async {
+            match write {
+                true => client.batch(&id(), &[add("a")]).await.map(drop),
+                false => client.bucket_info(&id()).await.map(drop),
+            }
+        };
+        assert!(call().await.is_err());
+        assert!(within(Duration::from_millis(200), call()).await.is_err());
+        within(Duration::from_secs(60), call()).await.unwrap();
+        assert!(began.elapsed() >= away);
+        assert!(script.seen().len() < 60, "no storm: {}", script.seen().len());
+    }
+}
+
+#[tokio::test]
+async fn hub_that_never_answers_takes_one_deadline() {
+    use crate::xet::deadline::within;
+    let script = Script::start(|_, _| Reply::Stall(Vec::new())).await;
+    let client = client_with(&script.base, Policy::default());
+    let began = std::time::Instant::now();
+    let outcome = within(Duration::from_millis(300), client.batch(&id(), &[add("a")])).await;
+    assert!(outcome.unwrap_err().is_unanswered(), "its fate is unknown");
+    let outcome = within(Duration::from_millis(300), client.tree(&id(), "", true)).await;
+    assert!(matches!(outcome, Err(Error::Network(_))));
+    assert!(began.elapsed() < Duration::from_secs(20));
+    assert_eq!(script.seen().len(), 2, "a write whose fate is unknown is not repeated");
 }
 
 #[tokio::test]

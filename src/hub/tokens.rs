@@ -2,7 +2,7 @@
 
 use super::{BucketId, Error, Hub};
 use crate::xet;
-use crate::xet::{CasToken, Scope, TokenSource};
+use crate::xet::{CasToken, Scope, TokenSource, deadline};
 use async_trait::async_trait;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -40,10 +40,13 @@ struct Latest {
 impl TokenSource for BucketTokens {
     async fn token(&self, scope: Scope, refused: Option<&CasToken>) -> Result<CasToken, xet::Error> {
         let asked = Instant::now();
-        let mut latest = match scope {
-            Scope::Read => self.read.lock().await,
-            Scope::Write => self.write.lock().await,
+        let lock = match scope {
+            Scope::Read => self.read.lock(),
+            Scope::Write => self.write.lock(),
         };
+        // Another operation asks, whose deadline may be later.
+        let late = || xet::Error::Network("no CAS token by the deadline of the operation".to_owned());
+        let mut latest = deadline::timely(lock).await.ok_or_else(late)?;
         if let Some(answer) = latest.as_ref().and_then(|latest| self.usable(latest, asked, refused)) {
             return answer;
         }

@@ -5,12 +5,13 @@
 use super::retry::{Policy, asked_wait};
 use super::token::{Secret, TokenProvider};
 use super::{BucketId, Error, error, route};
-use crate::xet::foreign;
+use crate::xet::{deadline, foreign};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use std::sync::OnceLock;
-use std::time::{Duration, Instant};
-use tokio::time::timeout_at;
+use std::collections::HashSet;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 use url::Url;
 use zeroize::Zeroizing;
 
@@ -29,6 +30,8 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 const MAX_REFUSAL: usize = 64 * 1024;
 /// Longest request number shown, in bytes; a UUID has 36, a trace id up to 90.
 const MAX_REQUEST_ID: usize = 100;
+/// Moved buckets that are remembered as told.
+const MAX_TOLD: usize = 100;
 /// Redirects followed for one request. A moved bucket needs one, one moved twice two.
 const MAX_REDIRECTS: usize = 5;
 
@@ -158,17 +161,20 @@ pub(super) struct Transport {
     http: reqwest::Client,
     token: TokenProvider,
     policy: Policy,
+    /// Moved buckets that the user has been told of, by their old ids.
+    told: Mutex<HashSet<BucketId>>,
 }
 
 impl Transport {
     pub(super) fn new(base: Url, http: reqwest::Client, token: TokenProvider, policy: Policy) -> Self {
-        Self { base, http, token, policy }
+        Self { base, http, token, policy, told: Mutex::default() }
     }
 
     /// An answer of any status, after the retries that the call allows.
     pub(super) async fn send(&self, call: &Call) -> Result<Answer, Error> {
-        let end = Instant::now() + self.policy.total;
-        let last = Instant::now() + call.repeat_within.min(self.policy.total);
+        let began = Instant::now();
+        let set = deadline::current();
+        let end = set.unwrap_or(began + self.policy.total);
         let mut retry = 0;
         loop {
             let began = Instant::now();
@@ -190,11 +196,17 @@ impl Transport {
                 Err(Failure::Unsent(_)) => (call.repeat.after_silence(false), None),
                 Err(Failure::Unanswered(_)) => (call.repeat.after_silence(true), None),
             };
-            let wait = self.policy.wait(retry, asked, getrandom::u32().unwrap_or_default());
-            let in_time = end.min(last).checked_duration_since(Instant::now()).is_some_and(|left| wait < left);
-            if !again || retry >= self.policy.retries || !in_time {
+            let last = match (set, asked) {
+                (None, None) => end.min(began + self.policy.give_up),
+                _ => end,
+            };
+            // `Duration::MAX` stands for no limit of the call's own.
+            let last = began.checked_add(call.repeat_within).map_or(last, |within| last.min(within));
+            let left = last.saturating_duration_since(Instant::now());
+            let wait = self.policy.wait(retry, asked, getrandom::u32().unwrap_or_default(), left);
+            let Some(wait) = wait.filter(|_| again && retry < self.policy.retries) else {
                 return outcome.map_err(Failure::into_error);
-            }
+            };
             let why = match &outcome {
                 Ok(answer) => answer.status.to_string(),
                 Err(failure) => failure.error().to_string(),
@@ -208,7 +220,7 @@ impl Transport {
     /// One try within its deadline.
     async fn attempt(&self, call: &Call, end: Instant) -> Result<Answer, Failure> {
         let given = end.saturating_duration_since(Instant::now()).min(self.policy.request);
-        let deadline = tokio::time::Instant::now() + given;
+        let deadline = Instant::now() + given;
         // Read again for each try: it may be the rotation of the token that made the last one fail.
         let token = match timeout_at(deadline, self.token.current()).await {
             Ok(token) => token.map_err(Failure::Final)?,
@@ -260,15 +272,27 @@ impl Transport {
         Ok(request)
     }
 
-    /// Where a redirect leads, if this is one to follow: reads only, since a write that was sent elsewhere would have two outcomes.
+    /// Returns where a redirect leads, if it is one to follow. Reads are redirected freely. A request with another method is sent again only
+    /// where its bucket has moved: to the same route of the new bucket at this endpoint, and with 307 or 308, which say that nothing has been
+    /// done and that method and body stay. A bucket itself is neither created nor deleted under another name than was asked for.
     fn redirect(&self, call: &Call, from: &Url, status: StatusCode, headers: &HeaderMap) -> Result<Option<Url>, Error> {
         let reads = matches!(call.method, Method::GET | Method::HEAD);
-        if !reads || !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
+        if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
             return Ok(None);
         }
         let unusable = |why: &str| Error::Malformed(format!("a redirect {why}"));
         let location = headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
-        let target = location.and_then(|text| from.join(text).ok()).ok_or_else(|| unusable("to nowhere"))?;
+        let target = location.and_then(|text| from.join(text).ok());
+        let moved = target.as_ref().and_then(|target| route::moved(&self.base, from, target));
+        let follows =
+            moved.as_ref().is_some_and(|(_, _, route)| matches!(status.as_u16(), 307 | 308) && !route.is_empty());
+        if !reads && !follows {
+            return Ok(None);
+        }
+        if let Some((old, new, _)) = moved {
+            self.tell_moved(old, &new);
+        }
+        let target = target.ok_or_else(|| unusable("to nowhere"))?;
         if target.origin() == self.base.origin() || !call.abroad {
             return route::same_origin(&self.base, target.as_str()).map(Some);
         }
@@ -277,6 +301,17 @@ impl Transport {
         match safe && !route::has_user(&target) {
             true => Ok(Some(target)),
             false => Err(unusable("to an unsafe place")),
+        }
+    }
+}
+
+impl Transport {
+    /// Logs once for each bucket that it has moved.
+    fn tell_moved(&self, old: BucketId, new: &BucketId) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() < MAX_TOLD && !told.contains(&old) && new.has_moved_from(&old) {
+            tracing::warn!(%old, %new, "the bucket has moved; use its new name");
+            told.insert(old);
         }
     }
 }

@@ -24,6 +24,12 @@ impl BucketId {
         Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
     }
 
+    /// Returns true if `self` is not just another spelling of `asked`: the bucket has moved. `me` stands for the user's own namespace.
+    pub fn has_moved_from(&self, asked: &Self) -> bool {
+        let is_own = asked.namespace == "me" || self.namespace.eq_ignore_ascii_case(&asked.namespace);
+        !is_own || !self.name.eq_ignore_ascii_case(&asked.name)
+    }
+
     /// The owner.
     pub fn namespace(&self) -> &str {
         &self.namespace

@@ -33,6 +33,12 @@ pub enum Error {
     /// An object without a Xet hash.
     #[error("the object has no Xet hash")]
     NoContent,
+    /// The source's path is that of a file.
+    #[error("the path in the source is a file, not a folder")]
+    SourceIsFile,
+    /// Nothing is at the source's path, and nothing may be written there.
+    #[error("the folder in the source does not exist")]
+    NoSuchFolder,
     /// Ciphertext for a plaintext path, or plaintext for the encrypted tree.
     #[error("content of the other side of the bucket")]
     WrongSide,
@@ -86,6 +92,8 @@ impl Error {
             Self::Corrupt(error) => Self::Corrupt(error.duplicate()),
             Self::WrongKey { entries } => Self::WrongKey { entries: *entries },
             Self::NoContent => Self::NoContent,
+            Self::SourceIsFile => Self::SourceIsFile,
+            Self::NoSuchFolder => Self::NoSuchFolder,
             Self::WrongSide => Self::WrongSide,
             Self::Refused(words) => Self::Refused(words.clone()),
             Self::LengthMismatch => Self::LengthMismatch,
@@ -157,7 +165,7 @@ impl Error {
     /// What kind of failure it is.
     pub fn cause(&self) -> Cause {
         match self {
-            Self::NotFound => Cause::NotFound,
+            Self::NotFound | Self::NoSuchFolder | Self::SourceIsFile => Cause::NotFound,
             Self::InvalidName => Cause::InvalidName,
             Self::NameTooLong => Cause::NameTooLong,
             Self::ReadOnly => Cause::ReadOnly,

@@ -33,14 +33,14 @@ mod twin;
 pub use draft::{Binding, Delta, Draft, DraftState, Frozen, RecordRef, SlotId, SlotIo};
 pub use error::{Cause, Error};
 pub use path::PlainPath;
-pub use source::{CacheMode, DiskCacheOptions, OpenOptions, Source, open};
+pub use source::{CacheMode, DiskCacheOptions, OpenOptions, Opened, Source, open};
 pub use twin::marked_name;
 
 /// Types of the layers beneath that are part of this one's surface: who uses the store names no other layer.
 pub use crate::{
     crypto::{Error as CryptoError, Format},
     hub::{Error as HubError, MTIME_GRANULARITY, mtime_from_millis, mtime_millis, stored_mtime, stored_now},
-    xet::{Error as CasError, Hash},
+    xet::{Error as CasError, Hash, deadline},
 };
 use async_trait::async_trait;
 use bytes::Bytes;

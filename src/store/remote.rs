@@ -16,6 +16,7 @@ const MAX_PAGES: u32 = 200_000;
 /// A bucket and the ways to it.
 pub(super) struct Remote {
     pub(super) hub: Arc<dyn Hub>,
+    /// The id that it has now.
     pub(super) bucket: BucketId,
     pub(super) cas: Arc<dyn Cas>,
     pub(super) contents: Contents,

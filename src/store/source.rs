@@ -9,7 +9,7 @@ use super::merged::Merged;
 use super::plain::{Plain, PlainTree};
 use super::remote::Remote;
 use super::twin::Twins;
-use super::{Error, PlainPath, View};
+use super::{Error, Kind, PlainPath, View};
 use crate::crypto::{Format, Keys, geometry::Padding};
 use crate::hub::client::bucket_tokens;
 use crate::hub::{self, BucketId, Endpoint, Hub};
@@ -104,9 +104,19 @@ impl DiskCache {
     }
 }
 
-/// Opens a source: checks that the bucket is there (or makes it), that it is a bucket, and that the key fits. The view keeps `endpoint`
-/// alive.
-pub async fn open(endpoint: Arc<Endpoint>, source: &Source, options: OpenOptions) -> Result<Arc<dyn View>, Error> {
+/// A source that was opened, and what its user should know of it.
+pub struct Opened {
+    /// The source. Keeps the endpoint alive.
+    pub view: Arc<dyn View>,
+    /// The bucket's new id, where it has moved. Requests under the old one are redirected, so all goes on.
+    pub moved: Option<BucketId>,
+    /// Nothing is in the source's subfolder yet: the first file in it will create it.
+    pub is_new: bool,
+}
+
+/// Opens a source: checks that the bucket is there (or creates it), that it is a bucket, that the key fits, and that the subfolder is one.
+/// [`Error::SourceIsFile`] where it is a file, [`Error::NoSuchFolder`] where it is missing and nothing may be written.
+pub async fn open(endpoint: Arc<Endpoint>, source: &Source, options: OpenOptions) -> Result<Opened, Error> {
     let Source::Bucket { id, .. } = source;
     let hub: Arc<dyn Hub> = endpoint.client();
     let tokens = bucket_tokens(hub.clone(), id.clone());
@@ -126,26 +136,53 @@ pub(super) struct Ends {
 }
 
 /// [`open`] over any Hub and CAS.
-pub(super) async fn open_over(ends: Ends, source: &Source, options: OpenOptions) -> Result<Arc<dyn View>, Error> {
+pub(super) async fn open_over(ends: Ends, source: &Source, options: OpenOptions) -> Result<Opened, Error> {
     let Source::Bucket { id, prefix } = source;
     let prefix = PlainPath::new(prefix.trim_matches('/'))?;
-    hub::require_bucket(&*ends.hub, id, options.create && !options.read_only).await?;
+    let now = hub::require_bucket(&*ends.hub, id, options.create && !options.read_only).await?;
+    let moved = now.has_moved_from(id).then(|| now.clone());
     let known = if options.keys.is_none() { known_chunks(&options).await } else { None };
     let contents = contents(ends.cas.clone(), &options, known.clone()).await;
     let shards = local_shards(&ends.identity, id, &options).await;
     let (endpoint, identity) = (ends.endpoint, ends.identity);
     let remote = Arc::new(Remote {
         hub: ends.hub,
-        bucket: id.clone(),
+        // The old name may be given to another bucket one day: what is written from now on must not follow it there.
+        bucket: now,
         cas: ends.cas,
         contents,
         known,
         shards,
         _endpoint: endpoint,
     });
-    match options.keys.clone() {
-        None => open_plain(remote, &identity, prefix, &options),
-        Some(keys) => open_keyed(remote, &identity, prefix, keys, &options).await,
+    // Local state belongs to the name that was asked for: what was pending before a move is still found.
+    let place = At { remote, endpoint: &identity, bucket: &id.to_string() };
+    let (view, root) = match options.keys.clone() {
+        None => open_plain(&place, &prefix, &options)?,
+        Some(keys) => open_keyed(&place, &prefix, keys, &options).await?,
+    };
+    let is_new = !prefix.is_root() && is_missing(&*view, &*root, &prefix).await?;
+    if is_new && options.read_only {
+        return Err(Error::NoSuchFolder);
+    }
+    Ok(Opened { view, moved, is_new })
+}
+
+/// A bucket as views are made of it, and the names that its local state goes by.
+struct At<'a> {
+    remote: Arc<Remote>,
+    endpoint: &'a str,
+    bucket: &'a str,
+}
+
+/// Returns true if nothing is below `prefix`. Fails where it is a file. `root` shows the whole bucket.
+async fn is_missing(view: &dyn View, root: &dyn View, prefix: &PlainPath) -> Result<bool, Error> {
+    match root.stat(prefix).await?.map(|entry| entry.kind) {
+        Some(Kind::Directory { .. }) => Ok(false),
+        None => Ok(true),
+        // A file and a folder of one name: the folder is what is meant.
+        Some(Kind::File { .. }) if !view.list(&PlainPath::root()).await?.entries.is_empty() => Ok(false),
+        Some(Kind::File { .. }) => Err(Error::SourceIsFile),
     }
 }
 
@@ -178,49 +215,53 @@ async fn local_shards(endpoint: &str, bucket: &BucketId, options: &OpenOptions) 
     opened.inspect_err(|error| tracing::warn!(%error, "shards of own uploads can't be kept")).ok()
 }
 
-fn open_plain(
-    remote: Arc<Remote>,
-    endpoint: &str,
-    prefix: PlainPath,
-    options: &OpenOptions,
-) -> Result<Arc<dyn View>, Error> {
-    let bucket = remote.bucket.to_string();
-    let tree = identity(&["hfcrypt tree", endpoint, "bucket", &bucket, "plain"]);
+/// The view of the source, and one of the whole bucket.
+type Views = (Arc<dyn View>, Arc<dyn View>);
+
+fn open_plain(place: &At<'_>, prefix: &PlainPath, options: &OpenOptions) -> Result<Views, Error> {
+    let At { endpoint, bucket, .. } = *place;
+    let tree = identity(&["hfcrypt tree", endpoint, "bucket", bucket, "plain"]);
     let memory = Arc::new(Memory::open(options.cache_dir.as_deref(), tree)?);
-    let identity = identity(&["hfcrypt source", endpoint, "bucket", &bucket, "plain", prefix.as_str()]);
-    Ok(Arc::new(Plain::new(remote, prefix, memory, options.read_only, identity)))
+    let view = |prefix: PlainPath| -> Arc<dyn View> {
+        let identity = identity(&["hfcrypt source", endpoint, "bucket", bucket, "plain", prefix.as_str()]);
+        Arc::new(Plain::new(place.remote.clone(), prefix, memory.clone(), options.read_only, identity))
+    };
+    Ok((view(prefix.clone()), view(PlainPath::root())))
 }
 
 async fn open_keyed(
-    remote: Arc<Remote>,
-    endpoint: &str,
-    prefix: PlainPath,
+    place: &At<'_>,
+    prefix: &PlainPath,
     keys: Arc<Keys>,
     options: &OpenOptions,
-) -> Result<Arc<dyn View>, Error> {
-    let (bucket, key_id) = (remote.bucket.to_string(), keys.id().to_string());
-    let stored_prefix = keys.names(Format::V2).seal_path(prefix.as_str())?.key;
+) -> Result<Views, Error> {
+    let At { endpoint, bucket, .. } = *place;
+    let (remote, key_id) = (place.remote.clone(), keys.id().to_string());
     let identity_of = |last: &[&str]| {
-        let parts = [&[last[0], endpoint, "bucket", &bucket, &key_id], &last[1..]].concat();
+        let parts = [&[last[0], endpoint, "bucket", bucket, &key_id], &last[1..]].concat();
         identity(&parts)
     };
     let folder = options.cache_dir.as_deref();
     let memory = Arc::new(Memory::open(folder, identity_of(&["hfcrypt tree"]))?);
     let headers = Arc::new(Headers::open(folder, keys.clone(), remote.clone())?);
     let seen = memory.seen().await?;
-    let setup = Setup {
-        remote: remote.clone(),
-        keys,
-        prefix: prefix.clone(),
-        format: options.format.unwrap_or(Format::V2),
-        padding: options.padding,
-        headers,
-        memory: memory.clone(),
-        read_only: options.read_only,
-        identity: identity_of(&["hfcrypt source", &stored_prefix]),
+    let encrypted = |prefix: &PlainPath| {
+        let stored_prefix = keys.names(Format::V2).seal_path(prefix.as_str())?.key;
+        let setup = Setup {
+            remote: remote.clone(),
+            keys: keys.clone(),
+            prefix: prefix.clone(),
+            format: options.format.unwrap_or(Format::V2),
+            padding: options.padding,
+            headers: headers.clone(),
+            memory: memory.clone(),
+            read_only: options.read_only,
+            identity: identity_of(&["hfcrypt source", &stored_prefix]),
+        };
+        // In a tree that is seen for the first time format 1 is no news.
+        Ok::<_, Error>(Encrypted::new(setup, seen.is_none_or(|seen| seen.legacy)))
     };
-    // In a tree that is seen for the first time format 1 is no news.
-    let own = Encrypted::new(setup, seen.is_none_or(|seen| seen.legacy));
+    let own = encrypted(prefix)?;
     match own.check_key().await? {
         KeyVerdict::RightKey => {
             if seen.is_none() {
@@ -234,11 +275,16 @@ async fn open_keyed(
         KeyVerdict::WrongKey { .. } if options.new_key => {}
         KeyVerdict::WrongKey { entries } => return Err(Error::WrongKey { entries }),
     }
-    if options.encrypted_only {
-        return Ok(Arc::new(own));
-    }
-    let beside = Beside::new(PlainTree { remote, prefix, beside_encrypted: true, twins: Twins::default() });
-    Ok(Arc::new(Merged::new(own, beside)))
+    let view = |own: Encrypted, prefix: PlainPath| -> Arc<dyn View> {
+        if options.encrypted_only {
+            return Arc::new(own);
+        }
+        let beside =
+            Beside::new(PlainTree { remote: remote.clone(), prefix, beside_encrypted: true, twins: Twins::default() });
+        Arc::new(Merged::new(own, beside))
+    };
+    let root = encrypted(&PlainPath::root())?;
+    Ok((view(own, prefix.clone()), view(root, PlainPath::root())))
 }
 
 /// SHA-256 over the parts, each with its length, so that no two lists of parts are the same bytes.

@@ -32,7 +32,7 @@ mod tests;
 mod window;
 
 use super::known::{Known, MAX_LIST};
-use super::{Cas, Error, Hash, merkle::Tree};
+use super::{Cas, Error, Hash, deadline, merkle::Tree};
 use answers::Answers;
 use bytes::{Bytes, BytesMut};
 pub use chunks::{Cached, Chunks, Recent};
@@ -219,7 +219,7 @@ impl Downloader {
     /// holds anything. A dropped future leaves writers behind that finish the runs of chunks that they have. Must be polled inside a Tokio runtime.
     pub async fn download_to(&self, file: &Hash, len: u64, place: Arc<dyn Place>) -> Result<(), Error> {
         let (engine, file) = (Arc::clone(&self.engine), *file);
-        let placing = tokio::spawn(async move { engine.place(&file, len, place).await });
+        let placing = tokio::spawn(deadline::inherited(async move { engine.place(&file, len, place).await }));
         joined(AbortOnDropHandle::new(placing)).await
     }
 
@@ -236,7 +236,7 @@ impl Downloader {
         let read = move |window: Range<u64>| {
             let engine = Arc::clone(&engine);
             let manner = Manner { question: window.clone(), slack, hashed, kept };
-            let task = tokio::spawn(async move { engine.window(&file, &window, &manner).await });
+            let task = tokio::spawn(deadline::inherited(async move { engine.window(&file, &window, &manner).await }));
             joined(AbortOnDropHandle::new(task))
         };
         // The window that the consumer is at has left the buffer.

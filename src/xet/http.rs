@@ -1,7 +1,7 @@
 //! The CAS over HTTP (Xet spec, sections 9-11): v2 with fallback to v1, grants with fallback to direct upload, bounded retries.
 //!
-//! All requests are idempotent (content is addressed by hash), so each is repeated after a transient failure, at most
-//! [`Options::retries`] times. Answers are capped before they are held. What a server says is shortened and escaped in errors; tokens and
+//! All requests are idempotent (content is addressed by hash), so each is repeated after a transient failure: until the
+//! [deadline](crate::deadline) of the operation, or for [`Options::give_up`] where it has none. Answers are capped before they are held. What a server says is shortened and escaped in errors; tokens and
 //! pre-signed URLs are in no error and no log line.
 
 mod concurrency;
@@ -50,10 +50,12 @@ const FIRST_DOWNLOADS: u32 = 4;
 /// Limits and deadlines.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Retries of a transient failure, per request.
+    /// Most retries of a transient failure, per request. Normally time ends them.
     pub retries: u32,
     /// First delay of the back-off; it doubles, with jitter, and honours `Retry-After`.
     pub first_delay: Duration,
+    /// Where the operation has no deadline: no retry begins when no byte has moved for this long, unless the server asks for a longer wait.
+    pub give_up: Duration,
     /// A response or request body that makes no progress for this long is a network error.
     pub idle: Duration,
     /// How long a shard may be validated: every term of it is checked against its xorb. The v1 route is silent meanwhile.
@@ -63,11 +65,12 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Five retries over half a minute; 60 s covers what a server needs to check and store a whole xorb.
+    /// Retries for a minute; 60 s covers what a server needs to check and store a whole xorb.
     fn default() -> Self {
         Self {
-            retries: 5,
+            retries: u32::MAX,
             first_delay: Duration::from_secs(1),
+            give_up: Duration::from_secs(60),
             idle: Duration::from_secs(60),
             shard_patience: Duration::from_secs(15 * 60),
             in_flight: 64,

@@ -9,6 +9,7 @@ pub mod cache;
 pub mod cas;
 pub mod chunker;
 pub mod compression;
+pub mod deadline;
 pub mod download;
 mod error;
 pub mod foreign;

@@ -6,6 +6,7 @@
 use super::registry::Record;
 use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::fs::{Drained, OnConflict, Pending, PendingFile, PendingNo, Status};
+use crate::store::deadline::within;
 use crate::store::mtime_millis;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -19,6 +20,8 @@ const MAX_LINE: u64 = 32 << 20;
 pub(super) const PAGE: usize = 500;
 /// Longest frame of a content, bytes.
 const MAX_FRAME: usize = 1 << 20;
+/// How long the part of a frame that is on this machine may take.
+const LOCAL_READ: Duration = Duration::from_secs(10);
 /// How long a client may take to accept a frame.
 const FRAME_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -51,6 +54,9 @@ pub(super) enum Request {
     Read {
         /// Which.
         number: PendingNo,
+        /// Without waiting for the Hub: it didn't answer a moment ago.
+        #[serde(default)]
+        local: bool,
     },
     /// Give these up, in this order.
     Drop {
@@ -147,7 +153,7 @@ pub(super) async fn reply(mut stream: UnixStream, answer: &Answer) {
     }
 }
 
-/// Sends a pending file's content. `patience`: how long one read may take.
+/// Sends a pending file's content. `patience`: how long one read may wait for the Hub.
 pub(super) async fn send_content(mut stream: UnixStream, file: PendingFile, patience: Duration) {
     let answer = Answer::Content { len: file.len(), mtime_millis: mtime_millis(file.mtime()) };
     let send = async {
@@ -157,7 +163,8 @@ pub(super) async fn send_content(mut stream: UnixStream, file: PendingFile, pati
             if offset >= file.len() {
                 break Answer::Whole;
             }
-            let read = tokio::time::timeout(patience, file.read(offset, MAX_FRAME)).await;
+            let read = within(patience, file.read(offset, MAX_FRAME));
+            let read = tokio::time::timeout(patience.saturating_add(LOCAL_READ), read).await;
             let bytes = match read.unwrap_or(Err(crate::fs::Error::TimedOut)) {
                 Ok(bytes) if !bytes.is_empty() => bytes,
                 Ok(_) => break Answer::Refused(Failure::new(Exit::Failure, "it ended early")),
@@ -189,10 +196,10 @@ pub(super) struct Content {
 
 impl Content {
     /// Asks for the content of a pending file.
-    pub(super) async fn open(record: &Record, number: PendingNo) -> Outcome<Self> {
+    pub(super) async fn open(record: &Record, number: PendingNo, local: bool) -> Outcome<Self> {
         let fail = |e| no_answer(record, e);
         let mut stream = UnixStream::connect(record.socket()?).await.map_err(fail)?;
-        write_line(&mut stream, &Request::Read { number }).await.map_err(fail)?;
+        write_line(&mut stream, &Request::Read { number, local }).await.map_err(fail)?;
         let mut stream = BufReader::new(stream);
         match read_line(&mut stream).await.map_err(fail)? {
             Answer::Content { len, mtime_millis } => Ok(Self { stream, len, mtime_millis, got: 0 }),

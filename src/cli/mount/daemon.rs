@@ -1,12 +1,13 @@
 //! The process that holds a mount: opens the source, mounts, serves the control socket, drains at its end.
 
 use super::control::{Answer, Live, Request};
-use super::start::{Orders, Report};
+use super::start::{Notice, Orders, Report};
 use super::{DrainOutcome, control, registry, stop};
 use crate::cli::args::{Fsync, MountArgs};
 use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::fs::fuse::{FuseMount, FuseOptions};
 use crate::fs::{self, Drained, Vfs};
+use crate::store::deadline::{self, within};
 use crate::store::{self, Source, View};
 use std::io::{Read, Write};
 use std::process::ExitCode;
@@ -42,9 +43,9 @@ pub(super) async fn background() -> Outcome<ExitCode> {
     let _ = rustix::process::setsid();
     std::env::set_current_dir("/")?;
     let mut ready = false;
-    let outcome = serve(&orders, || {
+    let outcome = serve(&orders, |notices| {
         ready = true;
-        report(&Report::Ready)
+        report(&Report::Ready(notices))
     })
     .await;
     match outcome {
@@ -74,7 +75,7 @@ fn report(report: &Report) -> Outcome {
 }
 
 /// Mounts, calls `ready`, and returns when the mount has ended and its data is drained.
-pub(super) async fn serve(orders: &Orders, ready: impl FnOnce() -> Outcome) -> DrainOutcome {
+pub(super) async fn serve(orders: &Orders, ready: impl FnOnce(Vec<Notice>) -> Outcome) -> DrainOutcome {
     // From here on files are for this user only: sockets, journals, pools.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let mut signals = Signals::new()?;
@@ -86,7 +87,7 @@ pub(super) async fn serve(orders: &Orders, ready: impl FnOnce() -> Outcome) -> D
     let public = || {
         let registration = registry::register(&orders.mountpoint, id.to_string(), "fuse")?;
         let listener = control::listen(&socket)?;
-        ready()?;
+        ready(mount.notices.clone())?;
         Ok((registration, listener))
     };
     let (_registration, listener) = match public() {
@@ -129,6 +130,7 @@ struct Mounted {
     source: String,
     since: Instant,
     drain_deadline: Duration,
+    notices: Vec<Notice>,
     /// Held by a `stop` from before it unmounts until it has said so.
     stopping: tokio::sync::Mutex<()>,
 }
@@ -142,11 +144,15 @@ impl Mounted {
         let mut options = args.source.options(args.read_only, &cache_dir)?;
         options.disk_cache = args.disk_cache();
         let folder = cache_dir.clone();
-        let view = store::open(endpoint.clone(), &orders.source()?, options).await;
-        let view = view.map_err(|error| match error {
+        // One deadline for all that is asked of the Hub before the mount is live.
+        let source = orders.source()?;
+        let opened = within(hub_deadline(args), store::open(endpoint.clone(), &source, options)).await;
+        let opened = opened.map_err(|error| match error {
             store::Error::Io(error) => in_cache_dir(error, &folder),
             other => other.into(),
         })?;
+        let notices = Notice::of(&opened);
+        let view = opened.view;
         let vfs = start_vfs(view.clone(), vfs_options(args, cache_dir), args).await?;
         let Source::Bucket { id, .. } = orders.source()?;
         let fuse = FuseOptions {
@@ -172,6 +178,7 @@ impl Mounted {
             source: orders.source.clone(),
             since: Instant::now(),
             drain_deadline,
+            notices,
             stopping: tokio::sync::Mutex::default(),
         })
     }
@@ -205,7 +212,9 @@ impl Mounted {
         drop(this.stopping.lock().await);
         stopped.extend(std::iter::from_fn(|| ends.try_recv().ok()));
         let mut drained = stopped.first().map_or(Drained::default(), |stopped| stopped.flushed);
-        let rest = this.vfs.shutdown(this.drain_deadline).await;
+        // What a `stop` has used of its time is not given again.
+        let until = stopped.first().map_or_else(|| deadline::after(this.drain_deadline), |stopped| stopped.until);
+        let rest = this.vfs.shutdown(until.saturating_duration_since(deadline::after(Duration::ZERO))).await;
         drained.flushed += rest.flushed;
         drained.pending = rest.pending;
         drained.conflicts = rest.conflicts;
@@ -240,14 +249,15 @@ impl Mounted {
         match control::receive(&mut client).await {
             Ok(Request::Status) => control::reply(client, &Answer::Status(Box::new(self.live()))).await,
             Ok(Request::Flush) => {
-                let drained = self.vfs.flush(None).await;
+                let drained = self.vfs.flush_unless_stalled(self.drain_deadline).await;
                 control::reply(client, &Answer::Drained(drained)).await;
             }
             Ok(Request::Stop { lazy }) => {
+                let until = deadline::after(self.drain_deadline);
                 let flushed = self.vfs.flush(Some(self.drain_deadline)).await;
                 let _one_at_a_time = self.stopping.lock().await;
                 match self.fuse.unmount(lazy).await {
-                    Ok(()) => drop(ended.try_send(Stopped { client, flushed })),
+                    Ok(()) => drop(ended.try_send(Stopped { client, flushed, until })),
                     Err(error) => {
                         let failure = Failure::from(error).hint("close what is open in it, or `hf-mount stop --force`");
                         control::reply(client, &Answer::Refused(Failure { exit: Exit::MountPoint, ..failure })).await;
@@ -260,8 +270,11 @@ impl Mounted {
             Ok(Request::Retry { numbers, on_conflict }) => {
                 control::reply(client, &Answer::Retried(self.vfs.retry(&numbers, on_conflict))).await;
             }
-            Ok(Request::Read { number }) => match self.vfs.open_pending(number) {
-                Ok(file) => control::send_content(client, file, self.vfs.options().reply_deadline).await,
+            Ok(Request::Read { number, local }) => match self.vfs.open_pending(number) {
+                Ok(file) => {
+                    let patience = if local { Duration::ZERO } else { self.vfs.options().reply_deadline };
+                    control::send_content(client, file, patience).await;
+                }
                 Err(error) => control::reply(client, &Answer::Refused(error.into())).await,
             },
             Ok(Request::Drop { numbers }) => {
@@ -292,6 +305,16 @@ impl Mounted {
 struct Stopped {
     client: UnixStream,
     flushed: Drained,
+    /// When its drain ends.
+    until: tokio::time::Instant,
+}
+
+/// The longest that a start waits for the Hub, as one file operation does: zero stands for an hour there too.
+fn hub_deadline(args: &MountArgs) -> Duration {
+    match args.read_fetch_timeout_ms {
+        0 => Duration::from_secs(3600),
+        milliseconds => Duration::from_millis(milliseconds),
+    }
 }
 
 /// Names the folder that a local failure is about. A full disk has a way out.

@@ -127,8 +127,13 @@ pub fn hf_mount_fuse() -> ExitCode {
     let cli = Foreground::parse();
     cli.common.init_logging(tracing::Level::INFO);
     run(async move {
-        let orders = start::orders(&cli.common, cli.start)?;
-        daemon::serve(&orders, || Ok(())).await.map(stop::exit_code)
+        let (orders, made) = start::orders(&cli.common, cli.start)?;
+        let ready = |notices: Vec<start::Notice>| {
+            notices.iter().for_each(|notice| notice.print(&orders.source));
+            made.keep();
+            Ok(())
+        };
+        daemon::serve(&orders, ready).await.map(stop::exit_code)
     })
 }
 

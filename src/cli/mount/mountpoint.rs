@@ -12,10 +12,32 @@ fn refuse(path: &Path, why: impl std::fmt::Display) -> Failure {
     Failure::new(Exit::MountPoint, format!("mount point {}: {why}", path.display()))
 }
 
-/// The absolute path of an empty folder that nothing is mounted on. A missing last component is made (0700), a missing parent is an error.
-pub(super) fn prepare(path: &Path) -> Outcome<PathBuf> {
+/// The folder that a start has made, if it has made one. It is removed on drop unless it is kept: a script that goes on after a failed start
+/// would write plaintext into it.
+#[must_use]
+pub(super) struct Made(Option<PathBuf>);
+
+impl Made {
+    /// Leaves the folder there: the mount is live.
+    pub(super) fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Some(path) = self.0.take() {
+            // It fails where something is mounted there or lies in it: then it must stay.
+            let _ = std::fs::remove_dir(path);
+        }
+    }
+}
+
+/// Returns the absolute path of an empty folder that nothing is mounted on. A missing last component is made (0700), a missing parent is an error.
+pub(super) fn prepare(path: &Path) -> Outcome<(PathBuf, Made)> {
+    let mut made = Made(None);
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => {}
+        Ok(()) => made.0 = Some(std::path::absolute(path).map_err(|e| refuse(path, e))?),
         Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
         Err(e) if e.kind() == ErrorKind::NotFound => {
             return Err(refuse(path, "its parent folder is missing").hint("make the parent first"));
@@ -31,7 +53,7 @@ pub(super) fn prepare(path: &Path) -> Outcome<PathBuf> {
     if entries.next().is_some() {
         return Err(refuse(&path, "the folder is not empty"));
     }
-    Ok(path)
+    Ok((path, made))
 }
 
 /// The path as the mount table has it. Resolves the parent only: a dead mount can't be looked into.
@@ -111,18 +133,36 @@ mod tests {
     fn a_missing_folder_is_made_private_and_a_missing_parent_is_refused() {
         use std::os::unix::fs::MetadataExt;
         let dir = tempfile::tempdir().unwrap();
-        let made = prepare(&dir.path().join("mnt")).unwrap();
-        assert_eq!(made.metadata().unwrap().mode() & 0o777, 0o700);
-        let failure = prepare(&dir.path().join("no/mnt")).unwrap_err();
+        let (path, made) = prepare(&dir.path().join("mnt")).unwrap();
+        made.keep();
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o700);
+        let failure = prepare(&dir.path().join("no/mnt")).err().unwrap();
         assert_eq!(failure.exit, Exit::MountPoint);
+    }
+
+    #[test]
+    fn folder_of_failed_start_is_removed_if_the_start_made_it_and_it_is_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, made) = prepare(&dir.path().join("mnt")).unwrap();
+        assert!(path.is_dir());
+        drop(made);
+        assert!(!path.exists());
+        std::fs::create_dir(&path).unwrap();
+        drop(prepare(&path).unwrap());
+        assert!(path.is_dir(), "it was there before");
+        std::fs::remove_dir(&path).unwrap();
+        let (path, made) = prepare(&path).unwrap();
+        std::fs::write(path.join("file"), b"x").unwrap();
+        drop(made);
+        assert!(path.join("file").exists());
     }
 
     #[test]
     fn a_file_or_a_full_folder_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), b"x").unwrap();
-        assert_eq!(prepare(dir.path()).unwrap_err().exit, Exit::MountPoint);
-        assert_eq!(prepare(&dir.path().join("file")).unwrap_err().exit, Exit::MountPoint);
+        assert_eq!(prepare(dir.path()).err().unwrap().exit, Exit::MountPoint);
+        assert_eq!(prepare(&dir.path().join("file")).err().unwrap().exit, Exit::MountPoint);
     }
 
     #[test]

@@ -229,11 +229,13 @@ async fn export(which: &Which, folder: &Path) -> Outcome<ExitCode> {
     let record = live(&which.mountpoint)?;
     let chosen = choose(&record, which).await?;
     dirs::make_private(folder).map_err(|e| Failure::from(e).about(folder.display()))?;
-    let (mut copied, mut failed) = (0, None);
+    // One wait for a Hub that hangs is enough: after that, what is on this machine is copied.
+    let (mut copied, mut failed, mut local) = (0, None, false);
     for pending in chosen.pending.iter().filter(|pending| pending.kind == PendingKind::File) {
-        match export_one(&record, pending, folder).await {
+        match export_one(&record, pending, folder, local).await {
             Ok(()) => copied += 1,
             Err(failure) => {
+                local |= failure.exit == Exit::Unavailable;
                 // What doesn't authenticate is said by the code, whatever else failed.
                 if failed != Some(Exit::Integrity) {
                     failed = Some(if failure.exit == Exit::Integrity { Exit::Integrity } else { Exit::Failure });
@@ -247,7 +249,7 @@ async fn export(which: &Which, folder: &Path) -> Outcome<ExitCode> {
 }
 
 /// One file, under its final name only when it is whole.
-async fn export_one(record: &Record, pending: &Pending, folder: &Path) -> Outcome {
+async fn export_one(record: &Record, pending: &Pending, folder: &Path, local: bool) -> Outcome {
     let target = folder.join(&pending.path);
     let parent = target.parent().unwrap_or(folder);
     make_folders(folder, &pending.path).map_err(|e| Failure::from(e).about(parent.display()))?;
@@ -256,7 +258,7 @@ async fn export_one(record: &Record, pending: &Pending, folder: &Path) -> Outcom
     }
     let mut temporary = tempfile::Builder::new().prefix(".export-").tempfile_in(parent)?;
     for attempt in 1.. {
-        match receive(record, pending.number, &mut temporary).await {
+        match receive(record, pending.number, local, &mut temporary).await {
             Ok(millis) => {
                 let time = SystemTime::from(mtime_from_millis(millis));
                 // An hour that can't be set is no reason to withhold the content.
@@ -275,8 +277,8 @@ async fn export_one(record: &Record, pending: &Pending, folder: &Path) -> Outcom
     Ok(())
 }
 
-async fn receive(record: &Record, number: PendingNo, out: &mut impl Write) -> Outcome<i64> {
-    let mut content = Content::open(record, number).await?;
+async fn receive(record: &Record, number: PendingNo, local: bool, out: &mut impl Write) -> Outcome<i64> {
+    let mut content = Content::open(record, number, local).await?;
     while let Some(bytes) = content.next().await? {
         out.write_all(&bytes)?;
     }

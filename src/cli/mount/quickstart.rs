@@ -45,9 +45,10 @@ pub(super) async fn quickstart(common: &CommonArgs, point: PathBuf) -> Outcome<E
             mount.source.create = true;
             let mount = MountArgs { cache_dir: Some(mount.cache_dir()?), ..mount };
             start::detach_dead(&point)?;
-            let mountpoint = mountpoint::prepare(&point)?;
+            let (mountpoint, made) = mountpoint::prepare(&point)?;
             let orders = Orders { common: common.clone(), mount, source: BUCKET.to_owned(), mountpoint };
             start::launch(&orders).await?;
+            made.keep();
             say!("mounted an encrypted bucket on {}", orders.mountpoint.display());
         }
     }

@@ -1,11 +1,12 @@
 //! `start`: checks what can be checked here, starts the daemon, and waits until its mount is live.
 
+use super::mountpoint::Made;
 use super::{StartArgs, mountpoint, registry};
 use crate::cli::args::{MountArgs, read_key_file};
 use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::cli::term::{escape, say};
 use crate::cli::{CommonArgs, dirs};
-use crate::store::Source;
+use crate::store::{Opened, Source};
 use serde::{Deserialize, Serialize};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -34,14 +35,41 @@ impl Orders {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Report {
-    /// The mount is live.
-    Ready,
+    /// The mount is live, and this is what its user should know of it.
+    Ready(Vec<Notice>),
     /// It won't be.
     Failed(Failure),
 }
 
+/// Something about a source that is no failure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Notice {
+    /// The bucket has moved and has this id now.
+    Moved(String),
+    /// The source's subfolder has nothing in it yet.
+    NewFolder,
+}
+
+impl Notice {
+    /// Returns what is to be said of a source.
+    pub(super) fn of(opened: &Opened) -> Vec<Self> {
+        let moved = opened.moved.as_ref().map(|id| Self::Moved(id.to_string()));
+        moved.into_iter().chain(opened.is_new.then_some(Self::NewFolder)).collect()
+    }
+
+    /// Prints it, one line on stderr.
+    pub(super) fn print(&self, source: &str) {
+        let line = match self {
+            Self::Moved(id) => format!("warning: the bucket of {source} has moved: it is {id} now; use that name"),
+            Self::NewFolder => format!("{source} is a new folder: it will be in the bucket once it holds a file"),
+        };
+        eprintln!("{}", crate::cli::term::escape(&line));
+    }
+}
+
 /// Checks the arguments and makes them independent of this process's folder and environment.
-pub(super) fn orders(common: &CommonArgs, args: StartArgs) -> Outcome<Orders> {
+pub(super) fn orders(common: &CommonArgs, args: StartArgs) -> Outcome<(Orders, Made)> {
     let mut mount = args.mount;
     mount.check_backend()?;
     mount.source.format.check()?;
@@ -55,10 +83,10 @@ pub(super) fn orders(common: &CommonArgs, args: StartArgs) -> Outcome<Orders> {
     mount.source.encryption_key_file = mount.source.encryption_key_file.as_ref().map(absolute).transpose()?;
     mount.cache_dir = Some(absolute(&mount.cache_dir()?)?);
     detach_dead(point)?;
-    let mountpoint = mountpoint::prepare(point)?;
+    let (mountpoint, made) = mountpoint::prepare(point)?;
     let Source::Bucket { id, prefix } = source;
     let source = if prefix.is_empty() { id.to_string() } else { format!("{id}/{prefix}") };
-    Ok(Orders { common: common.clone(), mount, source, mountpoint })
+    Ok((Orders { common: common.clone(), mount, source, mountpoint }, made))
 }
 
 /// A mount of ours whose daemon died stays in the mount table and answers every access with an error: it is detached first.
@@ -80,8 +108,9 @@ pub(super) fn detach_dead(point: &Path) -> Outcome {
 
 /// `start`.
 pub(super) async fn start(common: &CommonArgs, args: StartArgs) -> Outcome<ExitCode> {
-    let orders = orders(common, args)?;
+    let (orders, made) = orders(common, args)?;
     launch(&orders).await?;
+    made.keep();
     say!("mounted {} on {}", escape(&orders.source), escape(&orders.mountpoint.display().to_string()));
     Ok(ExitCode::SUCCESS)
 }
@@ -115,7 +144,10 @@ pub(super) async fn launch(orders: &Orders) -> Outcome {
         Ok::<Report, std::io::Error>(serde_json::from_str(&line)?)
     };
     match told.await {
-        Ok(Report::Ready) => Ok(()),
+        Ok(Report::Ready(notices)) => {
+            notices.iter().for_each(|notice| notice.print(&orders.source));
+            Ok(())
+        }
         Ok(Report::Failed(failure)) => Err(failure),
         Err(_) => {
             let failure = Failure::new(Exit::Failure, "the daemon ended before it had mounted anything");

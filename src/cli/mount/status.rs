@@ -96,10 +96,11 @@ impl Mount {
 
 /// `status`.
 pub(super) async fn status(json: bool) -> Outcome<ExitCode> {
-    let mut mounts = Vec::new();
-    for record in registry::all()? {
+    let records = registry::all()?;
+    // Side by side: a daemon that doesn't answer delays no other.
+    let mounts = futures::future::join_all(records.iter().map(async |record| {
         let live = match record.is_alive() {
-            true => match control::ask(&record, Request::Status).await {
+            true => match control::ask(record, Request::Status).await {
                 Ok(Answer::Status(live)) => Some(*live),
                 Ok(_) => None,
                 Err(failure) => {
@@ -109,8 +110,9 @@ pub(super) async fn status(json: bool) -> Outcome<ExitCode> {
             },
             false => None,
         };
-        mounts.push(Mount::new(&record, live));
-    }
+        Mount::new(record, live)
+    }));
+    let mounts = mounts.await;
     if json {
         print_json(&Mounts { mounts })?;
     } else if mounts.is_empty() {

@@ -1,6 +1,6 @@
 //! The requests of the kernel, one method each: decode, call [`Vfs`], encode.
 
-use super::answer::{Desk, errno};
+use super::answer::{Desk, Repeatable, errno};
 use crate::fs::{
     Access, Allocate, Attr, Birth, Create, Error, FileKind, HandleNo, Ino, STATFS_BLOCK, STATFS_BLOCKS, STATFS_NAME,
     SetAttr, SetXattr, Special, TIME_GRANULARITY, Vfs,
@@ -40,7 +40,7 @@ pub(super) struct Adapter {
 
 impl Adapter {
     pub(super) fn new(vfs: Arc<Vfs>, runtime: Handle, direct_io: bool) -> Self {
-        Self { desk: Desk { vfs, runtime }, direct_io, writes: Arc::new(Semaphore::new(WRITES)) }
+        Self { desk: Desk::new(vfs, runtime), direct_io, writes: Arc::new(Semaphore::new(WRITES)) }
     }
 
     fn vfs(&self) -> Arc<Vfs> {
@@ -79,18 +79,22 @@ impl Adapter {
         work: impl Future<Output = Result<Attr, Error>> + Send + 'static,
         reply: ReplyEntry,
     ) {
+        let reply = self.entry(missed_in, reply);
+        self.desk.answer(None, work, reply, |vfs, attr| async move { vfs.forget(attr.ino, 1) });
+    }
+
+    fn entry(&self, missed_in: Option<Ino>, reply: ReplyEntry) -> impl FnOnce(Result<Attr, Errno>) + Send + 'static {
         let (ttl, vfs) = (self.ttl(), self.vfs());
         // An entry without a number tells the kernel that it may remember the absence.
         let absent_for = move || missed_in.map_or(Duration::ZERO, |parent| vfs.absent_for(parent));
-        let reply = move |done: Result<Attr, Errno>| match done {
+        move |done: Result<Attr, Errno>| match done {
             Ok(attr) => reply.entry(&ttl_of(&attr, ttl), &file_attr(&attr), Generation(0)),
             Err(error) if error.code() == libc::ENOENT => match absent_for() {
                 Duration::ZERO => reply.error(error),
                 ttl => reply.entry(&ttl, &absent(), Generation(0)),
             },
             Err(error) => reply.error(error),
-        };
-        self.desk.answer(None, work, reply, |vfs, attr| async move { vfs.forget(attr.ino, 1) });
+        }
     }
 }
 
@@ -232,8 +236,15 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (vfs, name) = (self.vfs(), utf8(name));
-        self.answer_entry(Some(Ino(parent.0)), async move { vfs.lookup(Ino(parent.0), &name?).await }, reply);
+        let vfs = self.vfs();
+        let name = match utf8(name) {
+            Ok(name) => name,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let request = Repeatable::Lookup { parent: parent.0, name: name.clone() };
+        let work = async move { vfs.lookup(Ino(parent.0), &name).await };
+        let reply = self.entry(Some(Ino(parent.0)), reply);
+        self.desk.answer_once(request, work, reply, |vfs, attr| async move { vfs.forget(attr.ino, 1) });
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
@@ -385,10 +396,13 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let vfs = self.vfs();
-        self.answer(async move { vfs.read(HandleNo(fh.0), offset, size as usize).await }, move |done| match done {
+        let request = Repeatable::Read { handle: fh.0, bytes: offset..offset.saturating_add(u64::from(size)) };
+        let work = async move { vfs.read(HandleNo(fh.0), offset, size as usize).await };
+        let reply = move |done: Result<Bytes, Errno>| match done {
             Ok(bytes) => reply.data(&bytes),
             Err(error) => reply.error(error),
-        });
+        };
+        self.desk.answer_once(request, work, reply, |_, _| async {});
     }
 
     fn write(

@@ -1,20 +1,74 @@
 //! One task per request, and a deadline on every answer.
 
 use crate::fs::{Error, Vfs};
+use crate::store::deadline::within;
 use fuser::Errno;
+use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 /// A deadline of zero means none; this stands for it (an hour).
 const FOREVER: Duration = Duration::from_secs(3600);
+
+/// How long after a late answer the kernel's own second try of the same request may come. It comes within a millisecond; a second is for
+/// a machine that is busy.
+const SECOND_TRY: Duration = Duration::from_secs(1);
+/// Late answers that are remembered.
+const MAX_LATE: usize = 256;
+
+/// A request that the kernel sends a second time, when the first one failed, before it lets the program have the error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Repeatable {
+    /// Bytes of an open file: after a failed read-ahead the kernel reads the one page that it needs.
+    Read { handle: u64, bytes: Range<u64> },
+    /// A name that the kernel knows already: when it can't check it again, it forgets it and looks it up.
+    Lookup { parent: u64, name: String },
+}
+
+impl Repeatable {
+    /// Returns true if `self` asks for a part of what `first` asked for.
+    fn repeats(&self, first: &Self) -> bool {
+        match (self, first) {
+            (Self::Read { handle, bytes }, Self::Read { handle: of, bytes: all }) => {
+                handle == of && all.start <= bytes.start && bytes.start < all.end
+            }
+            _ => self == first,
+        }
+    }
+}
+
+/// Requests whose deadline was over not long ago. A program that reads one page must not wait for two deadlines, so the kernel's second
+/// try is answered immediately.
+#[derive(Default)]
+struct Late(crate::fs::lock::Mutex<Vec<(Instant, Repeatable)>>);
+
+impl Late {
+    fn note(&self, request: Repeatable) {
+        let mut late = crate::fs::lock(&self.0);
+        late.retain(|(at, _)| at.elapsed() < SECOND_TRY);
+        if late.len() < MAX_LATE {
+            late.push((Instant::now(), request));
+        }
+    }
+
+    /// Returns true if this is a second try, once for each late answer.
+    fn take(&self, request: &Repeatable) -> bool {
+        let mut late = crate::fs::lock(&self.0);
+        late.retain(|(at, _)| at.elapsed() < SECOND_TRY);
+        let found = late.iter().position(|(_, first)| request.repeats(first));
+        found.map(|index| late.swap_remove(index)).is_some()
+    }
+}
 
 /// Where answers are worked out.
 #[derive(Clone)]
 pub(super) struct Desk {
     pub(super) vfs: Arc<Vfs>,
     pub(super) runtime: Handle,
+    late: Arc<Late>,
 }
 
 /// The number of an error for the kernel.
@@ -23,14 +77,44 @@ pub(super) fn errno(error: &Error) -> Errno {
 }
 
 impl Desk {
+    pub(super) fn new(vfs: Arc<Vfs>, runtime: Handle) -> Self {
+        Self { vfs, runtime, late: Arc::default() }
+    }
+
+    /// Answers a request that the kernel may send twice. `reply` as of [`Desk::answer`].
+    pub(super) fn answer_once<T, W, U>(
+        &self,
+        request: Repeatable,
+        work: W,
+        reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
+        undo: impl FnOnce(Arc<Vfs>, T) -> U + Send + 'static,
+    ) where
+        T: Send + 'static,
+        W: Future<Output = Result<T, Error>> + Send + 'static,
+        U: Future<Output = ()> + Send,
+    {
+        if self.late.take(&request) {
+            return reply(Err(Errno::EIO));
+        }
+        let (late, began, deadline) = (self.late.clone(), Instant::now(), self.deadline(None));
+        let reply = move |done: Result<T, Errno>| {
+            // An answer that took most of the time failed for want of it, whichever part noticed first.
+            if done.as_ref().is_err_and(|error| error.code() == libc::EIO) && began.elapsed() > deadline / 2 {
+                late.note(request);
+            }
+            reply(done);
+        };
+        self.answer(None, work, reply, undo);
+    }
+
     /// The time an answer may take.
     pub(super) fn deadline(&self, deadline: Option<Duration>) -> Duration {
         let deadline = deadline.unwrap_or(self.vfs.options().reply_deadline);
         if deadline.is_zero() { FOREVER } else { deadline }
     }
 
-    /// Answers with what `work` gives. When the deadline is over the kernel gets `EIO`, but the work goes on to its end, since half an operation is
-    /// worse than a late one; what it made for the kernel is handed to `undo`.
+    /// Answers with what `work` gives. When the deadline is over the kernel gets `EIO`. The work isn't dropped, since half an operation is worse
+    /// than a late one: its waits for the source end by the same deadline, and what it made for the kernel is handed to `undo`.
     pub(super) fn answer<T, W, U>(
         &self,
         deadline: Option<Duration>,
@@ -44,7 +128,7 @@ impl Desk {
     {
         let (deadline, vfs) = (self.deadline(deadline), self.vfs.clone());
         self.runtime.spawn(async move {
-            let mut work = pin!(work);
+            let mut work = pin!(within(deadline, work));
             match tokio::time::timeout(deadline, &mut work).await {
                 Ok(done) => reply(done.map_err(|error| note(&error))),
                 Err(_) => {
@@ -65,4 +149,26 @@ fn note(error: &Error) -> Errno {
         tracing::warn!(%error, "a request failed");
     }
     errno
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn second_try_of_late_request_is_recognised_once_and_for_a_second() {
+        let read = |bytes| Repeatable::Read { handle: 1, bytes };
+        let lookup = |name: &str| Repeatable::Lookup { parent: 1, name: name.to_owned() };
+        let late = Late::default();
+        assert!(!late.take(&lookup("a")));
+        late.note(lookup("a"));
+        late.note(read(4096..8192));
+        assert!(!late.take(&lookup("b")) && !late.take(&read(0..4096)) && !late.take(&read(8192..9000)));
+        assert!(!late.take(&Repeatable::Read { handle: 2, bytes: 4096..8192 }));
+        assert!(late.take(&lookup("a")) && late.take(&read(8000..9000)));
+        assert!(!late.take(&lookup("a")) && !late.take(&read(8000..9000)));
+        late.note(lookup("a"));
+        tokio::time::advance(SECOND_TRY).await;
+        assert!(!late.take(&lookup("a")));
+    }
 }

@@ -3,6 +3,7 @@
 use super::Mount;
 use crate::fs::memory_view::MemoryView;
 use crate::fs::{Access, Birth, Create, Error, FileKind, Ino, SetAttr};
+use crate::store::deadline::within;
 use crate::store::{Change, stored_mtime};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -972,4 +973,61 @@ async fn a_file_whose_base_is_being_fetched_can_be_read_and_written() {
     mount.flush().await;
     expected[..65536].fill(199);
     assert!(mount.remote()["f"] == expected);
+}
+
+#[tokio::test]
+async fn streaming_close_waits_for_source_that_is_away_until_its_deadline() {
+    let mount = Mount::with(|options| options.advanced_writes = false).await;
+    let handle = mount.open("f", libc::O_WRONLY | libc::O_CREAT).await.unwrap();
+    mount.put(handle, 0, b"content").await.unwrap();
+    mount.view.set_offline(true);
+    let began = std::time::Instant::now();
+    let flushed = within(Duration::from_millis(500), mount.vfs.flush_file(handle)).await;
+    assert!(flushed.unwrap_err().is_transient());
+    assert!((500..10_000).contains(&began.elapsed().as_millis()));
+    let back = async {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        mount.view.set_offline(false);
+    };
+    let (flushed, ()) = futures::join!(within(Duration::from_secs(60), mount.vfs.flush_file(handle)), back);
+    flushed.unwrap();
+    assert_eq!(mount.remote(), map(&[("f", b"content")]));
+    // What is refused for good is told without waiting.
+    mount.view.set_trouble(Some(crate::fs::memory_view::Trouble::Forbidden));
+    let handle = mount.open("g", libc::O_WRONLY | libc::O_CREAT).await.unwrap();
+    mount.put(handle, 0, b"content").await.unwrap();
+    let began = std::time::Instant::now();
+    within(Duration::from_secs(60), mount.vfs.flush_file(handle)).await.unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(60));
+}
+
+#[tokio::test]
+async fn flush_ends_when_the_source_has_taken_nothing_for_its_time() {
+    let mount = Mount::new().await;
+    mount.write("f", b"content").await.unwrap();
+    mount.view.set_offline(true);
+    let began = std::time::Instant::now();
+    let drained = mount.vfs.flush_unless_stalled(Duration::from_millis(300)).await;
+    assert_eq!(drained.pending, 1);
+    assert!((300..10_000).contains(&began.elapsed().as_millis()));
+    mount.view.set_offline(false);
+    assert_eq!(mount.vfs.flush_unless_stalled(Duration::from_secs(45)).await.pending, 0);
+}
+
+#[tokio::test]
+async fn shutdown_takes_one_deadline_though_source_and_reader_hang() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("base", &[7; 300_000]);
+    mount.write("f", b"content").await.unwrap();
+    let handle = mount.open("base", libc::O_RDWR).await.unwrap();
+    mount.put(handle, 10, b"edit").await.unwrap();
+    mount.view.set_offline(true);
+    let _reads = mount.view.hold_reads().await;
+    let (vfs, began) = (mount.vfs.clone(), std::time::Instant::now());
+    let held = tokio::spawn(async move { vfs.write(handle, 200_000, "more".into()).await });
+    tokio::task::yield_now().await;
+    let drained = mount.vfs.shutdown(Duration::from_secs(1)).await;
+    assert!(drained.pending > 0);
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    held.abort();
 }

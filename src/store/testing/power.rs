@@ -18,5 +18,5 @@ pub(crate) async fn open_on(machine: &Machine, with_key: bool) -> Arc<dyn View> 
     // The address may be another one in each process; the source is the same.
     let ends = Ends { hub, cas, identity: "http://power".into(), endpoint: None };
     let options = OpenOptions { keys: with_key.then(counting_keys), create: true, ..OpenOptions::default() };
-    open_over(ends, &Source::Bucket { id: bucket(), prefix: String::new() }, options).await.unwrap()
+    open_over(ends, &Source::Bucket { id: bucket(), prefix: String::new() }, options).await.unwrap().view
 }

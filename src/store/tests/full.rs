@@ -55,7 +55,8 @@ impl Stack {
     }
 
     async fn open_at(&self, prefix: &str, options: OpenOptions) -> Result<Arc<dyn View>, Error> {
-        open(self.endpoint.clone(), &Source::Bucket { id: bucket(), prefix: prefix.into() }, options).await
+        let source = Source::Bucket { id: bucket(), prefix: prefix.into() };
+        Ok(open(self.endpoint.clone(), &source, options).await?.view)
     }
 
     async fn open(&self, options: OpenOptions) -> Arc<dyn View> {
@@ -655,7 +656,7 @@ async fn a_view_keeps_the_embedded_hub_of_its_endpoint_alive() {
     let endpoint = Arc::new(Endpoint::open(&address, TokenProvider::anonymous()).await.unwrap());
     let options = OpenOptions { keys: Some(counting_keys()), create: true, ..OpenOptions::default() };
     let source = Source::Bucket { id: bucket(), prefix: String::new() };
-    let view = open(endpoint, &source, options).await.unwrap();
+    let view = open(endpoint, &source, options).await.unwrap().view;
     write(&*view, "f", b"content").await;
     assert_eq!(read(&*view, "f").await, b"content");
 }
@@ -934,7 +935,7 @@ async fn another_bucket_is_another_source() {
     let stack = Stack::new().await;
     let view = stack.keyed().await;
     let elsewhere = Source::Bucket { id: BucketId::new("local", "elsewhere").unwrap(), prefix: String::new() };
-    let other = open(stack.endpoint.clone(), &elsewhere, stack.options(Some(counting_keys()))).await.unwrap();
+    let other = open(stack.endpoint.clone(), &elsewhere, stack.options(Some(counting_keys()))).await.unwrap().view;
     assert_ne!(view.identity(), other.identity());
     assert_eq!(view.identity(), stack.keyed().await.identity());
     assert_eq!(view.key_id(), Some(counting_keys().id().to_string()));

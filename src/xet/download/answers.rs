@@ -7,17 +7,20 @@
 //! Bounded in number and memory; the least recently used go first.
 
 use super::layout::Layout;
-use crate::{Cas, Error, Hash};
+use crate::{Cas, Error, Hash, deadline};
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::time::sleep;
 
 /// Most answers kept.
 const MAX_ANSWERS: usize = 1024;
 /// Most memory that they take, in bytes.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
+/// Pause before a shared question that failed is asked again by an operation whose deadline isn't over.
+const AGAIN: Duration = Duration::from_secs(1);
 
 type Question = (Hash, Range<u64>);
 type Asking = BoxFuture<'static, Result<Arc<Layout>, Arc<Error>>>;
@@ -102,17 +105,32 @@ impl Answers {
         }
     }
 
-    /// Asks, or waits for the answer to the same question.
+    /// Asks, or waits for the answer to the same question: until the operation's deadline, if it has one.
     async fn ask(&self, file: &Hash, range: Range<u64>) -> Result<Arc<Layout>, Error> {
-        let asking = {
-            let question = (*file, range);
-            let mut state = self.state();
-            match state.asking.get(&question).and_then(WeakShared::upgrade) {
-                Some(asking) => asking,
-                None => self.begin(&mut state, question),
+        let question = (*file, range);
+        let mut last = None;
+        loop {
+            let asking = {
+                let mut state = self.state();
+                match state.asking.get(&question).and_then(WeakShared::upgrade) {
+                    Some(asking) => asking,
+                    None => self.begin(&mut state, question.clone()),
+                }
+            };
+            match deadline::timely(asking).await {
+                Some(Err(error)) if error.is_transient() && deadline::current().is_some() => {
+                    last = Some(error.duplicate());
+                    // It ended by itself, after a minute or so: this is no storm.
+                    if deadline::timely(sleep(AGAIN)).await.is_some() {
+                        continue;
+                    }
+                }
+                Some(answer) => return answer.map_err(|error| error.duplicate()),
+                None => {}
             }
-        };
-        asking.await.map_err(|error| error.duplicate())
+            let late = || Error::Network("reconstruction: not done by the deadline of the operation".to_owned());
+            return Err(last.unwrap_or_else(late));
+        }
     }
 
     fn begin(&self, state: &mut State, question: Question) -> Shared<Asking> {
@@ -127,7 +145,8 @@ impl Answers {
             }
             result
         };
-        let asking = asking.boxed().shared();
+        // It belongs to all who wait for it.
+        let asking = deadline::apart(asking).boxed().shared();
         // Those that were given up leave nothing but this.
         state.asking.retain(|_, asking| asking.upgrade().is_some_and(|asking| asking.peek().is_none()));
         if let Some(weak) = asking.downgrade() {

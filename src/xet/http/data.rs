@@ -7,13 +7,13 @@
 //!
 //! Several ranges at once are a `multipart/byteranges` answer. A server that answers otherwise is asked for one range at a time from then on.
 
-use super::exchange::{Answer, Lane, Permit, Request, Target, too_slow};
+use super::exchange::{Answer, Lane, Permit, Request, Target, out_of_time, too_slow};
 use super::retry::Failure;
 use super::{HttpCas, byte_range};
-use crate::Error;
 use crate::byteranges::{self, content_range};
 use crate::cas::{DataStream, gather};
 use crate::xorb::MAX_SERIALISED;
+use crate::{Error, deadline};
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use reqwest::Method;
@@ -143,9 +143,11 @@ struct Open<'a> {
 impl<'a> Transfer<'a> {
     async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         while self.given < self.len {
-            match self.piece().await {
+            let piece = deadline::timely(self.piece()).await;
+            match piece.unwrap_or_else(|| Err(Failure::Final(out_of_time(WHAT)))) {
                 Ok(piece) => {
                     self.given += piece.len() as u64;
+                    self.request.backoff.progressed();
                     if self.given == self.len
                         && let Some(open) = self.open.take()
                     {
@@ -157,7 +159,8 @@ impl<'a> Transfer<'a> {
                     if let Some(open) = self.open.take() {
                         open.permit.tell(Some(&failure), self.len);
                     }
-                    let wait = self.request.backoff.next(failure, getrandom::u32().unwrap_or(0))?;
+                    let (dice, now) = (getrandom::u32().unwrap_or(0), Instant::now());
+                    let wait = self.request.backoff.next(failure, dice, now, deadline::current())?;
                     tracing::debug!(what = WHAT, given = self.given, ?wait, "trying again");
                     sleep(wait).await;
                 }

@@ -1,7 +1,7 @@
 //! One request to the CAS or to a pre-signed URL: token, tries, deadlines, bounded bodies (Xet spec, sections 9 and 11).
 //!
 //! A try is bounded three ways: no byte in either direction for `idle`; a total that a slow but honest peer keeps
-//! (`patience` plus the size at [`LEAST_RATE`]); and the number of tries. Dropping the future of [`HttpCas::call`] frees the connection and
+//! (`patience` plus the size at [`LEAST_RATE`]); and the deadline of the operation, if it has one. Dropping the future of [`HttpCas::call`] frees the connection and
 //! the permit at once. Neither tokens nor pre-signed URLs reach an error or a log line.
 
 use super::concurrency::Pass;
@@ -9,15 +9,15 @@ use super::retry::{Backoff, Failure, asked_wait};
 use super::sending::{Progress, sent};
 use super::{HttpCas, Options};
 use crate::error::is_transient;
-use crate::{Body, CasToken, Error, Scope, foreign};
+use crate::{Body, CasToken, Error, Scope, deadline, foreign};
 use bytes::{Bytes, BytesMut};
 use reqwest::Method;
 use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, RANGE, USER_AGENT};
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::SemaphorePermit;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// Bytes per second below which a peer is as good as dead: a 64 MiB xorb then takes 68 minutes.
 const LEAST_RATE: u64 = 16 * 1024;
@@ -121,24 +121,45 @@ impl HttpCas {
         F: Future<Output = Result<T, Failure>>,
     {
         let mut refused: Option<CasToken> = None;
+        let mut last = None;
         loop {
-            let token = match request.target {
-                Target::Cas(_, scope) => Some(self.tokens.token(scope, refused.as_ref()).await?),
-                Target::Signed(_) => None,
+            let mut token = None;
+            let tried = async {
+                if let Target::Cas(_, scope) = request.target {
+                    token = Some(self.token(scope, refused.as_ref()).await?);
+                }
+                self.attempt(&request, token.as_ref(), &read).await
             };
-            let failure = match self.attempt(&request, token.as_ref(), &read).await {
-                Ok(value) => return Ok(value),
-                Err(failure) => failure,
+            let failure = match deadline::timely(tried).await {
+                Some(Ok(value)) => return Ok(value),
+                Some(Err(failure)) => failure,
+                None => return Err(last.unwrap_or_else(|| out_of_time(request.what))),
             };
             match (failure, token) {
                 (Failure::Final(Error::Unauthorized), Some(token)) if refused.is_none() => refused = Some(token),
                 (failure, _) => {
-                    let wait = request.backoff.next(failure, getrandom::u32().unwrap_or(0))?;
+                    last = failure.repeated();
+                    let (dice, now) = (getrandom::u32().unwrap_or(0), Instant::now());
+                    let wait = request.backoff.next(failure, dice, now, deadline::current())?;
                     tracing::debug!(what = request.what, ?wait, "trying again");
                     sleep(wait).await;
                 }
             }
         }
+    }
+
+    /// Gets a token. Its source has tried as long as the operation that asked it allowed. That may have been another operation, whose
+    /// deadline was earlier: then this one tries again.
+    async fn token(&self, scope: Scope, refused: Option<&CasToken>) -> Result<CasToken, Failure> {
+        let asked = self.tokens.token(scope, refused);
+        let token = match deadline::current() {
+            Some(_) => asked.await,
+            None => deadline::within(self.options.give_up, asked).await,
+        };
+        token.map_err(|error| match error.is_transient() && deadline::current().is_some() {
+            true => Failure::transient(error),
+            false => Failure::Final(error),
+        })
     }
 
     async fn attempt<T, F>(
@@ -175,7 +196,7 @@ impl HttpCas {
             401 => Err(Failure::Final(Error::Unauthorized)),
             status if is_transient(status) => {
                 let after = asked_wait(answer.response.status(), answer.headers());
-                Err(Failure::Transient { error: answer.refusal().await, after })
+                Err(Failure::Transient { error: answer.refusal().await, after, silent: Duration::ZERO })
             }
             _ => Ok(answer),
         }
@@ -198,7 +219,7 @@ impl HttpCas {
         }
         let response = tokio::select! {
             sent = builder.send() => sent.map_err(|error| network(request.what, error))?,
-            () = progress.stalled(request.idle) => return Err(stalled(request.what)),
+            () = progress.stalled(request.idle) => return Err(stalled(request.what, request.idle)),
         };
         let status = response.status().as_u16();
         tracing::debug!(what = request.what, method = %request.method, range = ?request.range(), sent = request.sent(), status,
@@ -249,7 +270,7 @@ impl Answer {
         match timeout(self.idle.min(left), self.response.chunk()).await {
             Ok(piece) => piece.map_err(|error| network(self.what, error)),
             Err(_) if left < self.idle => Err(too_slow(self.what)),
-            Err(_) => Err(stalled(self.what)),
+            Err(_) => Err(stalled(self.what, self.idle)),
         }
     }
 
@@ -334,8 +355,13 @@ pub(super) fn is_https(url: &str) -> bool {
     url.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"))
 }
 
-fn stalled(what: &str) -> Failure {
-    Failure::network(format!("{what}: no byte went either way for too long"))
+fn stalled(what: &str, silent: Duration) -> Failure {
+    Failure::stalled(format!("{what}: no byte went either way for {} s", silent.as_secs_f32()), silent)
+}
+
+/// The error of a request that the operation's deadline ended.
+pub(super) fn out_of_time(what: &str) -> Error {
+    Error::Network(format!("{what}: not done by the deadline of the operation"))
 }
 
 pub(super) fn too_slow(what: &str) -> Failure {

@@ -3,7 +3,7 @@
 use super::exchange::{Answer, Lane, Request, Target, is_https};
 use super::retry::{Backoff, Failure};
 use super::{HttpCas, MAX_REPLY, PREFIX};
-use crate::{Body, Error, Hash, Scope};
+use crate::{Body, Error, Hash, Scope, deadline};
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::Method;
@@ -11,7 +11,7 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, Heade
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 /// Grants asked for per xorb before it is sent directly.
 const MAX_GRANTS: usize = 3;
@@ -106,7 +106,8 @@ impl HttpCas {
             if !matches!(put, Put::Busy) {
                 return Ok(put);
             }
-            match backoff.next(Failure::network("busy"), getrandom::u32().unwrap_or(0)) {
+            let dice = getrandom::u32().unwrap_or(0);
+            match backoff.next(Failure::network("busy"), dice, Instant::now(), deadline::current()) {
                 Ok(wait) => sleep(wait).await,
                 Err(_) => return Ok(Put::Busy),
             }

@@ -4,22 +4,32 @@ use super::Options;
 use crate::Error;
 use http::{HeaderMap, StatusCode};
 use std::time::Duration;
+use tokio::time::Instant;
 
-/// Longest single wait, whatever a server asks for: a mount must not sleep through the deadlines of those who wait for it.
-pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Longest wait of the back-off: a server that is back should be noticed within seconds.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+/// Longest wait that a server may ask for, where the operation has no deadline.
+const LONGEST_ASKED: Duration = Duration::from_secs(60);
+/// Time after which even asked waits end, where the operation has no deadline: five of the longest.
+const ASKED_FOR: Duration = Duration::from_secs(300);
 
 /// Why one try failed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The same request may succeed later; `after`: the server's wish.
-    Transient { error: Error, after: Option<Duration> },
+    /// The same request may succeed later. `after`: the wait that the server asks for. `silent`: for how long nothing had moved.
+    Transient { error: Error, after: Option<Duration>, silent: Duration },
     /// It never will.
     Final(Error),
 }
 
 impl Failure {
     pub(super) fn transient(error: Error) -> Self {
-        Self::Transient { error, after: None }
+        Self::Transient { error, after: None, silent: Duration::ZERO }
+    }
+
+    /// Nothing moved for `silent`.
+    pub(super) fn stalled(why: impl Into<String>, silent: Duration) -> Self {
+        Self::Transient { error: Error::Network(why.into()), after: None, silent }
     }
 
     pub(super) fn network(why: impl Into<String>) -> Self {
@@ -31,6 +41,14 @@ impl Failure {
         Self::transient(Error::Malformed { what, why: why.into() })
     }
 
+    /// Returns the error once more, if the failure may pass.
+    pub(super) fn repeated(&self) -> Option<Error> {
+        match self {
+            Self::Transient { error, .. } => Some(error.duplicate()),
+            Self::Final(_) => None,
+        }
+    }
+
     pub(super) fn into_error(self) -> Error {
         match self {
             Self::Transient { error, .. } | Self::Final(error) => error,
@@ -38,34 +56,85 @@ impl Failure {
     }
 }
 
-/// The tries of one request.
+/// The tries of one request. They end at the operation's deadline; where it has none, when nothing has moved for
+/// [`Options::give_up`].
 pub(super) struct Backoff {
     left: u32,
+    first: Duration,
     delay: Duration,
+    give_up: Duration,
+    /// Since when nothing has moved.
+    failing: Option<Instant>,
 }
 
 impl Backoff {
     pub(super) fn new(options: &Options) -> Self {
-        Self { left: options.retries, delay: options.first_delay }
+        let (first, give_up) = (options.first_delay, options.give_up);
+        Self { left: options.retries, first, delay: first, give_up, failing: None }
     }
 
     /// For a request that is not worth a second try.
     pub(super) fn none() -> Self {
-        Self { left: 0, delay: Duration::ZERO }
+        Self { left: 0, first: Duration::ZERO, delay: Duration::ZERO, give_up: Duration::ZERO, failing: None }
     }
 
-    /// The wait before the next try, or the error to give up with. `dice`: uniform, for the jitter.
-    pub(super) fn next(&mut self, failure: Failure, dice: u32) -> Result<Duration, Error> {
-        match failure {
-            Failure::Transient { after, .. } if self.left > 0 => {
-                self.left -= 1;
-                let wait = after.unwrap_or(Duration::ZERO).max(jittered(self.delay, dice)).min(LONGEST_WAIT);
-                self.delay = self.delay.saturating_mul(2).min(LONGEST_WAIT);
-                Ok(wait)
+    /// Notes that bytes have come: the time to give up starts again.
+    pub(super) fn progressed(&mut self) {
+        self.failing = None;
+    }
+
+    /// Returns the wait before the next try, or the error to give up with. `end`: the operation's deadline. `dice`: uniform, for the
+    /// jitter.
+    pub(super) fn next(
+        &mut self,
+        failure: Failure,
+        dice: u32,
+        now: Instant,
+        end: Option<Instant>,
+    ) -> Result<Duration, Error> {
+        let wait = match &failure {
+            Failure::Transient { after, silent, .. } if self.left > 0 => self.wait(*after, *silent, dice, now, end),
+            _ => None,
+        };
+        let Some(wait) = wait else { return Err(failure.into_error()) };
+        self.left -= 1;
+        self.delay = self.delay.saturating_mul(2).min(LONGEST_BACKOFF);
+        Ok(wait)
+    }
+
+    /// Returns the wait, or `None` where no further try begins in time.
+    fn wait(
+        &mut self,
+        after: Option<Duration>,
+        silent: Duration,
+        dice: u32,
+        now: Instant,
+        end: Option<Instant>,
+    ) -> Option<Duration> {
+        let since = *self.failing.get_or_insert(now.checked_sub(silent).unwrap_or(now));
+        let given = if after.is_some() { ASKED_FOR } else { self.give_up };
+        let left = match end {
+            Some(end) => end.saturating_duration_since(now),
+            None => given.saturating_sub(now.saturating_duration_since(since)),
+        };
+        let wait = jittered(self.delay, dice);
+        match after {
+            Some(asked) => {
+                let asked = if end.is_some() { asked } else { asked.min(LONGEST_ASKED) };
+                Some(asked.max(wait)).filter(|wait| *wait < left)
             }
-            failure => Err(failure.into_error()),
+            None => fitting(wait, left, self.first),
         }
     }
+}
+
+/// Returns a wait of the back-off that ends before the time that is `left` is over: the last tries come closer to each other, so that
+/// they go on until the end. `None` where less than half of the `first` wait would be left.
+pub fn fitting(wait: Duration, left: Duration, first: Duration) -> Option<Duration> {
+    if wait < left {
+        return Some(wait);
+    }
+    Some(left / 2).filter(|wait| *wait >= first / 2 && !wait.is_zero())
 }
 
 /// Half to the whole of `delay`: spread enough that clients cut off together don't return together.
@@ -116,27 +185,75 @@ mod tests {
         asked_wait(StatusCode::from_u16(status).unwrap(), &map).map(|wait| wait.as_secs())
     }
 
+    /// The waits of a request that fails again as soon as it is tried, in seconds, until it is given up.
+    fn waits(backoff: &mut Backoff, failure: impl Fn() -> Failure, end: Option<Duration>) -> (Vec<f64>, Duration) {
+        let began = Instant::now();
+        let (mut now, mut waits) = (began, Vec::new());
+        while let Ok(wait) = backoff.next(failure(), u32::MAX, now, end.map(|end| began + end)) {
+            waits.push(wait.as_secs_f64());
+            now += wait;
+        }
+        (waits, now - began)
+    }
+
     #[test]
-    fn waits_double_and_end_with_the_error() {
+    fn waits_double_up_to_five_seconds_and_end_at_the_deadline() {
+        let failure = || Failure::network("x");
+        let seconds = Duration::from_secs;
+        let (found, ended) = waits(&mut Backoff::new(&options(u32::MAX)), failure, Some(seconds(30)));
+        assert_eq!(found[..6], [1.0, 2.0, 4.0, 5.0, 5.0, 5.0], "{found:?}");
+        assert!(ended < seconds(30) && ended > seconds(28), "{ended:?}");
+        assert!(found.len() < 14, "no storm at the end: {found:?}");
+        // Without a deadline, after a minute in which nothing moved.
+        let (_, ended) = waits(&mut Backoff::new(&options(u32::MAX)), failure, None);
+        assert!(ended < seconds(60) && ended > seconds(58), "{ended:?}");
+        let stalled = || Failure::stalled("x", seconds(60));
+        assert!(waits(&mut Backoff::new(&options(u32::MAX)), stalled, None).0.is_empty());
+    }
+
+    #[test]
+    fn tries_end_with_the_error_when_their_number_is_used_up() {
         let mut backoff = Backoff::new(&options(3));
-        let waits: Vec<_> =
-            (0..3).map(|_| backoff.next(Failure::network("x"), u32::MAX).unwrap().as_secs_f64().round()).collect();
-        assert_eq!(waits, [1.0, 2.0, 4.0]);
-        assert!(matches!(backoff.next(Failure::network("x"), 0), Err(Error::Network(_))));
+        assert_eq!(waits(&mut backoff, || Failure::network("x"), None).0, [1.0, 2.0, 4.0]);
+        let error = backoff.next(Failure::network("x"), 0, Instant::now(), None);
+        assert!(matches!(error, Err(Error::Network(_))));
+    }
+
+    #[test]
+    fn progress_starts_the_time_to_give_up_again() {
+        let mut backoff = Backoff::new(&options(u32::MAX));
+        let mut now = Instant::now();
+        for _ in 0..10 {
+            backoff.next(Failure::network("x"), 0, now, None).unwrap();
+            now += Duration::from_secs(40);
+            backoff.progressed();
+        }
+        backoff.next(Failure::network("x"), 0, now, None).unwrap();
+        now += Duration::from_secs(60);
+        assert!(backoff.next(Failure::network("x"), 0, now, None).is_err());
     }
 
     #[test]
     fn final_failure_is_not_tried_again() {
         let mut backoff = Backoff::new(&options(3));
-        assert!(matches!(backoff.next(Failure::Final(Error::Unauthorized), 0), Err(Error::Unauthorized)));
+        let next = backoff.next(Failure::Final(Error::Unauthorized), 0, Instant::now(), None);
+        assert!(matches!(next, Err(Error::Unauthorized)));
     }
 
     #[test]
-    fn wish_of_the_server_is_honoured_up_to_the_cap() {
-        let wish = |after| Failure::Transient { error: Error::Unauthorized, after: Some(Duration::from_secs(after)) };
-        let mut backoff = Backoff::new(&options(2));
-        assert_eq!(backoff.next(wish(7), 0).unwrap(), Duration::from_secs(7));
-        assert_eq!(backoff.next(wish(u64::MAX), 0).unwrap(), LONGEST_WAIT);
+    fn asked_wait_is_kept_up_to_the_deadline() {
+        let asked = |after| Failure::Transient {
+            error: Error::Unauthorized,
+            after: Some(Duration::from_secs(after)),
+            silent: Duration::ZERO,
+        };
+        let now = Instant::now();
+        let seconds = Duration::from_secs;
+        let mut backoff = Backoff::new(&options(9));
+        assert_eq!(backoff.next(asked(7), 0, now, None).unwrap(), seconds(7));
+        assert_eq!(backoff.next(asked(u64::MAX), 0, now, None).unwrap(), LONGEST_ASKED);
+        assert_eq!(backoff.next(asked(200), 0, now, Some(now + seconds(201))).unwrap(), seconds(200));
+        assert!(backoff.next(asked(200), 0, now, Some(now + seconds(200))).is_err(), "no sleep that ends too late");
     }
 
     #[test]

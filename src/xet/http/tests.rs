@@ -3,6 +3,7 @@
 use super::*;
 use crate::CasToken;
 use crate::cas::gather;
+use crate::deadline;
 use crate::memory::MemoryCas;
 use crate::upload::{self, UploadSession};
 use crate::xorb::MAX_SERIALISED;
@@ -232,6 +233,52 @@ fn v2_answer() -> Value {
 }
 
 // Reconstructions, tokens, retries.
+
+/// A CAS that is away for a while. The operation's deadline decides how long that is waited for.
+#[tokio::test]
+async fn requests_and_streams_are_retried_until_the_deadline_of_the_operation() {
+    let began = std::time::Instant::now();
+    let away = Duration::from_millis(700);
+    let server = Server::start(move |seen, n| match (began.elapsed() < away, &*seen.path) {
+        (true, _) if n % 2 == 0 => reply(503, ""),
+        (true, _) => reply(429, ""),
+        (false, "/d") => reply(206, vec![7; 10]),
+        (false, _) => reply(200, v2_answer().to_string()),
+    })
+    .await;
+    let short = Duration::from_millis(100);
+    let cas = client(&server.url, Options { first_delay: short / 2, give_up: short, ..Options::default() });
+    let url = format!("{}/d", server.url);
+    // Without a deadline, or with a short one, it is given up sooner than that.
+    assert!(cas.reconstruction(&FILE, None).await.unwrap_err().is_transient());
+    assert!(deadline::within(short, gather(cas.fetch(&url, 0..10))).await.is_err());
+    let long = Duration::from_secs(60);
+    let (found, bytes) = futures::join!(
+        deadline::within(long, cas.reconstruction(&FILE, None)),
+        deadline::within(long, gather(cas.fetch(&url, 0..10)))
+    );
+    assert_eq!((found.unwrap().skip, bytes.unwrap().len()), (3, 10));
+    assert!(began.elapsed() >= away);
+    assert!(server.seen().len() < 40, "no storm: {}", server.seen().len());
+}
+
+#[tokio::test]
+async fn server_that_never_answers_takes_one_deadline() {
+    let server = Server::start(|_, _| reply(200, "x").cut(0).stalling()).await;
+    // One request holds the only permit: the others wait for it, and that is bounded too.
+    let cas = client(&server.url, Options { in_flight: 1, ..Options::default() });
+    let (short, url) = (Duration::from_millis(300), format!("{}/d", server.url));
+    let began = std::time::Instant::now();
+    let (first, second, third) = futures::join!(
+        deadline::within(short, cas.reconstruction(&FILE, None)),
+        deadline::within(short, gather(cas.fetch(&url, 0..10))),
+        deadline::within(short, cas.put_xorb(&FILE, Body::from(Bytes::from_static(b"xorb")))),
+    );
+    for error in [first.err(), second.err(), third.err()] {
+        assert!(matches!(error, Some(Error::Network(_))), "{error:?}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(20));
+}
 
 #[tokio::test]
 async fn reconstruction_is_asked_of_v2_with_an_inclusive_range() {

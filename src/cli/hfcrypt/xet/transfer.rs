@@ -11,6 +11,7 @@ use crate::hub::{
 };
 use crate::store::Source;
 use crate::xet::compression::Policy;
+use crate::xet::deadline::within;
 use crate::xet::download::Place;
 use crate::xet::http::{self, HttpCas};
 use crate::xet::upload::Uploaded;
@@ -23,9 +24,13 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio_util::io::{InspectReader, InspectWriter};
 
+/// Objects committed in one request, each with its own time limit.
+const GROUP: usize = 1000;
+/// Least time for a server to check a shard, which it may do in silence.
+const SHARD: Duration = Duration::from_secs(60);
 /// Files read at once: small ones wait for their disk more than for a core.
 const FILES_AT_ONCE: usize = 4;
 
@@ -34,6 +39,8 @@ const FILES_AT_ONCE: usize = 4;
 pub(in crate::cli::hfcrypt) struct UploadArgs {
     #[command(flatten)]
     hub: HubArgs,
+    #[command(flatten)]
+    patience: PatienceArgs,
     /// The files, then hf://buckets/namespace/bucket[/key]; with several files, or a slash at its end, the key is a folder
     #[arg(required = true, num_args = 2.., value_names = ["FILE", "BUCKET"])]
     paths: Vec<String>,
@@ -46,6 +53,31 @@ pub(in crate::cli::hfcrypt) struct UploadArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// How long a transfer waits.
+#[derive(Args, Clone, Copy)]
+struct PatienceArgs {
+    /// Give up when nothing has moved for so long, retries included, milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 60_000)]
+    timeout_ms: u64,
+}
+
+impl PatienceArgs {
+    fn timeout(self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
+    }
+
+    /// A frozen server, one that refuses and one that is away are all waited for as long.
+    fn options(self) -> http::Options {
+        let timeout = self.timeout();
+        http::Options {
+            idle: timeout,
+            give_up: timeout,
+            shard_patience: timeout.max(SHARD),
+            ..http::Options::default()
+        }
+    }
 }
 
 /// `--compression`.
@@ -62,6 +94,8 @@ enum Compression {
 pub(in crate::cli::hfcrypt) struct DownloadArgs {
     #[command(flatten)]
     hub: HubArgs,
+    #[command(flatten)]
+    patience: PatienceArgs,
     /// hf://buckets/namespace/bucket/key
     object: String,
     /// A new file, or `-`
@@ -81,22 +115,24 @@ struct Remote {
     hub: Arc<Client>,
     bucket: BucketId,
     cas: Arc<HttpCas>,
+    timeout: Duration,
     /// An embedded Hub ends with it.
     endpoint: Arc<Endpoint>,
 }
 
 impl Remote {
-    async fn open(args: &HubArgs, bucket: BucketId, create: bool) -> Outcome<Self> {
+    async fn open(args: &HubArgs, patience: PatienceArgs, bucket: BucketId, create: bool) -> Outcome<Self> {
         let endpoint = args.clone().resolved().open().await?;
         let hub = endpoint.client();
-        require_bucket(&*hub, &bucket, create).await?;
+        let timeout = patience.timeout();
+        let bucket = within(timeout, require_bucket(&*hub, &bucket, create)).await?;
         let tokens = bucket_tokens(hub.clone(), bucket.clone());
-        let cas = Arc::new(HttpCas::new(endpoint.http(), tokens, http::Options::default()));
-        Ok(Self { hub, bucket, cas, endpoint })
+        let cas = Arc::new(HttpCas::new(endpoint.http(), tokens, patience.options()));
+        Ok(Self { hub, bucket, cas, timeout, endpoint })
     }
 
     async fn find(&self, key: &str) -> Outcome<FileEntry> {
-        let found = self.hub.paths_info(&self.bucket, &[key.to_owned()]).await?;
+        let found = within(self.timeout, self.hub.paths_info(&self.bucket, &[key.to_owned()])).await?;
         let found = found.into_iter().find(|file| file.key == key);
         found.ok_or_else(|| Failure::new(Exit::NotFound, format!("{} has no object {key:?}", self.bucket)))
     }
@@ -125,7 +161,7 @@ pub(super) async fn upload(args: &UploadArgs) -> Outcome<ExitCode> {
     let (bucket, key) = parse_object(to)?;
     let keys = keys_of(files, &key, to.ends_with('/'))?;
     let total = total_len(files)?;
-    let remote = Remote::open(&args.hub, bucket, args.create).await?;
+    let remote = Remote::open(&args.hub, args.patience, bucket, args.create).await?;
     let put = put_all(&remote, files, keys, args.compression, total).await;
     remote.close().await;
     let put = put?;
@@ -216,8 +252,11 @@ async fn put_all(
         BatchOp::Add { key: put.key.clone(), hash: put.hash, mtime, content_type: None }
     };
     let operations: Vec<BatchOp> = put.iter().map(operation).collect();
-    let outcome = remote.hub.batch(&remote.bucket, &operations).await?;
-    match outcome.failed.first() {
+    let mut failed = Vec::new();
+    for group in operations.chunks(GROUP) {
+        failed.extend(within(remote.timeout, remote.hub.batch(&remote.bucket, group)).await?.failed);
+    }
+    match failed.first() {
         Some((key, words)) => Err(Failure::new(Exit::Failure, format!("{key:?} was refused: {words}"))),
         None => Ok(put.into_iter().map(|(put, _)| put).collect()),
     }
@@ -231,7 +270,7 @@ pub(super) async fn download(args: &DownloadArgs) -> Outcome<ExitCode> {
     if !is_dash(&args.out) {
         refuse_existing(&args.out)?;
     }
-    let remote = Remote::open(&args.hub, bucket, false).await?;
+    let remote = Remote::open(&args.hub, args.patience, bucket, false).await?;
     let done = fetch(&remote, &key, &args.out).await;
     remote.close().await;
     done.map_err(|failure| failure.about(&args.object))?;
