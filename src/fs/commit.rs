@@ -9,7 +9,7 @@ use super::edit::Edit;
 use super::journal::Purpose;
 use super::ledger::{Entry, FileNo, FrozenRecord, Ledger, OpNo, QueuedOp, Remote};
 use super::{Error, Vfs, lock};
-use crate::store::{Change, Expect, Len, Op, Outcome, PlainPath, Stored, Version};
+use crate::store::{Change, Expect, Len, Op, Outcome, Stored, Version};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -177,7 +177,7 @@ impl Vfs {
         match outcome {
             Outcome::Done(version) => self.done(op, &what, request, version),
             Outcome::Moved(moved) => {
-                moved.iter().for_each(|file| self.twins.note_made(&file.path, true));
+                moved.iter().for_each(|file| self.twins.note_made(&file.path));
                 self.note_moved(op, moved);
                 self.done(op, &what, request, None);
             }
@@ -217,7 +217,7 @@ impl Vfs {
             }
             QueuedOp::Rename { file, replaced, to, .. } => {
                 self.finish_as(op, what, |ledger| {
-                    self.note_made(ledger, to);
+                    self.twins.note_made(to);
                     match (&request.change, ledger.file(*file).map(|record| record.remote)) {
                         // The place was another file's; what this one finds at its new place is what it replaced there.
                         (Change::Delete, _) => after_local_move(ledger, *file, *replaced),
@@ -235,12 +235,6 @@ impl Vfs {
         }
     }
 
-    /// Has a name that is new at the source looked up (see [`super::twins`]).
-    fn note_made(&self, ledger: &Ledger, path: &PlainPath) {
-        let is_new_folder = path.split().is_some_and(|(parent, _)| ledger.has_directory(&parent));
-        self.twins.note_made(path, is_new_folder);
-    }
-
     /// A file's content is at the source.
     pub(super) fn put_done(self: &Arc<Self>, op: OpNo, what: &QueuedOp, file: FileNo, generation: u64, stored: Stored) {
         let version = stored.version;
@@ -253,7 +247,7 @@ impl Vfs {
             let record = ledger.file(file);
             let replaced = record.is_some_and(|record| record.remote != Remote::Absent);
             if !replaced && let QueuedOp::Put { path, .. } = what {
-                self.note_made(ledger, path);
+                self.twins.note_made(path);
             }
             let has_draft = record.is_some_and(|record| record.draft.is_some());
             let time = mtime.unwrap_or_else(time::OffsetDateTime::now_utc);

@@ -78,8 +78,9 @@ impl Vfs {
         }
     }
 
-    /// Lists a directory again in which a name was missed by a lookup that began at `asked`, unless negative answers live longer than the last
-    /// listing is old. One listing serves all names that are missed meanwhile. If it fails, the last one answers while the metadata TTL lasts.
+    /// Lists a directory again in which a name was missed by a lookup that began at `asked`, unless negative answers
+    /// live longer than the last listing is old. One listing serves all names that are missed meanwhile. If it fails,
+    /// the last one answers while the metadata TTL lasts.
     async fn load_for_missed_name(&self, ino: Ino, asked: Instant) -> Result<(), Error> {
         let ttl = {
             let tree = lock(&self.tree);
@@ -105,7 +106,8 @@ impl Vfs {
         self.options.negative_ttl.max(slow).min(self.options.metadata_ttl)
     }
 
-    /// Returns how much longer a name that was missed in a directory counts as missing: the kernel may remember it for that time.
+    /// Returns how much longer a name that was missed in a directory counts as missing: the kernel may remember it for
+    /// that time.
     pub fn absent_for(&self, parent: Ino) -> Duration {
         let tree = lock(&self.tree);
         let Ok(directory) = tree.directory(parent) else { return Duration::ZERO };
@@ -354,7 +356,8 @@ impl Merge<'_> {
         Ok(false)
     }
 
-    /// Gives files of the source that have the name of a folder that only this machine has the name under which the store shows them beside it.
+    /// Gives files of the source that have the name of a folder that only this machine has the name under which the
+    /// store shows them beside it.
     fn show_files_beside_folders(&self, found: &mut BTreeMap<String, Entry>) {
         let is_folder = |name: &String| self.overlay.children.get(name) == Some(&LocalChild::Directory);
         let is_hidden = |entry: &Entry| {

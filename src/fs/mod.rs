@@ -150,7 +150,8 @@ pub struct Status {
     /// Files that are kept on this machine and not uploaded, because of their names.
     #[serde(default)]
     pub kept_files: u64,
-    /// Entries that are at the source and not shown: this key can't read them, their names can't be names of files, or others hide them.
+    /// Entries that are at the source and not shown: this key can't read them, their names can't be names of files, or
+    /// others hide them.
     pub unreadable_entries: u64,
     /// The last error, as a sentence.
     pub last_error: Option<String>,

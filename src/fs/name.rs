@@ -177,6 +177,9 @@ impl Vfs {
             }
             let path = tree.path(parent)?.join(name)?;
             node.looks = tree.looks_for(parent, birth, node.is_directory(), &self.options)?;
+            if node.is_directory() {
+                self.twins.note_new_folder(path.clone());
+            }
             let ticket = self.journal.append(Purpose::Work, vec![entry(path)])?;
             if let Ok(directory) = node.as_directory_mut() {
                 // The listing above has shown that the source has nothing there.

@@ -1,7 +1,8 @@
 //! Decides which local content is uploaded.
 //!
-//! What isn't uploaded is *kept*: it is in staging and journal as all local content is, so it outlives the mount, but no flush concerns it. A file is
-//! kept while its name says so and the Hub has never had it. Once it has another name, it is uploaded.
+//! What isn't uploaded is *kept*: it is in staging and journal as all local content is, so it outlives the mount, but
+//! no flush concerns it. A file is kept while its name says so and the Hub has never had it. Once it has another name,
+//! it is uploaded.
 
 use super::edit::Edit;
 use super::inode::Ino;
@@ -10,7 +11,8 @@ use super::{Error, Vfs, lock};
 use crate::store::PlainPath;
 use std::sync::Arc;
 
-/// Names that desktop programs leave in every folder and that do not belong in a bucket. So is each that begins with [`FILTERED_PREFIX`].
+/// Names that desktop programs leave in every folder and that do not belong in a bucket. So is each that begins with
+/// [`FILTERED_PREFIX`].
 const FILTERED: [&str; 7] =
     [".DS_Store", ".Spotlight-V100", ".Trashes", ".fseventsd", "__MACOSX", "Thumbs.db", "desktop.ini"];
 const FILTERED_PREFIX: &str = "._";

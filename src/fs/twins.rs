@@ -1,19 +1,26 @@
 //! Files and folders of one name of which this mount made one.
 //!
-//! A Hub keeps `a` and `a/b` beside each other, so no commit is refused for that. After a new name was committed it is looked up whether the
-//! source has the other kind under it: a folder where a file was made, or a file where a folder above the new name is. Each such name is
-//! counted as a conflict, once. `flush` looks before it answers, everything else is looked up in the background.
+//! A Hub keeps `a` and `a/b` beside each other, so no commit is refused for that. After a new name was committed it is
+//! looked up whether the source has the other kind under it: a folder where a file was made, or a file where a folder
+//! above the new name is. Each such name is counted as a conflict, once. `flush` looks before it answers, everything
+//! else is looked up in the background.
 //!
-//! Of two mounts, the one whose commit came later finds the other's, so one of them reports it in any case.
+//! Of two mounts, the one whose commit came later finds the other's, so one of them reports it. The exception is a file
+//! in a folder that was made here less than a minute ago, see [`NEW_FOLDER`].
 
 use super::inode::Ino;
 use super::lock::Mutex;
 use super::{Error, Vfs, lock};
 use crate::store::PlainPath;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::{Duration, Instant};
 
-/// New names that wait for their look, and names that were reported, at most: some hundred bytes each. Others are neither.
+/// New names that wait for their look, and names that were reported, at most: some hundred bytes each. Others are
+/// neither.
 const MAX_NAMES: usize = 65_536;
+/// How long a folder that was made here counts as new: it is unlikely that others have put folders into it. Unpacking an archive
+/// costs no request for each of its folders then.
+const NEW_FOLDER: Duration = Duration::from_secs(60);
 /// Names that are looked up together.
 const BATCH: usize = 1000;
 
@@ -22,6 +29,8 @@ const BATCH: usize = 1000;
 pub(super) struct Twins {
     made: Mutex<Made>,
     reported: Mutex<HashSet<PlainPath>>,
+    /// Folders that were made here, and when.
+    new_folders: Mutex<HashMap<PlainPath, Instant>>,
     /// Folders of the source that files of this machine hide, by directory.
     covered: Mutex<HashMap<Ino, u64>>,
     /// One look at a time, so that `flush` waits for one that is in progress.
@@ -37,8 +46,26 @@ struct Made {
 }
 
 impl Twins {
-    /// Has a file that was committed under a new name looked up. `is_new_folder`: only this machine had its folder until then.
-    pub(super) fn note_made(&self, path: &PlainPath, is_new_folder: bool) {
+    /// Remembers that a folder was made here.
+    pub(super) fn note_new_folder(&self, path: PlainPath) {
+        let mut folders = lock(&self.new_folders);
+        if folders.len() >= MAX_NAMES {
+            folders.retain(|_, made| made.elapsed() < NEW_FOLDER);
+        }
+        if folders.len() < MAX_NAMES {
+            folders.insert(path, Instant::now());
+        }
+    }
+
+    fn is_in_new_folder(&self, path: &PlainPath) -> bool {
+        let folders = lock(&self.new_folders);
+        let made = path.split().and_then(|(parent, _)| folders.get(&parent));
+        made.is_some_and(|made| made.elapsed() < NEW_FOLDER)
+    }
+
+    /// Has a file that was committed under a new name looked up, and the folders above it.
+    pub(super) fn note_made(&self, path: &PlainPath) {
+        let is_in_new_folder = self.is_in_new_folder(path);
         let mut made = lock(&self.made);
         if made.files.len() + made.folders.len() >= MAX_NAMES {
             return;
@@ -50,7 +77,7 @@ impl Twins {
                 break;
             }
         }
-        if !is_new_folder {
+        if !is_in_new_folder {
             made.files.insert(path.clone());
         }
     }
@@ -100,7 +127,8 @@ impl Twins {
 }
 
 impl Vfs {
-    /// Looks up what was committed under new names since the last time. What can't be looked up now is left for the next time.
+    /// Looks up what was committed under new names since the last time. What can't be looked up now is left for the
+    /// next time.
     pub(super) async fn find_twins(&self) -> Result<(), Error> {
         let _one_at_a_time = self.twins.looking.lock().await;
         loop {

@@ -24,7 +24,7 @@ use crate::hub::FileEntry;
 use crate::xet::Hash;
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -346,6 +346,27 @@ impl Encrypted {
         Ok(self.twins.target(path, &decrypted.all_names(), decrypted.twins()))
     }
 
+    /// Returns those of some paths in `parent` that are directories.
+    async fn directories_among(&self, parent: PlainPath, paths: Vec<PlainPath>) -> Result<Vec<PlainPath>, Error> {
+        let mut found = Vec::new();
+        if paths.len() > twin::FEW {
+            let decrypted = self.decrypt_directory(&parent).await?;
+            let node = |path: &PlainPath| decrypted.names.get(path.split()?.1);
+            let is_directory = |path: &PlainPath| node(path).is_some_and(|node| node.directory);
+            found.extend(paths.into_iter().filter(is_directory));
+            return Ok(found);
+        }
+        for path in paths {
+            for key in keys_of(&self.names.place(&path)?) {
+                if self.is_stored_directory(&key).await? {
+                    found.push(path);
+                    break;
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// What is at a path on this side; its size isn't read.
     pub(super) async fn find(&self, path: &PlainPath) -> Result<Option<Kind>, Error> {
         if path.is_root() {
@@ -519,6 +540,11 @@ impl Encrypted {
             Class::Extension | Class::Foreign | Class::Suspicious => None,
         }
     }
+}
+
+/// The keys of a place in both formats.
+fn keys_of(place: &Place) -> impl Iterator<Item = String> + use<> {
+    std::iter::once(place.primary.clone()).chain(place.legacy.clone())
 }
 
 /// The hash of what may be a sidecar: others needn't be fetched.
@@ -699,27 +725,15 @@ impl View for Encrypted {
     async fn twins(&self, files: &[PlainPath], folders: &[PlainPath]) -> Result<Vec<PlainPath>, Error> {
         let places = folders.iter().map(|path| Ok((path, self.names.place(path)?)));
         let places = places.collect::<Result<Vec<_>, Error>>()?;
-        let keys = |place: &Place| std::iter::once(place.primary.clone()).chain(place.legacy.clone());
-        let all: Vec<String> = places.iter().flat_map(|(_, place)| keys(place)).collect();
+        let all: Vec<String> = places.iter().flat_map(|(_, place)| keys_of(place)).collect();
         let found = self.setup.remote.files(&all).await?;
-        let is_file = |place: &Place| keys(place).any(|key| found.contains_key(&key));
+        let is_file = |place: &Place| keys_of(place).any(|key| found.contains_key(&key));
         let folders = places.iter().filter(|(_, place)| is_file(place));
         let mut twins: Vec<PlainPath> = folders.map(|(path, _)| (*path).clone()).collect();
-        for (parent, names) in twin::by_parent(files) {
-            if names.len() > twin::FEW {
-                let decrypted = self.decrypt_directory(&parent).await?;
-                let is_directory = |name: &str| decrypted.names.get(name).is_some_and(|node| node.directory);
-                twins.extend(names.into_iter().filter(|(_, name)| is_directory(name)).map(|(path, _)| path.clone()));
-                continue;
-            }
-            for (path, _) in names {
-                for key in keys(&self.names.place(path)?) {
-                    if self.is_stored_directory(&key).await? {
-                        twins.push(path.clone());
-                        break;
-                    }
-                }
-            }
+        let looks = twin::by_parent(files).into_iter().map(|(parent, paths)| self.directories_among(parent, paths));
+        let mut looks = futures::stream::iter(looks).buffer_unordered(twin::LOOKS);
+        while let Some(found) = looks.try_next().await? {
+            twins.extend(found);
         }
         Ok(twins)
     }

@@ -13,7 +13,8 @@ impl Hidden {
         [self.foreign, self.suspicious, self.shadowed, self.unreachable].into_iter().fold(0, u64::saturating_add)
     }
 
-    /// Returns how many entries are there although no entry of their name is shown. They keep their directory from being removed.
+    /// Returns how many entries are there although no entry of their name is shown. They keep their directory from
+    /// being removed.
     pub fn nameless(&self) -> u64 {
         [self.foreign, self.suspicious, self.unreachable].into_iter().fold(0, u64::saturating_add)
     }

@@ -310,10 +310,12 @@ pub trait View: Send + Sync + 'static {
     /// Carries out operations in order and gives one outcome each, in the same order. Batches are formed inside: all adds first, deletes in a
     /// later batch and only for adds that succeeded; expectations are compared with the remote state right before.
     async fn commit(&self, operations: &[Op]) -> Vec<Outcome>;
-    /// Returns those of `files` where the source also has a folder of that name, and those of `folders` where it also has a file.
+    /// Returns those of `files` where the source also has a folder of that name, and those of `folders` where it also
+    /// has a file.
     async fn twins(&self, files: &[PlainPath], folders: &[PlainPath]) -> Result<Vec<PlainPath>, Error>;
-    /// Returns the name under which the file `name` is shown beside a folder of that name which only this machine has; `taken` says which
-    /// names are in use. From then on changes of that name are changes of the file. `None`: no such name is free.
+    /// Returns the name under which the file `name` is shown beside a folder of that name which only this machine has;
+    /// `taken` says which names are in use. From then on changes of that name are changes of the file. `None`: no such
+    /// name is free.
     fn show_beside(&self, directory: &PlainPath, name: &str, taken: &dyn Fn(&str) -> bool) -> Option<String>;
     /// Checks a name that is about to be created (length, characters, reserved) before any local state changes.
     fn check_name(&self, parent: &PlainPath, name: &str) -> Result<(), Error>;

@@ -90,7 +90,8 @@ impl Names {
         self.check_path(format, &parent.join(name)?)
     }
 
-    /// Checks that a path can be stored in `format`. One stored name of format 1 in about 8,000 ends in `..`, which the Hub refuses.
+    /// Checks that a path can be stored in `format`. One stored name of format 1 in about 8,000 ends in `..`, which
+    /// the Hub refuses.
     pub(super) fn check_path(&self, format: Format, path: &PlainPath) -> Result<(), Error> {
         check_key(&self.sealed(format, path)?.key).map_err(|_| Error::InvalidName)
     }

@@ -20,6 +20,7 @@ use crate::hub::{FileEntry, check_key};
 use crate::xet::Hash;
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -111,20 +112,29 @@ impl PlainTree {
         let found = self.remote.files(&keys).await?;
         let folders = folders.iter().zip(&keys).filter(|(_, key)| found.contains_key(*key));
         let mut doubled: Vec<PlainPath> = folders.map(|(path, _)| path.clone()).collect();
-        for (parent, names) in twin::by_parent(files) {
-            if names.len() <= twin::FEW {
-                for (path, _) in names {
-                    doubled.extend(self.remote.has_children(&self.key(path)).await?.then(|| path.clone()));
-                }
-                continue;
-            }
-            let children = self.remote.children(&self.key(&parent)).await?;
-            let directories: BTreeSet<&str> =
-                children.iter().filter(|child| child.file.is_none()).map(|child| child.name.as_str()).collect();
-            doubled
-                .extend(names.into_iter().filter(|(_, name)| directories.contains(name)).map(|(path, _)| path.clone()));
+        let looks = twin::by_parent(files).into_iter().map(|(parent, paths)| self.directories_among(parent, paths));
+        let mut looks = futures::stream::iter(looks).buffer_unordered(twin::LOOKS);
+        while let Some(found) = looks.try_next().await? {
+            doubled.extend(found);
         }
         Ok(doubled)
+    }
+
+    /// Returns those of some paths in `parent` that are directories.
+    async fn directories_among(&self, parent: PlainPath, paths: Vec<PlainPath>) -> Result<Vec<PlainPath>, Error> {
+        let mut found = Vec::new();
+        if paths.len() <= twin::FEW {
+            for path in paths {
+                found.extend(self.remote.has_children(&self.key(&path)).await?.then_some(path));
+            }
+            return Ok(found);
+        }
+        let children = self.remote.children(&self.key(&parent)).await?;
+        let directories: BTreeSet<&str> =
+            children.iter().filter(|child| child.file.is_none()).map(|child| child.name.as_str()).collect();
+        let is_directory = |path: &PlainPath| path.split().is_some_and(|(_, name)| directories.contains(name));
+        found.extend(paths.into_iter().filter(is_directory));
+        Ok(found)
     }
 
     fn kind(&self, key: &str, file: Option<&FileEntry>) -> Kind {

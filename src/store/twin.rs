@@ -1,10 +1,12 @@
 //! A file and a folder of one name.
 //!
-//! A bucket has keys only, so `a` and `a/b` can both be there. A file system can't show both under one name: the folder keeps it, and the file
-//! appears beside it under a name with [`MARK`], its *alias*. The object keeps its key. Whatever is done to the alias is done to that object.
+//! A bucket has keys only, so `a` and `a/b` can both be there. A file system can't show both under one name: the
+//! folder keeps it, and the file appears beside it under a name with [`MARK`], its *alias*. The object keeps its key.
+//! Whatever is done to the alias is done to that object.
 //!
-//! An alias follows from the names of its directory, so every client computes the same one. A view also remembers the aliases that it has
-//! shown: a change that was made through an alias still finds its object when the folder has been removed meanwhile.
+//! An alias follows from the names of its directory, so every client computes the same one. A view also remembers the
+//! aliases that it has shown: a change that was made through an alias still finds its object when the folder has been
+//! removed meanwhile.
 
 use super::{Change, Expect, Op, PlainPath};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -20,6 +22,8 @@ const TRIES: u32 = 100;
 const MAX_KNOWN: usize = 4096;
 /// Names in one directory up to which each is asked for by itself; for more the directory is listed.
 pub(super) const FEW: usize = 8;
+/// Directories that are asked for concurrently.
+pub(super) const LOOKS: usize = 8;
 
 /// Returns `name` with `mark` before its extension, cut to the length that a name may have.
 pub fn marked_name(name: &str, mark: &str) -> String {
@@ -82,7 +86,8 @@ impl Twins {
         Some(alias)
     }
 
-    /// Returns the path that `path` stands for, in a directory that holds `names`, of which `twins` are a file and a folder.
+    /// Returns the path that `path` stands for, in a directory that holds `names`, of which `twins` are a file and a
+    /// folder.
     pub(super) fn target<'a>(
         &self,
         path: &PlainPath,
@@ -118,12 +123,12 @@ pub(super) fn resolve(operations: &[Op], targets: &HashMap<PlainPath, PlainPath>
     operations.iter().map(|op| resolved(op, targets)).collect()
 }
 
-/// Returns paths by their directory, each with its name.
-pub(super) fn by_parent(paths: &[PlainPath]) -> BTreeMap<PlainPath, Vec<(&PlainPath, &str)>> {
-    let mut all: BTreeMap<PlainPath, Vec<(&PlainPath, &str)>> = BTreeMap::new();
+/// Returns paths by their directory.
+pub(super) fn by_parent(paths: &[PlainPath]) -> BTreeMap<PlainPath, Vec<PlainPath>> {
+    let mut all: BTreeMap<PlainPath, Vec<PlainPath>> = BTreeMap::new();
     for path in paths {
-        if let Some((parent, name)) = path.split() {
-            all.entry(parent).or_default().push((path, name));
+        if let Some((parent, _)) = path.split() {
+            all.entry(parent).or_default().push(path.clone());
         }
     }
     all
