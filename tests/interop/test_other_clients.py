@@ -37,7 +37,7 @@ def test_opendal_works_on_a_bucket(api, hub):
     import opendal
     from opendal.exceptions import NotFound
 
-    # opendal creates no buckets.
+    # opendal creates no buckets, and its service for the Hub copies nothing.
     api.create_bucket("local/dal", private=True)
     dal = opendal.Operator("hf", repo_type="bucket", repo_id="local/dal", endpoint=hub.url, token="hf_local")
     content = random.Random(1).randbytes(300_000)

@@ -579,6 +579,24 @@ mod tests {
         assert!(outcome.is_err());
     }
 
+    #[tokio::test]
+    async fn database_of_version_1_is_migrated_and_knows_no_earlier_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let connection = Connection::open(dir.path().join(FILE)).unwrap();
+        MIGRATIONS[0].iter().for_each(|sql| connection.execute_batch(sql).unwrap());
+        let sql = "INSERT INTO buckets (namespace, name, private, created, updated) VALUES ('local', 'b', 0, 5, 7)";
+        connection.execute(sql, []).unwrap();
+        connection.pragma_update(None, "user_version", 1).unwrap();
+        drop(connection);
+        let bucket = |c: &Connection| {
+            let columns = c.query_row("SELECT updated, event_since, event_seq FROM buckets", [], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+            });
+            Ok::<_, Error>(columns?)
+        };
+        assert_eq!(open(&dir).unwrap().read(bucket).await.unwrap(), (7, 7, 0));
+    }
+
     #[test]
     fn a_database_of_a_later_version_is_refused() {
         let dir = tempfile::tempdir().unwrap();

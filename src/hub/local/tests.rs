@@ -517,6 +517,10 @@ async fn listing_buckets_pages_searches_and_hides_private_ones() {
     assert_eq!(rig.list("/api/buckets/local?search=b").await, ["local/b1", "local/b2", "local/b3", "local/b4"]);
     rig.hub.add_user("empty").await.unwrap();
     assert_eq!(rig.list("/api/buckets/empty").await, [""; 0]);
+    let fresh = tempfile::tempdir().unwrap();
+    let alone = Rig::new(&fresh).await.for_the_process().await;
+    alone.hub.remove_user("local").await.unwrap();
+    assert_eq!(alone.list("/api/buckets/me").await, [""; 0]);
     assert_eq!(rig.list("/api/buckets/local?search=none").await, [""; 0]);
     rig.token = None;
     for unknown in ["nobody", "loca", "%20", "b1"] {

@@ -126,6 +126,7 @@ async fn change(
 pub(super) async fn list(call: Call, namespace: &str) -> Result<Response, ApiError> {
     let namespace = call.caller.resolve(&decode(namespace)?)?;
     let private = call.caller.sees_private(&namespace);
+    let is_own = call.caller.name() == Some(&namespace);
     let search = call.query("search").unwrap_or_default();
     let after = match cursor(&call)? {
         Some(bytes) => String::from_utf8(bytes).map_err(|_| ApiError::bad_request("malformed cursor"))?,
@@ -135,8 +136,8 @@ pub(super) async fn list(call: Call, namespace: &str) -> Result<Response, ApiErr
     // One more than a page says whether there is a further one.
     let db = &call.site.shared.db;
     let listed = db.read(move |c| list_namespace(c, &namespace, private, &search, &after, size + 1)).await?;
-    // Not the 401 for a bucket: no bucket was named.
-    let mut buckets = listed.ok_or_else(ApiError::repo_not_found)?;
+    // Not the 401 for a bucket: no bucket was named. The process's own namespace needs no user in the database.
+    let mut buckets = listed.or_else(|| is_own.then(Vec::new)).ok_or_else(ApiError::repo_not_found)?;
     let more = buckets.len() > size;
     buckets.truncate(size);
     let mut response = reply(&buckets.iter().map(describe).collect::<Vec<_>>())?;

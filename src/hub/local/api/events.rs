@@ -33,8 +33,8 @@ use tokio::time::{Instant, sleep_until};
 pub(in crate::hub::local) const STREAMS: usize = 128;
 /// Changes of a bucket that are kept: those of the largest batch. With the longest keys they take 40 MB.
 const KEPT: i64 = 10_000;
-/// Changes in one event at most: 2 MB with the longest keys.
-const EVENT: i64 = 500;
+/// Changes in one event at most. An event is 2.5 MB at most: the longest keys, of control characters that JSON escapes with six bytes each.
+const EVENT: i64 = 100;
 /// Pause between two polls of the database: how late a change is seen.
 const POLL: Duration = Duration::from_millis(500);
 /// Silence after which a comment is sent. The official client takes a stream for dead after 90 s without a byte.
@@ -408,7 +408,7 @@ mod tests {
             })?)
         };
         assert_eq!(db.read(rows).await.unwrap(), (KEPT, 1));
-        assert!(text(&mut follower).await.unwrap().contains("\"cursor\":\"1-500\""), "the log has all of it");
+        assert!(text(&mut follower).await.unwrap().contains("\"cursor\":\"1-100\""), "the log has all of it");
         batch(&db, many()).await;
         assert_eq!(db.read(rows).await.unwrap(), (KEPT, KEPT + 1), "the log is bounded");
         assert_eq!(text(&mut follower).await.unwrap(), "event: reset\ndata: {\"reason\":\"cursor_too_old\"}\n\n");
