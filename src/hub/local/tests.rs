@@ -294,7 +294,7 @@ impl Events {
                 return Some((name, serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap()));
             }
             let chunk = tokio::time::timeout(Duration::from_secs(30), self.response.chunk()).await;
-            let Some(chunk) = chunk.expect("an event is due").unwrap() else { return None };
+            let chunk = chunk.expect("an event is due").unwrap()?;
             self.received += std::str::from_utf8(&chunk).unwrap();
         }
     }
