@@ -400,7 +400,7 @@ impl Mount {
     /// Removes `path`, and waits until that has failed at the source.
     async fn fail_to_unlink(&self, path: &str) {
         self.unlink(path).await.unwrap();
-        while self.pending().iter().all(|pending| pending.attempts == 0) {
+        while self.pending().iter().any(|pending| pending.path == path && pending.attempts == 0) {
             tokio::task::yield_now().await;
         }
     }
