@@ -30,6 +30,8 @@ pub(super) enum Rank {
     Tree,
     /// Length, times and generations of one edit.
     Meta,
+    /// Slots that accepted changes will take.
+    Promises,
     /// The ledger and the queue of the journal.
     Journal,
     /// The slots of the pool.
@@ -46,11 +48,12 @@ pub(super) enum Rank {
 
 #[cfg(debug_assertions)]
 impl Rank {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Threads,
         Self::Dirty,
         Self::Tree,
         Self::Meta,
+        Self::Promises,
         Self::Journal,
         Self::Pool,
         Self::Handles,

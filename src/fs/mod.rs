@@ -345,15 +345,18 @@ impl Vfs {
         let queued = self.queued_changes();
         let hidden = self.view.hidden();
         let parked_ops = self.flusher.parked_ops(&self.journal.ledger());
+        let (kept_files, unreadable_entries) =
+            (self.flusher.kept(), hidden.total().saturating_add(self.twins.covered()));
+        let trouble = self.sync_trouble();
         let tally = self.flusher.tally();
         Status {
             pending_files: files + queued,
             pending_bytes: bytes,
             parked_files: parked + parked_ops,
             conflicts: tally.conflicts,
-            kept_files: self.flusher.kept(),
-            unreadable_entries: hidden.total().saturating_add(self.twins.covered()),
-            last_error: self.sync_trouble().or_else(|| tally.last_error.clone()),
+            kept_files,
+            unreadable_entries,
+            last_error: trouble.or_else(|| tally.last_error.clone()),
             last_poll: None,
         }
     }

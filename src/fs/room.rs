@@ -12,7 +12,7 @@
 //! Eviction takes the file first that was changed longest ago.
 
 use super::edit::Edit;
-use super::lock::Mutex;
+use super::lock::{Mutex, Rank};
 use super::slots::GROWTH;
 use super::{Error, Vfs, journal, lock};
 use std::io;
@@ -33,7 +33,7 @@ const RECORD: u64 = 1 << 16;
 
 /// Slots that accepted changes will take and that hold nothing yet. Nothing but the journal and the pool is locked under it.
 #[derive(Default)]
-pub(super) struct Promises(Mutex<u64>);
+pub(super) struct Promises(Mutex<u64, { Rank::Promises as u8 }>);
 
 impl Promises {
     /// Promises slots without a check.

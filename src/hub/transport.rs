@@ -177,9 +177,9 @@ impl Transport {
         let end = set.unwrap_or(began + self.policy.total);
         let mut retry = 0;
         loop {
-            let began = Instant::now();
+            let sent = Instant::now();
             let outcome = self.attempt(call, end).await;
-            let took = began.elapsed();
+            let took = sent.elapsed();
             match &outcome {
                 Ok(Answer { status, body, .. }) => {
                     let (method, path, bytes) = (&call.method, call.url.path(), body.len());
