@@ -39,12 +39,12 @@ def test_source_that_is_a_file_is_refused_and_missing_folder_only_if_nothing_may
     failed = mount(*options, "--read-only", name="other", source="local/test/folder/new", check=False)
     assert failed.started.returncode == 3 and not failed.point.exists()
     new = mount(*options, "--advanced-writes", source="local/test/folder/new")
-    assert new.started.stderr.count("new folder") == 1
+    assert new.started.stderr.count("the folder is new") == 1
     (new.point / "file").write_bytes(b"first")
     new.stop()
     for source in ["folder", "folder/deep", "folder/new"]:
         there = mount(*options, "--read-only", source=f"local/test/{source}")
-        assert "new folder" not in there.started.stderr
+        assert "the folder is new" not in there.started.stderr
         assert os.listdir(there.point)
         there.stop()
 

@@ -129,7 +129,8 @@ pub fn hf_mount_fuse() -> ExitCode {
     run(async move {
         let (orders, made) = start::orders(&cli.common, cli.start)?;
         let ready = |notices: Vec<start::Notice>| {
-            notices.iter().for_each(|notice| notice.print(&orders.source));
+            let source = orders.source()?;
+            notices.iter().for_each(|notice| notice.print(&source));
             made.keep();
             Ok(())
         };

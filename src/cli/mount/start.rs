@@ -58,11 +58,12 @@ impl Notice {
         moved.into_iter().chain(opened.is_new.then_some(Self::NewFolder)).collect()
     }
 
-    /// Prints it, one line on stderr.
-    pub(super) fn print(&self, source: &str) {
+    /// Prints it, one line on stderr. Names the bucket and not the folder: stderr of a foreground mount is often a log file.
+    pub(super) fn print(&self, source: &Source) {
+        let Source::Bucket { id: bucket, .. } = source;
         let line = match self {
-            Self::Moved(id) => format!("warning: the bucket of {source} has moved: it is {id} now; use that name"),
-            Self::NewFolder => format!("{source} is a new folder: it will be in the bucket once it holds a file"),
+            Self::Moved(id) => format!("warning: bucket {bucket} has moved: it is {id} now; use that name"),
+            Self::NewFolder => format!("note: the folder is new: it will be in bucket {bucket} once it holds a file"),
         };
         eprintln!("{}", crate::cli::term::escape(&line));
     }
@@ -145,7 +146,8 @@ pub(super) async fn launch(orders: &Orders) -> Outcome {
     };
     match told.await {
         Ok(Report::Ready(notices)) => {
-            notices.iter().for_each(|notice| notice.print(&orders.source));
+            let source = orders.source()?;
+            notices.iter().for_each(|notice| notice.print(&source));
             Ok(())
         }
         Ok(Report::Failed(failure)) => Err(failure),
