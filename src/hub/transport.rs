@@ -224,6 +224,10 @@ impl Transport {
         // Read again for each try: it may be the rotation of the token that made the last one fail.
         let token = match timeout_at(deadline, self.token.current()).await {
             Ok(token) => token.map_err(Failure::Final)?,
+            // The operation's time was over, not that of the token: nothing is wrong with it, and nothing was sent.
+            Err(_) if given < self.policy.request => {
+                return Err(Failure::Unsent(Error::Network("the operation's deadline has passed".to_owned())));
+            }
             Err(_) => return Err(Failure::Final(self.token.too_slow())),
         };
         match timeout_at(deadline, self.exchange(call, token)).await {

@@ -119,15 +119,19 @@ pub struct Opened {
 pub async fn open(endpoint: Arc<Endpoint>, source: &Source, options: OpenOptions) -> Result<Opened, Error> {
     let Source::Bucket { id, .. } = source;
     let hub: Arc<dyn Hub> = endpoint.client();
-    let tokens = bucket_tokens(hub.clone(), id.clone());
+    let bucket = hub::require_bucket(&*hub, id, options.create && !options.read_only).await?;
+    let tokens = bucket_tokens(hub.clone(), bucket.clone());
     let cas = Arc::new(HttpCas::new(endpoint.http(), tokens, http::Options::default()));
     let identity = endpoint.identity().to_owned();
-    open_over(Ends { hub, cas, identity, endpoint: Some(endpoint) }, source, options).await
+    open_over(Ends { hub, bucket, cas, identity, endpoint: Some(endpoint) }, source, options).await
 }
 
 /// What a source is reached through.
 pub(super) struct Ends {
     pub(super) hub: Arc<dyn Hub>,
+    /// The source's bucket under its present name. The old name may be given to another bucket one day: neither requests nor tokens may
+    /// follow it there.
+    pub(super) bucket: BucketId,
     pub(super) cas: Arc<dyn Cas>,
     /// Stable name of the endpoint.
     pub(super) identity: String,
@@ -139,16 +143,14 @@ pub(super) struct Ends {
 pub(super) async fn open_over(ends: Ends, source: &Source, options: OpenOptions) -> Result<Opened, Error> {
     let Source::Bucket { id, prefix } = source;
     let prefix = PlainPath::new(prefix.trim_matches('/'))?;
-    let now = hub::require_bucket(&*ends.hub, id, options.create && !options.read_only).await?;
-    let moved = now.has_moved_from(id).then(|| now.clone());
+    let moved = ends.bucket.has_moved_from(id).then(|| ends.bucket.clone());
     let known = if options.keys.is_none() { known_chunks(&options).await } else { None };
     let contents = contents(ends.cas.clone(), &options, known.clone()).await;
     let shards = local_shards(&ends.identity, id, &options).await;
     let (endpoint, identity) = (ends.endpoint, ends.identity);
     let remote = Arc::new(Remote {
         hub: ends.hub,
-        // The old name may be given to another bucket one day: what is written from now on must not follow it there.
-        bucket: now,
+        bucket: ends.bucket,
         cas: ends.cas,
         contents,
         known,

@@ -65,12 +65,13 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Retries for a minute; 60 s covers what a server needs to check and store a whole xorb.
+    /// 60 s covers what a server needs to check and store a whole xorb. A connection that dies in silence takes that long to be noticed,
+    /// so retries go on for more than twice that.
     fn default() -> Self {
         Self {
             retries: u32::MAX,
             first_delay: Duration::from_secs(1),
-            give_up: Duration::from_secs(60),
+            give_up: Duration::from_secs(150),
             idle: Duration::from_secs(60),
             shard_patience: Duration::from_secs(15 * 60),
             in_flight: 64,

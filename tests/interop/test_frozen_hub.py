@@ -13,10 +13,11 @@ import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from conftest import BIN, Hub, needs_fuse, run
+from conftest import BIN, Hub, eventually, needs_fuse, run
 
 pytestmark = needs_fuse
 
@@ -64,6 +65,32 @@ def code(*command):
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
+
+
+def test_interrupted_start_leaves_neither_folder_nor_daemon(hub, api, home, tmp_path):
+    api.create_bucket("local/test")
+    point = tmp_path / "mnt"
+    command = [BIN / "hf-mount", "start", "--hub-endpoint", hub.url, "--hf-token", "hf_local", "bucket", "local/test", point]
+    with frozen(hub):
+        start = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        daemons = []
+
+        def is_running():
+            stats = [(entry, entry / "stat") for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+            for entry, stat in stats:
+                with contextlib.suppress(OSError):
+                    if int(stat.read_text().rsplit(")", 1)[1].split()[1]) == start.pid:
+                        daemons.append(entry)
+            return daemons and point.exists()
+
+        eventually(is_running)
+        # Far from the 30 s that the Hub would be waited for.
+        with takes(0, DEADLINE + MARGIN):
+            start.send_signal(signal.SIGINT)
+            assert start.wait() == 130
+        assert "interrupted" in start.stderr.read()
+        assert not point.exists()
+        assert not any(daemon.exists() for daemon in daemons)
 
 
 def test_start_ends_by_one_deadline_and_leaves_no_folder(hub, mount, api, tmp_path):

@@ -11,8 +11,12 @@ use serde::{Deserialize, Serialize};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
+
+/// Time that an interrupted daemon has to detach its mount.
+const LAST_WAIT: Duration = Duration::from_secs(2);
 
 /// All that the process which mounts is told. Goes over a pipe: a command line is visible to others and may hold a plaintext path.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -62,7 +66,10 @@ impl Notice {
     pub(super) fn print(&self, source: &Source) {
         let Source::Bucket { id: bucket, .. } = source;
         let line = match self {
-            Self::Moved(id) => format!("warning: bucket {bucket} has moved: it is {id} now; use that name"),
+            Self::Moved(id) => format!(
+                "warning: bucket {bucket} has moved: it is {id} now. Changes that are pending here belong to the old name: use the new \
+                 one after this mount was stopped with exit code 0"
+            ),
             Self::NewFolder => format!("note: the folder is new: it will be in bucket {bucket} once it holds a file"),
         };
         eprintln!("{}", crate::cli::term::escape(&line));
@@ -144,7 +151,14 @@ pub(super) async fn launch(orders: &Orders) -> Outcome {
         BufReader::new(stdout).read_line(&mut line).await?;
         Ok::<Report, std::io::Error>(serde_json::from_str(&line)?)
     };
-    match told.await {
+    let told = tokio::select! {
+        told = told => told,
+        _ = tokio::signal::ctrl_c() => {
+            end(&mut child).await;
+            return Err(Failure::new(Exit::Interrupted, "interrupted before the mount was live"));
+        }
+    };
+    match told {
         Ok(Report::Ready(notices)) => {
             let source = orders.source()?;
             notices.iter().for_each(|notice| notice.print(&source));
@@ -155,6 +169,16 @@ pub(super) async fn launch(orders: &Orders) -> Outcome {
             let failure = Failure::new(Exit::Failure, "the daemon ended before it had mounted anything");
             Err(failure.hint(format!("its log is {}", log.display())))
         }
+    }
+}
+
+/// Ends a daemon whose mount is no longer wanted: by SIGTERM, which detaches what it may have mounted, and by force if that takes too long.
+async fn end(child: &mut tokio::process::Child) {
+    let pid = child.id().and_then(|pid| rustix::process::Pid::from_raw(pid.try_into().ok()?));
+    // It may be gone already.
+    let _ = pid.map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::TERM));
+    if tokio::time::timeout(LAST_WAIT, child.wait()).await.is_err() {
+        let _ = child.kill().await;
     }
 }
 

@@ -80,7 +80,7 @@ impl Mount {
             (self.kept_files, "files such as .DS_Store are kept on this machine and not uploaded"),
             (
                 self.unreadable_entries,
-                "entries of the bucket are not shown: other keys, damaged or impossible names, or hidden by others of their name",
+                "entries of the bucket are not shown: encrypted with another key, damaged, with an invalid name, or with the name of another entry",
             ),
         ] {
             if count > 0 {

@@ -14,9 +14,11 @@ use std::sync::Arc;
 pub(crate) async fn open_on(machine: &Machine, with_key: bool) -> Arc<dyn View> {
     let (hub, sender) = machine.client();
     let options = http::Options { first_delay: IMPATIENCE, ..http::Options::default() };
-    let cas = Arc::new(HttpCas::new(sender, bucket_tokens(hub.clone(), bucket()), options));
+    let bucket = crate::hub::require_bucket(&*hub, &bucket(), true).await.unwrap();
+    let cas = Arc::new(HttpCas::new(sender, bucket_tokens(hub.clone(), bucket.clone()), options));
     // The address may be another one in each process; the source is the same.
-    let ends = Ends { hub, cas, identity: "http://power".into(), endpoint: None };
+    let source = Source::Bucket { id: bucket.clone(), prefix: String::new() };
+    let ends = Ends { hub, bucket, cas, identity: "http://power".into(), endpoint: None };
     let options = OpenOptions { keys: with_key.then(counting_keys), create: true, ..OpenOptions::default() };
-    open_over(ends, &Source::Bucket { id: bucket(), prefix: String::new() }, options).await.unwrap().view
+    open_over(ends, &source, options).await.unwrap().view
 }

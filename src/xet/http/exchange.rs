@@ -151,13 +151,14 @@ impl HttpCas {
     /// Gets a token. Its source has tried as long as the operation that asked it allowed. That may have been another operation, whose
     /// deadline was earlier: then this one tries again.
     async fn token(&self, scope: Scope, refused: Option<&CasToken>) -> Result<CasToken, Failure> {
+        let began = Instant::now();
         let asked = self.tokens.token(scope, refused);
         let token = match deadline::current() {
             Some(_) => asked.await,
             None => deadline::within(self.options.give_up, asked).await,
         };
-        token.map_err(|error| match error.is_transient() && deadline::current().is_some() {
-            true => Failure::transient(error),
+        token.map_err(|error| match error.is_transient() {
+            true => Failure::Transient { error, after: None, silent: began.elapsed() },
             false => Failure::Final(error),
         })
     }

@@ -68,11 +68,12 @@ impl PatienceArgs {
         Duration::from_millis(self.timeout_ms)
     }
 
-    /// A frozen server, one that refuses and one that is away are all waited for as long.
+    /// A frozen server, one that refuses and one that is away are all waited for as long. A connection that is silent for half of that is
+    /// given up, so that there is time for a second one.
     fn options(self) -> http::Options {
         let timeout = self.timeout();
         http::Options {
-            idle: timeout,
+            idle: timeout / 2,
             give_up: timeout,
             shard_patience: timeout.max(SHARD),
             ..http::Options::default()
@@ -243,7 +244,10 @@ async fn put_all(
     progress.finish_and_clear();
     // Only what is registered may be committed.
     let keys: Vec<String> = put.iter().map(|(put, _)| put.key.clone()).collect();
-    let held = remote.hub.paths_info(&remote.bucket, &keys).await?;
+    let mut held = Vec::new();
+    for group in keys.chunks(GROUP) {
+        held.extend(within(remote.timeout, remote.hub.paths_info(&remote.bucket, group)).await?);
+    }
     let held: HashMap<&str, &FileEntry> = held.iter().map(|file| (file.key.as_str(), file)).collect();
     let operation = |(put, mtime): &(Put, SystemTime)| {
         let replaced = held.get(put.key.as_str()).filter(|file| file.hash != Some(put.hash));

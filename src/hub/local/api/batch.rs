@@ -33,8 +33,6 @@ const MAX_KEY: usize = 4096;
 const MAX_CONTENT_TYPE: usize = 255;
 /// One client sends seconds instead of milliseconds (Hub API spec, 4.3). It sends the size too: then times below this are seconds.
 const SECONDS_BELOW: f64 = 1e11;
-/// Without a size, seconds of the years 2001 to 2033 are taken for such, at the price of the days from 12 January to 24 January 1970.
-const LIKELY_SECONDS: std::ops::Range<f64> = 1e9..2e9;
 
 /// A line.
 #[derive(Debug, Deserialize)]
@@ -284,7 +282,7 @@ fn parse_hash(text: &str) -> Result<Hash, Failure> {
 
 /// Milliseconds of an `mtime`.
 fn parse_time(mtime: f64, has_size: bool) -> Result<i64, Failure> {
-    let is_seconds = LIKELY_SECONDS.contains(&mtime) || (has_size && (0.0..SECONDS_BELOW).contains(&mtime));
+    let is_seconds = has_size && (0.0..SECONDS_BELOW).contains(&mtime);
     let millis = if is_seconds { mtime * 1000.0 } else { mtime }.round();
     // Within the range that answers can show, every whole number of milliseconds is exact in both types.
     if millis < *TIME_RANGE.start() as f64 || millis > *TIME_RANGE.end() as f64 || millis.is_nan() {
