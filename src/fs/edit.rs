@@ -210,14 +210,26 @@ impl Edit {
     pub(super) async fn writer(&self) -> RwLockWriteGuard<'_, Option<Draft>> {
         before_wait("a file's draft");
         let mut draft = self.draft.write().await;
+        self.rebase(draft.as_mut());
+        draft
+    }
+
+    /// Returns the draft, to change it, unless something reads or changes it now.
+    pub(super) fn try_writer(&self) -> Option<RwLockWriteGuard<'_, Option<Draft>>> {
+        let mut draft = self.draft.try_write().ok()?;
+        self.rebase(draft.as_mut());
+        Some(draft)
+    }
+
+    /// Tells the draft which version the source has now, if it doesn't know yet.
+    fn rebase(&self, draft: Option<&mut Draft>) {
         let version = lock(&self.meta).rebase.take();
-        if let (Some(draft), Some(version)) = (draft.as_mut(), version)
+        if let (Some(draft), Some(version)) = (draft, version)
             // A copy is committed as what it is based on, and most of it may be nowhere else.
             && draft.state().base.is_none_or(|(base, _)| base.hash != version.hash)
         {
             draft.rebase(version);
         }
-        draft
     }
 
     /// Notes a change of `draft`, which is held for writing.
@@ -401,14 +413,14 @@ impl Edit {
     }
 
     /// Frees all slots, if the remote has what is in them: from then on it is an edit of that version that has changed nothing yet. Returns the
-    /// number of slots.
+    /// number of slots. Frees none while something reads or changes the draft: a read may wait for the network.
     pub(super) async fn evict(
         &self,
         journal: &Journal,
         pool: &Pool,
         again: impl FnOnce(DraftState) -> Result<Draft, Error>,
     ) -> Result<u64, Error> {
-        let mut guard = self.writer().await;
+        let Some(mut guard) = self.try_writer() else { return Ok(0) };
         let Some(draft) = guard.as_mut().filter(|_| self.is_evictable()) else { return Ok(0) };
         // What a fetch brought into memory and no entry told yet.
         self.settle_locked(draft, journal, pool).await?;

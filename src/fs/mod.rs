@@ -92,7 +92,7 @@ use tokio::sync::watch;
 const TICK: Duration = Duration::from_secs(1);
 /// Writes to a file that stays open reach the journal at the latest after so many ticks.
 const SETTLE_TICKS: u64 = 5;
-/// What one file may hold the ticker up.
+/// Longest time that files which are held may keep the ticker from its next turn, for each of its two jobs.
 const SETTLE_PATIENCE: Duration = Duration::from_millis(500);
 
 /// How a mount behaves. Defaults are the command line's.
@@ -291,18 +291,12 @@ impl Vfs {
             ticks += 1;
             // First: settling may wait for a file that is held.
             this.journal.sync_soon();
-            this.collect().await;
+            // What isn't evicted now is evicted by a later tick.
+            let _ = tokio::time::timeout(SETTLE_PATIENCE, this.collect()).await;
             if ticks % SETTLE_TICKS == 0 {
-                this.settle_all(SETTLE_PATIENCE).await;
+                this.settle_together(SETTLE_PATIENCE).await;
             }
             this.handles.cool_down();
-        }
-    }
-
-    /// Brings everything that was written into the journal.
-    async fn settle_all(&self, patience: Duration) {
-        for edit in self.flusher.edits().into_iter().filter(|edit| edit.is_unsettled()) {
-            self.settle_one(&edit, patience).await;
         }
     }
 

@@ -176,9 +176,15 @@ impl Vfs {
         edit.ino().and_then(|ino| tree.node(ino).ok()).is_some_and(|node| node.writers > 0)
     }
 
-    /// Frees slots of files that the remote has completely, until `bytes` are freed or no such file is left. Returns the bytes freed.
+    /// Frees slots of files that the remote has completely, until `bytes` are freed or no such file is left. Skips files that are being read or
+    /// written. Returns the bytes freed.
     async fn evict(&self, bytes: u64) -> Result<u64, Error> {
         let mut clean: Vec<_> = self.flusher.edits().into_iter().filter(|edit| edit.is_evictable()).collect();
+        {
+            let ledger = self.journal.ledger();
+            let draft = |file| ledger.file(file).and_then(|record| record.draft.as_ref());
+            clean.retain(|edit| draft(edit.file).is_some_and(|draft| !draft.state.records.is_empty()));
+        }
         clean.sort_by_key(|edit| std::cmp::Reverse(edit.quiet()));
         let mut freed = 0;
         for edit in clean {

@@ -262,3 +262,42 @@ async fn staging_limit_refuses_no_write_and_evicts_what_is_uploaded_oldest_first
     assert!(on_disk(&mount) <= LIMIT, "the pool gives its space back");
     assert_eq!(mount.read_all(old).await.unwrap(), vec![1; 200 * SLOT]);
 }
+
+#[tokio::test]
+async fn eviction_skips_files_whose_readers_wait_for_the_source() {
+    let mount = Mount::with(|options| {
+        options.max_staging = Some(1);
+        options.metadata_ttl = Duration::from_secs(3600);
+    })
+    .await;
+    let edit = |name| {
+        let ino = crate::fs::lock(&mount.vfs.tree).child(crate::fs::Ino::ROOT, name).unwrap();
+        mount.vfs.flusher.edits().into_iter().find(|edit| edit.ino() == ino).unwrap()
+    };
+    let mut handles = Vec::new();
+    for name in ["read", "held", "free"] {
+        let handle = mount.open(name, libc::O_RDWR | libc::O_CREAT).await.unwrap();
+        mount.put(handle, 0, &[1; 4 * SLOT]).await.unwrap();
+        if name == "read" {
+            mount.flush().await;
+            mount.vfs.collect().await;
+            mount.staging_empties().await;
+        }
+        handles.push(handle);
+    }
+    let _source_hangs = mount.view.hold_reads().await;
+    let (vfs, handle) = (mount.vfs.clone(), handles[0]);
+    let read = tokio::spawn(async move { vfs.read(handle, 0, 10).await });
+    while edit("read").try_writer().is_some() {
+        tokio::task::yield_now().await;
+    }
+    mount.flush().await;
+    let held = edit("held");
+    let _held = held.reader().await;
+    let collected = tokio::time::timeout(Duration::from_secs(20), mount.vfs.collect()).await;
+    collected.expect("eviction waits for a reader");
+    let free = edit("free").file;
+    let is_evicted = |draft: &crate::fs::ledger::DraftRecord| draft.state.records.is_empty();
+    assert!(mount.vfs.journal.ledger().file(free).unwrap().draft.as_ref().is_some_and(is_evicted));
+    read.abort();
+}
