@@ -6,7 +6,7 @@
 //! data stays, `status` counts it, and the next change or explicit flush tries again.
 
 use super::edit::Edit;
-use super::journal::Purpose;
+use super::journal::{Journal, Purpose};
 use super::ledger::{Entry, FileNo, Ledger, OpNo, PathSet, QueuedOp};
 use super::lock::{Mutex, MutexGuard, Rank};
 use super::pending::Standing;
@@ -373,14 +373,19 @@ impl Flusher {
         lock(&self.tally)
     }
 
-    /// Files that the source lacks, their bytes, and how many of them are parked.
-    pub(super) fn pending(&self) -> (u64, u64, u64) {
-        let dirty: Vec<_> = lock(&self.dirty).values().filter(|edit| edit.is_dirty()).cloned().collect();
-        let bytes = dirty.iter().map(|edit| edit.len()).sum();
-        let generations: Vec<_> = dirty.iter().map(|edit| (edit.file, edit.generation())).collect();
+    /// Returns how many files with a name the source lacks, their bytes, and how many of them are parked. Counts files that wait for their `close`.
+    pub(super) fn pending(&self, journal: &Journal) -> (u64, u64, u64) {
+        // An edit locks its own state before the journal.
+        let mut unsent: Vec<_> =
+            self.unsent_files().iter().map(|edit| (edit.file, edit.generation(), edit.len())).collect();
+        {
+            let ledger = journal.ledger();
+            unsent.retain(|(file, ..)| ledger.file(*file).is_some_and(|record| record.path.is_some()));
+        }
+        let bytes = unsent.iter().map(|(.., len)| len).sum();
         let work = lock(&self.work);
-        let parked = generations.iter().filter(|(file, generation)| work.is_parked(*file, *generation)).count();
-        (dirty.len() as u64, bytes, parked as u64)
+        let parked = unsent.iter().filter(|(file, generation, _)| work.is_parked(*file, *generation)).count();
+        (unsent.len() as u64, bytes, parked as u64)
     }
 
     /// Files that are due, now marked busy, and when to look again.
@@ -446,6 +451,12 @@ impl Flusher {
         let mut work = lock(&self.work);
         work.files.clear();
         work.ops.clear();
+    }
+
+    /// Returns the files that the source lacks and that aren't kept. A file that is written in streaming mode is one of them before its `close`, too.
+    pub(super) fn unsent_files(&self) -> Vec<Arc<Edit>> {
+        let kept = lock(&self.kept).clone();
+        self.edits().into_iter().filter(|edit| !kept.contains(&edit.file) && edit.is_dirty()).collect()
     }
 
     /// Files to be flushed that the source lacks.
@@ -690,7 +701,7 @@ impl Vfs {
         let over = async {
             loop {
                 let achieved = self.flusher.tally().achieved;
-                let bytes = self.flusher.pending().1;
+                let bytes = self.flusher.pending(&self.journal).1;
                 let end = deadline::after(stalled.saturating_add(Duration::from_secs(bytes / LEAST_RATE)));
                 let moved = async {
                     while self.flusher.tally().achieved == achieved {
@@ -734,7 +745,8 @@ impl Vfs {
             () = over => {}
             _ = stop.wait_for(|stop| *stop) => {}
         }
-        let pending = self.flusher.pending().0 + self.queued_changes();
+        // What waits for its `close` is no failure of a flush.
+        let pending = self.flusher.dirty_files().len() as u64 + self.queued_changes();
         let tally = self.flusher.tally();
         Drained { flushed: tally.flushed - before, pending, conflicts: tally.conflicts }
     }

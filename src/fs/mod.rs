@@ -139,7 +139,7 @@ pub struct Options {
 /// What `status` tells of a mount. Paths in it are plaintext: only the control socket carries it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Status {
-    /// Files not on the Hub yet, and changes of names that it hasn't seen.
+    /// Files not on the Hub yet, also those that are open for writing, and changes of names that it hasn't seen.
     pub pending_files: u64,
     /// Their bytes.
     pub pending_bytes: u64,
@@ -164,7 +164,7 @@ pub struct Status {
 pub struct Drained {
     /// Files committed.
     pub flushed: u64,
-    /// Files and changes of names still pending (kept in the journal).
+    /// Files and changes of names still pending (kept in the journal). A flush doesn't count streaming files that are open; the end of the mount does.
     pub pending: u64,
     /// Conflicts kept over the mount's life.
     pub conflicts: u64,
@@ -273,7 +273,7 @@ impl Vfs {
             self.flusher.touch(&edit);
         }
         self.journal.append(Purpose::Relief, ended)?;
-        let (pending, queued) = (self.flusher.pending().0, self.queued_changes());
+        let (pending, queued) = (self.flusher.pending(&self.journal).0, self.queued_changes());
         if pending + queued > 0 {
             tracing::info!(files = pending, changes = queued, "taking up what was pending");
         }
@@ -320,7 +320,9 @@ impl Vfs {
         let began = Instant::now();
         // Whoever holds a file may wait for a Hub that hangs.
         self.settle_together(deadline.max(SETTLE_PATIENCE)).await;
-        let drained = self.flush(Some(deadline.saturating_sub(began.elapsed()))).await;
+        let mut drained = self.flush(Some(deadline.saturating_sub(began.elapsed()))).await;
+        // A streaming file that is still open isn't on the Hub either.
+        drained.pending = self.flusher.pending(&self.journal).0 + self.queued_changes();
         self.settle_together(SETTLE_PATIENCE).await;
         if let Err(error) = self.sync_journal().await {
             tracing::error!(%error, "the journal could not be synced");
@@ -335,7 +337,7 @@ impl Vfs {
 
     /// For `status`.
     pub fn status(&self) -> Status {
-        let (files, bytes, parked) = self.flusher.pending();
+        let (files, bytes, parked) = self.flusher.pending(&self.journal);
         let queued = self.queued_changes();
         let hidden = self.view.hidden();
         let parked_ops = self.flusher.parked_ops(&self.journal.ledger());

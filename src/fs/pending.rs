@@ -164,7 +164,7 @@ impl Vfs {
     /// What isn't at the source, in the order of its numbers: at most `limit` of those behind `after`.
     pub fn pending(&self, after: Option<PendingNo>, limit: usize) -> Vec<Pending> {
         // Read before the ledger is locked: an edit locks its own state before the journal.
-        let mut dirty: Vec<_> = self.flusher.dirty_files().iter().map(|edit| Content::of(edit)).collect();
+        let mut dirty: Vec<_> = self.flusher.unsent_files().iter().map(|edit| Content::of(edit)).collect();
         dirty.sort_unstable_by_key(|content| content.file);
         let ledger = self.journal.ledger();
         let puts: HashMap<FileNo, OpNo> =

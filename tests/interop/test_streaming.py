@@ -1,5 +1,6 @@
 """What programs can and can't do in a plain mount without `--advanced-writes` (docs/semantics.md, "Streaming mode")."""
 
+import contextlib
 import errno
 import io
 import json
@@ -114,6 +115,23 @@ def test_file_removed_before_it_was_closed_never_reaches_the_hub(streaming, api)
     assert keys(api) == ["slow"] and os.listdir(m.point) == ["slow"]
     settled(m)
     assert keys(api) == ["slow"] and (m.point / "slow").read_bytes() == b"one two"
+
+
+def test_file_open_while_the_mount_stops_is_pending_and_uploaded_by_the_next(streaming, api):
+    m = streaming()
+    file = os.open(m.point / "half", os.O_WRONLY | os.O_CREAT)
+    os.write(file, b"half")
+    assert m.status()["pending_files"] == 1
+    assert run("hf-mount", "flush", m.point, check=False).returncode == 0
+    stopped = m.stop("--force", check=False)
+    # The daemon is gone: what `close` says is the kernel's answer.
+    with contextlib.suppress(OSError):
+        os.close(file)
+    assert stopped.returncode == 75
+    assert "1 file still pending" in stopped.stderr
+    assert keys(api) == []
+    settled(streaming())
+    assert keys(api) == ["half"]
 
 
 def test_locks_of_filelock_hold_and_are_taken_again_once_removed(streaming, api):

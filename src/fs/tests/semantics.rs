@@ -807,6 +807,30 @@ async fn streaming_file_removed_before_its_first_close_never_reaches_the_source(
 }
 
 #[tokio::test]
+async fn open_streaming_file_is_pending_for_status_and_shutdown_and_not_for_flush() {
+    let mount = Mount::with(|options| options.advanced_writes = false).await;
+    let handle = mount.open("a", libc::O_RDWR | libc::O_CREAT | libc::O_EXCL).await.unwrap();
+    mount.put(handle, 0, b"half").await.unwrap();
+    let removed = mount.open("b", libc::O_RDWR | libc::O_CREAT | libc::O_EXCL).await.unwrap();
+    mount.put(removed, 0, b"nothing").await.unwrap();
+    mount.unlink("b").await.unwrap();
+    let kept = mount.open(".DS_Store", libc::O_RDWR | libc::O_CREAT | libc::O_EXCL).await.unwrap();
+    mount.put(kept, 0, b"here").await.unwrap();
+    let status = mount.vfs.status();
+    assert_eq!((status.pending_files, status.pending_bytes, status.kept_files), (1, 4, 1));
+    let listed = mount.vfs.pending(None, 10);
+    assert_eq!(listed.iter().map(|pending| pending.path.as_str()).collect::<Vec<_>>(), ["a"]);
+    let drained = mount.vfs.flush_unless_stalled(Duration::from_secs(3600)).await;
+    assert_eq!((drained.pending, mount.vfs.status().pending_files), (0, 1));
+    let drained = mount.vfs.shutdown(Duration::from_secs(20)).await;
+    assert_eq!((drained.flushed, drained.pending), (0, 1));
+    let mount = mount.killed().await;
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("a", b"half")]));
+    assert_eq!(mount.vfs.status().pending_files, 0);
+}
+
+#[tokio::test]
 async fn a_streaming_close_reports_what_the_source_said() {
     let mount = Mount::with(|options| options.advanced_writes = false).await;
     mount.view.set_trouble(Some(crate::fs::memory_view::Trouble::Forbidden));
