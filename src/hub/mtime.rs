@@ -18,6 +18,11 @@ const SYNC_WINDOW: time::Duration = time::Duration::milliseconds(1001);
 /// A time set not longer than this before its upload is that of the write itself, not one that was copied from elsewhere: the longest that a
 /// mount waits for quiet by default (30 s), and as long again for the upload.
 const RECENT: time::Duration = time::Duration::seconds(60);
+/// A replaced object's time not further ahead than this may be a result of [`replacing_mtime`]. Those lie [`SYNC_WINDOW`] ahead, and a millisecond
+/// more for each replacement that took less than a millisecond. The rest is for clocks that differ.
+const AHEAD: time::Duration = time::Duration::seconds(60);
+/// Smallest difference of two stored times.
+const STEP: time::Duration = time::Duration::milliseconds(1);
 
 /// Returns the time that the Hub stores for a local one: rounded down to milliseconds, and the nearest year that it can show.
 pub fn stored_mtime(time: SystemTime) -> OffsetDateTime {
@@ -51,16 +56,22 @@ fn from_millis(millis: i128) -> OffsetDateTime {
 
 /// Returns the time to store for new content in place of an object with time `held`, for a file with time `wanted`.
 ///
-/// Clients that compare size and time skip a new version of the same size whose time isn't newer than that of their copy, and their copy may have
-/// been made at any moment until now. `wanted` is used where it is newer than `held` and not long past. Otherwise the result is newer than
-/// `held` and `now` by more than such clients tolerate.
+/// Clients that compare size and time skip a new version of the same size whose time isn't newer than that of their copy by more than they
+/// tolerate. Their copy has the time of its download, which may be any moment until now. `wanted` is used where it is newer than `held` and not
+/// long past. Otherwise the result is newer than `now` by more than such clients tolerate.
+///
+/// The result is also newer than `held`. Where `held` is less than [`AHEAD`] ahead of `now`, one millisecond is enough: it is a result of this
+/// function, and no copy has such a time. A larger step would add up: each of many quick replacements would move the object further into the
+/// future. Where `held` is later, it was set so or by a clock that is ahead. The file that it was uploaded from has the same time, so the result
+/// is newer by more than clients tolerate.
 pub fn replacing_mtime(wanted: OffsetDateTime, held: Option<OffsetDateTime>, now: OffsetDateTime) -> OffsetDateTime {
     let Some(held) = held else { return wanted };
-    let after = |time: OffsetDateTime| time.checked_add(SYNC_WINDOW).unwrap_or(time);
-    if wanted >= after(held) && now.checked_sub(RECENT).is_none_or(|recent| wanted >= recent) {
+    let later = |time: OffsetDateTime, by| time.checked_add(by).unwrap_or(time);
+    if wanted >= later(held, SYNC_WINDOW) && now.checked_sub(RECENT).is_none_or(|recent| wanted >= recent) {
         return wanted;
     }
-    mtime_from_millis(mtime_millis(after(now.max(held))))
+    let step = if held < later(now, AHEAD) { STEP } else { SYNC_WINDOW };
+    mtime_from_millis(mtime_millis(later(now, SYNC_WINDOW).max(later(held, step))))
 }
 
 #[cfg(test)]
@@ -107,9 +118,27 @@ mod tests {
         #[test]
         fn replacing_time_is_newer_than_held_and_than_any_copy(wanted in near(), held in near(), now in near()) {
             let time = replacing_mtime(wanted, Some(held), now);
-            prop_assert!(time > held + time::Duration::SECOND);
+            prop_assert!(time > held);
+            prop_assert!(time > held + time::Duration::SECOND || held < now + AHEAD);
             prop_assert!(time > now + time::Duration::SECOND || (time == wanted && time >= now - RECENT));
             prop_assert_eq!(mtime_from_millis(mtime_millis(time)), time);
+        }
+
+        #[test]
+        fn quick_replacements_add_one_millisecond_each(
+            now in near(), pauses in prop::collection::vec(0..200i64, 1..200), skew in 0..55_000i64
+        ) {
+            let mut now = now;
+            let first = now + time::Duration::milliseconds(skew);
+            let mut held = replacing_mtime(now, Some(first), now);
+            for (before, pause) in pauses.iter().enumerate() {
+                now += time::Duration::milliseconds(*pause);
+                let time = replacing_mtime(now, Some(held), now);
+                prop_assert!(time > held && time >= now + SYNC_WINDOW);
+                let most = time::Duration::milliseconds(before as i64 + 2);
+                prop_assert!(time <= (now + SYNC_WINDOW).max(first) + most);
+                held = time;
+            }
         }
     }
 
@@ -128,6 +157,7 @@ mod tests {
         assert_eq!(replacing_mtime(now, Some(old), now), now);
         assert_eq!(replacing_mtime(old, Some(old), now), now + SYNC_WINDOW);
         assert_eq!(replacing_mtime(now, Some(now), now), now + SYNC_WINDOW);
+        assert_eq!(replacing_mtime(now, Some(now + SYNC_WINDOW), now), now + SYNC_WINDOW + STEP);
         assert_eq!(replacing_mtime(old, Some(now + RECENT), now), now + RECENT + SYNC_WINDOW);
         // Newer than what is there and older than a copy of it may be.
         assert_eq!(replacing_mtime(datetime!(1990-01-01 0:00 UTC), Some(old), now), now + SYNC_WINDOW);
