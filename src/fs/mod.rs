@@ -94,6 +94,13 @@ const TICK: Duration = Duration::from_secs(1);
 const SETTLE_TICKS: u64 = 5;
 /// Longest time that files which are held may keep the ticker from its next turn, for each of its two jobs.
 const SETTLE_PATIENCE: Duration = Duration::from_millis(500);
+/// Wait of an operation without a deadline: not endless, so that an operation on a Hub that never answers ends.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+/// Returns the deadline that a duration stands for: zero stands for an hour.
+pub fn or_longest_wait(deadline: Duration) -> Duration {
+    if deadline.is_zero() { LONGEST_WAIT } else { deadline }
+}
 
 /// How a mount behaves. Defaults are the command line's.
 #[derive(Clone, Debug)]
@@ -122,7 +129,7 @@ pub struct Options {
     pub dir_mode: u16,
     /// Keep new `.DS_Store`, `Thumbs.db` and the like on this machine and don't upload them.
     pub filter_os_files: bool,
-    /// Deadline of every remote wait a kernel request makes.
+    /// Deadline of every remote wait a kernel request makes; zero stands for an hour.
     pub reply_deadline: Duration,
     /// `fsync` also waits for the Hub.
     pub fsync_remote: bool,
@@ -374,6 +381,11 @@ impl Vfs {
     fn abandon_all(&self) {
         self.stop.send_replace(true);
         self.journal.abandon();
+    }
+
+    /// Returns the longest that one operation may wait for the Hub.
+    pub fn reply_deadline(&self) -> Duration {
+        or_longest_wait(self.options.reply_deadline)
     }
 
     /// How the mount behaves.

@@ -111,7 +111,7 @@ impl Vfs {
         }
         // One more: a change needn't begin where a record does.
         let slots = bytes.div_ceil(RECORD) + 1;
-        let until = Instant::now() + self.options.reply_deadline / 4 * PATIENCE;
+        let until = Instant::now() + self.reply_deadline() / 4 * PATIENCE;
         loop {
             let freed = self.pool.freed();
             let wanted = {

@@ -301,11 +301,11 @@ impl Vfs {
         Ok(edit)
     }
 
-    /// How long the source may take over what a handle has written, at a MiB a second on top of the deadline; zero: as long as it likes.
+    /// How long the source may take over what a handle has written, at a MiB a second on top of the deadline.
     pub fn patience(&self, handle: HandleNo) -> Duration {
         let len =
             self.handles.file(handle).ok().and_then(|handle| Some(lock(&self.tree).file(handle.ino).ok()?.size().0));
-        self.options.reply_deadline.saturating_add(Duration::from_secs(len.unwrap_or(0) >> 20))
+        self.reply_deadline().saturating_add(Duration::from_secs(len.unwrap_or(0) >> 20))
     }
 
     /// What `close` of any descriptor does: all that was written is where `kill -9` can't reach it; in streaming mode, at the source.

@@ -272,7 +272,7 @@ impl Mounted {
             }
             Ok(Request::Read { number, local }) => match self.vfs.open_pending(number) {
                 Ok(file) => {
-                    let patience = if local { Duration::ZERO } else { self.vfs.options().reply_deadline };
+                    let patience = if local { Duration::ZERO } else { self.vfs.reply_deadline() };
                     control::send_content(client, file, patience).await;
                 }
                 Err(error) => control::reply(client, &Answer::Refused(error.into())).await,
@@ -311,10 +311,7 @@ struct Stopped {
 
 /// The longest that a start waits for the Hub, as one file operation does: zero stands for an hour there too.
 fn hub_deadline(args: &MountArgs) -> Duration {
-    match args.read_fetch_timeout_ms {
-        0 => Duration::from_secs(3600),
-        milliseconds => Duration::from_millis(milliseconds),
-    }
+    fs::or_longest_wait(Duration::from_millis(args.read_fetch_timeout_ms))
 }
 
 /// Names the folder that a local failure is about. A full disk has a way out.

@@ -1,6 +1,6 @@
 //! One task per request, and a deadline on every answer.
 
-use crate::fs::{Error, Vfs};
+use crate::fs::{Error, Vfs, or_longest_wait};
 use crate::store::deadline::within;
 use fuser::Errno;
 use std::ops::Range;
@@ -9,9 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
-
-/// A deadline of zero means none; this stands for it (an hour).
-const FOREVER: Duration = Duration::from_secs(3600);
 
 /// How long after a late answer the kernel's own second try of the same request may come. It comes within a millisecond; a second is for
 /// a machine that is busy.
@@ -109,8 +106,7 @@ impl Desk {
 
     /// The time an answer may take.
     pub(super) fn deadline(&self, deadline: Option<Duration>) -> Duration {
-        let deadline = deadline.unwrap_or(self.vfs.options().reply_deadline);
-        if deadline.is_zero() { FOREVER } else { deadline }
+        deadline.map_or_else(|| self.vfs.reply_deadline(), or_longest_wait)
     }
 
     /// Answers with what `work` gives. When the deadline is over the kernel gets `EIO`. The work isn't dropped, since half an operation is worse

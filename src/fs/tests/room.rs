@@ -88,6 +88,28 @@ async fn with_the_source_away_writers_get_enospc_in_time_and_older_data_stays() 
 }
 
 #[tokio::test]
+async fn deadline_of_zero_lets_a_writer_wait_for_space() {
+    let mount = Mount::with(|options| {
+        tight_and_listed(options);
+        options.reply_deadline = Duration::ZERO;
+    })
+    .await;
+    mount.write("old", &vec![1; 48 * SLOT]).await.unwrap();
+    unplug(&mount).await;
+    let handle = mount.open("new", libc::O_RDWR | libc::O_CREAT).await.unwrap();
+    assert_eq!(mount.vfs.patience(handle), Duration::from_secs(3600));
+    let (vfs, data) = (mount.vfs.clone(), vec![2; 40 * SLOT].into());
+    let mut write = tokio::spawn(async move { vfs.write(handle, 0, data).await });
+    assert!(tokio::time::timeout(Duration::from_millis(500), &mut write).await.is_err(), "the writer gave up");
+    mount.view.set_offline(false);
+    mount.vfs.flush(Some(Duration::from_secs(20))).await;
+    assert_eq!(write.await.unwrap().unwrap(), 40 * SLOT);
+    mount.close(handle).await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.remote()["new"], vec![2; 40 * SLOT]);
+}
+
+#[tokio::test]
 async fn a_file_that_can_never_fit_is_refused_at_once() {
     let mount = Mount::with(|options| {
         tight(options);
