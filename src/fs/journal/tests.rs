@@ -492,8 +492,8 @@ fn documented_limits_are_those_of_the_code() {
     for told in [
         format!("padded with zeros to a multiple of {PADDING} bytes"),
         format!("ahead ({})", mib(RESERVE)),
-        format!("longer than {} and than {} snapshots", mib(COMPACT_LEN), if GROWTH == 4 { "four" } else { "other" }),
-        format!("longer than {} KiB with nothing pending", BLANK_LEN >> 10),
+        format!("longer than {} snapshots", if GROWTH == 4 { "four" } else { "other" }),
+        format!("longer than {} ({} KiB if nothing is pending)", mib(COMPACT_LEN), BLANK_LEN >> 10),
         format!("| journal | {} GiB;", MAX_LEN >> 30),
         format!("| payload of a record | {} |", mib(MAX_PAYLOAD as u64)),
         format!("grows by {} slots", crate::fs::slots::GROWTH),
