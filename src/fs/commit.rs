@@ -177,7 +177,11 @@ impl Vfs {
         match outcome {
             Outcome::Done(version) => self.done(op, &what, request, version),
             Outcome::Moved(moved) => {
-                moved.iter().for_each(|file| self.twins.note_made(&file.path));
+                if let QueuedOp::RenameDirectory { to, .. } = &what
+                    && !moved.is_empty()
+                {
+                    self.twins.note_moved_folder(to);
+                }
                 self.note_moved(op, moved);
                 self.done(op, &what, request, None);
             }

@@ -168,8 +168,6 @@ impl Vfs {
             {
                 let Some(this) = vfs.upgrade() else { return };
                 this.confirm_due().await;
-                // What is not looked up in time is looked up at the next turn.
-                let _ = tokio::time::timeout(PAUSE, this.find_committed_twins()).await;
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}

@@ -358,6 +358,12 @@ impl Flusher {
         work.ops.iter().filter(|(op, trouble)| trouble.parked && ledger.op(**op).is_some()).count() as u64
     }
 
+    /// Reports that committed names were looked up, which `flush` waits for.
+    pub(super) fn looked_up(&self) {
+        lock(&self.tally).achieved += 1;
+        self.moved();
+    }
+
     /// A foreign change was kept.
     pub(super) fn conflict(&self) {
         lock(&self.tally).conflicts += 1;

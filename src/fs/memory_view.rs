@@ -51,7 +51,11 @@ struct State {
     poison: Option<Hash>,
     unreadable: BTreeMap<String, u64>,
     listed: u64,
+    looked_up: Vec<(Vec<PlainPath>, Vec<PlainPath>)>,
 }
+
+/// A part of paths whose look for twins fails.
+pub(super) const BAD_LOOK: &str = "no-look";
 
 /// See the module.
 pub(super) struct MemoryView {
@@ -164,6 +168,11 @@ impl MemoryView {
     /// What was committed, batch by batch.
     pub(super) fn take_commits(&self) -> Vec<Vec<Op>> {
         std::mem::take(&mut self.state().commits)
+    }
+
+    /// Returns the names that were looked up for twins since it was called last, by request.
+    pub(super) fn take_looked_up(&self) -> Vec<(Vec<PlainPath>, Vec<PlainPath>)> {
+        std::mem::take(&mut self.state().looked_up)
     }
 
     /// How many directories were listed since the last time.
@@ -446,8 +455,12 @@ impl View for MemoryView {
     }
 
     async fn twins(&self, files: &[PlainPath], folders: &[PlainPath]) -> Result<Vec<PlainPath>, Error> {
-        let state = self.state();
+        let mut state = self.state();
         state.online()?;
+        state.looked_up.push((files.to_vec(), folders.to_vec()));
+        if files.iter().chain(folders).any(|path| path.as_str().contains(BAD_LOOK)) {
+            return Err(Error::Hub(HubError::Network("no look".into())));
+        }
         let below = |path: &PlainPath| format!("{}/", path.as_str());
         let is_folder = |path: &&PlainPath| state.files.keys().any(|key| key.starts_with(&below(path)));
         let is_file = |path: &&PlainPath| state.files.contains_key(path.as_str());

@@ -238,6 +238,7 @@ impl Vfs {
         tokio::spawn(Self::upload_loop(Arc::downgrade(&vfs), stop()));
         tokio::spawn(Self::commit_loop(Arc::downgrade(&vfs), stop()));
         tokio::spawn(Self::confirm_loop(Arc::downgrade(&vfs), stop()));
+        tokio::spawn(Self::twins_loop(Arc::downgrade(&vfs), stop()));
         tokio::spawn(Self::tick_loop(Arc::downgrade(&vfs), stop()));
         Ok(vfs)
     }

@@ -12,8 +12,10 @@ use super::inode::Ino;
 use super::lock::Mutex;
 use super::{Error, Vfs, lock};
 use crate::store::PlainPath;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Weak;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// New names that wait for their look, and names that were reported, at most: some hundred bytes each. Others are
 /// neither.
@@ -21,8 +23,15 @@ const MAX_NAMES: usize = 65_536;
 /// How long a folder that was made here counts as new: it is unlikely that others have put folders into it. Unpacking an archive
 /// costs no request for each of its folders then.
 const NEW_FOLDER: Duration = Duration::from_secs(60);
-/// Names that are looked up together.
+/// Folders that are looked up together, in one request.
 const BATCH: usize = 1000;
+/// Groups of names that are looked up concurrently.
+const LOOKS: usize = 8;
+/// Shortest pause between two looks in the background.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Pause after a look in the background, in times of what the look took: files that are added to a large folder have
+/// all of that folder listed.
+const PAUSE_SHARE: u32 = 4;
 
 /// See the module. Nothing is locked under these locks, and none is held over an await.
 #[derive(Default)]
@@ -39,10 +48,59 @@ pub(super) struct Twins {
 
 #[derive(Default)]
 struct Made {
-    /// New files. They are looked up as folders.
-    files: BTreeSet<PlainPath>,
+    /// New files by the folder that holds them. They are looked up as folders.
+    files: BTreeMap<PlainPath, BTreeSet<PlainPath>>,
     /// Folders that hold new files. They are looked up as files.
     folders: BTreeSet<PlainPath>,
+    /// Groups of names that wait for their look, in that order.
+    waiting: VecDeque<Group>,
+    /// Number of all names that are here or being looked up.
+    len: usize,
+}
+
+/// Names that are looked up together: files of one folder, or folders.
+#[derive(Default)]
+struct Group {
+    files: Vec<PlainPath>,
+    folders: Vec<PlainPath>,
+}
+
+impl Group {
+    fn len(&self) -> usize {
+        self.files.len() + self.folders.len()
+    }
+}
+
+impl Made {
+    fn add_folders(&mut self, mut at: Option<PlainPath>) {
+        while let Some(folder) = at.filter(|folder| !folder.is_root()) {
+            at = folder.split().map(|(parent, _)| parent);
+            if !self.folders.insert(folder) {
+                break;
+            }
+            self.len += 1;
+        }
+    }
+
+    /// Puts what is new at the end of the queue. Returns the length of the queue.
+    fn queue(&mut self) -> usize {
+        let folders: Vec<PlainPath> = std::mem::take(&mut self.folders).into_iter().collect();
+        let batches = folders.chunks(BATCH).map(|batch| Group { folders: batch.to_vec(), ..Group::default() });
+        self.waiting.extend(batches);
+        let files = std::mem::take(&mut self.files).into_values();
+        self.waiting.extend(files.map(|files| Group { files: files.into_iter().collect(), ..Group::default() }));
+        self.waiting.len()
+    }
+
+    /// Puts a group whose look failed at the end of the queue. Folders are halved, so that in the end one of them that
+    /// can't be looked up waits alone.
+    fn give_back(&mut self, mut group: Group) {
+        if group.folders.len() > 1 {
+            let folders = group.folders.split_off(group.folders.len() / 2);
+            self.waiting.push_back(Group { folders, ..Group::default() });
+        }
+        self.waiting.push_back(group);
+    }
 }
 
 impl Twins {
@@ -65,20 +123,24 @@ impl Twins {
 
     /// Has a file that was committed under a new name looked up, and the folders above it.
     pub(super) fn note_made(&self, path: &PlainPath) {
+        let Some((parent, _)) = path.split() else { return };
         let is_in_new_folder = self.is_in_new_folder(path);
         let mut made = lock(&self.made);
-        if made.files.len() + made.folders.len() >= MAX_NAMES {
+        if made.len >= MAX_NAMES {
             return;
         }
-        let mut at = path.split().map(|(parent, _)| parent);
-        while let Some(folder) = at.filter(|folder| !folder.is_root()) {
-            at = folder.split().map(|(parent, _)| parent);
-            if !made.folders.insert(folder) {
-                break;
-            }
+        made.add_folders(Some(parent.clone()));
+        if !is_in_new_folder && made.files.entry(parent).or_default().insert(path.clone()) {
+            made.len += 1;
         }
-        if !is_in_new_folder {
-            made.files.insert(path.clone());
+    }
+
+    /// Has a folder that was moved looked up, and the folders above it. The files in it aren't looked up: each is in a
+    /// folder that was elsewhere until now.
+    pub(super) fn note_moved_folder(&self, path: &PlainPath) {
+        let mut made = lock(&self.made);
+        if made.len < MAX_NAMES {
+            made.add_folders(Some(path.clone()));
         }
     }
 
@@ -96,27 +158,11 @@ impl Twins {
         lock(&self.covered).values().sum()
     }
 
-    fn take_made(&self) -> (Vec<PlainPath>, Vec<PlainPath>) {
+    /// Takes the next groups of the queue, at most `most`.
+    fn take(&self, most: usize) -> Vec<Taken<'_>> {
         let mut made = lock(&self.made);
-        let mut files = Vec::new();
-        let mut folders = Vec::new();
-        while files.len() < BATCH
-            && let Some(path) = made.files.pop_first()
-        {
-            files.push(path);
-        }
-        while folders.len() < BATCH
-            && let Some(path) = made.folders.pop_first()
-        {
-            folders.push(path);
-        }
-        (files, folders)
-    }
-
-    fn give_back(&self, files: Vec<PlainPath>, folders: Vec<PlainPath>) {
-        let mut made = lock(&self.made);
-        made.files.extend(files);
-        made.folders.extend(folders);
+        let count = most.min(made.waiting.len());
+        made.waiting.drain(..count).map(|group| Taken { twins: self, group: Some(group) }).collect()
     }
 
     /// Returns true the first time.
@@ -127,21 +173,51 @@ impl Twins {
 }
 
 impl Vfs {
-    /// Looks up what was committed under new names since the last time. What can't be looked up now is left for the
-    /// next time.
+    /// Looks up what was committed under new names since the last time, each group of names once. A group whose look
+    /// fails or is given up is left for the next time, after all others. Ends early if several looks fail together.
     pub(super) async fn find_twins(&self) -> Result<(), Error> {
         let _one_at_a_time = self.twins.looking.lock().await;
-        loop {
-            let (files, folders) = self.twins.take_made();
-            if files.is_empty() && folders.is_empty() {
-                return Ok(());
+        let mut left = lock(&self.twins.made).queue();
+        let mut failed = None;
+        while left > 0 {
+            let groups = self.twins.take(left.min(LOOKS));
+            left -= groups.len();
+            let count = groups.len();
+            let looks = groups.into_iter().map(|group| self.look_up(group));
+            let errors: Vec<_> = futures::future::join_all(looks).await.into_iter().filter_map(Result::err).collect();
+            let all_failed = count > 1 && errors.len() == count;
+            failed = errors.into_iter().next().or(failed);
+            if all_failed {
+                break;
             }
-            // Given back where the look fails or is given up.
-            let taken = Taken { twins: &self.twins, paths: Some((files, folders)) };
-            let (files, folders) = taken.paths.as_ref().expect("just put there");
-            let found = self.view.twins(files, folders).await?;
-            taken.done();
-            found.iter().filter(|path| self.twins.report(path)).for_each(|path| self.note_twin(path));
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn look_up(&self, taken: Taken<'_>) -> Result<(), Error> {
+        let Some(group) = &taken.group else { return Ok(()) };
+        let found = self.view.twins(&group.files, &group.folders).await?;
+        taken.done();
+        self.flusher.looked_up();
+        found.iter().filter(|path| self.twins.report(path)).for_each(|path| self.note_twin(path));
+        Ok(())
+    }
+
+    /// Looks for twins in the background until the mount stops.
+    pub(super) async fn twins_loop(vfs: Weak<Self>, mut stop: watch::Receiver<bool>) {
+        let mut pause = PAUSE;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+            let Some(this) = vfs.upgrade() else { return };
+            let began = Instant::now();
+            tokio::select! {
+                () = this.find_committed_twins() => {}
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+            pause = began.elapsed().saturating_mul(PAUSE_SHARE).max(PAUSE);
         }
     }
 
@@ -161,21 +237,42 @@ impl Vfs {
     }
 }
 
+/// A group that is being looked up. It is given back where the look fails or is given up.
 struct Taken<'a> {
     twins: &'a Twins,
-    paths: Option<(Vec<PlainPath>, Vec<PlainPath>)>,
+    group: Option<Group>,
 }
 
 impl Taken<'_> {
     fn done(mut self) {
-        self.paths = None;
+        if let Some(group) = self.group.take() {
+            lock(&self.twins.made).len -= group.len();
+        }
     }
 }
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        if let Some((files, folders)) = self.paths.take() {
-            self.twins.give_back(files, folders);
+        if let Some(group) = self.group.take() {
+            lock(&self.twins.made).give_back(group);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn group_whose_look_is_given_up_goes_to_end_of_queue() {
+        let twins = Twins::default();
+        ["a/n", "b/n", "c/n"].iter().for_each(|at| twins.note_made(&PlainPath::new(at).unwrap()));
+        assert_eq!(lock(&twins.made).queue(), 4);
+        let next = || twins.take(1)[0].group.as_ref().map(|group| group.files.clone()).unwrap();
+        let folders = next();
+        let taken: Vec<_> = (0..3).flat_map(|_| next()).map(|path| path.as_str().to_owned()).collect();
+        assert!(folders.is_empty());
+        assert_eq!(taken, ["a/n", "b/n", "c/n"]);
+        assert_eq!(lock(&twins.made).len, 6);
     }
 }

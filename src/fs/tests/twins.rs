@@ -2,6 +2,12 @@
 
 use super::Mount;
 use crate::fs::Error;
+use crate::fs::memory_view::BAD_LOOK;
+use crate::store::PlainPath;
+
+fn path(text: &str) -> PlainPath {
+    PlainPath::new(text).unwrap()
+}
 
 /// Flushes, and returns how many conflicts were counted by then.
 async fn conflicts(mount: &Mount) -> u64 {
@@ -90,4 +96,48 @@ async fn folder_that_pending_file_hides_is_counted_and_keeps_its_parent() {
     assert!(matches!(mount.rmdir("d").await, Err(Error::NotEmpty)));
     assert_eq!(mount.vfs.status().unreadable_entries, 0);
     assert_eq!(mount.names("d").await, ["n"]);
+}
+
+#[tokio::test]
+async fn folder_whose_look_fails_keeps_no_other_from_being_looked_up() {
+    let mount = Mount::new().await;
+    let bad = format!("{BAD_LOOK}/n");
+    for at in ["a/n", &bad, "z/n"] {
+        mount.view.put_foreign(&format!("{at}/i"), b"theirs");
+        mount.vfs.twins.note_made(&path(at));
+    }
+    assert!(mount.vfs.find_twins().await.is_err());
+    assert_eq!(mount.vfs.status().conflicts, 2);
+    // The folders were asked for together, and are halved until the bad one waits alone.
+    for _ in 0..3 {
+        assert!(mount.vfs.find_twins().await.is_err());
+    }
+    mount.view.take_looked_up();
+    assert!(mount.vfs.find_twins().await.is_err());
+    let asked = mount.view.take_looked_up();
+    assert!(!asked.is_empty());
+    let asked = asked.iter().flat_map(|(files, folders)| files.iter().chain(folders));
+    assert_eq!(asked.filter(|path| !path.as_str().contains(BAD_LOOK)).count(), 0);
+}
+
+#[tokio::test]
+async fn new_files_of_one_folder_are_looked_up_together() {
+    let mount = Mount::new().await;
+    (0..3000).for_each(|number| mount.vfs.twins.note_made(&path(&format!("d/{number}"))));
+    mount.vfs.find_twins().await.unwrap();
+    let asked = mount.view.take_looked_up();
+    let sizes: Vec<_> = asked.iter().map(|(files, folders)| (files.len(), folders.len())).collect();
+    assert_eq!(sizes, [(0, 1), (3000, 0)]);
+}
+
+#[tokio::test]
+async fn renamed_folder_is_looked_up_without_its_files() {
+    let mount = Mount::new().await;
+    for number in 0..20 {
+        mount.view.put_foreign(&format!("d/{number}"), b"theirs");
+    }
+    mount.rename("d", "e").await.unwrap();
+    mount.flush().await;
+    mount.vfs.find_twins().await.unwrap();
+    assert_eq!(mount.view.take_looked_up(), [(vec![], vec![path("e")])]);
 }
