@@ -342,8 +342,16 @@ impl Encrypted {
     /// Returns the path that a path stands for: another one only where it is an alias (see [`twin`]).
     pub(super) async fn target(&self, path: &PlainPath) -> Result<PlainPath, Error> {
         let Some((parent, _)) = path.split().filter(|_| twin::may_be_alias(path)) else { return Ok(path.clone()) };
-        let decrypted = self.decrypt_directory(&parent).await?;
-        Ok(self.twins.target(path, &decrypted.all_names(), decrypted.twins()))
+        let found = self.targets(&parent, vec![path.clone()]).await?;
+        Ok(found.into_iter().next().map_or_else(|| path.clone(), |(_, target)| target))
+    }
+
+    /// Returns paths of one directory, each with what it stands for. Lists the directory once.
+    async fn targets(&self, parent: &PlainPath, paths: Vec<PlainPath>) -> Result<Vec<(PlainPath, PlainPath)>, Error> {
+        let decrypted = self.decrypt_directory(parent).await?;
+        let names = decrypted.all_names();
+        let target = |path: PlainPath| (path.clone(), self.twins.target(&path, &names, decrypted.twins()));
+        Ok(paths.into_iter().map(target).collect())
     }
 
     /// Returns those of some paths in `parent` that are directories.
@@ -471,19 +479,16 @@ impl Encrypted {
             return operations.iter().map(|_| Outcome::Failed(Error::ReadOnly)).collect();
         }
         let _one_at_a_time = self.committing.lock().await;
-        let mut targets = HashMap::new();
-        for path in operations.iter().flat_map(twin::asked_by) {
-            match self.target(path).await {
-                Ok(target) => drop(targets.insert(path.clone(), target)),
-                Err(error) => return operations.iter().map(|_| Outcome::Failed(error.again())).collect(),
-            }
+        let mut targets = twin::Targets::default();
+        for (parent, paths) in twin::asked_by_all(operations) {
+            let found = self.targets(&parent, paths).await;
+            targets.add(parent, found);
         }
-        let operations = &twin::resolve(operations, &targets)[..];
         let committer = Committer { remote: &self.setup.remote, memory: &self.setup.memory, layout };
-        let outcomes = committer.commit(operations).await;
+        let outcomes = committer.commit(&targets.resolve(operations)).await;
         // What was noted of a directory may have been taken away again.
         self.noted.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        outcomes
+        targets.outcomes(operations, outcomes)
     }
 
     /// Every object below a stored directory, decrypted.

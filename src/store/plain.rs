@@ -21,7 +21,7 @@ use crate::xet::Hash;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Bytes of the longest name that file systems take.
@@ -96,14 +96,21 @@ impl PlainTree {
     /// Returns the path that a path stands for: another one only where it is an alias (see [`twin`]).
     async fn target(&self, path: &PlainPath) -> Result<PlainPath, Error> {
         let Some((parent, _)) = path.split().filter(|_| twin::may_be_alias(path)) else { return Ok(path.clone()) };
-        let children = self.remote.children(&self.key(&parent)).await?;
+        let found = self.targets(&parent, vec![path.clone()]).await?;
+        Ok(found.into_iter().next().map_or_else(|| path.clone(), |(_, target)| target))
+    }
+
+    /// Returns paths of one directory, each with what it stands for. Lists the directory once.
+    async fn targets(&self, parent: &PlainPath, paths: Vec<PlainPath>) -> Result<Vec<(PlainPath, PlainPath)>, Error> {
+        let children = self.remote.children(&self.key(parent)).await?;
         let mut kinds: BTreeMap<&str, [bool; 2]> = BTreeMap::new();
         for child in &children {
             kinds.entry(&child.name).or_default()[usize::from(child.file.is_some())] = true;
         }
         let names = kinds.keys().copied().collect();
-        let twins = kinds.iter().filter(|(_, kinds)| **kinds == [true, true]).map(|(name, _)| *name);
-        Ok(self.twins.target(path, &names, twins))
+        let twins = || kinds.iter().filter(|(_, kinds)| **kinds == [true, true]).map(|(name, _)| *name);
+        let target = |path: PlainPath| (path.clone(), self.twins.target(&path, &names, twins()));
+        Ok(paths.into_iter().map(target).collect())
     }
 
     /// Returns those of `files` that are directories too, and those of `folders` that are files too.
@@ -297,15 +304,14 @@ impl View for Plain {
             return operations.iter().map(|_| Outcome::Failed(Error::ReadOnly)).collect();
         }
         let _one_at_a_time = self.committing.lock().await;
-        let mut targets = HashMap::new();
-        for path in operations.iter().flat_map(twin::asked_by) {
-            match self.tree.target(path).await {
-                Ok(target) => drop(targets.insert(path.clone(), target)),
-                Err(error) => return operations.iter().map(|_| Outcome::Failed(error.again())).collect(),
-            }
+        let mut targets = twin::Targets::default();
+        for (parent, paths) in twin::asked_by_all(operations) {
+            let found = self.tree.targets(&parent, paths).await;
+            targets.add(parent, found);
         }
-        let operations = &twin::resolve(operations, &targets)[..];
-        Committer { remote: &self.tree.remote, memory: &self.memory, layout: self }.commit(operations).await
+        let committer = Committer { remote: &self.tree.remote, memory: &self.memory, layout: self };
+        let outcomes = committer.commit(&targets.resolve(operations)).await;
+        targets.outcomes(operations, outcomes)
     }
 
     async fn twins(&self, files: &[PlainPath], folders: &[PlainPath]) -> Result<Vec<PlainPath>, Error> {

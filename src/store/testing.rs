@@ -75,6 +75,7 @@ pub(super) struct MemoryHub {
 
 #[derive(Default)]
 struct State {
+    listings: u64,
     repeats: Vec<Duration>,
     files: BTreeMap<String, FileEntry>,
     batches: Vec<Vec<BatchOp>>,
@@ -118,6 +119,11 @@ impl MemoryHub {
         let mut state = self.state();
         state.faults.clear();
         (state.always, state.reads_left) = (None, None);
+    }
+
+    /// Returns the number of listings since it was called last.
+    pub(super) fn take_listings(&self) -> u64 {
+        std::mem::take(&mut self.state().listings)
     }
 
     pub(super) fn reads_fail_after(&self, reads: usize) {
@@ -221,6 +227,7 @@ impl Hub for MemoryHub {
     ) -> Result<TreePage, Error> {
         let mut state = self.state();
         state.read()?;
+        state.listings += 1;
         let mut entries: BTreeMap<(String, bool), TreeEntry> = BTreeMap::new();
         for (key, file) in &state.files {
             let Some(rest) = super::remote::relative(prefix, key) else { continue };

@@ -8,7 +8,7 @@
 //! aliases that it has shown: a change that was made through an alias still finds its object when the folder has been
 //! removed meanwhile.
 
-use super::{Change, Expect, Op, PlainPath};
+use super::{Change, Error, Expect, Op, Outcome, PlainPath};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
@@ -118,9 +118,48 @@ pub(super) fn asked_by(op: &Op) -> Vec<&PlainPath> {
     from.into_iter().chain(to).filter(|path| may_be_alias(path)).collect()
 }
 
-/// Returns `operations` with the aliases among their paths replaced by what they stand for.
-pub(super) fn resolve(operations: &[Op], targets: &HashMap<PlainPath, PlainPath>) -> Vec<Op> {
-    operations.iter().map(|op| resolved(op, targets)).collect()
+/// What the paths of a batch of operations stand for.
+#[derive(Default)]
+pub(super) struct Targets {
+    found: HashMap<PlainPath, PlainPath>,
+    /// Directories that could not be listed.
+    failed: HashMap<PlainPath, Error>,
+}
+
+impl Targets {
+    /// Adds what the paths of `parent` stand for, or why that isn't known.
+    pub(super) fn add(&mut self, parent: PlainPath, found: Result<Vec<(PlainPath, PlainPath)>, Error>) {
+        match found {
+            Ok(found) => self.found.extend(found),
+            Err(error) => drop(self.failed.insert(parent, error)),
+        }
+    }
+
+    /// Returns `operations` with the aliases among their paths replaced by what they stand for, without those that
+    /// name an alias in a directory that could not be listed.
+    pub(super) fn resolve(&self, operations: &[Op]) -> Vec<Op> {
+        let known = operations.iter().filter(|op| self.failure(op).is_none());
+        known.map(|op| resolved(op, &self.found)).collect()
+    }
+
+    /// Returns the outcomes of all `operations`, given those of the operations that [`Targets::resolve`] returned.
+    pub(super) fn outcomes(&self, operations: &[Op], carried_out: Vec<Outcome>) -> Vec<Outcome> {
+        let mut carried_out = carried_out.into_iter();
+        let outcome = |op| match self.failure(op) {
+            Some(error) => Some(Outcome::Failed(error.again())),
+            None => carried_out.next(),
+        };
+        operations.iter().filter_map(outcome).collect()
+    }
+
+    fn failure(&self, op: &Op) -> Option<&Error> {
+        asked_by(op).into_iter().find_map(|path| self.failed.get(&path.split()?.0))
+    }
+}
+
+/// Returns the paths of a batch that may be aliases, by their directory.
+pub(super) fn asked_by_all(operations: &[Op]) -> BTreeMap<PlainPath, Vec<PlainPath>> {
+    by_parent(&operations.iter().flat_map(asked_by).cloned().collect::<Vec<_>>())
 }
 
 /// Returns paths by their directory.
@@ -162,6 +201,23 @@ mod tests {
         let long = "é".repeat(127);
         let name = marked_name(&format!("{long}.t"), " (x)");
         assert!(name.len() <= 255 && name.ends_with(" (x).t"));
+    }
+
+    #[test]
+    fn failed_listing_fails_operations_of_its_directory_only() {
+        let path = |text| PlainPath::new(text).unwrap();
+        let delete =
+            |at| Op { path: path(at), expect: Expect::Is(crate::xet::hash::chunk_hash(b"n")), change: Change::Delete };
+        let [a, b, c] = ["a/n (conflict with folder)", "b/n (conflict with folder)", "a/other"].map(delete);
+        let operations = [a.clone(), b.clone(), c.clone()];
+        assert_eq!(asked_by_all(&operations).into_keys().collect::<Vec<_>>(), [path("a"), path("b")]);
+        let mut targets = Targets::default();
+        targets.add(path("a"), Err(Error::NotFound));
+        targets.add(path("b"), Ok(vec![(b.path.clone(), path("b/n"))]));
+        let resolved = targets.resolve(&operations);
+        assert_eq!(resolved, [Op { path: path("b/n"), ..b }, c]);
+        let outcomes = targets.outcomes(&operations, resolved.iter().map(|_| Outcome::Done(None)).collect());
+        assert!(matches!(outcomes[..], [Outcome::Failed(Error::NotFound), Outcome::Done(None), Outcome::Done(None)]));
     }
 
     #[test]

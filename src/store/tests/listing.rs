@@ -4,10 +4,10 @@ use crate::crypto::Format::{V1, V2};
 use crate::store::beside::Beside;
 use crate::store::encrypted::KeyVerdict;
 use crate::store::merged::Merged;
-use crate::store::plain::PlainTree;
+use crate::store::plain::{Plain, PlainTree};
 use crate::store::testing::{Keyed, hash_of, long_name, path, put, vectors};
 use crate::store::twin::Twins;
-use crate::store::{Entry, Error, Expect, Hidden, Kind, Len, Outcome, PlainPath, Side, Version, View};
+use crate::store::{Change, Entry, Error, Expect, Hidden, Kind, Len, Op, Outcome, PlainPath, Side, Version, View};
 use bytes::Bytes;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +31,27 @@ fn merged(view: &Keyed) -> Merged {
     let plain =
         PlainTree { remote: view.remote(), prefix: PlainPath::root(), beside_encrypted: true, twins: Twins::default() };
     Merged::new(view.encrypted(), Beside::new(plain))
+}
+
+#[tokio::test]
+async fn aliases_of_one_batch_cost_one_listing_of_their_directory() {
+    let keyed = Keyed::of_format(V2);
+    let plain = Plain::new(keyed.remote(), PlainPath::root(), keyed.memory.clone(), false, [0; 32]);
+    let sides: [&dyn View; 2] = [&keyed.encrypted(), &plain];
+    for view in sides {
+        let mut listings = Vec::new();
+        for count in [1, 20] {
+            let alias = |number| path(&format!("d/{number} (conflict with folder)"));
+            let delete =
+                |number| Op { path: alias(number), expect: Expect::Is(hash_of("old")), change: Change::Delete };
+            let operations: Vec<_> = (0..count).map(delete).collect();
+            keyed.hub.take_listings();
+            assert_eq!(view.commit(&operations).await.len(), count);
+            listings.push(keyed.hub.take_listings());
+        }
+        assert!(listings[0] > 0);
+        assert_eq!(listings[0], listings[1]);
+    }
 }
 
 /// Everything that a view shows, by path; `/` behind directories.
