@@ -141,7 +141,7 @@ impl Vfs {
         let mut found = union(listings.into_iter().flat_map(|(_, listed)| listed.entries));
         let merge = Merge { vfs: self, ledger: &ledger, path, overlay };
         merge.show_files_beside_folders(&mut found);
-        let covered = merge.covered(&found)?;
+        let (covered, covered_files) = merge.covered(&found)?;
         if merge.lacks_arrivals(&tree, ino, &found)? {
             return Ok(false);
         }
@@ -151,7 +151,7 @@ impl Vfs {
         directory.unreadable = unreadable + covered;
         drop(ledger);
         drop(tree);
-        self.twins.note_covered(ino, covered);
+        self.twins.note_covered(ino, covered + covered_files);
         Ok(true)
     }
 
@@ -376,20 +376,22 @@ impl Merge<'_> {
         }
     }
 
-    /// Counts folders of the source that a file of this machine hides until its commit is made.
-    fn covered(&self, found: &BTreeMap<String, Entry>) -> Result<u64, Error> {
-        let mut covered = 0;
+    /// Counts folders of the source that a file of this machine hides until its commit is made, and files of the source
+    /// that a kept file hides. The files don't keep their directory from being moved.
+    fn covered(&self, found: &BTreeMap<String, Entry>) -> Result<(u64, u64), Error> {
+        let (mut folders, mut files) = (0, 0);
         for (name, child) in &self.overlay.children {
-            let is_folder = found.get(name).is_some_and(|entry| matches!(entry.kind, Kind::Directory { .. }));
-            if !is_folder || !matches!(child, LocalChild::File(_)) {
+            let (Some(entry), LocalChild::File(file)) = (found.get(name), child) else { continue };
+            let is_folder = matches!(entry.kind, Kind::Directory { .. });
+            if !is_folder && !self.vfs.flusher.is_kept(*file) {
                 continue;
             }
-            // While other operations are queued here, the folder may be one that was removed.
+            // While other operations are queued here, the entry may be one that was removed.
             let path = self.path.join(name)?;
-            let mut queued = self.ledger.overlapping(&path);
-            covered += u64::from(queued.all(|(_, what)| matches!(what, QueuedOp::Put { .. })));
+            let is_hidden = self.ledger.overlapping(&path).all(|(_, what)| matches!(what, QueuedOp::Put { .. }));
+            *(if is_folder { &mut folders } else { &mut files }) += u64::from(is_hidden);
         }
-        Ok(covered)
+        Ok((folders, files))
     }
 
     fn run(&self, tree: &mut Tree, ino: Ino, mut found: BTreeMap<String, Entry>) -> Result<(), Error> {

@@ -202,7 +202,8 @@ impl Flusher {
         lock(&self.kept).remove(&file)
     }
 
-    fn is_kept(&self, file: FileNo) -> bool {
+    /// Returns true if a file isn't uploaded.
+    pub(super) fn is_kept(&self, file: FileNo) -> bool {
         lock(&self.kept).contains(&file)
     }
 

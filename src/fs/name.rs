@@ -216,6 +216,10 @@ impl Vfs {
                 }
             };
             tree.remove(parent, name);
+            if edit.as_ref().is_some_and(|edit| self.flusher.is_kept(edit.file)) {
+                // The Hub may have a file that this one hid.
+                tree.directory_mut(parent)?.loaded = None;
+            }
             touch(&mut tree, parent);
             touch_node(&mut tree, ino);
             (ticket, edit)
@@ -430,6 +434,10 @@ impl Vfs {
                 Ok((std::mem::take(&mut moved.entries), moved))
             })?;
         self.op_cancelled(cancelled);
+        if self.flusher.is_kept(no) {
+            // The Hub may have a file that this one hid.
+            tree.directory_mut(plan.parent)?.loaded = None;
+        }
         tree.file_mut(plan.source)?.file = Some(no);
         if let (Some(target), Some(no)) = (target_file, target_no) {
             tree.file_mut(target)?.file = Some(no);

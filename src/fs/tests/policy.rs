@@ -77,3 +77,21 @@ async fn unfiltered_mount_uploads_what_was_kept() {
     mount.flush().await;
     assert_eq!(mount.remote().keys().collect::<Vec<_>>(), [".DS_Store"]);
 }
+
+#[tokio::test]
+async fn remote_file_that_kept_file_hides_is_counted_and_keeps_its_folder() {
+    let mount = Mount::new().await;
+    mount.mkdir("d").await.unwrap();
+    for name in ["d/.DS_Store", "d/Thumbs.db"] {
+        mount.write(name, b"ours").await.unwrap();
+        mount.view.put_foreign(name, b"theirs");
+    }
+    assert_eq!(mount.names("d").await, [".DS_Store", "Thumbs.db"]);
+    assert_eq!(mount.vfs.status().unreadable_entries, 2);
+    mount.rename("d/Thumbs.db", "a").await.unwrap();
+    assert_eq!(mount.read("d/Thumbs.db").await.unwrap(), b"theirs");
+    mount.unlink("d/.DS_Store").await.unwrap();
+    assert!(matches!(mount.rmdir("d").await, Err(crate::fs::Error::NotEmpty)));
+    assert_eq!(mount.read("d/.DS_Store").await.unwrap(), b"theirs");
+    assert_eq!(mount.vfs.status().unreadable_entries, 0);
+}
