@@ -445,7 +445,8 @@ impl Edit {
     }
 
     /// Fetches what a freeze would have to, piece by piece: between them the draft may be read and written, and no lock is held over the network.
-    pub(super) async fn fetch_base(&self, journal: &Journal, pool: &Pool) -> Result<(), Error> {
+    /// Calls `fetched` after each piece.
+    pub(super) async fn fetch_base(&self, journal: &Journal, pool: &Pool, fetched: impl Fn()) -> Result<(), Error> {
         let mut from = 0;
         loop {
             let Some(gap) = (match self.writer().await.as_mut() {
@@ -460,6 +461,7 @@ impl Edit {
             let Some(draft) = guard.as_mut() else { return Ok(()) };
             draft.fill(filling);
             self.settle_locked(draft, journal, pool).await?;
+            fetched();
         }
     }
 

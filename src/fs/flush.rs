@@ -11,7 +11,7 @@ use super::ledger::{Entry, FileNo, Ledger, OpNo, PathSet, QueuedOp};
 use super::lock::{Mutex, MutexGuard, Rank};
 use super::pending::Standing;
 use super::{Drained, Error, OnConflict, Vfs, lock};
-use crate::store::{self, Content, Frozen, PutSession, Stored, deadline};
+use crate::store::{self, Content, Frozen, PutProgress, PutSession, Stored, deadline};
 use futures::StreamExt;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
@@ -34,8 +34,11 @@ const PARKED_PAUSE: Duration = Duration::from_secs(300);
 const REFUSALS: u32 = 5;
 /// Pause of what waits for its user's decision (30 days): nothing that passes by itself.
 const UNDECIDED_PAUSE: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Bytes per second below which an upload counts as stalled (256 KiB: 2 Mbit/s).
-const LEAST_RATE: u64 = 256 << 10;
+/// Bytes that a new upload may hand to connections without being taken for progress, if the one before failed (32 MiB). As much may fit into the
+/// buffers of connections to a Hub that takes nothing, again and again.
+const BUFFERED: u64 = 32 << 20;
+/// A waiting flush looks this often whether uploads advance, at most and at least.
+const STALL_LOOK: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// The uploader looks around at least this often.
 const LOOK: Duration = Duration::from_secs(3600);
 
@@ -86,6 +89,56 @@ pub(super) struct Tally {
     achieved: u64,
 }
 
+/// How far uploads are.
+#[derive(Default)]
+struct Uploads {
+    under_way: HashMap<u64, UnderWay>,
+    next: u64,
+    /// How far uploads got that failed since one succeeded. A new one counts once it is further.
+    failed: PutProgress,
+    /// Grows whenever an upload gets further.
+    advances: u64,
+}
+
+struct UnderWay {
+    progress: Box<dyn Fn() -> PutProgress + Send + Sync>,
+    /// How far it is known to be.
+    seen: PutProgress,
+}
+
+impl Uploads {
+    /// Returns a number that differs from that of an earlier call if an upload has advanced since.
+    fn look(&mut self) -> u64 {
+        for upload in self.under_way.values_mut() {
+            let now = (upload.progress)();
+            if now.read > upload.seen.read || now.sent > upload.seen.sent {
+                let seen = upload.seen;
+                upload.seen = PutProgress { read: now.read.max(seen.read), sent: now.sent.max(seen.sent) };
+                self.advances += 1;
+            }
+        }
+        self.advances
+    }
+
+    fn begin(&mut self, progress: Box<dyn Fn() -> PutProgress + Send + Sync>) -> u64 {
+        self.next += 1;
+        self.under_way.insert(self.next, UnderWay { progress, seen: self.failed });
+        self.next
+    }
+
+    fn end(&mut self, upload: u64, succeeded: bool) {
+        self.look();
+        let Some(ended) = self.under_way.remove(&upload) else { return };
+        self.failed = match succeeded {
+            true => PutProgress::default(),
+            false => PutProgress {
+                read: ended.seen.read.max(self.failed.read),
+                sent: ended.seen.sent.clamp(self.failed.sent, BUFFERED),
+            },
+        };
+    }
+}
+
 /// State of the flusher.
 pub(super) struct Flusher {
     /// All local content. Nothing is locked under it.
@@ -98,6 +151,8 @@ pub(super) struct Flusher {
     work: Mutex<Work, { Rank::Work as u8 }>,
     /// Nothing is locked under it.
     tally: Mutex<Tally>,
+    /// Nothing is locked under it.
+    uploads_under_way: Mutex<Uploads>,
     /// When the uploader looks next. Nothing is locked under it.
     next_look: Mutex<Instant>,
     debounce: Duration,
@@ -123,6 +178,7 @@ impl Flusher {
             kept: Mutex::default(),
             work: Mutex::default(),
             tally: Mutex::default(),
+            uploads_under_way: Mutex::default(),
             uploads: Notify::new(),
             commits: Notify::new(),
             sessions: Arc::new(Semaphore::new(SESSIONS)),
@@ -226,6 +282,11 @@ impl Flusher {
     /// Waits for [`Flusher::wake_commits`].
     pub(super) async fn commits_wanted(&self) {
         self.commits.notified().await;
+    }
+
+    /// Something was done for an upload that needn't be done again if it fails.
+    fn advanced(&self) {
+        lock(&self.uploads_under_way).advances += 1;
     }
 
     fn moved(&self) {
@@ -560,6 +621,32 @@ impl Drop for Busy<'_> {
     }
 }
 
+/// An upload whose progress is looked at. Has failed if it is dropped before its end.
+struct Watched<'a> {
+    flusher: &'a Flusher,
+    upload: u64,
+    succeeded: bool,
+}
+
+impl<'a> Watched<'a> {
+    fn new(flusher: &'a Flusher, progress: Box<dyn Fn() -> PutProgress + Send + Sync>) -> Self {
+        let upload = lock(&flusher.uploads_under_way).begin(progress);
+        Self { flusher, upload, succeeded: false }
+    }
+
+    /// Notes the outcome of the upload, which has content or hasn't, and returns it.
+    fn end<T, E>(mut self, outcome: Result<T, E>, has_content: bool) -> Result<T, E> {
+        self.succeeded = has_content && outcome.is_ok();
+        outcome
+    }
+}
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        lock(&self.flusher.uploads_under_way).end(self.upload, self.succeeded);
+    }
+}
+
 fn pause(attempts: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LONGEST_PAUSE)
 }
@@ -598,8 +685,9 @@ impl Vfs {
         let mut added = Vec::new();
         let outcome = match self.view.put().await {
             Ok(session) => {
+                let watched = Watched::new(&self.flusher, session.progress());
                 added = self.add_all(&*session, group).await;
-                session.finish().await
+                watched.end(session.finish().await, !added.is_empty())
             }
             Err(error) => Err(error),
         };
@@ -666,7 +754,7 @@ impl Vfs {
         if let Some(earlier) = earlier {
             return Ok(Some(Fixed { edit, generation, frozen: earlier.frozen, stored: earlier.stored }));
         }
-        edit.fetch_base(&self.journal, &self.pool).await?;
+        edit.fetch_base(&self.journal, &self.pool, || self.flusher.advanced()).await?;
         let frozen = edit.freeze(&self.journal, &self.pool).await?;
         Ok(frozen.map(|(generation, frozen)| Fixed { edit, generation, frozen, stored: None }))
     }
@@ -701,23 +789,20 @@ impl Vfs {
         self.flush_until(over).await
     }
 
-    /// Flushes for as long as the source takes something: ends early when it has taken nothing for `stalled` and the time that the
-    /// pending bytes need at [`LEAST_RATE`].
+    /// Flushes for as long as the source takes something: ends early when no upload has advanced and nothing was committed for `stalled`.
     pub async fn flush_unless_stalled(&self, stalled: Duration) -> Drained {
-        let mut progress = self.flusher.progress.subscribe();
         let over = async {
+            let achieved = || {
+                let finished = self.flusher.tally().achieved;
+                (finished, lock(&self.flusher.uploads_under_way).look())
+            };
+            let (mut last, mut since) = (achieved(), Instant::now());
             loop {
-                let achieved = self.flusher.tally().achieved;
-                let bytes = self.flusher.pending(&self.journal).1;
-                let end = deadline::after(stalled.saturating_add(Duration::from_secs(bytes / LEAST_RATE)));
-                let moved = async {
-                    while self.flusher.tally().achieved == achieved {
-                        if progress.changed().await.is_err() {
-                            std::future::pending::<()>().await;
-                        }
-                    }
-                };
-                if tokio::time::timeout_at(end, moved).await.is_err() {
+                tokio::time::sleep((stalled / 4).clamp(STALL_LOOK.0, STALL_LOOK.1)).await;
+                let now = achieved();
+                if now != last {
+                    (last, since) = (now, Instant::now());
+                } else if since.elapsed() >= stalled {
                     return;
                 }
             }
@@ -815,4 +900,39 @@ fn groups(due: Vec<Arc<Edit>>) -> Vec<Vec<Arc<Edit>>> {
         }
     }
     groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+    #[test]
+    fn repeated_upload_counts_once_it_is_further_than_those_that_failed() {
+        let mut uploads = Uploads::default();
+        let far = Arc::new(AtomicU64::new(0));
+        let begin = |uploads: &mut Uploads| {
+            far.store(0, Relaxed);
+            let far = far.clone();
+            uploads.begin(Box::new(move || PutProgress { read: far.load(Relaxed), sent: far.load(Relaxed) / 2 }))
+        };
+        let advanced = |uploads: &mut Uploads, to| {
+            let before = uploads.look();
+            far.store(to, Relaxed);
+            uploads.look() > before
+        };
+        let first = begin(&mut uploads);
+        assert!(advanced(&mut uploads, 1000) && !advanced(&mut uploads, 1000));
+        uploads.end(first, false);
+        let second = begin(&mut uploads);
+        assert!(!advanced(&mut uploads, 500) && !advanced(&mut uploads, 1000) && advanced(&mut uploads, 1001));
+        uploads.end(second, true);
+        let third = begin(&mut uploads);
+        assert!(advanced(&mut uploads, 1));
+        // What is sent in a second try counts again beyond what connections may hold.
+        assert!(advanced(&mut uploads, 100 * BUFFERED));
+        uploads.end(third, false);
+        begin(&mut uploads);
+        assert!(!advanced(&mut uploads, 2 * BUFFERED) && advanced(&mut uploads, 2 * BUFFERED + 2));
+    }
 }

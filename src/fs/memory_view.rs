@@ -3,12 +3,15 @@
 use super::lock::{Mutex, MutexGuard, lock};
 use crate::store::{
     Change, Content, CryptoError, Draft, DraftState, Entry, Error, Expect, Format, Hash, Hidden, HubError, Kind, Len,
-    Listing, MovedFile, Object, Op, Outcome, PlainPath, PutSession, Sealer, Side, SlotIo, Stored, Version, View,
+    Listing, MovedFile, Object, Op, Outcome, PlainPath, PutProgress, PutSession, Sealer, Side, SlotIo, Stored, Version,
+    View,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::sync::{RwLock, RwLockWriteGuard};
 
@@ -38,6 +41,8 @@ struct State {
     files: BTreeMap<String, File>,
     contents: HashMap<Hash, Bytes>,
     offline: bool,
+    /// Time that an upload takes for each record.
+    pace: Duration,
     trouble: Option<Trouble>,
     read_only: Vec<String>,
     damaged: Vec<String>,
@@ -114,6 +119,11 @@ impl MemoryView {
 
     pub(super) fn set_offline(&self, offline: bool) {
         self.state().offline = offline;
+    }
+
+    /// Has uploads take so long for each record.
+    pub(super) fn set_pace(&self, pace: Duration) {
+        self.state().pace = pace;
     }
 
     pub(super) fn set_trouble(&self, trouble: Option<Trouble>) {
@@ -348,15 +358,25 @@ impl Object for MemoryObject {
     }
 }
 
-struct Session(Arc<Mutex<State>>, Mutex<Vec<Hash>>);
+struct Session(Arc<Mutex<State>>, Mutex<Vec<Hash>>, Arc<AtomicU64>);
 
 #[async_trait]
 impl PutSession for Session {
+    fn progress(&self) -> Box<dyn Fn() -> PutProgress + Send + Sync> {
+        let read = self.2.clone();
+        Box::new(move || PutProgress { read: read.load(Relaxed), sent: 0 })
+    }
+
     async fn add(&self, content: Content) -> Result<Stored, Error> {
         lock(&self.0).online()?;
         let Content::Frozen { frozen, slots } = content else { return Err(Error::WrongSide) };
         let mut bytes = Vec::new();
         for slot in &frozen.records {
+            let pace = lock(&self.0).pace;
+            if !pace.is_zero() {
+                tokio::time::sleep(pace).await;
+            }
+            self.2.fetch_add(SLOT as u64, Relaxed);
             let mut buffer = vec![0; SLOT];
             slots.read(*slot, &mut buffer)?;
             bytes.extend_from_slice(&buffer);
@@ -432,7 +452,7 @@ impl View for MemoryView {
 
     async fn put(&self) -> Result<Box<dyn PutSession>, Error> {
         self.state().online()?;
-        Ok(Box::new(Session(self.state.clone(), Mutex::default())))
+        Ok(Box::new(Session(self.state.clone(), Mutex::default(), Arc::default())))
     }
 
     async fn commit(&self, operations: &[Op]) -> Vec<Outcome> {

@@ -195,9 +195,20 @@ pub struct Stored {
     pub plain_len: u64,
 }
 
+/// Bytes that an upload session has handled so far. They only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PutProgress {
+    /// Bytes of content read. A session reads on only while it has memory, so what can't be sent stops it.
+    pub read: u64,
+    /// Bytes handed to connections. What is sent again counts once.
+    pub sent: u64,
+}
+
 /// Puts content into the store: any number of files share xorbs, and one shard registers them.
 #[async_trait]
 pub trait PutSession: Send + Sync {
+    /// Returns a function that tells how far the session is. It may be called at any time, also while the session finishes.
+    fn progress(&self) -> Box<dyn Fn() -> PutProgress + Send + Sync>;
     /// Uploads one content. An error concerns this content only.
     async fn add(&self, content: Content) -> Result<Stored, Error>;
     /// Registers what was added. Before this has returned, nothing of it may be committed.

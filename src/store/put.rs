@@ -7,7 +7,7 @@
 use super::draft::NEW_ID_LIMIT;
 use super::headers::Headers;
 use super::remote::Remote;
-use super::{Content, Error, Frozen, PutSession, Side, SlotId, SlotIo, Stored, Version};
+use super::{Content, Error, Frozen, PutProgress, PutSession, Side, SlotId, SlotIo, Stored, Version};
 use crate::crypto::geometry::{self, HEADER_LEN, NONCE_LEN, PlainLen, RECORD_LEN, RECORD_PLAIN};
 use crate::crypto::{self, FileId, Format, Header, Keys, Random, RecordCipher, SystemRandom};
 use crate::xet::compression::Policy;
@@ -163,6 +163,14 @@ impl Session {
 
 #[async_trait]
 impl PutSession for Session {
+    fn progress(&self) -> Box<dyn Fn() -> PutProgress + Send + Sync> {
+        let both = [self.upload.progress(), self.edits.progress()];
+        Box::new(move || PutProgress {
+            read: both.iter().map(|session| session.read()).sum(),
+            sent: both.iter().map(|session| session.sent()).sum(),
+        })
+    }
+
     async fn add(&self, content: Content) -> Result<Stored, Error> {
         match content {
             Content::Stream { reader, len: Some(len) } => self.add_stream(reader, len).await,

@@ -1039,6 +1039,28 @@ async fn flush_ends_when_the_source_has_taken_nothing_for_its_time() {
 }
 
 #[tokio::test]
+async fn flush_of_many_bytes_ends_when_the_source_hangs() {
+    let mount = Mount::new().await;
+    mount.write("f", &vec![1; 20 << 20]).await.unwrap();
+    mount.view.set_pace(Duration::from_secs(3600));
+    let began = std::time::Instant::now();
+    let drained = mount.vfs.flush_unless_stalled(Duration::from_millis(300)).await;
+    assert_eq!(drained.pending, 1);
+    assert!((300..20_000).contains(&began.elapsed().as_millis()));
+}
+
+#[tokio::test]
+async fn flush_waits_while_an_upload_advances() {
+    let mount = Mount::new().await;
+    mount.write("f", &[1; 50 * 65_536]).await.unwrap();
+    mount.view.set_pace(Duration::from_millis(50));
+    let began = std::time::Instant::now();
+    let drained = mount.vfs.flush_unless_stalled(Duration::from_secs(1)).await;
+    assert_eq!((drained.flushed, drained.pending), (1, 0));
+    assert!(began.elapsed() > Duration::from_secs(2), "the upload was no longer than the wait");
+}
+
+#[tokio::test]
 async fn shutdown_takes_one_deadline_though_source_and_reader_hang() {
     let mount = Mount::new().await;
     mount.view.put_foreign("base", &[7; 300_000]);
