@@ -268,6 +268,10 @@ impl Vfs {
             edit.committed(generation, version, writing);
             self.flusher.file_committed(file);
             self.finish_as(op, what, note);
+            // The Hub has it, so its name doesn't keep it from being uploaded.
+            if self.flusher.stop_keeping(file) {
+                self.flusher.touch(&edit);
+            }
             // Its lock may be held over a long read: not here.
             let this = self.clone();
             tokio::spawn(async move { this.end_if_over(&edit).await });

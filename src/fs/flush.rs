@@ -7,7 +7,7 @@
 
 use super::edit::Edit;
 use super::journal::{Journal, Purpose};
-use super::ledger::{Entry, FileNo, Ledger, OpNo, PathSet, QueuedOp};
+use super::ledger::{Entry, FileNo, Ledger, OpNo, PathSet, QueuedOp, Remote};
 use super::lock::{Mutex, MutexGuard, Rank};
 use super::pending::Standing;
 use super::{Drained, Error, OnConflict, Vfs, lock};
@@ -246,6 +246,15 @@ impl Flusher {
         lock(&self.kept).insert(file);
         lock(&self.dirty).remove(&file);
         self.moved();
+    }
+
+    /// Has a file not flushed if it is kept. Another rename may stop keeping it at the same time: it is flushed then.
+    fn drop_kept(&self, edit: &Arc<Edit>) {
+        if self.is_kept(edit.file) {
+            lock(&self.dirty).remove(&edit.file);
+            self.touch(edit);
+            self.moved();
+        }
     }
 
     /// Has a new file, which was never touched, not uploaded. Locks nothing else.
@@ -765,6 +774,12 @@ impl Vfs {
         let _ = self.journal.transact(Purpose::Relief, |ledger| {
             let record = ledger.file(file).filter(|_| !self.flusher.is_kept(file));
             let path = record.and_then(|record| record.path.clone());
+            let is_unseen = record.is_some_and(|record| record.remote == Remote::Absent);
+            if is_unseen && path.as_ref().is_some_and(|path| self.policy().keeps(path)) {
+                // It was renamed while it was uploaded.
+                self.flusher.keep_new(file);
+                return Ok((Vec::new(), ()));
+            }
             let frozen = record.and_then(|record| record.draft.as_ref()?.frozen.as_ref());
             let (Some(path), Some(frozen)) = (path, frozen.filter(|frozen| frozen.generation == generation)) else {
                 return Ok((Vec::new(), ()));
@@ -775,6 +790,7 @@ impl Vfs {
             let put = Entry::Queue { op: ledger.new_op(), what: QueuedOp::Put { file, generation, path } };
             Ok((uploaded.into_iter().chain([put]).collect(), ()))
         })?;
+        self.flusher.drop_kept(&fixed.edit);
         Ok(())
     }
 

@@ -2,6 +2,10 @@
 
 use super::Mount;
 use crate::fs::Special;
+use crate::fs::journal::Purpose;
+use crate::fs::ledger::{Entry, QueuedOp};
+use crate::store::PlainPath;
+use std::time::Duration;
 
 #[tokio::test]
 async fn kept_file_is_readable_over_restarts_and_never_uploaded() {
@@ -94,4 +98,39 @@ async fn remote_file_that_kept_file_hides_is_counted_and_keeps_its_folder() {
     assert!(matches!(mount.rmdir("d").await, Err(crate::fs::Error::NotEmpty)));
     assert_eq!(mount.read("d/.DS_Store").await.unwrap(), b"theirs");
     assert_eq!(mount.vfs.status().unreadable_entries, 0);
+}
+
+#[tokio::test]
+async fn file_that_is_renamed_to_kept_name_during_upload_is_kept() {
+    let mount = Mount::new().await;
+    mount.write("a", b"content").await.unwrap();
+    let edit = mount.vfs.flusher.edits().remove(0);
+    // The journal knows the new name before the policy is applied.
+    let path = PlainPath::new(".DS_Store").unwrap();
+    mount.vfs.journal.append(Purpose::Work, vec![Entry::Move { file: edit.file, path: Some(path) }]).unwrap();
+    let drained = mount.vfs.flush(Some(Duration::from_secs(20))).await;
+    assert_eq!((drained.flushed, drained.pending), (0, 0));
+    assert_eq!((mount.remote().len(), mount.vfs.status().kept_files), (0, 1));
+}
+
+#[tokio::test]
+async fn file_whose_commit_was_queued_is_not_kept() {
+    let mount = Mount::new().await;
+    mount.write("a", b"content").await.unwrap();
+    let edit = mount.vfs.flusher.edits().remove(0);
+    let commits = mount.view.hold_commits().await;
+    let vfs = mount.vfs.clone();
+    let flush = tokio::spawn(async move { vfs.flush(Some(Duration::from_secs(20))).await });
+    while !mount.vfs.journal.ledger().ops().any(|(_, what)| matches!(what, QueuedOp::Put { .. })) {
+        tokio::task::yield_now().await;
+    }
+    mount.vfs.flusher.keep(edit.file);
+    drop(commits);
+    flush.await.unwrap();
+    while mount.remote().is_empty() || mount.vfs.flusher.is_kept(edit.file) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    mount.write_at("a", 0, b"C").await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.remote()["a"], b"Content");
 }
