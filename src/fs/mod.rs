@@ -349,8 +349,7 @@ impl Vfs {
         let queued = self.queued_changes();
         let hidden = self.view.hidden();
         let parked_ops = self.flusher.parked_ops(&self.journal.ledger());
-        let (kept_files, unreadable_entries) =
-            (self.flusher.kept(), hidden.total().saturating_add(self.twins.covered()));
+        let (kept_files, unreadable_entries) = (self.flusher.kept(), hidden.total().saturating_add(self.covered()));
         let trouble = self.sync_trouble();
         let tally = self.flusher.tally();
         Status {

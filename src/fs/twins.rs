@@ -39,11 +39,36 @@ pub(super) struct Twins {
     made: Mutex<Made>,
     reported: Mutex<HashSet<PlainPath>>,
     /// Folders that were made here, and when.
-    new_folders: Mutex<HashMap<PlainPath, Instant>>,
-    /// Folders of the source that files of this machine hide, by directory.
+    new_folders: Mutex<NewFolders>,
+    /// Entries of the source that files of this machine hide, by directory.
     covered: Mutex<HashMap<Ino, u64>>,
     /// One look at a time, so that `flush` waits for one that is in progress.
     looking: tokio::sync::Mutex<()>,
+}
+
+/// Folders that were made here, and when, at most [`MAX_NAMES`].
+#[derive(Default)]
+struct NewFolders {
+    made: HashMap<PlainPath, Instant>,
+    /// All of them, oldest first. One that was made again is in it twice.
+    order: VecDeque<(Instant, PlainPath)>,
+}
+
+impl NewFolders {
+    fn add(&mut self, path: PlainPath, now: Instant) {
+        while let Some((at, _)) = self.order.front()
+            && now.saturating_duration_since(*at) >= NEW_FOLDER
+        {
+            let Some((at, path)) = self.order.pop_front() else { break };
+            if self.made.get(&path) == Some(&at) {
+                self.made.remove(&path);
+            }
+        }
+        if self.order.len() < MAX_NAMES {
+            self.order.push_back((now, path.clone()));
+            self.made.insert(path, now);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -106,18 +131,12 @@ impl Made {
 impl Twins {
     /// Remembers that a folder was made here.
     pub(super) fn note_new_folder(&self, path: PlainPath) {
-        let mut folders = lock(&self.new_folders);
-        if folders.len() >= MAX_NAMES {
-            folders.retain(|_, made| made.elapsed() < NEW_FOLDER);
-        }
-        if folders.len() < MAX_NAMES {
-            folders.insert(path, Instant::now());
-        }
+        lock(&self.new_folders).add(path, Instant::now());
     }
 
     fn is_in_new_folder(&self, path: &PlainPath) -> bool {
         let folders = lock(&self.new_folders);
-        let made = path.split().and_then(|(parent, _)| folders.get(&parent));
+        let made = path.split().and_then(|(parent, _)| folders.made.get(&parent));
         made.is_some_and(|made| made.elapsed() < NEW_FOLDER)
     }
 
@@ -144,7 +163,7 @@ impl Twins {
         }
     }
 
-    /// Sets how many folders of the source aren't shown in a directory because of files of this machine.
+    /// Sets how many entries of the source aren't shown in a directory because of files of this machine.
     pub(super) fn note_covered(&self, directory: Ino, count: u64) {
         let mut covered = lock(&self.covered);
         match count {
@@ -153,9 +172,11 @@ impl Twins {
         }
     }
 
-    /// Returns the sum of those.
-    pub(super) fn covered(&self) -> u64 {
-        lock(&self.covered).values().sum()
+    /// Returns the sum of those, without directories that `is_there` denies. The count of such a directory is forgotten.
+    fn covered(&self, is_there: impl Fn(Ino) -> bool) -> u64 {
+        let mut covered = lock(&self.covered);
+        covered.retain(|directory, _| is_there(*directory));
+        covered.values().sum()
     }
 
     /// Takes the next groups of the queue, at most `most`.
@@ -224,9 +245,17 @@ impl Vfs {
     fn note_twin(&self, path: &PlainPath) {
         tracing::warn!(path = self.view.log_name(path), "a file and a folder have this name; both are kept");
         self.flusher.conflict();
-        if let Some((parent, _)) = path.split() {
-            self.look_again(&parent);
-        }
+        let Some((parent, _)) = path.split() else { return };
+        self.look_again(&parent);
+        let directory = lock(&self.tree).find(&parent);
+        // What was hidden there is counted again by the next listing.
+        directory.into_iter().for_each(|ino| self.twins.note_covered(ino, 0));
+    }
+
+    /// Returns how many entries of the source aren't shown because of files of this machine.
+    pub(super) fn covered(&self) -> u64 {
+        let tree = lock(&self.tree);
+        self.twins.covered(|directory| tree.path(directory).is_ok())
     }
 
     /// Does as [`Vfs::find_twins`]; a failure is logged, because what was flushed is flushed all the same.
@@ -262,6 +291,21 @@ impl Drop for Taken<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn new_folders_are_forgotten_oldest_first_once_they_are_old() {
+        let path = |number: usize| PlainPath::new(&number.to_string()).unwrap();
+        let (mut folders, began) = (NewFolders::default(), Instant::now());
+        (0..MAX_NAMES).for_each(|number| folders.add(path(number), began));
+        folders.add(path(MAX_NAMES), began);
+        assert_eq!((folders.made.len(), folders.order.len()), (MAX_NAMES, MAX_NAMES));
+        folders.add(path(MAX_NAMES), began + NEW_FOLDER);
+        assert_eq!((folders.made.len(), folders.order.len()), (1, 1));
+        // One that was made again is as new as its last making.
+        folders.add(path(MAX_NAMES), began + NEW_FOLDER * 3 / 2);
+        folders.add(path(1), began + NEW_FOLDER * 2);
+        assert_eq!((folders.made.len(), folders.order.len()), (2, 2));
+    }
 
     #[test]
     fn group_whose_look_is_given_up_goes_to_end_of_queue() {

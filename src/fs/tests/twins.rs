@@ -141,3 +141,18 @@ async fn renamed_folder_is_looked_up_without_its_files() {
     mount.vfs.find_twins().await.unwrap();
     assert_eq!(mount.view.take_looked_up(), [(vec![], vec![path("e")])]);
 }
+
+#[tokio::test]
+async fn hidden_folder_of_removed_directory_is_not_counted() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("d/x", b"theirs");
+    mount.write("d/n", b"ours").await.unwrap();
+    mount.view.put_foreign("d/n/i", b"theirs");
+    assert_eq!(mount.names("d").await, ["n", "x"]);
+    assert_eq!(mount.vfs.status().unreadable_entries, 1);
+    // The directory isn't listed again before it goes.
+    mount.unlink("d/n").await.unwrap();
+    ["d/x", "d/n/i"].iter().for_each(|at| mount.view.delete_foreign(at));
+    assert_eq!(mount.names("").await, Vec::<String>::new());
+    assert_eq!(mount.vfs.status().unreadable_entries, 0);
+}
