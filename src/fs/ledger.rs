@@ -438,6 +438,20 @@ impl Ledger {
         found.into_iter().filter_map(|op| Some((op, self.ops.get(&op)?)))
     }
 
+    /// Returns true if `test` accepts a queued operation that overlaps the path. Ends at the first one, however many there are below.
+    pub(super) fn any_overlapping(&self, path: &PlainPath, test: impl Fn(OpNo) -> bool) -> bool {
+        let mut above = Some(path.clone());
+        while let Some(at) = above {
+            let key = PathKey::new(&at);
+            if self.op_places.range((key.clone(), OpNo(0))..=(key, OpNo(u64::MAX))).any(|(_, op)| test(*op)) {
+                return true;
+            }
+            above = at.split().map(|(parent, _)| parent);
+        }
+        let below = PathKey::new(path).below();
+        self.op_places.range((below.start, OpNo(0))..(below.end, OpNo(0))).any(|(_, op)| test(*op))
+    }
+
     /// Whether the rename of a directory that is queued will bring the source what is at the path.
     fn is_to_be_moved_to(&self, path: &PlainPath) -> bool {
         let brings = |what: &QueuedOp| matches!(what, QueuedOp::RenameDirectory { to, .. } if path.is_within(to));

@@ -217,11 +217,25 @@ impl Vfs {
 
     async fn look_up(&self, taken: Taken<'_>) -> Result<(), Error> {
         let Some(group) = &taken.group else { return Ok(()) };
+        let changing: Vec<_> =
+            group.files.iter().chain(&group.folders).filter(|path| self.is_changing(path)).cloned().collect();
         let found = self.view.twins(&group.files, &group.folders).await?;
-        taken.done();
         self.flusher.looked_up();
-        found.iter().filter(|path| self.twins.report(path)).for_each(|path| self.note_twin(path));
+        // What was found may be what a queued change of ours is about to remove.
+        let (unclear, twins): (Vec<_>, Vec<_>) =
+            found.iter().partition(|path| changing.contains(path) || self.is_changing(path));
+        if unclear.is_empty() {
+            taken.done();
+        }
+        twins.into_iter().filter(|path| self.twins.report(path)).for_each(|path| self.note_twin(path));
         Ok(())
+    }
+
+    /// Returns true if a change of this name, or of one above or below it, is on its way to the source.
+    fn is_changing(&self, path: &PlainPath) -> bool {
+        let ledger = self.journal.ledger();
+        let is_parked = |op| self.flusher.op_standing(op).trouble.is_some_and(|(_, parked, _)| parked);
+        ledger.any_overlapping(path, |op| !is_parked(op))
     }
 
     /// Looks for twins in the background until the mount stops.

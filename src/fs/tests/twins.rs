@@ -156,3 +156,23 @@ async fn hidden_folder_of_removed_directory_is_not_counted() {
     assert_eq!(mount.names("").await, Vec::<String>::new());
     assert_eq!(mount.vfs.status().unreadable_entries, 0);
 }
+
+#[tokio::test]
+async fn file_whose_removal_is_queued_is_no_twin_of_folder_in_its_place() {
+    let mount = Mount::new().await;
+    mount.write("n", b"ours").await.unwrap();
+    mount.flush().await;
+    mount.view.refuse_for_now("n");
+    mount.unlink("n").await.unwrap();
+    mount.mkdir("n").await.unwrap();
+    mount.vfs.twins.note_moved_folder(&path("n"));
+    mount.vfs.find_twins().await.unwrap();
+    assert!(mount.remote().contains_key("n"), "it is still there when it is looked up");
+    assert_eq!(mount.vfs.status().conflicts, 0);
+    mount.view.allow("n");
+    // Looked up again once it is removed.
+    assert_eq!(conflicts(&mount).await, 0);
+    mount.view.put_foreign("n", b"theirs");
+    mount.vfs.twins.note_moved_folder(&path("n"));
+    assert_eq!(conflicts(&mount).await, 1);
+}
