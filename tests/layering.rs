@@ -23,7 +23,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("seeds", &["crypto", "xet", "hub"]),
 ];
 
-/// Layers that are packages of their own: there `crate` is the layer. The compiler keeps them from naming anything that their manifest
+/// Layers that are packages of their own: there `crate` is the layer. The compiler keeps them from naming anything
+/// that their manifest
 /// doesn't, so what is left to check is the manifest.
 const PACKAGES: &[&str] = &["crypto", "xet"];
 
@@ -250,7 +251,8 @@ struct Name {
     line: usize,
 }
 
-/// All paths that start at `crate`, `super` or `self` (and, in a binary, at the library's name), resolved. `root` is the module that
+/// All paths that start at `crate`, `super` or `self` (and, in a binary, at the library's name), resolved. `root`
+/// is the module that
 /// `crate` stands for.
 fn names(tokens: &[Token], file: &[String], root: &[String], binary: bool) -> Vec<Name> {
     let mut module = file.to_vec();

@@ -488,7 +488,8 @@ impl MountArgs {
         }
     }
 
-    /// Names the options whose value has no effect in this version, in one line; `None` if there are none. A default asks for nothing.
+    /// Names the options whose value has no effect in this version, in one line; `None` if there are none. A
+    /// default asks for nothing.
     pub fn without_effect(&self) -> Option<String> {
         let mut named = Vec::new();
         let mut name = |option: &str, value: u64, default: u64| {
@@ -571,7 +572,8 @@ mod tests {
         <Only as clap::Parser>::parse_from(["x"].iter().chain(args)).mount
     }
 
-    /// The public program's options with their defaults; `--overlay` comes with a later version. `None`: none is shown by clap, or another one is meant here (docs/cli.md says which).
+    /// The public program's options with their defaults; `--overlay` comes with a later version. `None`: none is
+    /// shown by clap, or another one is meant here (docs/cli.md says which).
     const UPSTREAM: [(&str, Option<&str>); 29] = [
         ("hf-token", None),
         ("hub-endpoint", None),

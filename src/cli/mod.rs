@@ -58,7 +58,8 @@ impl CommonArgs {
     }
 }
 
-/// Returns log directives with the target `hf_mount` (and modules below it) replaced by our own target. The public program logs under that
+/// Returns log directives with the target `hf_mount` (and modules below it) replaced by our own target. The public
+/// program logs under that
 /// name, so its users and documents set `RUST_LOG=hf_mount=debug`.
 fn own_target(directives: &str) -> String {
     const PUBLIC: &str = "hf_mount";

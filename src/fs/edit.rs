@@ -52,7 +52,8 @@ struct Meta {
     stuck: bool,
     /// Bytes of the base that a freeze still has to fetch, at most.
     owed: u64,
-    /// Where the next write goes in a file that was made longer before its first one, in streaming mode; `None`: at the end.
+    /// Where the next write goes in a file that was made longer before its first one, in streaming mode; `None`:
+    /// at the end.
     next_write: Option<u64>,
     /// Slots promised to it, if disk space is limited.
     room: Option<Room>,
@@ -412,7 +413,8 @@ impl Edit {
         Ok(())
     }
 
-    /// Frees all slots, if the remote has what is in them: from then on it is an edit of that version that has changed nothing yet. Returns the
+    /// Frees all slots, if the remote has what is in them: from then on it is an edit of that version that has
+    /// changed nothing yet. Returns the
     /// number of slots. Frees none while something reads or changes the draft: a read may wait for the network.
     pub(super) async fn evict(
         &self,

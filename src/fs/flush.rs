@@ -34,7 +34,8 @@ const PARKED_PAUSE: Duration = Duration::from_secs(300);
 const REFUSALS: u32 = 5;
 /// Pause of what waits for its user's decision (30 days): nothing that passes by itself.
 const UNDECIDED_PAUSE: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Bytes that a new upload may hand to connections without being taken for progress, if the one before failed (32 MiB). As much may fit into the
+/// Bytes that a new upload may hand to connections without being taken for progress, if the one before failed (32
+/// MiB). As much may fit into the
 /// buffers of connections to a Hub that takes nothing, again and again.
 const BUFFERED: u64 = 32 << 20;
 /// A waiting flush looks this often whether uploads advance, at most and at least.
@@ -450,7 +451,8 @@ impl Flusher {
         lock(&self.tally)
     }
 
-    /// Returns how many files with a name the source lacks, their bytes, and how many of them are parked. Counts files that wait for their `close`.
+    /// Returns how many files with a name the source lacks, their bytes, and how many of them are parked. Counts
+    /// files that wait for their `close`.
     pub(super) fn pending(&self, journal: &Journal) -> (u64, u64, u64) {
         // An edit locks its own state before the journal.
         let mut unsent: Vec<_> =
@@ -530,7 +532,8 @@ impl Flusher {
         work.ops.clear();
     }
 
-    /// Returns the files that the source lacks and that aren't kept. A file that is written in streaming mode is one of them before its `close`, too.
+    /// Returns the files that the source lacks and that aren't kept. A file that is written in streaming mode is
+    /// one of them before its `close`, too.
     pub(super) fn unsent_files(&self) -> Vec<Arc<Edit>> {
         let kept = lock(&self.kept).clone();
         self.edits().into_iter().filter(|edit| !kept.contains(&edit.file) && edit.is_dirty()).collect()
@@ -567,7 +570,8 @@ impl Flusher {
         lock(&self.work).files.remove(&file);
     }
 
-    /// Flushes one file and waits until the source has what it is now. Fails where an attempt was refused, or failed in any way if the
+    /// Flushes one file and waits until the source has what it is now. Fails where an attempt was refused, or
+    /// failed in any way if the
     /// caller has no deadline. With a deadline, what may pass is tried again until then.
     pub(super) async fn commit_now(&self, edit: &Arc<Edit>) -> Result<(), Error> {
         let generation = edit.generation();
@@ -805,7 +809,8 @@ impl Vfs {
         self.flush_until(over).await
     }
 
-    /// Flushes for as long as the source takes something: ends early when no upload has advanced and nothing was committed for `stalled`.
+    /// Flushes for as long as the source takes something: ends early when no upload has advanced and nothing was
+    /// committed for `stalled`.
     pub async fn flush_unless_stalled(&self, stalled: Duration) -> Drained {
         let over = async {
             let achieved = || {

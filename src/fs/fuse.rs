@@ -105,7 +105,8 @@ fn config(options: &FuseOptions) -> Config {
 /// Type that the mount table shows after `fuse.`.
 const SUBTYPE: &str = "hf-mount";
 
-/// Returns the option that makes the mount table show the type `fuse.hf-mount`. Linux takes it since 5.4. An older kernel would refuse the whole
+/// Returns the option that makes the mount table show the type `fuse.hf-mount`. Linux takes it since 5.4. An older
+/// kernel would refuse the whole
 /// mount, so it gets the form that only `fusermount3` reads.
 fn subtype(release: &std::ffi::CStr) -> MountOption {
     let release = release.to_string_lossy();

@@ -145,7 +145,8 @@ pub(super) struct File {
 pub(super) enum MtimeSource {
     /// A listing.
     Remote,
-    /// A change made in this mount. The remote object may have a newer time, so that other clients see that it was replaced.
+    /// A change made in this mount. The remote object may have a newer time, so that other clients see that it was
+    /// replaced.
     Local {
         /// The time that listings show for the version.
         remote: Option<OffsetDateTime>,
@@ -598,7 +599,8 @@ impl File {
         }
     }
 
-    /// Returns true if a listing that shows `listed` for the same version leaves the time as it is. A listing with another time than the first
+    /// Returns true if a listing that shows `listed` for the same version leaves the time as it is. A listing with
+    /// another time than the first
     /// one shows a change that another client made.
     pub(super) fn keeps_mtime(&mut self, listed: Option<OffsetDateTime>) -> bool {
         match &mut self.mtime_source {

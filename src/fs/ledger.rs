@@ -438,7 +438,8 @@ impl Ledger {
         found.into_iter().filter_map(|op| Some((op, self.ops.get(&op)?)))
     }
 
-    /// Returns true if `test` accepts a queued operation that overlaps the path. Ends at the first one, however many there are below.
+    /// Returns true if `test` accepts a queued operation that overlaps the path. Ends at the first one, however
+    /// many there are below.
     pub(super) fn any_overlapping(&self, path: &PlainPath, test: impl Fn(OpNo) -> bool) -> bool {
         let mut above = Some(path.clone());
         while let Some(at) = above {

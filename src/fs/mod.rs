@@ -135,7 +135,8 @@ pub struct Options {
     pub fsync_remote: bool,
     /// What becomes of two changes of the same thing.
     pub on_conflict: OnConflict,
-    /// Bytes of disk space for local changes above which content is evicted that the remote already has; `None`: no limit.
+    /// Bytes of disk space for local changes above which content is evicted that the remote already has; `None`:
+    /// no limit.
     pub max_staging: Option<u64>,
     /// Bytes of disk space that local changes may take, at least [`MIN_PENDING`]; `None`: no limit.
     pub max_pending: Option<u64>,
@@ -171,7 +172,8 @@ pub struct Status {
 pub struct Drained {
     /// Files committed.
     pub flushed: u64,
-    /// Files and changes of names still pending (kept in the journal). A flush doesn't count streaming files that are open; the end of the mount does.
+    /// Files and changes of names still pending (kept in the journal). A flush doesn't count streaming files that
+    /// are open; the end of the mount does.
     pub pending: u64,
     /// Conflicts kept over the mount's life.
     pub conflicts: u64,
@@ -308,7 +310,8 @@ impl Vfs {
         }
     }
 
-    /// Brings everything that was written into the journal, as far as that is possible in the given time: files that are held keep no other waiting.
+    /// Brings everything that was written into the journal, as far as that is possible in the given time: files
+    /// that are held keep no other waiting.
     async fn settle_together(&self, patience: Duration) {
         let unsettled: Vec<_> = self.flusher.edits().into_iter().filter(|edit| edit.is_unsettled()).collect();
         futures::future::join_all(unsettled.iter().map(|edit| self.settle_one(edit, patience))).await;
@@ -321,7 +324,8 @@ impl Vfs {
         }
     }
 
-    /// Settles and flushes everything, then refuses new work. All of it together takes about as long as the deadline says. What isn't on the
+    /// Settles and flushes everything, then refuses new work. All of it together takes about as long as the
+    /// deadline says. What isn't on the
     /// Hub by then stays in the journal.
     pub async fn shutdown(&self, deadline: Duration) -> Drained {
         self.stopping.store(true, Ordering::Release);

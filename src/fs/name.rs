@@ -654,7 +654,8 @@ pub(super) fn finished(cancelled: Option<OpNo>) -> impl Iterator<Item = Entry> {
     cancelled.into_iter().map(|op| Entry::Finish { op })
 }
 
-/// Returns true for a file that was created here and that the remote has never had: nothing is lost elsewhere if it goes while it is being written.
+/// Returns true for a file that was created here and that the remote has never had: nothing is lost elsewhere if
+/// it goes while it is being written.
 fn is_uncommitted(tree: &Tree, ino: Ino) -> bool {
     tree.file(ino).is_ok_and(|file| !file.read_only && file.edit.is_some() && file.version.is_none())
 }

@@ -1,13 +1,18 @@
 //! Disk space of local changes.
 //!
-//! A mount keeps local changes in two files: the slot pool, which grows by [`GROWTH`] slots, and the journal, which has disk space reserved ahead
+//! A mount keeps local changes in two files: the slot pool, which grows by [`GROWTH`] slots, and the journal,
+//! which has disk space reserved ahead
 //! of its end. Both limits count what these two files take on disk, reserved space included.
 //!
-//! - `--max-pending-size` is a hard limit. Near it uploads begin early. At it, content that the remote already has is evicted, even of open
-//!   files, and a writer waits until there is space or most of the reply deadline is over: then it gets `ENOSPC`. What was written before is
-//!   not touched. Only writers wait. An upload may need slots for the rest of an edited file. They are counted when the edit begins, so that
+//! - `--max-pending-size` is a hard limit. Near it uploads begin early. At it, content that the remote already has
+//!   is evicted, even of open
+//!   files, and a writer waits until there is space or most of the reply deadline is over: then it gets `ENOSPC`.
+//! What was written before is
+//!   not touched. Only writers wait. An upload may need slots for the rest of an edited file. They are counted
+//! when the edit begins, so that
 //!   the upload can't fail for lack of them.
-//! - `--max-staging-size` never delays or refuses a write. Above it, content that the remote already has is evicted in the background.
+//! - `--max-staging-size` never delays or refuses a write. Above it, content that the remote already has is
+//!   evicted in the background.
 //!
 //! Eviction takes the file first that was changed longest ago.
 
@@ -19,7 +24,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Smallest `--max-pending-size`, bytes (16 MiB): a journal of a few pending changes grows to 9 MiB before it is compacted, and the pool to 4 MiB
+/// Smallest `--max-pending-size`, bytes (16 MiB): a journal of a few pending changes grows to 9 MiB before it is
+/// compacted, and the pool to 4 MiB
 /// with its first slot.
 pub const MIN_PENDING: u64 = 16 << 20;
 /// Uploads begin early when more than this part of the limit is taken (in eighths).
@@ -31,7 +37,8 @@ const PATIENCE: u32 = 3;
 /// Plaintext bytes of one slot.
 const RECORD: u64 = 1 << 16;
 
-/// Slots that accepted changes will take and that hold nothing yet. Nothing but the journal and the pool is locked under it.
+/// Slots that accepted changes will take and that hold nothing yet. Nothing but the journal and the pool is locked
+/// under it.
 #[derive(Default)]
 pub(super) struct Promises(Mutex<u64, { Rank::Promises as u8 }>);
 
@@ -82,18 +89,21 @@ impl Taken {
         self.reserved.saturating_mul(self.slot_len).saturating_add(self.journal)
     }
 
-    /// Returns the bytes on disk if `slots` more slots get content. The pool grows only if its free slots don't suffice.
+    /// Returns the bytes on disk if `slots` more slots get content. The pool grows only if its free slots don't
+    /// suffice.
     fn bytes_with(&self, slots: u64) -> u64 {
         let wanted = self.used.saturating_add(slots);
         let growths = wanted.saturating_sub(self.reserved).div_ceil(GROWTH);
-        // Free slots need no space that isn't taken already. They don't count, so that a limit which is lower than an earlier one can be met.
+        // Free slots need no space that isn't taken already. They don't count, so that a limit which is lower than
+        // an earlier one can be met.
         let total = if growths == 0 { wanted } else { self.reserved.saturating_add(growths.saturating_mul(GROWTH)) };
         total.saturating_mul(self.slot_len).saturating_add(self.journal)
     }
 }
 
 impl Vfs {
-    /// Waits for disk space for a change of `edit`: `bytes` are written or added, and the file is `end` bytes long afterwards. Give the
+    /// Waits for disk space for a change of `edit`: `bytes` are written or added, and the file is `end` bytes long
+    /// afterwards. Give the
     /// result to [`Edit::keep_room`] after the change. `None`: there is no limit.
     pub(super) async fn make_room(&self, edit: &Edit, bytes: u64, end: u64) -> Result<Option<Room>, Error> {
         let bytes = bytes.saturating_add(edit.owed().min(end));
@@ -176,7 +186,8 @@ impl Vfs {
         edit.ino().and_then(|ino| tree.node(ino).ok()).is_some_and(|node| node.writers > 0)
     }
 
-    /// Frees slots of files that the remote has completely, until `bytes` are freed or no such file is left. Skips files that are being read or
+    /// Frees slots of files that the remote has completely, until `bytes` are freed or no such file is left. Skips
+    /// files that are being read or
     /// written. Returns the bytes freed.
     async fn evict(&self, bytes: u64) -> Result<u64, Error> {
         let mut clean: Vec<_> = self.flusher.edits().into_iter().filter(|edit| edit.is_evictable()).collect();

@@ -20,7 +20,8 @@ use tokio::sync::watch;
 /// New names that wait for their look, and names that were reported, at most: some hundred bytes each. Others are
 /// neither.
 const MAX_NAMES: usize = 65_536;
-/// How long a folder that was made here counts as new: it is unlikely that others have put folders into it. Unpacking an archive
+/// How long a folder that was made here counts as new: it is unlikely that others have put folders into it.
+/// Unpacking an archive
 /// costs no request for each of its folders then.
 const NEW_FOLDER: Duration = Duration::from_secs(60);
 /// Folders that are looked up together, in one request.
@@ -172,7 +173,8 @@ impl Twins {
         }
     }
 
-    /// Returns the sum of those, without directories that `is_there` denies. The count of such a directory is forgotten.
+    /// Returns the sum of those, without directories that `is_there` denies. The count of such a directory is
+    /// forgotten.
     fn covered(&self, is_there: impl Fn(Ino) -> bool) -> u64 {
         let mut covered = lock(&self.covered);
         covered.retain(|directory, _| is_there(*directory));

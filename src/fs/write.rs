@@ -1,8 +1,10 @@
 //! Opening, writing, cutting, and what `close` and `fsync` promise.
 //!
 //! Two ways of writing. *Advanced* (always with a key): any offset, staged, committed later. *Streaming* (a plain mount without
-//! `--advanced-writes`): a new or emptied file, written in order, committed when it is closed, whose errors `close` reports. Before its first
-//! write it may be made longer. While it is open for writing, nothing else uploads it: a file that is removed before it was closed never was.
+//! `--advanced-writes`): a new or emptied file, written in order, committed when it is closed, whose errors
+//! `close` reports. Before its first
+//! write it may be made longer. While it is open for writing, nothing else uploads it: a file that is removed
+//! before it was closed never was.
 //! Both go through the same staging from the first byte.
 
 use super::edit::Edit;

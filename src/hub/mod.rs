@@ -36,7 +36,8 @@ use std::time::Duration;
 ///
 /// All calls are idempotent except [`Hub::create_bucket`] (`Conflict` on repeat unless `exist_ok`). Reads retry by themselves what the API
 /// calls transient; writes only what the Hub has surely not carried out (no connection, 429, 503), so that a change by others in the
-/// meantime isn't undone unseen. Both end at the operation's deadline ([`crate::xet::deadline`]), or after a bounded time without one. Keys are raw object keys from the bucket root, never
+/// meantime isn't undone unseen. Both end at the operation's deadline ([`crate::xet::deadline`]), or after a
+/// bounded time without one. Keys are raw object keys from the bucket root, never
 /// percent-encoded.
 #[async_trait]
 pub trait Hub: Send + Sync + 'static {
@@ -97,7 +98,8 @@ pub trait Hub: Send + Sync + 'static {
     }
 }
 
-/// Returns the id that the bucket has now: another than `bucket` where it has moved, or where `bucket` is an alias. Fails where it isn't there
+/// Returns the id that the bucket has now: another than `bucket` where it has moved, or where `bucket` is an
+/// alias. Fails where it isn't there
 /// or can't be seen; with `create` a missing one is created, private.
 pub async fn require_bucket(hub: &dyn Hub, bucket: &BucketId, create: bool) -> Result<BucketId, Error> {
     match hub.bucket_info(bucket).await {

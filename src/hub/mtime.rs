@@ -1,7 +1,9 @@
 //! Converts modification times to and from what the Hub stores.
 //!
-//! The Hub keeps whole milliseconds since 1970 and shows them as RFC 3339, so in the years 0001 to 9999. Local files have nanoseconds and a much
-//! wider range. Every program of this project rounds here, always down (also before 1970), so that a time that was shown once is the time that
+//! The Hub keeps whole milliseconds since 1970 and shows them as RFC 3339, so in the years 0001 to 9999. Local
+//! files have nanoseconds and a much
+//! wider range. Every program of this project rounds here, always down (also before 1970), so that a time that was
+//! shown once is the time that
 //! comes back later.
 
 use std::time::{Duration, SystemTime};
@@ -12,19 +14,23 @@ pub const MTIME_GRANULARITY: Duration = Duration::from_millis(1);
 const NANOS_PER_MILLI: i128 = 1_000_000;
 /// First and last millisecond of the years 0001 to 9999.
 const MILLIS: (i128, i128) = (-62_135_596_800_000, 253_402_300_799_999);
-/// `hf buckets sync` takes times that differ by at most a second for equal (Hub API spec, 6), and sets the time of what it downloads to the moment
+/// `hf buckets sync` takes times that differ by at most a second for equal (Hub API spec, 6), and sets the time of
+/// what it downloads to the moment
 /// of the download.
 const SYNC_WINDOW: time::Duration = time::Duration::milliseconds(1001);
-/// A time set not longer than this before its upload is that of the write itself, not one that was copied from elsewhere: the longest that a
+/// A time set not longer than this before its upload is that of the write itself, not one that was copied from
+/// elsewhere: the longest that a
 /// mount waits for quiet by default (30 s), and as long again for the upload.
 const RECENT: time::Duration = time::Duration::seconds(60);
-/// A replaced object's time not further ahead than this may be a result of [`replacing_mtime`]. Those lie [`SYNC_WINDOW`] ahead, and a millisecond
+/// A replaced object's time not further ahead than this may be a result of [`replacing_mtime`]. Those lie
+/// [`SYNC_WINDOW`] ahead, and a millisecond
 /// more for each replacement that took less than a millisecond. The rest is for clocks that differ.
 const AHEAD: time::Duration = time::Duration::seconds(60);
 /// Smallest difference of two stored times.
 const STEP: time::Duration = time::Duration::milliseconds(1);
 
-/// Returns the time that the Hub stores for a local one: rounded down to milliseconds, and the nearest year that it can show.
+/// Returns the time that the Hub stores for a local one: rounded down to milliseconds, and the nearest year that
+/// it can show.
 pub fn stored_mtime(time: SystemTime) -> OffsetDateTime {
     let nanos = match time.duration_since(SystemTime::UNIX_EPOCH) {
         Ok(after) => i128::try_from(after.as_nanos()).unwrap_or(i128::MAX),
@@ -56,13 +62,18 @@ fn from_millis(millis: i128) -> OffsetDateTime {
 
 /// Returns the time to store for new content in place of an object with time `held`, for a file with time `wanted`.
 ///
-/// Clients that compare size and time skip a new version of the same size whose time isn't newer than that of their copy by more than they
-/// tolerate. Their copy has the time of its download, which may be any moment until now. `wanted` is used where it is newer than `held` and not
+/// Clients that compare size and time skip a new version of the same size whose time isn't newer than that of
+/// their copy by more than they
+/// tolerate. Their copy has the time of its download, which may be any moment until now. `wanted` is used where it
+/// is newer than `held` and not
 /// long past. Otherwise the result is newer than `now` by more than such clients tolerate.
 ///
-/// The result is also newer than `held`. Where `held` is less than [`AHEAD`] ahead of `now`, one millisecond is enough: it is a result of this
-/// function, and no copy has such a time. A larger step would add up: each of many quick replacements would move the object further into the
-/// future. Where `held` is later, it was set so or by a clock that is ahead. The file that it was uploaded from has the same time, so the result
+/// The result is also newer than `held`. Where `held` is less than `AHEAD` ahead of `now`, one millisecond is
+/// enough: it is a result of this
+/// function, and no copy has such a time. A larger step would add up: each of many quick replacements would move
+/// the object further into the
+/// future. Where `held` is later, it was set so or by a clock that is ahead. The file that it was uploaded from
+/// has the same time, so the result
 /// is newer by more than clients tolerate.
 pub fn replacing_mtime(wanted: OffsetDateTime, held: Option<OffsetDateTime>, now: OffsetDateTime) -> OffsetDateTime {
     let Some(held) = held else { return wanted };

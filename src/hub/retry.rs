@@ -1,6 +1,7 @@
 //! Bounded retry for the Hub API (Hub API spec, 1.3): which failures are worth another try, and after what wait.
 //!
-//! Pure: time and randomness are arguments, the waiting itself is done by the caller. Retries end at the deadline of the operation that
+//! Pure: time and randomness are arguments, the waiting itself is done by the caller. Retries end at the deadline
+//! of the operation that
 //! the call is a part of ([`crate::xet::deadline`]), or after a bounded time where it has none.
 
 pub(super) use crate::xet::http::retry::asked_wait;
@@ -22,12 +23,14 @@ pub struct Policy {
     pub request: Duration,
     /// Where the operation has no deadline: time after which no retry begins, unless the Hub asked for a longer wait.
     pub give_up: Duration,
-    /// Where the operation has no deadline: deadline of one call with all its retries. No request outlives it, no wait goes past it.
+    /// Where the operation has no deadline: deadline of one call with all its retries. No request outlives it, no
+    /// wait goes past it.
     pub total: Duration,
 }
 
 impl Default for Policy {
-    /// Retries for half a minute: long enough for a restart of the Hub, short enough for a person who mistyped an endpoint. A Hub that is
+    /// Retries for half a minute: long enough for a restart of the Hub, short enough for a person who mistyped an
+    /// endpoint. A Hub that is
     /// back is noticed within 5 s. 60 s carry the largest answer that is taken (32 MiB) at 0.6 MB/s.
     fn default() -> Self {
         Self {
@@ -42,7 +45,8 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Returns the wait before retry number `retry` (from 0): what the server `asked` for, else the back-off. `None`: no retry begins in the
+    /// Returns the wait before retry number `retry` (from 0): what the server `asked` for, else the back-off.
+    /// `None`: no retry begins in the
     /// time that is `left`. `random` spreads clients that failed together. Never earlier than asked.
     pub(super) fn wait(&self, retry: u32, asked: Option<Duration>, random: u32, left: Duration) -> Option<Duration> {
         let step = self.first.saturating_mul(1u32.checked_shl(retry).unwrap_or(u32::MAX)).min(self.longest);

@@ -59,7 +59,8 @@ pub(super) fn same_origin(base: &Url, text: &str) -> Result<Url, Error> {
     Ok(url)
 }
 
-/// Reads a redirect to the same route of another bucket: returns the old and the new id, and what follows them in the path. `None` for any
+/// Reads a redirect to the same route of another bucket: returns the old and the new id, and what follows them in
+/// the path. `None` for any
 /// other redirect.
 pub(super) fn moved(base: &Url, from: &Url, to: &Url) -> Option<(BucketId, BucketId, String)> {
     let root = format!("{}/api/buckets/", base.path().trim_end_matches('/'));

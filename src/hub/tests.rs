@@ -508,7 +508,8 @@ async fn requests_to_moved_bucket_are_followed_with_method_and_body_and_logged_o
     assert!(log.text().contains("new/c"));
 }
 
-/// A Hub that is away for a while: refused, cut off, busy, limited. The operation's deadline decides how long that is waited for.
+/// A Hub that is away for a while: refused, cut off, busy, limited. The operation's deadline decides how long that
+/// is waited for.
 #[tokio::test]
 async fn reads_and_refused_writes_are_retried_until_the_deadline_of_the_operation() {
     use crate::xet::deadline::within;

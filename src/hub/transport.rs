@@ -276,9 +276,12 @@ impl Transport {
         Ok(request)
     }
 
-    /// Returns where a redirect leads, if it is one to follow. Reads are redirected freely. A request with another method is sent again only
-    /// where its bucket has moved: to the same route of the new bucket at this endpoint, and with 307 or 308, which say that nothing has been
-    /// done and that method and body stay. A bucket itself is neither created nor deleted under another name than was asked for.
+    /// Returns where a redirect leads, if it is one to follow. Reads are redirected freely. A request with another
+    /// method is sent again only
+    /// where its bucket has moved: to the same route of the new bucket at this endpoint, and with 307 or 308,
+    /// which say that nothing has been
+    /// done and that method and body stay. A bucket itself is neither created nor deleted under another name than
+    /// was asked for.
     fn redirect(&self, call: &Call, from: &Url, status: StatusCode, headers: &HeaderMap) -> Result<Option<Url>, Error> {
         let reads = matches!(call.method, Method::GET | Method::HEAD);
         if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {

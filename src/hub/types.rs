@@ -24,7 +24,8 @@ impl BucketId {
         Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
     }
 
-    /// Returns true if `self` is not just another spelling of `asked`: the bucket has moved. `me` stands for the user's own namespace.
+    /// Returns true if `self` is not just another spelling of `asked`: the bucket has moved. `me` stands for the
+    /// user's own namespace.
     pub fn has_moved_from(&self, asked: &Self) -> bool {
         let is_own = asked.namespace == "me" || self.namespace.eq_ignore_ascii_case(&asked.namespace);
         !is_own || !self.name.eq_ignore_ascii_case(&asked.name)
@@ -76,7 +77,8 @@ pub enum InvalidKey {
     Nul,
 }
 
-/// Checks that the Hub accepts `key` for a new object (Hub API spec, 4.3). The rules hold for each component by itself, so a single name
+/// Checks that the Hub accepts `key` for a new object (Hub API spec, 4.3). The rules hold for each component by
+/// itself, so a single name
 /// can be checked too. Does not check the length.
 ///
 /// A bucket may hold other keys: older versions of the embedded Hub stored them. They can be read and deleted.

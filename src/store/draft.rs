@@ -488,7 +488,8 @@ impl Draft {
         Ok(self.say())
     }
 
-    /// Returns the number of slots that a freeze will allocate for content that is in no slot yet: records of the base, gaps, and records that
+    /// Returns the number of slots that a freeze will allocate for content that is in no slot yet: records of the
+    /// base, gaps, and records that
     /// were changed in memory. A freeze that seals all records anew takes more for a moment.
     pub fn slots_needed(&self) -> u64 {
         let records = self.len.div_ceil(PLAIN).saturating_sub(self.state.records.len() as u64);

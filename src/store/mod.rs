@@ -207,7 +207,8 @@ pub struct PutProgress {
 /// Puts content into the store: any number of files share xorbs, and one shard registers them.
 #[async_trait]
 pub trait PutSession: Send + Sync {
-    /// Returns a function that tells how far the session is. It may be called at any time, also while the session finishes.
+    /// Returns a function that tells how far the session is. It may be called at any time, also while the session
+    /// finishes.
     fn progress(&self) -> Box<dyn Fn() -> PutProgress + Send + Sync>;
     /// Uploads one content. An error concerns this content only.
     async fn add(&self, content: Content) -> Result<Stored, Error>;

@@ -114,7 +114,8 @@ pub struct Opened {
     pub is_new: bool,
 }
 
-/// Opens a source: checks that the bucket is there (or creates it), that it is a bucket, that the key fits, and that the subfolder is one.
+/// Opens a source: checks that the bucket is there (or creates it), that it is a bucket, that the key fits, and
+/// that the subfolder is one.
 /// [`Error::SourceIsFile`] where it is a file, [`Error::NoSuchFolder`] where it is missing and nothing may be written.
 pub async fn open(endpoint: Arc<Endpoint>, source: &Source, options: OpenOptions) -> Result<Opened, Error> {
     let Source::Bucket { id, .. } = source;
@@ -129,7 +130,8 @@ pub async fn open(endpoint: Arc<Endpoint>, source: &Source, options: OpenOptions
 /// What a source is reached through.
 pub(super) struct Ends {
     pub(super) hub: Arc<dyn Hub>,
-    /// The source's bucket under its present name. The old name may be given to another bucket one day: neither requests nor tokens may
+    /// The source's bucket under its present name. The old name may be given to another bucket one day: neither
+    /// requests nor tokens may
     /// follow it there.
     pub(super) bucket: BucketId,
     pub(super) cas: Arc<dyn Cas>,

@@ -1,7 +1,8 @@
 //! The CAS as the sessions see it: a small trait, and where its tokens come from.
 //!
 //! Every call may be repeated: all of them are idempotent (content is addressed by hash). Implementations retry what the
-//! protocol says is transient (until the operation's [deadline](super::deadline), or for a bounded time) and map the rest to [`Error`].
+//! protocol says is transient (until the operation's [deadline](super::deadline), or for a bounded time) and map
+//! the rest to [`Error`].
 
 use super::reconstruction::Reconstruction;
 use super::{Body, Error, Hash};

@@ -1,10 +1,13 @@
 //! The deadline of the operation that a task works for.
 //!
-//! An operation that a user sees, such as a read, a `close` or a command, may need many requests, each with retries. If each of
-//! them had a time limit of its own, the operation would take the sum. So the operation sets one deadline ([`within`]). Whatever
+//! An operation that a user sees, such as a read, a `close` or a command, may need many requests, each with
+//! retries. If each of
+//! them had a time limit of its own, the operation would take the sum. So the operation sets one deadline
+//! ([`within`]). Whatever
 //! runs in it finds the deadline ([`current`]) without a parameter in every signature, and ends its retries by it.
 //!
-//! A task that is spawned has no deadline unless the spawned future is wrapped with [`inherited`]. Work that several operations
+//! A task that is spawned has no deadline unless the spawned future is wrapped with [`inherited`]. Work that
+//! several operations
 //! wait for belongs to none of them: it is wrapped with [`apart`], and each waits for it with [`timely`].
 
 use std::future::Future;

@@ -1,7 +1,8 @@
 //! The CAS over HTTP (Xet spec, sections 9-11): v2 with fallback to v1, grants with fallback to direct upload, bounded retries.
 //!
 //! All requests are idempotent (content is addressed by hash), so each is repeated after a transient failure: until the
-//! [deadline](crate::deadline) of the operation, or for [`Options::give_up`] where it has none. Answers are capped before they are held. What a server says is shortened and escaped in errors; tokens and
+//! [deadline](crate::deadline) of the operation, or for [`Options::give_up`] where it has none. Answers are capped
+//! before they are held. What a server says is shortened and escaped in errors; tokens and
 //! pre-signed URLs are in no error and no log line.
 
 mod concurrency;
@@ -54,7 +55,8 @@ pub struct Options {
     pub retries: u32,
     /// First delay of the back-off; it doubles, with jitter, and honours `Retry-After`.
     pub first_delay: Duration,
-    /// Where the operation has no deadline: no retry begins when no byte has moved for this long, unless the server asks for a longer wait.
+    /// Where the operation has no deadline: no retry begins when no byte has moved for this long, unless the
+    /// server asks for a longer wait.
     pub give_up: Duration,
     /// A response or request body that makes no progress for this long is a network error.
     pub idle: Duration,
@@ -65,7 +67,8 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// 60 s covers what a server needs to check and store a whole xorb. A connection that dies in silence takes that long to be noticed,
+    /// 60 s covers what a server needs to check and store a whole xorb. A connection that dies in silence takes
+    /// that long to be noticed,
     /// so retries go on for more than twice that.
     fn default() -> Self {
         Self {

@@ -1,6 +1,5 @@
 """What programs can and can't do in a plain mount without `--advanced-writes` (docs/semantics.md, "Streaming mode")."""
 
-import contextlib
 import errno
 import io
 import json
@@ -108,7 +107,8 @@ def test_file_removed_before_it_was_closed_never_reaches_the_hub(streaming, api)
         assert file.read() == b"temporary"
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, m.point], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"open\n"
-    settled(m)
+    # Open files wait for their `close`.
+    assert m.status()["pending_files"] == 2
     assert keys(api) == []
     holder.communicate(b"\n", timeout=60)
     assert holder.returncode == 0
@@ -117,16 +117,27 @@ def test_file_removed_before_it_was_closed_never_reaches_the_hub(streaming, api)
     assert keys(api) == ["slow"] and (m.point / "slow").read_bytes() == b"one two"
 
 
+HALF = """
+import contextlib, os, sys
+file = os.open(sys.argv[1] + "/half", os.O_WRONLY | os.O_CREAT)
+os.write(file, b"half")
+print("open", flush=True)
+sys.stdin.readline()
+with contextlib.suppress(OSError):
+    os.close(file)
+"""
+
+
 def test_file_open_while_the_mount_stops_is_pending_and_uploaded_by_the_next(streaming, api):
     m = streaming()
-    file = os.open(m.point / "half", os.O_WRONLY | os.O_CREAT)
-    os.write(file, b"half")
+    # A process of its own: a child that this one starts would close a copy of the file, which commits it.
+    holder = subprocess.Popen([sys.executable, "-c", HALF, m.point], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"open\n"
     assert m.status()["pending_files"] == 1
     assert run("hf-mount", "flush", m.point, check=False).returncode == 0
     stopped = m.stop("--force", check=False)
     # The daemon is gone: what `close` says is the kernel's answer.
-    with contextlib.suppress(OSError):
-        os.close(file)
+    holder.communicate(b"\n", timeout=60)
     assert stopped.returncode == 75
     assert "1 file still pending" in stopped.stderr
     assert keys(api) == []

@@ -12,7 +12,8 @@ fn refuse(path: &Path, why: impl std::fmt::Display) -> Failure {
     Failure::new(Exit::MountPoint, format!("mount point {}: {why}", path.display()))
 }
 
-/// The folder that a start has made, if it has made one. It is removed on drop unless it is kept: a script that goes on after a failed start
+/// The folder that a start has made, if it has made one. It is removed on drop unless it is kept: a script that
+/// goes on after a failed start
 /// would write plaintext into it.
 #[must_use]
 pub(super) struct Made(Option<PathBuf>);
@@ -33,7 +34,8 @@ impl Drop for Made {
     }
 }
 
-/// Returns the absolute path of an empty folder that nothing is mounted on. A missing last component is made (0700), a missing parent is an error.
+/// Returns the absolute path of an empty folder that nothing is mounted on. A missing last component is made
+/// (0700), a missing parent is an error.
 pub(super) fn prepare(path: &Path) -> Outcome<(PathBuf, Made)> {
     let mut made = Made(None);
     match std::fs::DirBuilder::new().mode(0o700).create(path) {

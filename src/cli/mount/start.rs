@@ -62,7 +62,8 @@ impl Notice {
         moved.into_iter().chain(opened.is_new.then_some(Self::NewFolder)).collect()
     }
 
-    /// Prints it, one line on stderr. Names the bucket and not the folder: stderr of a foreground mount is often a log file.
+    /// Prints it, one line on stderr. Names the bucket and not the folder: stderr of a foreground mount is often a
+    /// log file.
     pub(super) fn print(&self, source: &Source) {
         let Source::Bucket { id: bucket, .. } = source;
         let line = match self {
@@ -172,7 +173,8 @@ pub(super) async fn launch(orders: &Orders) -> Outcome {
     }
 }
 
-/// Ends a daemon whose mount is no longer wanted: by SIGTERM, which detaches what it may have mounted, and by force if that takes too long.
+/// Ends a daemon whose mount is no longer wanted: by SIGTERM, which detaches what it may have mounted, and by
+/// force if that takes too long.
 async fn end(child: &mut tokio::process::Child) {
     let pid = child.id().and_then(|pid| rustix::process::Pid::from_raw(pid.try_into().ok()?));
     // It may be gone already.

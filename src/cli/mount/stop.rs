@@ -68,7 +68,8 @@ pub(super) async fn stop(point: &Path, force: bool) -> Outcome<ExitCode> {
     Ok(exit_code(drained))
 }
 
-/// `stop --all`: stops all mounts side by side, so that one that waits for its Hub delays no other. Goes on after a failure, and reports the first.
+/// `stop --all`: stops all mounts side by side, so that one that waits for its Hub delays no other. Goes on after
+/// a failure, and reports the first.
 pub(super) async fn stop_all(force: bool) -> Outcome<ExitCode> {
     let mut sum = Drained::default();
     let mut failed = None;

@@ -179,7 +179,8 @@ fn time(time: TimeOrNow) -> SystemTime {
     }
 }
 
-/// Returns the time that the kernel sent. It sends negative seconds and nanoseconds after them; fuser 0.18 takes the nanoseconds for some before them.
+/// Returns the time that the kernel sent. It sends negative seconds and nanoseconds after them; fuser 0.18 takes
+/// the nanoseconds for some before them.
 fn from_kernel(time: SystemTime) -> SystemTime {
     let epoch = SystemTime::UNIX_EPOCH;
     let Ok(before) = epoch.duration_since(time) else { return time };

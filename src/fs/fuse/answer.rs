@@ -10,7 +10,8 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-/// How long after a late answer the kernel's own second try of the same request may come. It comes within a millisecond; a second is for
+/// How long after a late answer the kernel's own second try of the same request may come. It comes within a
+/// millisecond; a second is for
 /// a machine that is busy.
 const SECOND_TRY: Duration = Duration::from_secs(1);
 /// Late answers that are remembered.
@@ -37,7 +38,8 @@ impl Repeatable {
     }
 }
 
-/// Requests whose deadline was over not long ago. A program that reads one page must not wait for two deadlines, so the kernel's second
+/// Requests whose deadline was over not long ago. A program that reads one page must not wait for two deadlines,
+/// so the kernel's second
 /// try is answered immediately.
 #[derive(Default)]
 struct Late(crate::fs::lock::Mutex<Vec<(Instant, Repeatable)>>);
@@ -109,8 +111,10 @@ impl Desk {
         deadline.map_or_else(|| self.vfs.reply_deadline(), or_longest_wait)
     }
 
-    /// Answers with what `work` gives. When the deadline is over the kernel gets `EIO`. The work isn't dropped, since half an operation is worse
-    /// than a late one: its waits for the source end by the same deadline, and what it made for the kernel is handed to `undo`.
+    /// Answers with what `work` gives. When the deadline is over the kernel gets `EIO`. The work isn't dropped,
+    /// since half an operation is worse
+    /// than a late one: its waits for the source end by the same deadline, and what it made for the kernel is
+    /// handed to `undo`.
     pub(super) fn answer<T, W, U>(
         &self,
         deadline: Option<Duration>,

@@ -1,4 +1,5 @@
-//! `--max-pending-size`: writers wait for space, then get `ENOSPC`; nothing that was accepted is lost. `--max-staging-size`: nothing is refused.
+//! `--max-pending-size`: writers wait for space, then get `ENOSPC`; nothing that was accepted is lost.
+//! `--max-staging-size`: nothing is refused.
 
 use super::Mount;
 use crate::fs::Options;

@@ -1,6 +1,7 @@
 //! Users and access tokens of an embedded Hub, for `hugbucket hub user|token` and for requests.
 //!
-//! A user owns the namespace of the same name. A fresh directory has the user `local` with the well-known token `hf_local`. That
+//! A user owns the namespace of the same name. A fresh directory has the user `local` with the well-known token
+//! `hf_local`. That
 //! token is good until it is revoked: a new token for any user leaves it alone. A server with a process token
 //! ([`super::ServeOptions::process_token`]) accepts none of them.
 

@@ -40,8 +40,10 @@ const CONTENTS: &str = "
 CREATE INDEX objects_by_hash ON objects(bucket, hash);
 ";
 
-/// Version 2: the newest changes of each bucket's files (`api::events`). `seq` counts them from 1 without gaps, and `event_seq` is the last
-/// one's. Changes up to the time `event_since` were not recorded. Columns of a file that a change left as they were are NULL.
+/// Version 2: the newest changes of each bucket's files (`api::events`). `seq` counts them from 1 without gaps,
+/// and `event_seq` is the last
+/// one's. Changes up to the time `event_since` were not recorded. Columns of a file that a change left as they
+/// were are NULL.
 const EVENTS: &str = "
 CREATE TABLE events (
     bucket INTEGER NOT NULL REFERENCES buckets(id) ON DELETE CASCADE,

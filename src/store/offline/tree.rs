@@ -216,7 +216,8 @@ pub fn in_parallel<T: Sync, E: Send>(
     failures
 }
 
-/// Writes `target` through a temporary file beside it, so that it is never partial, and never over another file. Parents are made. The file gets the
+/// Writes `target` through a temporary file beside it, so that it is never partial, and never over another file.
+/// Parents are made. The file gets the
 /// time `mtime`, where one is given and the file system can hold it.
 pub fn write_whole(
     target: &Path,
@@ -255,7 +256,8 @@ pub fn verify(keys: &Keys, object: &Object) -> Result<u64, Error> {
     open_container(keys, Some(object.format), &mut File::open(&object.stored)?, object.stored_len, &mut io::sink())
 }
 
-/// Encrypts one local file to its place below `out` (`out/.enc/…`), with the sidecars it needs. `path` is its plaintext path in the bucket. The
+/// Encrypts one local file to its place below `out` (`out/.enc/…`), with the sidecars it needs. `path` is its
+/// plaintext path in the bucket. The
 /// container gets the file's time.
 pub fn encrypt(
     keys: &Keys,

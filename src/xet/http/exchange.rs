@@ -1,7 +1,8 @@
 //! One request to the CAS or to a pre-signed URL: token, tries, deadlines, bounded bodies (Xet spec, sections 9 and 11).
 //!
 //! A try is bounded three ways: no byte in either direction for `idle`; a total that a slow but honest peer keeps
-//! (`patience` plus the size at [`LEAST_RATE`]); and the deadline of the operation, if it has one. Dropping the future of [`HttpCas::call`] frees the connection and
+//! (`patience` plus the size at [`LEAST_RATE`]); and the deadline of the operation, if it has one. Dropping the
+//! future of [`HttpCas::call`] frees the connection and
 //! the permit at once. Neither tokens nor pre-signed URLs reach an error or a log line.
 
 use super::concurrency::Pass;
@@ -148,7 +149,8 @@ impl HttpCas {
         }
     }
 
-    /// Gets a token. Its source has tried as long as the operation that asked it allowed. That may have been another operation, whose
+    /// Gets a token. Its source has tried as long as the operation that asked it allowed. That may have been
+    /// another operation, whose
     /// deadline was earlier: then this one tries again.
     async fn token(&self, scope: Scope, refused: Option<&CasToken>) -> Result<CasToken, Failure> {
         let began = Instant::now();

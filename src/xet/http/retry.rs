@@ -16,7 +16,8 @@ const ASKED_FOR: Duration = Duration::from_secs(300);
 /// Why one try failed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The same request may succeed later. `after`: the wait that the server asks for. `silent`: for how long nothing had moved.
+    /// The same request may succeed later. `after`: the wait that the server asks for. `silent`: for how long
+    /// nothing had moved.
     Transient { error: Error, after: Option<Duration>, silent: Duration },
     /// It never will.
     Final(Error),
@@ -83,7 +84,8 @@ impl Backoff {
         self.failing = None;
     }
 
-    /// Returns the wait before the next try, or the error to give up with. `end`: the operation's deadline. `dice`: uniform, for the
+    /// Returns the wait before the next try, or the error to give up with. `end`: the operation's deadline.
+    /// `dice`: uniform, for the
     /// jitter.
     pub(super) fn next(
         &mut self,
@@ -128,7 +130,8 @@ impl Backoff {
     }
 }
 
-/// Returns a wait of the back-off that ends before the time that is `left` is over: the last tries come closer to each other, so that
+/// Returns a wait of the back-off that ends before the time that is `left` is over: the last tries come closer to
+/// each other, so that
 /// they go on until the end. `None` where less than half of the `first` wait would be left.
 pub fn fitting(wait: Duration, left: Duration, first: Duration) -> Option<Duration> {
     if wait < left {

@@ -68,7 +68,8 @@ impl PatienceArgs {
         Duration::from_millis(self.timeout_ms)
     }
 
-    /// A frozen server, one that refuses and one that is away are all waited for as long. A connection that is silent for half of that is
+    /// A frozen server, one that refuses and one that is away are all waited for as long. A connection that is
+    /// silent for half of that is
     /// given up, so that there is time for a second one.
     fn options(self) -> http::Options {
         let timeout = self.timeout();

@@ -1,6 +1,7 @@
 //! Who may see and change what: a user owns the namespace of that name; public buckets are for everybody to read.
 //!
-//! A bucket that a caller may not see is answered exactly as one that doesn't exist: 404, or 401 to a caller without a token.
+//! A bucket that a caller may not see is answered exactly as one that doesn't exist: 404, or 401 to a caller
+//! without a token.
 
 use super::{Call, Target};
 use crate::hub::local::accounts::{self, Holder, LOCAL_USER, Role};
@@ -185,7 +186,8 @@ pub(super) enum Found {
     Elsewhere(Response),
 }
 
-/// Finds the bucket that a caller names, wherever it is now. Fails with `RepoNotFound` if there is none that the caller may see: 404, or 401
+/// Finds the bucket that a caller names, wherever it is now. Fails with `RepoNotFound` if there is none that the
+/// caller may see: 404, or 401
 /// to a caller without a token.
 pub(super) async fn find(call: &Call, target: &Target) -> Result<Found, ApiError> {
     let namespace = call.caller.resolve(&target.namespace)?;

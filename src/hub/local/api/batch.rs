@@ -31,7 +31,8 @@ const MAX_OPERATIONS: usize = 10_000;
 const MAX_KEY: usize = 4096;
 /// Longest content type in bytes.
 const MAX_CONTENT_TYPE: usize = 255;
-/// One client sends seconds instead of milliseconds (Hub API spec, 4.3). It sends the size too: then times below this are seconds.
+/// One client sends seconds instead of milliseconds (Hub API spec, 4.3). It sends the size too: then times below
+/// this are seconds.
 const SECONDS_BELOW: f64 = 1e11;
 
 /// A line.
@@ -145,7 +146,8 @@ pub(super) struct Batch<'t> {
     stamp: i64,
     folders: Changes<'t>,
     log: Log<'t>,
-    /// Contents that this batch has removed from the bucket or replaced. A line after that may still copy them: some clients send the
+    /// Contents that this batch has removed from the bucket or replaced. A line after that may still copy them:
+    /// some clients send the
     /// deletes of a rename before its copies.
     removed: HashSet<Hash>,
     changed: bool,
@@ -211,7 +213,8 @@ impl<'t> Batch<'t> {
         })
     }
 
-    /// Returns the size of a file that the caller may read at its source, and makes it readable here. Fails the line unless a file of the
+    /// Returns the size of a file that the caller may read at its source, and makes it readable here. Fails the
+    /// line unless a file of the
     /// source has this content: the empty one is no exception.
     fn size_at_source(&self, hash: &Hash, kind: &str, id: &str) -> Result<u64, Failure> {
         let unknown = || line(format!("source {kind} {id} has no such file"));
@@ -252,7 +255,8 @@ impl<'t> Batch<'t> {
         Ok(self.folders.put(put.path.as_bytes(), old.is_none())?)
     }
 
-    /// Deletes a file. Succeeds if there is none and the key is valid. A file with an invalid key is deleted: older versions stored such.
+    /// Deletes a file. Succeeds if there is none and the key is valid. A file with an invalid key is deleted:
+    /// older versions stored such.
     fn delete(&mut self, path: &str) -> Result<(), Failure> {
         let Some(old) = Object::find(self.transaction, self.bucket.id, path.as_bytes())? else {
             return check_path(path);

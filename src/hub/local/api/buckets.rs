@@ -147,7 +147,8 @@ pub(super) async fn list(call: Call, namespace: &str) -> Result<Response, ApiErr
     Ok(response)
 }
 
-/// Returns the buckets of a namespace, as [`select`] does, or `None` if there is no such namespace: neither a user nor a bucket that the
+/// Returns the buckets of a namespace, as [`select`] does, or `None` if there is no such namespace: neither a user
+/// nor a bucket that the
 /// caller may see.
 fn list_namespace(
     connection: &Connection,

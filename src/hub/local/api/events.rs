@@ -1,12 +1,17 @@
 //! `GET …/events` (Hub API spec, 4.6): the changes of a bucket's files as server-sent events.
 //!
-//! A client that shows a bucket would otherwise list it again and again to notice what others changed. It opens a stream instead and is sent
-//! each change. Several processes may serve one directory, so changes come from the database: every batch adds its changes to the table
+//! A client that shows a bucket would otherwise list it again and again to notice what others changed. It opens a
+//! stream instead and is sent
+//! each change. Several processes may serve one directory, so changes come from the database: every batch adds its
+//! changes to the table
 //! `events` in its own transaction, and a stream polls that table.
 //!
-//! The log of a bucket is bounded to [`KEPT`] changes. A client that resumes before the oldest one, or that reads so slowly that the
-//! log has passed it, is sent `reset` and has to list the bucket. A stream holds one event at most, made when the connection can take it.
-//! It ends with `reconnect` after [`LIFE`] and when the server stops, and without a word when its reader may no longer see the bucket.
+//! The log of a bucket is bounded to [`KEPT`] changes. A client that resumes before the oldest one, or that reads
+//! so slowly that the
+//! log has passed it, is sent `reset` and has to list the bucket. A stream holds one event at most, made when the
+//! connection can take it.
+//! It ends with `reconnect` after [`LIFE`] and when the server stops, and without a word when its reader may no
+//! longer see the bucket.
 
 use super::access::{Bucket, Caller, Found, find};
 use super::json::iso_time;
@@ -33,7 +38,8 @@ use tokio::time::{Instant, sleep_until};
 pub(in crate::hub::local) const STREAMS: usize = 128;
 /// Changes of a bucket that are kept: those of the largest batch. With the longest keys they take 40 MB.
 const KEPT: i64 = 10_000;
-/// Changes in one event at most. An event is 2.5 MB at most: the longest keys, of control characters that JSON escapes with six bytes each.
+/// Changes in one event at most. An event is 2.5 MB at most: the longest keys, of control characters that JSON
+/// escapes with six bytes each.
 const EVENT: i64 = 100;
 /// Pause between two polls of the database: how late a change is seen.
 const POLL: Duration = Duration::from_millis(500);
@@ -102,7 +108,8 @@ impl Resume {
         Ok(Self::Time((time.unix_timestamp_nanos().div_euclid(1_000_000)) as i64))
     }
 
-    /// Returns the number of the last change that is not to be sent, or `None` if changes after this point may be missing in the log.
+    /// Returns the number of the last change that is not to be sent, or `None` if changes after this point may be
+    /// missing in the log.
     fn start(self, connection: &Connection, row: i64) -> Result<Option<i64>, ApiError> {
         let bucket = Bucket::by_row(connection, row)?.ok_or_else(ApiError::repo_not_found)?;
         Ok(match self {
@@ -130,7 +137,8 @@ fn dropped(bucket: &Bucket) -> i64 {
     (bucket.event_seq - KEPT).max(0)
 }
 
-/// Reads changes after `seq`, ascending. Returns `None` if some of them were dropped, or if the bucket has never had so many.
+/// Reads changes after `seq`, ascending. Returns `None` if some of them were dropped, or if the bucket has never
+/// had so many.
 fn read(connection: &Connection, bucket: &Bucket, seq: i64) -> Result<Option<Vec<(i64, Value)>>, db::Error> {
     if !(dropped(bucket)..=bucket.event_seq).contains(&seq) {
         return Ok(None);

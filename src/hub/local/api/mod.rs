@@ -178,7 +178,8 @@ fn allowed(verb: Option<&str>, rest: Option<&str>) -> Option<&'static str> {
     }
 }
 
-/// Returns true if `rest` is nothing or one path segment. Some clients append a revision to a token route; buckets have none, and it is
+/// Returns true if `rest` is nothing or one path segment. Some clients append a revision to a token route; buckets
+/// have none, and it is
 /// ignored.
 fn is_revision(rest: Option<&str>) -> bool {
     rest.is_none_or(|rest| !rest.contains('/'))

@@ -72,7 +72,8 @@ fn wants_file_info(headers: &HeaderMap) -> bool {
     first.is_some_and(|kind| kind.trim().eq_ignore_ascii_case(FILE_INFO))
 }
 
-/// Answers with hash and size as JSON, under the headers that `response` has. Applies to the whole file, whatever range was asked for.
+/// Answers with hash and size as JSON, under the headers that `response` has. Applies to the whole file, whatever
+/// range was asked for.
 fn file_info(mut response: Response, object: &Object) -> Response {
     let body = json!({"hash": object.hash, "size": object.size}).to_string();
     let headers = response.headers_mut();
