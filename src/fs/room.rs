@@ -1,18 +1,15 @@
 //! Disk space of local changes.
 //!
-//! A mount keeps local changes in two files: the slot pool, which grows by [`GROWTH`] slots, and the journal,
-//! which has disk space reserved ahead
-//! of its end. Both limits count what these two files take on disk, reserved space included.
+//! A mount keeps local changes in two files: the slot pool, which grows by [`GROWTH`] slots, and the journal, which
+//! has disk space reserved ahead of its end. Both limits count what these two files take on disk, reserved space
+//! included.
 //!
-//! - `--max-pending-size` is a hard limit. Near it uploads begin early. At it, content that the remote already has
-//!   is evicted, even of open
-//!   files, and a writer waits until there is space or most of the reply deadline is over: then it gets `ENOSPC`.
-//! What was written before is
-//!   not touched. Only writers wait. An upload may need slots for the rest of an edited file. They are counted
-//! when the edit begins, so that
-//!   the upload can't fail for lack of them.
-//! - `--max-staging-size` never delays or refuses a write. Above it, content that the remote already has is
-//!   evicted in the background.
+//! - `--max-pending-size` is a hard limit. Near it uploads begin early. At it, content that the remote already has is
+//!   evicted, even of open files, and a writer waits until there is space or most of the reply deadline is over: then
+//!   it gets `ENOSPC`. What was written before is not touched. Only writers wait. An upload may need slots for the
+//!   rest of an edited file. They are counted when the edit begins, so that the upload can't fail for lack of them.
+//! - `--max-staging-size` never delays or refuses a write. Above it, content that the remote already has is evicted in
+//!   the background.
 //!
 //! Eviction takes the file first that was changed longest ago.
 
