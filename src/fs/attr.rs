@@ -1,7 +1,7 @@
 //! Attributes: `stat`, `chmod`, `chown`, `utimes`, `statfs`.
 
-use super::inode::{Attr, Ino};
-use super::{Error, Vfs, lock};
+use crate::fs::tree::inode::{Attr, Ino};
+use crate::fs::{Error, Vfs, lock};
 use crate::store::{MTIME_GRANULARITY, stored_mtime};
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +10,7 @@ pub const STATFS_BLOCK: u32 = 4096;
 /// Blocks in all, and free ones (4 PiB): a bucket has no size, and programs refuse to copy into what looks full.
 pub const STATFS_BLOCKS: u64 = 1 << 40;
 /// Longest name, bytes.
-pub const STATFS_NAME: u32 = super::dir::NAME_MAX as u32;
+pub const STATFS_NAME: u32 = crate::fs::tree::listing::NAME_MAX as u32;
 
 /// Granularity of every time that is shown: that of the source, so that an upload changes none.
 pub const TIME_GRANULARITY: Duration = MTIME_GRANULARITY;

@@ -1,9 +1,9 @@
 //! Open files and directories.
 
-use super::inode::{Cached, FileKind, Ino};
-use super::lock::{Mutex, Rank};
-use super::read::Readahead;
-use super::{Error, lock};
+use crate::fs::content::read::Readahead;
+use crate::fs::lock::{Mutex, Rank};
+use crate::fs::tree::inode::{Cached, FileKind, Ino};
+use crate::fs::{Error, lock};
 use crate::store::Object;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -39,43 +39,43 @@ impl Access {
     }
 
     /// Whether it changes anything.
-    pub(super) fn changes(&self) -> bool {
+    pub(crate) fn changes(&self) -> bool {
         self.write || self.truncate
     }
 }
 
 /// An open file.
-pub(super) struct FileHandle {
-    pub(super) ino: Ino,
-    pub(super) access: Access,
+pub(crate) struct FileHandle {
+    pub(crate) ino: Ino,
+    pub(crate) access: Access,
     /// The version it reads, and the inode's epoch when it was pinned.
-    pub(super) pinned: Mutex<Option<Pinned>>,
-    pub(super) ahead: Readahead,
+    pub(crate) pinned: Mutex<Option<Pinned>>,
+    pub(crate) ahead: Readahead,
 }
 
 /// A version that a handle stays with.
 #[derive(Clone)]
-pub(super) struct Pinned {
-    pub(super) epoch: u64,
-    pub(super) object: Arc<dyn Object>,
+pub(crate) struct Pinned {
+    pub(crate) epoch: u64,
+    pub(crate) object: Arc<dyn Object>,
 }
 
 impl FileHandle {
     /// A handle that has read nothing.
-    pub(super) fn new(ino: Ino, access: Access) -> Self {
+    pub(crate) fn new(ino: Ino, access: Access) -> Self {
         Self { ino, access, pinned: Mutex::new(None), ahead: Readahead::default() }
     }
 }
 
 /// A directory as it was when it was opened: paging through it is stable whatever happens meanwhile.
-pub(super) struct DirectoryHandle {
-    pub(super) ino: Ino,
-    pub(super) entries: Vec<Listed>,
+pub(crate) struct DirectoryHandle {
+    pub(crate) ino: Ino,
+    pub(crate) entries: Vec<Listed>,
 }
 
 impl DirectoryHandle {
     /// Entries from `offset` on, each with the offset of the next.
-    pub(super) fn from(&self, offset: u64) -> impl Iterator<Item = (&Listed, u64)> {
+    pub(crate) fn from(&self, offset: u64) -> impl Iterator<Item = (&Listed, u64)> {
         let from = usize::try_from(offset).unwrap_or(usize::MAX).min(self.entries.len());
         self.entries[from..].iter().zip(offset.saturating_add(1)..)
     }
@@ -94,7 +94,7 @@ pub struct Listed {
 
 /// All open handles. Each map has its own lock, held only to look up.
 #[derive(Default)]
-pub(super) struct Handles {
+pub(crate) struct Handles {
     next: AtomicU64,
     files: Mutex<HashMap<HandleNo, Arc<FileHandle>>, { Rank::Handles as u8 }>,
     directories: Mutex<HashMap<HandleNo, Arc<DirectoryHandle>>, { Rank::Handles as u8 }>,
@@ -106,41 +106,41 @@ impl Handles {
     }
 
     /// Adds an open file.
-    pub(super) fn add_file(&self, handle: FileHandle) -> HandleNo {
+    pub(crate) fn add_file(&self, handle: FileHandle) -> HandleNo {
         let no = self.number();
         lock(&self.files).insert(no, Arc::new(handle));
         no
     }
 
     /// An open file.
-    pub(super) fn file(&self, no: HandleNo) -> Result<Arc<FileHandle>, Error> {
+    pub(crate) fn file(&self, no: HandleNo) -> Result<Arc<FileHandle>, Error> {
         lock(&self.files).get(&no).cloned().ok_or(Error::BadHandle)
     }
 
     /// Takes an open file away.
-    pub(super) fn remove_file(&self, no: HandleNo) -> Result<Arc<FileHandle>, Error> {
+    pub(crate) fn remove_file(&self, no: HandleNo) -> Result<Arc<FileHandle>, Error> {
         lock(&self.files).remove(&no).ok_or(Error::BadHandle)
     }
 
     /// Adds an open directory.
-    pub(super) fn add_directory(&self, handle: DirectoryHandle) -> HandleNo {
+    pub(crate) fn add_directory(&self, handle: DirectoryHandle) -> HandleNo {
         let no = self.number();
         lock(&self.directories).insert(no, Arc::new(handle));
         no
     }
 
     /// An open directory.
-    pub(super) fn directory(&self, no: HandleNo) -> Result<Arc<DirectoryHandle>, Error> {
+    pub(crate) fn directory(&self, no: HandleNo) -> Result<Arc<DirectoryHandle>, Error> {
         lock(&self.directories).get(&no).cloned().ok_or(Error::BadHandle)
     }
 
     /// Takes an open directory away.
-    pub(super) fn remove_directory(&self, no: HandleNo) -> Result<Arc<DirectoryHandle>, Error> {
+    pub(crate) fn remove_directory(&self, no: HandleNo) -> Result<Arc<DirectoryHandle>, Error> {
         lock(&self.directories).remove(&no).ok_or(Error::BadHandle)
     }
 
     /// Frees the read-ahead buffers of files that nobody has read for a while.
-    pub(super) fn cool_down(&self) {
+    pub(crate) fn cool_down(&self) {
         lock(&self.files).values().for_each(|handle| handle.ahead.cool_down());
     }
 }
@@ -156,7 +156,7 @@ pub struct Opened {
 
 impl Opened {
     /// Decides on the pages; `cached` is what they hold and becomes what they will hold.
-    pub(super) fn new(handle: HandleNo, cached: &mut Option<Cached>, now: Option<Cached>) -> Self {
+    pub(crate) fn new(handle: HandleNo, cached: &mut Option<Cached>, now: Option<Cached>) -> Self {
         let keep_cache = now.is_some() && *cached == now;
         *cached = now;
         Self { handle, keep_cache }

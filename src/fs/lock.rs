@@ -21,7 +21,7 @@ use {std::any::type_name, std::cell::RefCell, std::panic::Location, std::sync::O
 /// Order of the locks, first to last. A lock is taken only while all locks that the thread holds come before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
-pub(super) enum Rank {
+pub(crate) enum Rank {
     /// Threads of the journal, while they are joined.
     Threads,
     /// Files that the flusher has to look at.
@@ -65,16 +65,16 @@ impl Rank {
 
 /// A mutex with a [`Rank`], given as a number because a parameter of a type can't be an enum.
 #[derive(Default)]
-pub(super) struct Mutex<T, const RANK: u8 = { Rank::Leaf as u8 }>(std::sync::Mutex<T>);
+pub(crate) struct Mutex<T, const RANK: u8 = { Rank::Leaf as u8 }>(std::sync::Mutex<T>);
 
 impl<T, const RANK: u8> Mutex<T, RANK> {
-    pub(super) const fn new(value: T) -> Self {
+    pub(crate) const fn new(value: T) -> Self {
         Self(std::sync::Mutex::new(value))
     }
 }
 
 /// The guard of a [`Mutex`]. It can't move to another thread, so it can't be held across an await of a spawned task.
-pub(super) struct MutexGuard<'a, T, const RANK: u8 = { Rank::Leaf as u8 }> {
+pub(crate) struct MutexGuard<'a, T, const RANK: u8 = { Rank::Leaf as u8 }> {
     value: std::sync::MutexGuard<'a, T>,
     held: Held,
 }
@@ -94,7 +94,7 @@ impl<T, const RANK: u8> std::ops::DerefMut for MutexGuard<'_, T, RANK> {
 
 /// Locks. A panic under a lock has answered its own request with an error, so it doesn't poison the lock for others.
 #[cfg_attr(debug_assertions, track_caller)]
-pub(super) fn lock<T, const RANK: u8>(mutex: &Mutex<T, RANK>) -> MutexGuard<'_, T, RANK> {
+pub(crate) fn lock<T, const RANK: u8>(mutex: &Mutex<T, RANK>) -> MutexGuard<'_, T, RANK> {
     // Checked first: a violation is reported where it would have been a deadlock.
     let held = Held::enter::<T>(RANK);
     MutexGuard { value: mutex.0.lock().unwrap_or_else(PoisonError::into_inner), held }
@@ -102,21 +102,21 @@ pub(super) fn lock<T, const RANK: u8>(mutex: &Mutex<T, RANK>) -> MutexGuard<'_, 
 
 /// A condition variable for a [`Mutex`].
 #[derive(Default)]
-pub(super) struct Condvar(std::sync::Condvar);
+pub(crate) struct Condvar(std::sync::Condvar);
 
 impl Condvar {
-    pub(super) fn notify_all(&self) {
+    pub(crate) fn notify_all(&self) {
         self.0.notify_all();
     }
 
     /// Lets go of the lock, waits to be notified, and locks again.
-    pub(super) fn wait<'a, T, const RANK: u8>(&self, guard: MutexGuard<'a, T, RANK>) -> MutexGuard<'a, T, RANK> {
+    pub(crate) fn wait<'a, T, const RANK: u8>(&self, guard: MutexGuard<'a, T, RANK>) -> MutexGuard<'a, T, RANK> {
         let MutexGuard { value, held } = guard;
         MutexGuard { value: self.0.wait(value).unwrap_or_else(PoisonError::into_inner), held }
     }
 
     /// Waits while `condition` holds, but not longer than `timeout`.
-    pub(super) fn wait_timeout_while<T, const RANK: u8>(
+    pub(crate) fn wait_timeout_while<T, const RANK: u8>(
         &self,
         guard: MutexGuard<'_, T, RANK>,
         timeout: std::time::Duration,
@@ -129,7 +129,7 @@ impl Condvar {
 
 /// Checks that the thread holds no [`Mutex`]. Called before a wait that another task has to end.
 #[cfg_attr(debug_assertions, track_caller)]
-pub(super) fn before_wait(what: &'static str) {
+pub(crate) fn before_wait(what: &'static str) {
     #[cfg(debug_assertions)]
     check(|held| match held.last() {
         Some(last) => Err(format!("lock order: waiting for {what} at {} while {last} is held", Location::caller())),

@@ -1,6 +1,6 @@
 //! A source in memory, for tests: it keeps what [`View`] promises, and fails when told to.
 
-use super::lock::{Mutex, MutexGuard, lock};
+use crate::fs::lock::{Mutex, MutexGuard, lock};
 use crate::store::{
     Change, Content, CryptoError, Draft, DraftState, Entry, Error, Expect, Format, Hash, Hidden, HubError, Kind, Len,
     Listing, MovedFile, Object, Op, Outcome, PlainPath, PutProgress, PutSession, Sealer, Side, SlotIo, Stored, Version,
@@ -29,7 +29,7 @@ const ALIAS: &str = " (conflict with folder)";
 
 /// What happens to the next commit.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Trouble {
+pub(crate) enum Trouble {
     /// It is done, and the answer is lost.
     LostAnswer,
     /// 403.
@@ -60,10 +60,10 @@ struct State {
 }
 
 /// A part of paths whose look for twins fails.
-pub(super) const BAD_LOOK: &str = "no-look";
+pub(crate) const BAD_LOOK: &str = "no-look";
 
 /// See the module.
-pub(super) struct MemoryView {
+pub(crate) struct MemoryView {
     state: Arc<Mutex<State>>,
     /// Held by a test to keep commits waiting.
     commits: RwLock<()>,
@@ -76,7 +76,7 @@ pub(super) struct MemoryView {
 
 impl MemoryView {
     /// An empty source; `key`: it says that it has one.
-    pub(super) fn new(key: bool) -> Arc<Self> {
+    pub(crate) fn new(key: bool) -> Arc<Self> {
         let (commits, reads, listings) = (RwLock::default(), Arc::default(), RwLock::default());
         Arc::new(Self { state: Arc::default(), commits, reads, listings, key })
     }
@@ -86,122 +86,122 @@ impl MemoryView {
     }
 
     /// Somebody else writes a file.
-    pub(super) fn put_foreign(&self, path: &str, content: &[u8]) {
+    pub(crate) fn put_foreign(&self, path: &str, content: &[u8]) {
         let hash = self.state().store(content);
         self.state().files.insert(path.to_owned(), File { hash, mtime: OffsetDateTime::UNIX_EPOCH });
     }
 
     /// Somebody else removes a file.
-    pub(super) fn delete_foreign(&self, path: &str) {
+    pub(crate) fn delete_foreign(&self, path: &str) {
         self.state().files.remove(path);
     }
 
     /// All files and their content.
-    pub(super) fn files(&self) -> BTreeMap<String, Vec<u8>> {
+    pub(crate) fn files(&self) -> BTreeMap<String, Vec<u8>> {
         let state = self.state();
         state.files.iter().map(|(path, file)| (path.clone(), state.contents[&file.hash].to_vec())).collect()
     }
 
     /// The time a file was committed with.
-    pub(super) fn mtime(&self, path: &str) -> OffsetDateTime {
+    pub(crate) fn mtime(&self, path: &str) -> OffsetDateTime {
         self.state().files[path].mtime
     }
 
     /// Returns true if this content was ever uploaded.
-    pub(super) fn has_content(&self, content: &[u8]) -> bool {
+    pub(crate) fn has_content(&self, content: &[u8]) -> bool {
         self.state().contents.contains_key(&content_hash(content))
     }
 
     /// Changes a file's time and nothing else.
-    pub(super) fn set_mtime(&self, path: &str, mtime: OffsetDateTime) {
+    pub(crate) fn set_mtime(&self, path: &str, mtime: OffsetDateTime) {
         self.state().files.get_mut(path).expect("the file is there").mtime = mtime;
     }
 
-    pub(super) fn set_offline(&self, offline: bool) {
+    pub(crate) fn set_offline(&self, offline: bool) {
         self.state().offline = offline;
     }
 
     /// Has uploads take so long for each record.
-    pub(super) fn set_pace(&self, pace: Duration) {
+    pub(crate) fn set_pace(&self, pace: Duration) {
         self.state().pace = pace;
     }
 
-    pub(super) fn set_trouble(&self, trouble: Option<Trouble>) {
+    pub(crate) fn set_trouble(&self, trouble: Option<Trouble>) {
         self.state().trouble = trouble;
     }
 
     /// Refuses changes of paths that begin so, for good.
-    pub(super) fn refuse(&self, prefix: &str) {
+    pub(crate) fn refuse(&self, prefix: &str) {
         self.state().refused.push((prefix.to_owned(), true));
     }
 
     /// Has changes of paths that begin so fail in passing.
-    pub(super) fn refuse_for_now(&self, prefix: &str) {
+    pub(crate) fn refuse_for_now(&self, prefix: &str) {
         self.state().refused.push((prefix.to_owned(), false));
     }
 
     /// Takes that back.
-    pub(super) fn allow(&self, prefix: &str) {
+    pub(crate) fn allow(&self, prefix: &str) {
         self.state().refused.retain(|(refused, _)| refused != prefix);
     }
 
     /// Refuses uploads that hold this content.
-    pub(super) fn poison(&self, content: &[u8]) {
+    pub(crate) fn poison(&self, content: &[u8]) {
         self.state().poison = Some(content_hash(content));
     }
 
     /// Makes a path one of the plaintext side.
-    pub(super) fn set_read_only(&self, path: &str) {
+    pub(crate) fn set_read_only(&self, path: &str) {
         self.state().read_only.push(path.to_owned());
     }
 
     /// Makes a file one whose header doesn't authenticate.
-    pub(super) fn set_damaged(&self, path: &str) {
+    pub(crate) fn set_damaged(&self, path: &str) {
         self.state().damaged.push(path.to_owned());
     }
 
     /// Makes everything a file of format 1.
-    pub(super) fn set_format_1(&self) {
+    pub(crate) fn set_format_1(&self) {
         self.state().format_1 = true;
     }
 
     /// Puts entries of another key into a directory.
-    pub(super) fn set_unreadable(&self, directory: &str, count: u64) {
+    pub(crate) fn set_unreadable(&self, directory: &str, count: u64) {
         self.state().unreadable.insert(directory.to_owned(), count);
     }
 
     /// Listings don't tell sizes.
-    pub(super) fn hide_sizes(&self) {
+    pub(crate) fn hide_sizes(&self) {
         self.state().unread = true;
     }
 
     /// What was committed, batch by batch.
-    pub(super) fn take_commits(&self) -> Vec<Vec<Op>> {
+    pub(crate) fn take_commits(&self) -> Vec<Vec<Op>> {
         std::mem::take(&mut self.state().commits)
     }
 
     /// Returns the names that were looked up for twins since it was called last, by request.
-    pub(super) fn take_looked_up(&self) -> Vec<(Vec<PlainPath>, Vec<PlainPath>)> {
+    pub(crate) fn take_looked_up(&self) -> Vec<(Vec<PlainPath>, Vec<PlainPath>)> {
         std::mem::take(&mut self.state().looked_up)
     }
 
     /// How many directories were listed since the last time.
-    pub(super) fn take_listed(&self) -> u64 {
+    pub(crate) fn take_listed(&self) -> u64 {
         std::mem::take(&mut self.state().listed)
     }
 
     /// Keeps commits waiting while the guard lives.
-    pub(super) async fn hold_commits(&self) -> RwLockWriteGuard<'_, ()> {
+    pub(crate) async fn hold_commits(&self) -> RwLockWriteGuard<'_, ()> {
         self.commits.write().await
     }
 
     /// Keeps listings waiting while the guard lives, after they have looked.
-    pub(super) async fn hold_listings(&self) -> RwLockWriteGuard<'_, ()> {
+    pub(crate) async fn hold_listings(&self) -> RwLockWriteGuard<'_, ()> {
         self.listings.write().await
     }
 
     /// Keeps reads waiting while the guard lives.
-    pub(super) async fn hold_reads(&self) -> tokio::sync::OwnedRwLockWriteGuard<()> {
+    pub(crate) async fn hold_reads(&self) -> tokio::sync::OwnedRwLockWriteGuard<()> {
         self.reads.clone().write_owned().await
     }
 
@@ -416,7 +416,7 @@ impl Sealer for Binder {
 }
 
 /// The sealer of the view, for tests of the journal alone.
-pub(super) fn sealer() -> Arc<dyn Sealer> {
+pub(crate) fn sealer() -> Arc<dyn Sealer> {
     Arc::new(Binder)
 }
 
@@ -542,6 +542,6 @@ impl View for MemoryView {
 }
 
 /// Stands for the Xet hash of some content.
-pub(super) fn content_hash(content: &[u8]) -> Hash {
+pub(crate) fn content_hash(content: &[u8]) -> Hash {
     Hash(*blake3::hash(content).as_bytes())
 }

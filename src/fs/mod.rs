@@ -27,66 +27,52 @@
 //! debug builds check.
 
 mod attr;
-mod codec;
-mod commit;
-mod confirm;
-mod conflict;
-mod copy;
-mod dir;
-mod edit;
+mod content;
 mod errno;
-mod flush;
-#[cfg(feature = "fuse")]
-pub mod fuse;
+mod front;
 mod handle;
-mod inode;
 mod journal;
-mod ledger;
 mod lock;
 #[cfg(test)]
 mod memory_view;
-mod name;
-mod overlay;
-mod pending;
-mod policy;
-mod read;
-mod room;
+mod namespace;
 mod slots;
 mod special;
 mod staging;
+mod sync;
 #[cfg(test)]
 mod tests;
-mod twins;
-mod write;
-mod xattr;
+mod tree;
 
 pub use attr::{STATFS_BLOCK, STATFS_BLOCKS, STATFS_NAME, SetAttr, TIME_GRANULARITY};
-pub use conflict::OnConflict;
+pub use content::quota::MIN_PENDING;
+pub use content::write::Allocate;
 pub use errno::Error;
+#[cfg(feature = "fuse")]
+pub use front::fuse;
 pub use handle::{Access, HandleNo, Listed, Opened};
-pub use inode::{Attr, Birth, FileKind, Ino};
-pub use name::Create;
-pub use pending::{Pending, PendingFile, PendingKind, PendingNo, PendingState, drop_order};
-pub use room::MIN_PENDING;
+pub use namespace::Create;
 pub use special::Special;
-pub use write::Allocate;
-pub use xattr::SetXattr;
+pub use sync::conflict::OnConflict;
+pub use sync::pending::{Pending, PendingFile, PendingKind, PendingNo, PendingState, drop_order};
+pub use tree::inode::{Attr, Birth, FileKind, Ino};
+pub use tree::xattr::SetXattr;
 
 use crate::disk::{Disk, RealDisk};
 use crate::store::View;
-use edit::Edit;
-use flush::Flusher;
+use content::{edit::Edit, quota};
 use handle::Handles;
-use inode::Tree;
-use journal::{Journal, Purpose};
-use ledger::Entry;
+use journal::file::{Journal, Purpose};
+use journal::ledger::{self, Entry};
 use lock::{Mutex, Rank, lock};
 use slots::Pool;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+use sync::{commit, readback, schedule::Flusher, twins};
 use tokio::sync::watch;
+use tree::inode::Tree;
 
 /// Journal and pool are synced this often, so that a power cut loses at most what a second brought.
 const TICK: Duration = Duration::from_secs(1);
@@ -188,11 +174,11 @@ pub struct Vfs {
     journal: Arc<Journal>,
     pool: Arc<Pool>,
     flusher: Flusher,
-    read_backs: confirm::ReadBacks,
+    read_backs: readback::ReadBacks,
     twins: twins::Twins,
     /// When uploads were hurried last, to make room.
     hurried: Mutex<Option<Instant>>,
-    promises: Arc<room::Promises>,
+    promises: Arc<quota::Promises>,
     stopping: AtomicBool,
     stop: watch::Sender<bool>,
     /// Keeps other daemons out of the staging folder; released last.
@@ -224,7 +210,7 @@ impl Vfs {
             journal,
             pool,
             flusher,
-            read_backs: confirm::ReadBacks::default(),
+            read_backs: readback::ReadBacks::default(),
             twins: twins::Twins::default(),
             hurried: Mutex::default(),
             promises: Arc::default(),

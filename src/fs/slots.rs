@@ -4,8 +4,8 @@
 //! no longer names them is durable, and an upload pins the slots it reads. Space is reserved before a slot is given out, so a full disk
 //! is reported before anything is written. What the allocation map was is learnt from the journal at start ([`Pool::open`]).
 
-use super::lock::{Mutex, Rank, lock};
 use crate::disk::{Beyond, Disk, DiskFile, Existing};
+use crate::fs::lock::{Mutex, Rank, lock};
 use crate::store::{SlotId, SlotIo};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -13,12 +13,12 @@ use std::path::Path;
 use tokio::sync::watch;
 
 /// Slots by which the file grows (4 MiB): few enough that a small mount stays small, many enough that reserving costs nothing.
-pub(super) const GROWTH: u64 = 64;
+pub(crate) const GROWTH: u64 = 64;
 /// Free slots at the end of the file that may stay (64 MiB) before it is cut.
-pub(super) const SLACK: u64 = 1024;
+pub(crate) const SLACK: u64 = 1024;
 
 /// See the module.
-pub(super) struct Pool {
+pub(crate) struct Pool {
     file: Box<dyn DiskFile>,
     slot_len: usize,
     state: Mutex<State, { Rank::Pool as u8 }>,
@@ -49,7 +49,7 @@ struct State {
 
 impl Pool {
     /// Opens or makes the pool; `used` slots hold something. The file is as long as it was until [`Pool::cut`].
-    pub(super) fn open(
+    pub(crate) fn open(
         disk: &dyn Disk,
         path: &Path,
         slot_len: usize,
@@ -65,7 +65,7 @@ impl Pool {
 
     /// Gives back what is behind the last slot in use. Only once nothing durable names anything there: a journal whose newest records a power cut
     /// may still undo could name slots that they have freed.
-    pub(super) fn cut(&self) -> io::Result<()> {
+    pub(crate) fn cut(&self) -> io::Result<()> {
         let mut state = lock(&self.state);
         self.file.set_len(state.end.saturating_mul(self.slot_len as u64))?;
         state.reserved = state.end;
@@ -73,17 +73,17 @@ impl Pool {
     }
 
     /// Makes all written slots durable.
-    pub(super) fn sync(&self) -> io::Result<()> {
+    pub(crate) fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
     }
 
     /// The checksum of what was written to a slot.
-    pub(super) fn checksum(&self, slot: SlotId) -> u32 {
+    pub(crate) fn checksum(&self, slot: SlotId) -> u32 {
         lock(&self.state).checksums.get(&slot.0).copied().unwrap_or(NO_CHECKSUM)
     }
 
     /// Frees slots that nothing durable names.
-    pub(super) fn free(&self, slots: &[SlotId]) {
+    pub(crate) fn free(&self, slots: &[SlotId]) {
         let mut state = lock(&self.state);
         for slot in slots {
             if state.pins.contains_key(&slot.0) {
@@ -98,19 +98,19 @@ impl Pool {
     }
 
     /// Keeps the bytes of slots while the guard lives.
-    pub(super) fn pin(self: &std::sync::Arc<Self>, slots: &[SlotId]) -> Pins {
+    pub(crate) fn pin(self: &std::sync::Arc<Self>, slots: &[SlotId]) -> Pins {
         let mut state = lock(&self.state);
         slots.iter().for_each(|slot| *state.pins.entry(slot.0).or_default() += 1);
         Pins { pool: self.clone(), slots: slots.to_vec() }
     }
 
     /// Bytes of a slot.
-    pub(super) fn slot_len(&self) -> u64 {
+    pub(crate) fn slot_len(&self) -> u64 {
         self.slot_len as u64
     }
 
     /// Resolves when slots have been freed since it was called.
-    pub(super) fn freed(&self) -> impl Future<Output = ()> + use<> {
+    pub(crate) fn freed(&self) -> impl Future<Output = ()> + use<> {
         let mut freed = self.freed.subscribe();
         async move {
             // The pool can't go while somebody waits for it; if it did, there would be nothing to wait for.
@@ -119,19 +119,19 @@ impl Pool {
     }
 
     /// Lets at most [`GROWTH`] free slots stay at the end of the file: there is a limit of disk space.
-    pub(super) fn keep_small(&self) {
+    pub(crate) fn keep_small(&self) {
         lock(&self.state).is_small = true;
     }
 
     /// Returns the slots in use and the slots that the disk has space for.
-    pub(super) fn size(&self) -> (u64, u64) {
+    pub(crate) fn size(&self) -> (u64, u64) {
         let state = lock(&self.state);
         (state.end - state.free.len() as u64, state.reserved)
     }
 
     /// Slots in use.
     #[cfg(test)]
-    pub(super) fn used(&self) -> u64 {
+    pub(crate) fn used(&self) -> u64 {
         let state = lock(&self.state);
         state.end - state.free.len() as u64
     }
@@ -215,7 +215,7 @@ impl SlotIo for Pool {
 }
 
 /// Keeps slots from being given out again.
-pub(super) struct Pins {
+pub(crate) struct Pins {
     pool: std::sync::Arc<Pool>,
     slots: Vec<SlotId>,
 }
@@ -237,7 +237,7 @@ impl Drop for Pins {
 }
 
 /// CRC-32C: tells a slot that a power cut tore from a whole one; no protection against anybody.
-pub(super) fn checksum(bytes: &[u8]) -> u32 {
+pub(crate) fn checksum(bytes: &[u8]) -> u32 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 

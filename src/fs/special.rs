@@ -3,10 +3,10 @@
 //! They exist on this machine only, as empty directories do: in the tree, and by path in the journal (sealed there on a mount with a key), so
 //! they outlive the mount and cost the source no object. Where the source has a file or directory of the same name, that is shown instead.
 
-use super::inode::{Attr, Birth, FileKind, Ino, Node, Tree};
-use super::ledger::{Entry, Ledger};
-use super::name::keep_directory;
-use super::{Error, Vfs, lock};
+use crate::fs::journal::ledger::{Entry, Ledger};
+use crate::fs::namespace::keep_directory;
+use crate::fs::tree::inode::{Attr, Birth, FileKind, Ino, Node, Tree};
+use crate::fs::{Error, Vfs, lock};
 
 /// Longest target of a symbolic link, bytes: what the kernel takes.
 const TARGET_MAX: usize = 4095;
@@ -39,7 +39,7 @@ impl Special {
     }
 
     /// Size as `stat` tells it: that of a link's target.
-    pub(super) fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Link(target) => target.len() as u64,
             _ => 0,
@@ -47,7 +47,7 @@ impl Special {
     }
 
     /// A device's number.
-    pub(super) fn device(&self) -> u32 {
+    pub(crate) fn device(&self) -> u32 {
         match self {
             Self::CharDevice(number) | Self::BlockDevice(number) => *number,
             _ => 0,
@@ -76,7 +76,7 @@ impl Vfs {
     }
 
     /// Entries that take a special file's name away.
-    pub(super) fn forget_special(
+    pub(crate) fn forget_special(
         &self,
         ledger: &Ledger,
         tree: &Tree,

@@ -1,7 +1,7 @@
 //! The folder of a source's journal and pool, and the lock that keeps a second daemon out of it.
 
-use super::Error;
 use crate::disk::{Disk, make_folder};
+use crate::fs::Error;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -9,14 +9,14 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// The folder, locked while this lives.
-pub(super) struct Folder {
+pub(crate) struct Folder {
     path: PathBuf,
     _lock: File,
 }
 
 impl Folder {
     /// Makes and locks the folder of a source below `cache_dir`. The lock is on the real disk, whatever `disk` is.
-    pub(super) fn open(disk: &dyn Disk, cache_dir: &Path, identity: &[u8; 32]) -> Result<Self, Error> {
+    pub(crate) fn open(disk: &dyn Disk, cache_dir: &Path, identity: &[u8; 32]) -> Result<Self, Error> {
         let name: String = identity.iter().map(|byte| format!("{byte:02x}")).collect();
         let path = cache_dir.join("staging").join(name);
         // Each of them, as an earlier daemon may have died between making and syncing it.
@@ -43,7 +43,7 @@ impl Folder {
     }
 
     /// Where it is.
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }

@@ -1,8 +1,8 @@
 //! Commits are read back: what somebody overwrote in the moment of ours isn't lost in silence.
 
 use super::Mount;
-use crate::fs::confirm::Unconfirmed;
-use crate::fs::ledger::{OpNo, QueuedOp};
+use crate::fs::journal::ledger::{OpNo, QueuedOp};
+use crate::fs::sync::readback::Unconfirmed;
 use crate::fs::{Drained, OnConflict, Options};
 use crate::store::{Change, Hash, Outcome, View};
 use std::time::Duration;

@@ -2,8 +2,8 @@
 
 use super::Mount;
 use crate::fs::Special;
-use crate::fs::journal::Purpose;
-use crate::fs::ledger::{Entry, QueuedOp};
+use crate::fs::journal::file::Purpose;
+use crate::fs::journal::ledger::{Entry, QueuedOp};
 use crate::store::PlainPath;
 use std::time::Duration;
 

@@ -320,7 +320,7 @@ async fn eviction_skips_files_whose_readers_wait_for_the_source() {
     let collected = tokio::time::timeout(Duration::from_secs(20), mount.vfs.collect()).await;
     collected.expect("eviction waits for a reader");
     let free = edit("free").file;
-    let is_evicted = |draft: &crate::fs::ledger::DraftRecord| draft.state.records.is_empty();
+    let is_evicted = |draft: &crate::fs::journal::ledger::DraftRecord| draft.state.records.is_empty();
     assert!(mount.vfs.journal.ledger().file(free).unwrap().draft.as_ref().is_some_and(is_evicted));
     read.abort();
 }

@@ -13,10 +13,10 @@
 //!
 //! Eviction takes the file first that was changed longest ago.
 
-use super::edit::Edit;
-use super::lock::{Mutex, Rank};
-use super::slots::GROWTH;
-use super::{Error, Vfs, journal, lock};
+use crate::fs::content::edit::Edit;
+use crate::fs::lock::{Mutex, Rank};
+use crate::fs::slots::GROWTH;
+use crate::fs::{Error, Vfs, journal, lock};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,25 +37,25 @@ const RECORD: u64 = 1 << 16;
 /// Slots that accepted changes will take and that hold nothing yet. Nothing but the journal and the pool is locked
 /// under it.
 #[derive(Default)]
-pub(super) struct Promises(Mutex<u64, { Rank::Promises as u8 }>);
+pub(crate) struct Promises(Mutex<u64, { Rank::Promises as u8 }>);
 
 impl Promises {
     /// Promises slots without a check.
-    pub(super) fn add(self: &Arc<Self>, slots: u64) -> Room {
+    pub(crate) fn add(self: &Arc<Self>, slots: u64) -> Room {
         *lock(&self.0) += slots;
         Room { promises: self.clone(), slots }
     }
 }
 
 /// Slots that are promised to one change, and then to the file that was changed. Ends when it is dropped.
-pub(super) struct Room {
+pub(crate) struct Room {
     promises: Arc<Promises>,
     slots: u64,
 }
 
 impl Room {
     /// Makes it a promise of `slots` slots.
-    pub(super) fn resize(&mut self, slots: u64) {
+    pub(crate) fn resize(&mut self, slots: u64) {
         let mut promised = lock(&self.promises.0);
         *promised = *promised - self.slots + slots;
         self.slots = slots;
@@ -102,17 +102,17 @@ impl Vfs {
     /// Waits for disk space for a change of `edit`: `bytes` are written or added, and the file is `end` bytes long
     /// afterwards. Give the
     /// result to [`Edit::keep_room`] after the change. `None`: there is no limit.
-    pub(super) async fn make_room(&self, edit: &Edit, bytes: u64, end: u64) -> Result<Option<Room>, Error> {
+    pub(crate) async fn make_room(&self, edit: &Edit, bytes: u64, end: u64) -> Result<Option<Room>, Error> {
         let bytes = bytes.saturating_add(edit.owed().min(end));
         self.reserve_room(bytes, end).await
     }
 
     /// Waits for disk space for `bytes` bytes of a file that is `end` bytes long with them.
-    pub(super) async fn reserve_room(&self, bytes: u64, end: u64) -> Result<Option<Room>, Error> {
+    pub(crate) async fn reserve_room(&self, bytes: u64, end: u64) -> Result<Option<Room>, Error> {
         let Some(limit) = self.options.max_pending.filter(|_| bytes > 0) else { return Ok(None) };
         let full = || Error::Staging(io::ErrorKind::StorageFull.into());
         // No wait can make space for a file that doesn't fit by itself.
-        let alone = Taken { used: 0, reserved: 0, slot_len: self.pool.slot_len(), journal: journal::RESERVE };
+        let alone = Taken { used: 0, reserved: 0, slot_len: self.pool.slot_len(), journal: journal::file::RESERVE };
         if alone.bytes_with(end.div_ceil(RECORD)) > limit {
             return Err(full());
         }
@@ -148,7 +148,7 @@ impl Vfs {
     }
 
     /// Evicts content that the remote already has while more than `--max-staging-size` is taken.
-    pub(super) async fn collect(&self) {
+    pub(crate) async fn collect(&self) {
         let Some(limit) = self.options.max_staging else { return };
         let excess = self.taken().bytes().saturating_sub(limit);
         if excess > 0

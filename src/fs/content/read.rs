@@ -1,9 +1,9 @@
 //! Reading: from local content where there is some, else from the version that the handle is pinned to, with a small read-ahead.
 
-use super::handle::{FileHandle, HandleNo, Pinned};
-use super::inode::Ino;
-use super::lock::Mutex;
-use super::{Error, Vfs, lock};
+use crate::fs::handle::{FileHandle, HandleNo, Pinned};
+use crate::fs::lock::Mutex;
+use crate::fs::tree::inode::Ino;
+use crate::fs::{Error, Vfs, lock};
 use crate::store::{Len, Object, deadline};
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
@@ -38,7 +38,7 @@ struct Window {
 
 /// The read-ahead of one handle.
 #[derive(Default)]
-pub(super) struct Readahead(Mutex<State>);
+pub(crate) struct Readahead(Mutex<State>);
 
 #[derive(Default)]
 struct State {
@@ -90,7 +90,7 @@ impl Readahead {
     }
 
     /// Frees what was read long ago.
-    pub(super) fn cool_down(&self) {
+    pub(crate) fn cool_down(&self) {
         let mut state = lock(&self.0);
         if state.used.is_some_and(|at| at.elapsed() > IDLE) {
             state.windows.clear();
@@ -159,7 +159,7 @@ impl Vfs {
     }
 
     /// The version that a handle reads: the inode's when it was opened, or a later one that we made ourselves.
-    pub(super) async fn pin(&self, handle: &FileHandle) -> Result<Arc<dyn Object>, Error> {
+    pub(crate) async fn pin(&self, handle: &FileHandle) -> Result<Arc<dyn Object>, Error> {
         let (version, epoch) = self.readable_version(handle.ino)?;
         let pinned = lock(&handle.pinned).clone();
         if let Some(pinned) = pinned.filter(|pinned| pinned.epoch == epoch) {

@@ -1,7 +1,7 @@
 //! The ledger alone: overlays, readiness, and that a snapshot says all of it.
 
 use super::*;
-use crate::fs::overlay::LocalChild;
+use crate::fs::tree::queued::LocalChild;
 use crate::store::{Binding, RecordRef, Side};
 use proptest::prelude::*;
 

@@ -7,12 +7,12 @@
 //! before it was closed never was.
 //! Both go through the same staging from the first byte.
 
-use super::edit::Edit;
-use super::handle::{Access, FileHandle, HandleNo, Opened};
-use super::inode::{Cached, File, Ino, Node, Tree};
-use super::journal::Purpose;
-use super::ledger::{Entry, FileNo, Ledger, Remote};
-use super::{Error, Vfs, lock};
+use crate::fs::content::edit::Edit;
+use crate::fs::handle::{Access, FileHandle, HandleNo, Opened};
+use crate::fs::journal::file::Purpose;
+use crate::fs::journal::ledger::{Entry, FileNo, Ledger, Remote};
+use crate::fs::tree::inode::{Cached, File, Ino, Node, Tree};
+use crate::fs::{Error, Vfs, lock};
 use crate::store::{Draft, DraftState, Len, PlainPath, Version};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ pub enum Allocate {
 
 impl Vfs {
     /// Whether files may be written at any offset.
-    pub(super) fn is_advanced(&self) -> bool {
+    pub(crate) fn is_advanced(&self) -> bool {
         self.options.advanced_writes || self.view.key_id().is_some()
     }
 
@@ -261,7 +261,7 @@ impl Vfs {
     }
 
     /// What follows every change of content.
-    pub(super) fn changed(&self, ino: Ino, edit: &Arc<Edit>) {
+    pub(crate) fn changed(&self, ino: Ino, edit: &Arc<Edit>) {
         let is_due = {
             let mut tree = lock(&self.tree);
             let node = tree.node_mut(ino);
@@ -277,7 +277,7 @@ impl Vfs {
     }
 
     /// A file's local content; begins it where there is none.
-    pub(super) async fn edit(&self, ino: Ino) -> Result<Arc<Edit>, Error> {
+    pub(crate) async fn edit(&self, ino: Ino) -> Result<Arc<Edit>, Error> {
         self.measure(&[ino]).await?;
         let mut tree = lock(&self.tree);
         let path = tree.path(ino).ok();
@@ -344,7 +344,7 @@ impl Vfs {
         self.sync_journal().await
     }
 
-    pub(super) async fn sync_journal(&self) -> Result<(), Error> {
+    pub(crate) async fn sync_journal(&self) -> Result<(), Error> {
         self.journal.synced(self.journal.last()).await
     }
 
@@ -374,7 +374,7 @@ impl Vfs {
 
     /// Ends local content that isn't needed: of a file without a name once nobody has it open, else once the source has it and nobody writes.
     /// Says whether it did.
-    pub(super) async fn end_if_idle(&self, ino: Ino, edit: &Arc<Edit>) -> Result<bool, Error> {
+    pub(crate) async fn end_if_idle(&self, ino: Ino, edit: &Arc<Edit>) -> Result<bool, Error> {
         if !self.is_idle(ino, edit) {
             return Ok(false);
         }
@@ -407,7 +407,7 @@ impl Vfs {
     }
 
     /// The same for local content that a restart brought back and nobody has looked at: it has no inode yet.
-    pub(super) async fn end_if_unseen(&self, edit: &Arc<Edit>) -> Result<bool, Error> {
+    pub(crate) async fn end_if_unseen(&self, edit: &Arc<Edit>) -> Result<bool, Error> {
         let ended = edit
             .end(&self.journal, &self.pool, |end| {
                 // An inode is made for it under this lock.
@@ -450,7 +450,7 @@ fn is_new(file: &File) -> bool {
 }
 
 /// The file's number in the ledger, and the entry that makes it known where it isn't.
-pub(super) fn track(
+pub(crate) fn track(
     ledger: &mut Ledger,
     known: Option<FileNo>,
     path: Option<PlainPath>,
@@ -467,7 +467,7 @@ pub(super) fn track(
 }
 
 /// What the source holds of a clean file.
-pub(super) fn remote_of(version: Option<Version>, len: Len) -> Remote {
+pub(crate) fn remote_of(version: Option<Version>, len: Len) -> Remote {
     match (version, len) {
         (Some(version), Len::Known(len)) => Remote::Own(version, len),
         (Some(version), Len::Unread | Len::Damaged) => Remote::Replaced(version.hash),

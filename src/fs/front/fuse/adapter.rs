@@ -1,6 +1,6 @@
 //! The requests of the kernel, one method each: decode, call [`Vfs`], encode.
 
-use super::answer::{Desk, Repeatable, errno};
+use crate::fs::front::request::{Desk, Repeatable, errno};
 use crate::fs::{
     Access, Allocate, Attr, Birth, Create, Error, FileKind, HandleNo, Ino, STATFS_BLOCK, STATFS_BLOCKS, STATFS_NAME,
     SetAttr, SetXattr, Special, TIME_GRANULARITY, Vfs,
@@ -32,14 +32,14 @@ const WRITE_PATIENCE: Duration = Duration::from_secs(2);
 const BLOCK_SIZE: u32 = 65536;
 
 /// See the module.
-pub(super) struct Adapter {
+pub(crate) struct Adapter {
     desk: Desk,
     direct_io: bool,
     writes: Arc<Semaphore>,
 }
 
 impl Adapter {
-    pub(super) fn new(vfs: Arc<Vfs>, runtime: Handle, direct_io: bool) -> Self {
+    pub(crate) fn new(vfs: Arc<Vfs>, runtime: Handle, direct_io: bool) -> Self {
         Self { desk: Desk::new(vfs, runtime), direct_io, writes: Arc::new(Semaphore::new(WRITES)) }
     }
 

@@ -1,7 +1,7 @@
 //! Reading commits back: the Hub has no conditional commit, so a change made elsewhere in the very moment of ours may have replaced it (DESIGN,
 //! promise 5).
 //!
-//! What was committed stays *unconfirmed* in the journal until its path was compared once more, at least [`super::Options::read_back_after`] later; also
+//! What was committed stays *unconfirmed* in the journal until its path was compared once more, at least [`crate::fs::Options::read_back_after`] later; also
 //! across restarts. A later change of ours to that version confirms nothing and is compared itself, so it takes the note's place; one to
 //! what somebody put there meanwhile doesn't. Many paths are compared by one request: as renames of files to themselves, which change
 //! nothing (but for a missing sidecar, which it brings back) and compare all the same.
@@ -12,11 +12,11 @@
 //! Each commit is read back once, and so is what is kept under another name: two mounts may choose the same. Putting a version back over
 //! another one begins no new term: two mounts that would both overwrite don't do so for ever.
 
-use super::conflict::{Found, OnConflict};
-use super::journal::Purpose;
-use super::ledger::{Entry, FileNo, FileRecord, Ledger, OpNo, QueuedOp, Remote};
-use super::lock::{Mutex, MutexGuard};
-use super::{Error, Vfs, lock};
+use crate::fs::journal::file::Purpose;
+use crate::fs::journal::ledger::{Entry, FileNo, FileRecord, Ledger, OpNo, QueuedOp, Remote};
+use crate::fs::lock::{Mutex, MutexGuard};
+use crate::fs::sync::conflict::{Found, OnConflict};
+use crate::fs::{Error, Vfs, lock};
 use crate::store::{Change, Expect, Hash, Len, MovedFile, Op, Outcome, PlainPath, Side, Stored, Version};
 use std::collections::BTreeSet;
 use std::sync::Weak;
@@ -25,7 +25,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 /// Commits that wait to be read back, at most: some hundred bytes each. Beyond that a commit isn't.
-pub(super) const MAX_UNCONFIRMED: usize = 65_536;
+pub(crate) const MAX_UNCONFIRMED: usize = 65_536;
 /// Paths compared by one request: what the Hub takes in one.
 const BATCH: usize = 1000;
 /// Files of one renamed directory that are read back, at most: others have to find room, too.
@@ -39,15 +39,15 @@ const PAUSE: Duration = Duration::from_secs(60);
 
 /// A commit that wasn't read back yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Unconfirmed {
-    pub(super) path: PlainPath,
-    pub(super) version: Version,
+pub(crate) struct Unconfirmed {
+    pub(crate) path: PlainPath,
+    pub(crate) version: Version,
     /// Plaintext bytes, where they are known; else they are asked for if the version has to be put somewhere again.
-    pub(super) len: Option<u64>,
-    pub(super) mtime: OffsetDateTime,
+    pub(crate) len: Option<u64>,
+    pub(crate) mtime: OffsetDateTime,
     /// Something else was at the path before, which others may have known, or was seen there since: if nothing is left of the version, it may
     /// have gone unseen.
-    pub(super) replaced: bool,
+    pub(crate) replaced: bool,
 }
 
 /// The first look comes after a tenth of the time: what overwrote a new file may be gone when the second one comes, and what is gone then can't be
@@ -60,7 +60,7 @@ enum Look {
 
 /// When what is to be read back.
 #[derive(Default)]
-pub(super) struct ReadBacks {
+pub(crate) struct ReadBacks {
     first: Mutex<BTreeSet<(Instant, OpNo)>>,
     last: Mutex<BTreeSet<(Instant, OpNo)>>,
 }
@@ -91,7 +91,7 @@ impl ReadBacks {
 
 /// The note of a file's commit that operation `op` made, at the place that the file has by now; none where another operation that names the file
 /// is queued: it will be compared with what this one made, whatever the paths were called when the two were queued.
-pub(super) fn note(
+pub(crate) fn note(
     ledger: &Ledger,
     op: OpNo,
     file: FileNo,
@@ -108,14 +108,14 @@ pub(super) fn note(
 
 impl Vfs {
     /// Has the commit that an operation made read back later.
-    pub(super) fn read_back_later(&self, op: OpNo) {
+    pub(crate) fn read_back_later(&self, op: OpNo) {
         let after = self.options.read_back_after;
         self.read_backs.add(Look::First, Instant::now() + after / 10, op);
         self.read_backs.add(Look::Last, Instant::now() + after, op);
     }
 
     /// Has commits that no operation of the queue made read back later, as far as there is room.
-    pub(super) fn note_commits(&self, commits: Vec<Unconfirmed>) -> Result<(), Error> {
+    pub(crate) fn note_commits(&self, commits: Vec<Unconfirmed>) -> Result<(), Error> {
         self.note_commits_if(&commits, |_, _| true)
     }
 
@@ -138,7 +138,7 @@ impl Vfs {
     }
 
     /// Has the files of a directory that operation `op` moved read back, but for those that changed here since, and those that are to be anyway.
-    pub(super) fn note_moved(&self, op: OpNo, moved: Vec<MovedFile>) {
+    pub(crate) fn note_moved(&self, op: OpNo, moved: Vec<MovedFile>) {
         if moved.len() > MAX_MOVED {
             tracing::warn!(files = moved.len() - MAX_MOVED, "files of a renamed directory are not read back: too many");
         }
@@ -163,7 +163,7 @@ impl Vfs {
     }
 
     /// Reads back what is due until the mount stops.
-    pub(super) async fn confirm_loop(vfs: Weak<Self>, mut stop: watch::Receiver<bool>) {
+    pub(crate) async fn confirm_loop(vfs: Weak<Self>, mut stop: watch::Receiver<bool>) {
         loop {
             {
                 let Some(this) = vfs.upgrade() else { return };
@@ -177,7 +177,7 @@ impl Vfs {
     }
 
     /// Reads back what is due.
-    pub(super) async fn confirm_due(&self) {
+    pub(crate) async fn confirm_due(&self) {
         for look in [Look::First, Look::Last] {
             loop {
                 let due = self.read_backs.take_due(look);
@@ -373,7 +373,7 @@ fn others_were_overwritten(ledger: &Ledger, found: &Unconfirmed) -> Vec<Entry> {
 }
 
 /// Entries that take the notes of what is at or below a path elsewhere: what was to move there doesn't.
-pub(super) fn notes_moved(ledger: &Ledger, from: &PlainPath, to: &PlainPath) -> Vec<Entry> {
+pub(crate) fn notes_moved(ledger: &Ledger, from: &PlainPath, to: &PlainPath) -> Vec<Entry> {
     let notes = ledger.unconfirmed().within(from);
     let moved = notes.filter_map(|(op, commit)| {
         let path = commit.path.rebase(from, to)?;
@@ -405,7 +405,7 @@ fn is_edited(ledger: &Ledger, commit: &Unconfirmed) -> bool {
 #[cfg(test)]
 impl Vfs {
     /// As if every commit that is to be read back had been compared, with that outcome.
-    pub(super) async fn all_compared(&self, commits: Vec<(OpNo, Unconfirmed)>, outcome: impl Fn() -> Outcome) {
+    pub(crate) async fn all_compared(&self, commits: Vec<(OpNo, Unconfirmed)>, outcome: impl Fn() -> Outcome) {
         for (op, commit) in commits {
             self.compared(Look::Last, op, &commit, outcome()).await;
         }

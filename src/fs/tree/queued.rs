@@ -4,13 +4,13 @@
 //! now in this directory, and which names must be taken from local state whatever the source says? Both are answered by walking the
 //! queue from the newest operation back to the oldest.
 
-use super::ledger::{FileNo, Names, QueuedOp};
+use crate::fs::journal::ledger::{FileNo, Names, QueuedOp};
 use crate::store::PlainPath;
 use std::collections::BTreeMap;
 
 /// A child of a directory that the ledger knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LocalChild {
+pub(crate) enum LocalChild {
     /// A file.
     File(FileNo),
     /// A directory: itself remembered, or above something that is.
@@ -21,24 +21,24 @@ pub(super) enum LocalChild {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Overlay {
+pub(crate) struct Overlay {
     /// Directories of the source whose union is this directory. In this order they show every entry at least once, even while an operation is
     /// moving entries from one to the next.
-    pub(super) sources: Vec<PlainPath>,
+    pub(crate) sources: Vec<PlainPath>,
     /// Those of them that show nothing yet of what is to come there: operations before the one that fills them are queued, and what they
     /// show is on its way out.
-    pub(super) stale: Vec<PlainPath>,
+    pub(crate) stale: Vec<PlainPath>,
     /// Names whose presence and kind local state decides.
-    pub(super) governed: Names,
+    pub(crate) governed: Names,
     /// Names at or below which an operation put something that finished while the source was listed: the listing may lack them.
-    pub(super) arrived: Names,
+    pub(crate) arrived: Names,
     /// Children that the ledger knows.
-    pub(super) children: BTreeMap<String, LocalChild>,
+    pub(crate) children: BTreeMap<String, LocalChild>,
 }
 
 impl Overlay {
     /// Adds what is at `below`, a NUL-separated path relative to the directory. A directory wins over a file of its name, as in a listing.
-    pub(super) fn add_child(&mut self, below: &str, child: LocalChild) {
+    pub(crate) fn add_child(&mut self, below: &str, child: LocalChild) {
         let (name, child) = match below.split_once('\0') {
             Some((name, _)) => (name, LocalChild::Directory),
             None => (below, child),
@@ -54,7 +54,7 @@ impl Overlay {
 }
 
 /// The walk back through the queue.
-pub(super) struct Walk {
+pub(crate) struct Walk {
     /// Where the directory's content was at the point the walk has reached.
     now: Vec<PlainPath>,
     /// Places that an operation may have filled already; nothing before it concerns them.
@@ -67,7 +67,7 @@ pub(super) struct Walk {
 
 impl Walk {
     /// Starts at the newest state.
-    pub(super) fn new(directory: &PlainPath) -> Self {
+    pub(crate) fn new(directory: &PlainPath) -> Self {
         Self {
             now: vec![directory.clone()],
             filled: Vec::new(),
@@ -78,7 +78,7 @@ impl Walk {
     }
 
     /// Takes one operation back. `is_queued`: it wasn't carried out meanwhile.
-    pub(super) fn step_back(&mut self, op: &QueuedOp, is_queued: bool) {
+    pub(crate) fn step_back(&mut self, op: &QueuedOp, is_queued: bool) {
         op.paths().for_each(|path| self.govern(path));
         if is_queued {
             // Who fills such a place waits for this one.
@@ -117,7 +117,7 @@ impl Walk {
     }
 
     /// The oldest places come first: entries only move from older to newer ones.
-    pub(super) fn finish(mut self) -> Overlay {
+    pub(crate) fn finish(mut self) -> Overlay {
         self.filled.reverse();
         self.now.append(&mut self.filled);
         let Self { now, stale, governed, arrived, .. } = self;

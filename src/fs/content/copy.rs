@@ -7,16 +7,16 @@
 //! A large file with a key must be marked as shared before a second name has it, since edits in place would keep its file id (format spec,
 //! section 4); the view does that only for copies that it makes itself, so those are left to whoever copies by reading and writing.
 
-use super::edit::Edit;
-use super::handle::HandleNo;
-use super::inode::{Attr, Birth, Ino, Node, Tree};
-use super::journal::{Purpose, Ticket};
-use super::ledger::{Entry, FileNo};
-use super::name::{finished, touch};
-use super::policy::KEPT_HERE;
-use super::slots::Pool;
-use super::special::Special;
-use super::{Create, Error, Vfs, lock};
+use crate::fs::content::edit::Edit;
+use crate::fs::handle::HandleNo;
+use crate::fs::journal::file::{Purpose, Ticket};
+use crate::fs::journal::ledger::{Entry, FileNo};
+use crate::fs::namespace::{finished, touch};
+use crate::fs::slots::Pool;
+use crate::fs::special::Special;
+use crate::fs::sync::policy::KEPT_HERE;
+use crate::fs::tree::inode::{Attr, Birth, Ino, Node, Tree};
+use crate::fs::{Create, Error, Vfs, lock};
 use crate::store::{Delta, Draft, DraftState, Format, Frozen, Len, PlainPath, Side, SlotIo, Stored, stored_now};
 use std::sync::Arc;
 use std::time::SystemTime;

@@ -1,11 +1,11 @@
 //! Directories: listing the source, laying local state over it, looking names up, paging.
 
-use super::handle::{DirectoryHandle, HandleNo, Listed};
-use super::inode::{Attr, Body, FileKind, Ino, MtimeSource, Node, Tree};
-use super::journal::Journal;
-use super::ledger::{Ledger, QueuedOp, Remote};
-use super::overlay::{LocalChild, Overlay};
-use super::{Error, Vfs, lock};
+use crate::fs::handle::{DirectoryHandle, HandleNo, Listed};
+use crate::fs::journal::file::Journal;
+use crate::fs::journal::ledger::{Ledger, QueuedOp, Remote};
+use crate::fs::tree::inode::{Attr, Body, FileKind, Ino, MtimeSource, Node, Tree};
+use crate::fs::tree::queued::{LocalChild, Overlay};
+use crate::fs::{Error, Vfs, lock};
 use crate::store::{Entry, Hidden, Kind, Len, PlainPath, Version};
 use futures::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 /// Sizes that are read ahead while a directory is paged through.
 const SIZES_AHEAD: usize = 512;
 /// Longest name, bytes.
-pub(super) const NAME_MAX: usize = 255;
+pub(crate) const NAME_MAX: usize = 255;
 /// Listings of a subtree under way at once.
 const LISTINGS: usize = 8;
 
@@ -45,7 +45,7 @@ impl Drop for Listing<'_> {
 
 impl Vfs {
     /// Makes sure that a directory was listed not longer ago than the metadata TTL.
-    pub(super) async fn load(&self, ino: Ino) -> Result<(), Error> {
+    pub(crate) async fn load(&self, ino: Ino) -> Result<(), Error> {
         self.load_within(ino, self.options.metadata_ttl).await
     }
 
@@ -61,7 +61,7 @@ impl Vfs {
                 directory.gate.clone()
             };
             let asked = Instant::now();
-            super::lock::before_wait("a directory's gate");
+            crate::fs::lock::before_wait("a directory's gate");
             let _one_at_a_time = gate.lock().await;
             let path = {
                 let tree = lock(&self.tree);
@@ -156,7 +156,7 @@ impl Vfs {
     }
 
     /// Lists everything below a directory that isn't fresh.
-    pub(super) async fn load_below(&self, ino: Ino) -> Result<(), Error> {
+    pub(crate) async fn load_below(&self, ino: Ino) -> Result<(), Error> {
         let mut listed = BTreeSet::new();
         loop {
             let stale: Vec<Ino> = {
@@ -180,7 +180,7 @@ impl Vfs {
     }
 
     /// The inode of a name. Local state answers alone where it can.
-    pub(super) async fn find_child(&self, parent: Ino, name: &str) -> Result<Option<Ino>, Error> {
+    pub(crate) async fn find_child(&self, parent: Ino, name: &str) -> Result<Option<Ino>, Error> {
         if name.len() > NAME_MAX {
             return Err(Error::Store(crate::store::Error::NameTooLong));
         }
@@ -218,7 +218,7 @@ impl Vfs {
     }
 
     /// Reads the sizes of files that aren't known yet. Fails if one can't be had.
-    pub(super) async fn measure(&self, inos: &[Ino]) -> Result<(), Error> {
+    pub(crate) async fn measure(&self, inos: &[Ino]) -> Result<(), Error> {
         let unread: Vec<(Ino, Version)> = {
             let tree = lock(&self.tree);
             let version = |ino: &Ino| {

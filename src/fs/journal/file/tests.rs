@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::disk::RealDisk;
-use crate::fs::confirm::Unconfirmed;
-use crate::fs::ledger::{FileNo, OpNo, QueuedOp, Remote};
+use crate::fs::journal::ledger::{FileNo, OpNo, QueuedOp, Remote};
 use crate::fs::memory_view::sealer;
+use crate::fs::sync::readback::Unconfirmed;
 use crate::store::{Binding, Delta, DraftState, PlainPath, RecordRef, SlotIo};
 use time::OffsetDateTime;
 
@@ -394,7 +394,7 @@ async fn an_entry_that_does_not_fit_is_refused() {
 
 /// The cells of the tables in a section of docs/journal.md.
 fn documented(section: &str) -> Vec<Vec<String>> {
-    let text = include_str!("../../../docs/journal.md");
+    let text = include_str!("../../../../docs/journal.md");
     let (_, section) = text.split_once(&format!("\n## {section}\n")).unwrap();
     let lines = section.split("\n## ").next().unwrap().lines();
     let rows = lines.filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"));
@@ -487,7 +487,7 @@ fn every_entry_is_documented_under_its_tag() {
 
 #[test]
 fn documented_limits_are_those_of_the_code() {
-    let text = include_str!("../../../docs/journal.md").replace('\n', " ");
+    let text = include_str!("../../../../docs/journal.md").replace('\n', " ");
     let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
     for told in [
         format!("padded with zeros to a multiple of {PADDING} bytes"),
@@ -502,6 +502,6 @@ fn documented_limits_are_those_of_the_code() {
     ] {
         assert!(text.contains(&told), "docs/journal.md doesn't say {told:?}");
     }
-    assert_eq!(crate::fs::confirm::MAX_UNCONFIRMED, 65_536);
+    assert_eq!(crate::fs::sync::readback::MAX_UNCONFIRMED, 65_536);
     assert_eq!(crate::fs::TICK, Duration::from_secs(1), "synced every second");
 }

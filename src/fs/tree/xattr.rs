@@ -3,8 +3,8 @@
 //! Only `user.*`: what other namespaces mean (capabilities, access lists, labels) this filesystem doesn't do, so it doesn't pretend to keep it.
 //! Ours are not listed: a copying tool would carry them to a place where they are wrong, or fail to set them.
 
-use super::inode::{File, Ino, Tree};
-use super::{Error, Vfs, lock};
+use crate::fs::tree::inode::{File, Ino, Tree};
+use crate::fs::{Error, Vfs, lock};
 use crate::store::Side;
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -24,7 +24,7 @@ const MOUNT_BYTES: usize = 64 << 20;
 
 /// The attributes that users have set on an inode.
 #[derive(Debug, Default)]
-pub(super) struct Xattrs(BTreeMap<String, Vec<u8>>);
+pub(crate) struct Xattrs(BTreeMap<String, Vec<u8>>);
 
 /// What `setxattr` is to do where the attribute is there, or isn't.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub enum SetXattr {
 
 impl Xattrs {
     /// Bytes that they take.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.0.iter().map(|(name, value)| name.len() + value.len()).sum()
     }
 }

@@ -19,7 +19,7 @@ const MAX_LATE: usize = 256;
 
 /// A request that the kernel sends a second time, when the first one failed, before it lets the program have the error.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Repeatable {
+pub(crate) enum Repeatable {
     /// Bytes of an open file: after a failed read-ahead the kernel reads the one page that it needs.
     Read { handle: u64, bytes: Range<u64> },
     /// A name that the kernel knows already: when it can't check it again, it forgets it and looks it up.
@@ -64,24 +64,24 @@ impl Late {
 
 /// Where answers are worked out.
 #[derive(Clone)]
-pub(super) struct Desk {
-    pub(super) vfs: Arc<Vfs>,
-    pub(super) runtime: Handle,
+pub(crate) struct Desk {
+    pub(crate) vfs: Arc<Vfs>,
+    pub(crate) runtime: Handle,
     late: Arc<Late>,
 }
 
 /// The number of an error for the kernel.
-pub(super) fn errno(error: &Error) -> Errno {
+pub(crate) fn errno(error: &Error) -> Errno {
     Errno::from_i32(error.errno())
 }
 
 impl Desk {
-    pub(super) fn new(vfs: Arc<Vfs>, runtime: Handle) -> Self {
+    pub(crate) fn new(vfs: Arc<Vfs>, runtime: Handle) -> Self {
         Self { vfs, runtime, late: Arc::default() }
     }
 
     /// Answers a request that the kernel may send twice. `reply` as of [`Desk::answer`].
-    pub(super) fn answer_once<T, W, U>(
+    pub(crate) fn answer_once<T, W, U>(
         &self,
         request: Repeatable,
         work: W,
@@ -107,7 +107,7 @@ impl Desk {
     }
 
     /// The time an answer may take.
-    pub(super) fn deadline(&self, deadline: Option<Duration>) -> Duration {
+    pub(crate) fn deadline(&self, deadline: Option<Duration>) -> Duration {
         deadline.map_or_else(|| self.vfs.reply_deadline(), or_longest_wait)
     }
 
@@ -115,7 +115,7 @@ impl Desk {
     /// since half an operation is worse
     /// than a late one: its waits for the source end by the same deadline, and what it made for the kernel is
     /// handed to `undo`.
-    pub(super) fn answer<T, W, U>(
+    pub(crate) fn answer<T, W, U>(
         &self,
         deadline: Option<Duration>,
         work: W,

@@ -3,9 +3,9 @@
 //! What is read may come from a damaged disk: every count is compared with the bytes that are left before anything is allocated, and nothing
 //! may follow the last entry but zeros.
 
-use super::confirm::Unconfirmed;
-use super::ledger::{Entry, FileNo, OpNo, QueuedOp, Remote};
-use super::special::Special;
+use crate::fs::journal::ledger::{Entry, FileNo, OpNo, QueuedOp, Remote};
+use crate::fs::special::Special;
+use crate::fs::sync::readback::Unconfirmed;
 use crate::store::{
     Binding, Delta, DraftState, Format, Frozen, Hash, PlainPath, RecordRef, Side, SlotId, Stored, Version,
 };
@@ -16,19 +16,19 @@ use time::OffsetDateTime;
 /// Bytes that are no entries.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a journal entry")]
-pub(super) struct Malformed;
+pub(crate) struct Malformed;
 
 type Result<T> = std::result::Result<T, Malformed>;
 
 /// Encodes the entries of one journal record. A zero byte can't begin an entry, so the record may be padded with them.
-pub(super) fn encode(entries: &[Entry]) -> Vec<u8> {
+pub(crate) fn encode(entries: &[Entry]) -> Vec<u8> {
     let mut out = Writer(Vec::with_capacity(256));
     entries.iter().for_each(|entry| out.entry(entry));
     out.0
 }
 
 /// Decodes what [`encode`] made, padding included.
-pub(super) fn decode(bytes: &[u8]) -> Result<Vec<Entry>> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<Vec<Entry>> {
     let mut input = Reader(bytes);
     let mut entries = Vec::new();
     while let Some(tag) = input.0.first().copied().filter(|tag| *tag != 0) {
@@ -491,7 +491,7 @@ impl<'a> Reader<'a> {
 const MAX_SLOTS: u64 = 1 << 28;
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 

@@ -4,11 +4,11 @@
 //! that becomes another kind, or another version while handles are open, gets a new inode. An inode lives while it has a place in a directory, the
 //! kernel remembers it (lookup count) or a handle is open.
 
-use super::edit::Edit;
-use super::ledger::FileNo;
-use super::special::Special;
-use super::xattr::Xattrs;
-use super::{Error, Options};
+use crate::fs::content::edit::Edit;
+use crate::fs::journal::ledger::FileNo;
+use crate::fs::special::Special;
+use crate::fs::tree::xattr::Xattrs;
+use crate::fs::{Error, Options};
 use crate::store::{Len, PlainPath, Version, stored_mtime};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -93,56 +93,56 @@ const SET_GROUP_ID: u16 = 0o2000;
 
 /// Attributes that live in memory only.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Looks {
-    pub(super) mode: Option<u16>,
-    pub(super) uid: Option<u32>,
-    pub(super) gid: Option<u32>,
-    pub(super) atime: Option<SystemTime>,
-    pub(super) mtime: Option<SystemTime>,
-    pub(super) ctime: Option<SystemTime>,
+pub(crate) struct Looks {
+    pub(crate) mode: Option<u16>,
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
+    pub(crate) atime: Option<SystemTime>,
+    pub(crate) mtime: Option<SystemTime>,
+    pub(crate) ctime: Option<SystemTime>,
 }
 
 /// A directory's state.
-pub(super) struct Directory {
-    pub(super) children: BTreeMap<String, Ino>,
+pub(crate) struct Directory {
+    pub(crate) children: BTreeMap<String, Ino>,
     /// How many of them are directories.
     subdirectories: u32,
     /// When the source was listed last.
-    pub(super) loaded: Option<Instant>,
+    pub(crate) loaded: Option<Instant>,
     /// How long that took.
-    pub(super) took: Duration,
+    pub(crate) took: Duration,
     /// When a listing for a missed name failed last.
-    pub(super) failed: Option<Instant>,
+    pub(crate) failed: Option<Instant>,
     /// Stored entries that can't be shown and yet are there.
-    pub(super) unreadable: u64,
+    pub(crate) unreadable: u64,
     /// It has a plaintext side in a view with a key.
-    pub(super) read_only: bool,
+    pub(crate) read_only: bool,
     /// One listing at a time.
-    pub(super) gate: Arc<tokio::sync::Mutex<()>>,
-    pub(super) mtime: SystemTime,
+    pub(crate) gate: Arc<tokio::sync::Mutex<()>>,
+    pub(crate) mtime: SystemTime,
 }
 
 /// A file's state.
-pub(super) struct File {
+pub(crate) struct File {
     /// The content at the source, as last seen or committed.
-    pub(super) version: Option<Version>,
-    pub(super) len: Len,
-    pub(super) mtime: Option<OffsetDateTime>,
-    pub(super) mtime_source: MtimeSource,
-    pub(super) read_only: bool,
+    pub(crate) version: Option<Version>,
+    pub(crate) len: Len,
+    pub(crate) mtime: Option<OffsetDateTime>,
+    pub(crate) mtime_source: MtimeSource,
+    pub(crate) read_only: bool,
     /// Its number in the ledger; stale when the ledger has no such record any more.
-    pub(super) file: Option<FileNo>,
+    pub(crate) file: Option<FileNo>,
     /// Local content.
-    pub(super) edit: Option<Arc<Edit>>,
+    pub(crate) edit: Option<Arc<Edit>>,
     /// Counts our own changes of `version`: handles follow those, but stay with their version when somebody else makes one.
-    pub(super) epoch: u64,
+    pub(crate) epoch: u64,
     /// What the kernel's page cache was filled from.
-    pub(super) cached: Option<Cached>,
+    pub(crate) cached: Option<Cached>,
 }
 
 /// Where a file's `mtime` comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum MtimeSource {
+pub(crate) enum MtimeSource {
     /// A listing.
     Remote,
     /// A change made in this mount. The remote object may have a newer time, so that other clients see that it was
@@ -155,7 +155,7 @@ pub(super) enum MtimeSource {
 
 /// What the pages that the kernel holds of a file belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cached {
+pub(crate) enum Cached {
     /// A version of the source.
     Version(Version),
     /// Local content, which changes through the kernel only.
@@ -163,7 +163,7 @@ pub(super) enum Cached {
 }
 
 /// What an inode is.
-pub(super) enum Body {
+pub(crate) enum Body {
     Directory(Directory),
     File(File),
     /// What only this machine has, and when it was made.
@@ -171,18 +171,18 @@ pub(super) enum Body {
 }
 
 /// An inode.
-pub(super) struct Node {
+pub(crate) struct Node {
     /// Parent and name; none for the root and for what was removed.
-    pub(super) place: Option<(Ino, String)>,
-    pub(super) lookups: u64,
+    pub(crate) place: Option<(Ino, String)>,
+    pub(crate) lookups: u64,
     /// Somebody else took its name away; the kernel may not have heard of it.
-    pub(super) lost: bool,
+    pub(crate) lost: bool,
     /// Open handles, and those that write.
-    pub(super) opens: u32,
-    pub(super) writers: u32,
-    pub(super) looks: Looks,
-    pub(super) xattrs: Xattrs,
-    pub(super) body: Body,
+    pub(crate) opens: u32,
+    pub(crate) writers: u32,
+    pub(crate) looks: Looks,
+    pub(crate) xattrs: Xattrs,
+    pub(crate) body: Body,
 }
 
 impl Directory {
@@ -200,7 +200,7 @@ impl Directory {
 
 impl Node {
     /// A directory that nobody has listed yet.
-    pub(super) fn directory(read_only: bool) -> Self {
+    pub(crate) fn directory(read_only: bool) -> Self {
         let directory = Directory {
             children: BTreeMap::new(),
             subdirectories: 0,
@@ -216,7 +216,7 @@ impl Node {
     }
 
     /// A file as the source has it.
-    pub(super) fn file(version: Option<Version>, len: Len, mtime: Option<OffsetDateTime>, read_only: bool) -> Self {
+    pub(crate) fn file(version: Option<Version>, len: Len, mtime: Option<OffsetDateTime>, read_only: bool) -> Self {
         let mtime_source = MtimeSource::Remote;
         let file =
             File { version, len, mtime, mtime_source, read_only, file: None, edit: None, epoch: 0, cached: None };
@@ -224,7 +224,7 @@ impl Node {
     }
 
     /// A file with local content.
-    pub(super) fn edited(edit: Arc<Edit>) -> Self {
+    pub(crate) fn edited(edit: Arc<Edit>) -> Self {
         let mut node = Self::file(None, Len::Known(0), None, false);
         if let Body::File(file) = &mut node.body {
             file.file = Some(edit.file);
@@ -234,7 +234,7 @@ impl Node {
     }
 
     /// A link, a pipe, a socket or a device.
-    pub(super) fn special(special: Special) -> Self {
+    pub(crate) fn special(special: Special) -> Self {
         Self::new(Body::Special(special, SystemTime::now()))
     }
 
@@ -244,7 +244,7 @@ impl Node {
     }
 
     /// What it is.
-    pub(super) fn kind(&self) -> FileKind {
+    pub(crate) fn kind(&self) -> FileKind {
         match &self.body {
             Body::Directory(_) => FileKind::Directory,
             Body::File(_) => FileKind::File,
@@ -253,7 +253,7 @@ impl Node {
     }
 
     /// What only this machine has.
-    pub(super) fn as_special(&self) -> Option<&Special> {
+    pub(crate) fn as_special(&self) -> Option<&Special> {
         match &self.body {
             Body::Special(special, _) => Some(special),
             _ => None,
@@ -261,7 +261,7 @@ impl Node {
     }
 
     /// The file, or `IsDirectory`; `Invalid` for what has no content of its own.
-    pub(super) fn as_file(&self) -> Result<&File, Error> {
+    pub(crate) fn as_file(&self) -> Result<&File, Error> {
         match &self.body {
             Body::File(file) => Ok(file),
             Body::Directory(_) => Err(Error::IsDirectory),
@@ -270,7 +270,7 @@ impl Node {
     }
 
     /// See [`Node::as_file`].
-    pub(super) fn as_file_mut(&mut self) -> Result<&mut File, Error> {
+    pub(crate) fn as_file_mut(&mut self) -> Result<&mut File, Error> {
         match &mut self.body {
             Body::File(file) => Ok(file),
             Body::Directory(_) => Err(Error::IsDirectory),
@@ -279,7 +279,7 @@ impl Node {
     }
 
     /// The directory, or `NotDirectory`.
-    pub(super) fn as_directory(&self) -> Result<&Directory, Error> {
+    pub(crate) fn as_directory(&self) -> Result<&Directory, Error> {
         match &self.body {
             Body::Directory(directory) => Ok(directory),
             Body::File(_) | Body::Special(..) => Err(Error::NotDirectory),
@@ -287,7 +287,7 @@ impl Node {
     }
 
     /// See [`Node::as_directory`].
-    pub(super) fn as_directory_mut(&mut self) -> Result<&mut Directory, Error> {
+    pub(crate) fn as_directory_mut(&mut self) -> Result<&mut Directory, Error> {
         match &mut self.body {
             Body::Directory(directory) => Ok(directory),
             Body::File(_) | Body::Special(..) => Err(Error::NotDirectory),
@@ -295,7 +295,7 @@ impl Node {
     }
 
     /// Whether it is a directory.
-    pub(super) fn is_directory(&self) -> bool {
+    pub(crate) fn is_directory(&self) -> bool {
         matches!(self.body, Body::Directory(_))
     }
 
@@ -305,7 +305,7 @@ impl Node {
 }
 
 /// See the module.
-pub(super) struct Tree {
+pub(crate) struct Tree {
     nodes: HashMap<Ino, Node>,
     next: u64,
     /// What has no time of its own gets the time of the mount.
@@ -316,48 +316,48 @@ pub(super) struct Tree {
 
 impl Tree {
     /// A root that nobody has listed yet.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let nodes = HashMap::from([(Ino::ROOT, Node::directory(false))]);
         Self { nodes, next: Ino::ROOT.0 + 1, started: SystemTime::now(), xattr_bytes: 0 }
     }
 
     /// An inode.
-    pub(super) fn node(&self, ino: Ino) -> Result<&Node, Error> {
+    pub(crate) fn node(&self, ino: Ino) -> Result<&Node, Error> {
         self.nodes.get(&ino).ok_or(Error::NotFound)
     }
 
     /// See [`Tree::node`].
-    pub(super) fn node_mut(&mut self, ino: Ino) -> Result<&mut Node, Error> {
+    pub(crate) fn node_mut(&mut self, ino: Ino) -> Result<&mut Node, Error> {
         self.nodes.get_mut(&ino).ok_or(Error::NotFound)
     }
 
     /// A directory's state.
-    pub(super) fn directory(&self, ino: Ino) -> Result<&Directory, Error> {
+    pub(crate) fn directory(&self, ino: Ino) -> Result<&Directory, Error> {
         self.node(ino)?.as_directory()
     }
 
     /// A directory's state.
-    pub(super) fn directory_mut(&mut self, ino: Ino) -> Result<&mut Directory, Error> {
+    pub(crate) fn directory_mut(&mut self, ino: Ino) -> Result<&mut Directory, Error> {
         self.node_mut(ino)?.as_directory_mut()
     }
 
     /// A file's state.
-    pub(super) fn file(&self, ino: Ino) -> Result<&File, Error> {
+    pub(crate) fn file(&self, ino: Ino) -> Result<&File, Error> {
         self.node(ino)?.as_file()
     }
 
     /// A file's state.
-    pub(super) fn file_mut(&mut self, ino: Ino) -> Result<&mut File, Error> {
+    pub(crate) fn file_mut(&mut self, ino: Ino) -> Result<&mut File, Error> {
         self.node_mut(ino)?.as_file_mut()
     }
 
     /// The child of a name.
-    pub(super) fn child(&self, parent: Ino, name: &str) -> Result<Option<Ino>, Error> {
+    pub(crate) fn child(&self, parent: Ino, name: &str) -> Result<Option<Ino>, Error> {
         Ok(self.directory(parent)?.children.get(name).copied())
     }
 
     /// The inode at a path, as far as it is in the table.
-    pub(super) fn find(&self, path: &PlainPath) -> Option<Ino> {
+    pub(crate) fn find(&self, path: &PlainPath) -> Option<Ino> {
         let mut at = Ino::ROOT;
         for name in path.as_str().split('/').filter(|name| !name.is_empty()) {
             at = self.child(at, name).ok()??;
@@ -366,7 +366,7 @@ impl Tree {
     }
 
     /// Where an inode is now; `NotFound` for what was removed, or lies in something that was.
-    pub(super) fn path(&self, ino: Ino) -> Result<PlainPath, Error> {
+    pub(crate) fn path(&self, ino: Ino) -> Result<PlainPath, Error> {
         let mut names = Vec::new();
         let mut at = ino;
         while at != Ino::ROOT {
@@ -382,7 +382,7 @@ impl Tree {
     }
 
     /// Whether `ino` is `above` or lies below it.
-    pub(super) fn is_within(&self, ino: Ino, above: Ino) -> bool {
+    pub(crate) fn is_within(&self, ino: Ino, above: Ino) -> bool {
         let mut at = Some(ino);
         while let Some(now) = at {
             if now == above {
@@ -394,7 +394,7 @@ impl Tree {
     }
 
     /// All inodes below a directory, parents first.
-    pub(super) fn below(&self, ino: Ino) -> Vec<Ino> {
+    pub(crate) fn below(&self, ino: Ino) -> Vec<Ino> {
         let mut found = Vec::new();
         let mut open = vec![ino];
         while let Some(at) = open.pop() {
@@ -408,7 +408,7 @@ impl Tree {
     }
 
     /// Hangs a new node into a directory.
-    pub(super) fn insert(&mut self, parent: Ino, name: &str, mut node: Node) -> Result<Ino, Error> {
+    pub(crate) fn insert(&mut self, parent: Ino, name: &str, mut node: Node) -> Result<Ino, Error> {
         let ino = Ino(self.next);
         self.directory_mut(parent)?.add(name, ino, node.is_directory());
         self.next += 1;
@@ -418,7 +418,7 @@ impl Tree {
     }
 
     /// Takes a name away. The inode stays while somebody needs it.
-    pub(super) fn remove(&mut self, parent: Ino, name: &str) -> Option<Ino> {
+    pub(crate) fn remove(&mut self, parent: Ino, name: &str) -> Option<Ino> {
         let ino = self.child(parent, name).ok()??;
         let is_directory = self.nodes.get(&ino).is_some_and(Node::is_directory);
         self.directory_mut(parent).ok()?.take(name, is_directory);
@@ -431,7 +431,7 @@ impl Tree {
 
     /// The same for a name that somebody else took away, and all that is below it: what the kernel still believes to be there must not be
     /// changed any more, since nothing would come of it.
-    pub(super) fn lose(&mut self, parent: Ino, name: &str) {
+    pub(crate) fn lose(&mut self, parent: Ino, name: &str) {
         if let Ok(Some(ino)) = self.child(parent, name) {
             for ino in std::iter::once(ino).chain(self.below(ino)) {
                 if let Some(node) = self.nodes.get_mut(&ino) {
@@ -443,7 +443,7 @@ impl Tree {
     }
 
     /// Moves an inode; what was at the target is removed.
-    pub(super) fn relocate(&mut self, ino: Ino, parent: Ino, name: &str) -> Result<(), Error> {
+    pub(crate) fn relocate(&mut self, ino: Ino, parent: Ino, name: &str) -> Result<(), Error> {
         self.directory(parent)?;
         let is_directory = self.node(ino)?.is_directory();
         if let Some((old, name)) = self.node_mut(ino)?.place.take() {
@@ -475,24 +475,24 @@ impl Tree {
     }
 
     /// Bytes of all extended attributes.
-    pub(super) fn xattr_bytes(&self) -> usize {
+    pub(crate) fn xattr_bytes(&self) -> usize {
         self.xattr_bytes
     }
 
     /// Those of an inode took `before` bytes, and take `after` now.
-    pub(super) fn count_xattrs(&mut self, before: usize, after: usize) {
+    pub(crate) fn count_xattrs(&mut self, before: usize, after: usize) {
         self.xattr_bytes = self.xattr_bytes - before + after;
     }
 
     /// The kernel learns of an inode once more.
-    pub(super) fn remember(&mut self, ino: Ino) {
+    pub(crate) fn remember(&mut self, ino: Ino) {
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.lookups += 1;
         }
     }
 
     /// The kernel forgets it `count` times.
-    pub(super) fn forget(&mut self, ino: Ino, count: u64) {
+    pub(crate) fn forget(&mut self, ino: Ino, count: u64) {
         if let Some(node) = self.nodes.get_mut(&ino).filter(|_| ino != Ino::ROOT) {
             node.lookups = node.lookups.saturating_sub(count);
             self.sweep(ino);
@@ -500,7 +500,7 @@ impl Tree {
     }
 
     /// A handle was opened.
-    pub(super) fn opened(&mut self, ino: Ino, writes: bool) -> Result<(), Error> {
+    pub(crate) fn opened(&mut self, ino: Ino, writes: bool) -> Result<(), Error> {
         let node = self.node_mut(ino)?;
         node.opens += 1;
         node.writers += u32::from(writes);
@@ -508,7 +508,7 @@ impl Tree {
     }
 
     /// A handle was closed.
-    pub(super) fn closed(&mut self, ino: Ino, writes: bool) {
+    pub(crate) fn closed(&mut self, ino: Ino, writes: bool) {
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.opens = node.opens.saturating_sub(1);
             node.writers = node.writers.saturating_sub(u32::from(writes));
@@ -519,7 +519,7 @@ impl Tree {
     }
 
     /// What a new entry of a directory looks like. A directory with the set-group-ID bit hands its group down, and the bit to directories.
-    pub(super) fn looks_for(
+    pub(crate) fn looks_for(
         &self,
         parent: Ino,
         birth: Birth,
@@ -538,7 +538,7 @@ impl Tree {
     }
 
     /// What `stat` tells of an inode.
-    pub(super) fn attr(&self, ino: Ino, options: &Options) -> Result<Attr, Error> {
+    pub(crate) fn attr(&self, ino: Ino, options: &Options) -> Result<Attr, Error> {
         let node = self.node(ino)?;
         let (len, mtime, nlink, is_certain, mode) = match &node.body {
             Body::Directory(directory) => {
@@ -579,7 +579,7 @@ impl Tree {
 
 impl File {
     /// The size, and whether it is known.
-    pub(super) fn size(&self) -> (u64, bool) {
+    pub(crate) fn size(&self) -> (u64, bool) {
         match (&self.edit, self.len) {
             (Some(edit), _) => (edit.len(), true),
             (None, Len::Known(len)) => (len, true),
@@ -593,7 +593,7 @@ impl File {
     }
 
     /// Sets the time that a change in this mount gave the version. Listings don't change it.
-    pub(super) fn keep_mtime(&mut self, mtime: Option<OffsetDateTime>) {
+    pub(crate) fn keep_mtime(&mut self, mtime: Option<OffsetDateTime>) {
         if mtime.is_some() {
             (self.mtime, self.mtime_source) = (mtime, MtimeSource::Local { remote: None });
         }
@@ -602,7 +602,7 @@ impl File {
     /// Returns true if a listing that shows `listed` for the same version leaves the time as it is. A listing with
     /// another time than the first
     /// one shows a change that another client made.
-    pub(super) fn keeps_mtime(&mut self, listed: Option<OffsetDateTime>) -> bool {
+    pub(crate) fn keeps_mtime(&mut self, listed: Option<OffsetDateTime>) -> bool {
         match &mut self.mtime_source {
             MtimeSource::Remote => false,
             MtimeSource::Local { remote } => listed.is_none_or(|listed| *remote.get_or_insert(listed) == listed),

@@ -2,13 +2,13 @@
 //!
 //! Operations that overlap no earlier one go together in a batch; a directory's rename, which may take long, goes alone. What must be
 //! at a path for its change to happen is looked up in the ledger at that moment. Where something else is there, nothing is overwritten: see
-//! [`super::conflict`].
+//! [`crate::fs::sync::conflict`].
 
-use super::confirm;
-use super::edit::Edit;
-use super::journal::Purpose;
-use super::ledger::{Entry, FileNo, FrozenRecord, Ledger, OpNo, QueuedOp, Remote};
-use super::{Error, Vfs, lock};
+use crate::fs::content::edit::Edit;
+use crate::fs::journal::file::Purpose;
+use crate::fs::journal::ledger::{Entry, FileNo, FrozenRecord, Ledger, OpNo, QueuedOp, Remote};
+use crate::fs::sync::readback;
+use crate::fs::{Error, Vfs, lock};
 use crate::store::{Change, Expect, Len, Op, Outcome, Stored, Version};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -29,7 +29,7 @@ enum Step {
 
 impl Vfs {
     /// Carries out what is queued until the mount stops.
-    pub(super) async fn commit_loop(vfs: Weak<Self>, mut stop: watch::Receiver<bool>) {
+    pub(crate) async fn commit_loop(vfs: Weak<Self>, mut stop: watch::Receiver<bool>) {
         let (batches, directories) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(DIRECTORIES)));
         loop {
             let Some(this) = vfs.upgrade() else { return };
@@ -191,12 +191,12 @@ impl Vfs {
     }
 
     /// Takes an operation out of the queue.
-    pub(super) fn finish(&self, op: OpNo, what: &QueuedOp, entries: Vec<Entry>) {
+    pub(crate) fn finish(&self, op: OpNo, what: &QueuedOp, entries: Vec<Entry>) {
         self.finish_as(op, what, |_| entries);
     }
 
     /// The same with entries that depend on what the ledger says at that moment.
-    pub(super) fn finish_as(&self, op: OpNo, what: &QueuedOp, decide: impl FnOnce(&Ledger) -> Vec<Entry>) {
+    pub(crate) fn finish_as(&self, op: OpNo, what: &QueuedOp, decide: impl FnOnce(&Ledger) -> Vec<Entry>) {
         let noted = self.journal.transact(Purpose::Relief, |ledger| {
             let mut entries = decide(ledger);
             entries.push(Entry::Finish { op });
@@ -209,7 +209,7 @@ impl Vfs {
     }
 
     /// Notes that the source did what was asked.
-    pub(super) fn done(self: &Arc<Self>, op: OpNo, what: &QueuedOp, request: &Op, version: Option<Version>) {
+    pub(crate) fn done(self: &Arc<Self>, op: OpNo, what: &QueuedOp, request: &Op, version: Option<Version>) {
         match what {
             QueuedOp::Put { file, generation, .. } => {
                 let Change::Put { stored, .. } = &request.change else { return };
@@ -240,7 +240,7 @@ impl Vfs {
     }
 
     /// A file's content is at the source.
-    pub(super) fn put_done(self: &Arc<Self>, op: OpNo, what: &QueuedOp, file: FileNo, generation: u64, stored: Stored) {
+    pub(crate) fn put_done(self: &Arc<Self>, op: OpNo, what: &QueuedOp, file: FileNo, generation: u64, stored: Stored) {
         let version = stored.version;
         let mtime = {
             let ledger = self.journal.ledger();
@@ -255,7 +255,7 @@ impl Vfs {
             }
             let has_draft = record.is_some_and(|record| record.draft.is_some());
             let time = mtime.unwrap_or_else(time::OffsetDateTime::now_utc);
-            let read_back = confirm::note(ledger, op, file, stored, time, replaced);
+            let read_back = readback::note(ledger, op, file, stored, time, replaced);
             let done = match has_draft {
                 true => Entry::Committed { file, generation, version },
                 // It was removed meanwhile; the operation that removes it is in the queue.
@@ -282,7 +282,7 @@ impl Vfs {
     }
 
     /// After a commit has left the queue undone: its file is flushed again, unless it was removed (see [`Self::end_removed`]).
-    pub(super) fn flush_again(&self, file: FileNo) {
+    pub(crate) fn flush_again(&self, file: FileNo) {
         let has_name = self.journal.ledger().file(file).is_some_and(|record| record.path.is_some());
         if has_name {
             self.flush_soon(file);
@@ -292,7 +292,7 @@ impl Vfs {
     /// Makes the inode that of the committed version; says whether somebody is writing to it.
     fn show_commit(
         &self,
-        ino: Option<super::inode::Ino>,
+        ino: Option<crate::fs::tree::inode::Ino>,
         stored: &Stored,
         mtime: Option<time::OffsetDateTime>,
     ) -> bool {
@@ -311,7 +311,7 @@ impl Vfs {
     /// An operation failed. What may work later stays in the queue; a commit that was refused for good leaves it, and its file is parked.
     async fn failed(&self, op: OpNo, what: &QueuedOp, error: crate::store::Error) {
         if let QueuedOp::RenameDirectory { from, to } = what
-            && super::conflict::concerns_a_directory(&error)
+            && crate::fs::sync::conflict::concerns_a_directory(&error)
         {
             let policy = self.flusher.wish(op, None).unwrap_or(self.options.on_conflict);
             if let Err(error) = self.resolve_directory(op, what, from, to, policy).await {
@@ -373,7 +373,7 @@ fn is_directory_rename(what: &QueuedOp) -> bool {
 }
 
 /// The file whose commit an operation is.
-pub(super) fn put_file(what: &QueuedOp) -> Option<FileNo> {
+pub(crate) fn put_file(what: &QueuedOp) -> Option<FileNo> {
     match what {
         QueuedOp::Put { file, .. } => Some(*file),
         _ => None,
@@ -430,21 +430,21 @@ fn uploaded(frozen: &FrozenRecord) -> Option<(&FrozenRecord, Stored)> {
 }
 
 /// The note of a file's rename that is over.
-pub(super) fn renamed(ledger: &Ledger, op: OpNo, file: FileNo, replaced: Option<FileNo>) -> Option<Entry> {
+pub(crate) fn renamed(ledger: &Ledger, op: OpNo, file: FileNo, replaced: Option<FileNo>) -> Option<Entry> {
     let record = ledger.file(file)?;
     let Remote::Own(version, plain_len) = record.remote else { return None };
     let mtime = record.mtime.unwrap_or_else(time::OffsetDateTime::now_utc);
     let replaced = left_by(ledger, replaced) != Remote::Absent;
-    confirm::note(ledger, op, file, Stored { version, plain_len }, mtime, replaced)
+    readback::note(ledger, op, file, Stored { version, plain_len }, mtime, replaced)
 }
 
 /// What a replaced file leaves at the source.
-pub(super) fn left_by(ledger: &Ledger, replaced: Option<FileNo>) -> Remote {
+pub(crate) fn left_by(ledger: &Ledger, replaced: Option<FileNo>) -> Remote {
     replaced.and_then(|file| ledger.file(file)).map_or(Remote::Absent, |record| record.remote.replaced())
 }
 
 /// What becomes of a file that moved here but had nothing to move at the source.
-pub(super) fn after_local_move(ledger: &Ledger, file: FileNo, replaced: Option<FileNo>) -> Vec<Entry> {
+pub(crate) fn after_local_move(ledger: &Ledger, file: FileNo, replaced: Option<FileNo>) -> Vec<Entry> {
     let entry = Entry::Remote { file, remote: left_by(ledger, replaced) };
     let emptied = replaced.map(|file| Entry::Remote { file, remote: Remote::Absent });
     std::iter::once(entry).chain(emptied).collect()

@@ -1,16 +1,16 @@
 //! The flusher's first half: which files are due, and getting their content to the store.
 //!
 //! A file goes from dirty to frozen (its bytes fixed, so retries send the same ones) to uploaded to committed. Here it is frozen and uploaded; then a
-//! `Put` joins the queue of operations, which [`super::commit`] carries out. Many small files share one upload session; a large one has its own, so
+//! `Put` joins the queue of operations, which [`crate::fs::sync::commit`] carries out. Many small files share one upload session; a large one has its own, so
 //! that it keeps nobody waiting. What fails in passing is tried again by itself, ever more rarely; what is refused for good is *parked*: its
 //! data stays, `status` counts it, and the next change or explicit flush tries again.
 
-use super::edit::Edit;
-use super::journal::{Journal, Purpose};
-use super::ledger::{Entry, FileNo, Ledger, OpNo, PathSet, QueuedOp, Remote};
-use super::lock::{Mutex, MutexGuard, Rank};
-use super::pending::Standing;
-use super::{Drained, Error, OnConflict, Vfs, lock};
+use crate::fs::content::edit::Edit;
+use crate::fs::journal::file::{Journal, Purpose};
+use crate::fs::journal::ledger::{Entry, FileNo, Ledger, OpNo, PathSet, QueuedOp, Remote};
+use crate::fs::lock::{Mutex, MutexGuard, Rank};
+use crate::fs::sync::pending::Standing;
+use crate::fs::{Drained, Error, OnConflict, Vfs, lock};
 use crate::store::{self, Content, Frozen, PutProgress, PutSession, Stored, deadline};
 use futures::StreamExt;
 use std::collections::{HashMap, HashSet};
@@ -82,10 +82,10 @@ struct Work {
 
 /// What `status` tells.
 #[derive(Default)]
-pub(super) struct Tally {
-    pub(super) flushed: u64,
-    pub(super) conflicts: u64,
-    pub(super) last_error: Option<String>,
+pub(crate) struct Tally {
+    pub(crate) flushed: u64,
+    pub(crate) conflicts: u64,
+    pub(crate) last_error: Option<String>,
     /// Counts uploads, commits and changes of names that succeeded.
     achieved: u64,
 }
@@ -141,12 +141,12 @@ impl Uploads {
 }
 
 /// State of the flusher.
-pub(super) struct Flusher {
+pub(crate) struct Flusher {
     /// All local content. Nothing is locked under it.
     edits: Mutex<HashMap<FileNo, Arc<Edit>>, { Rank::Edits as u8 }>,
     /// What is to be flushed. Locked before an edit's own lock.
     dirty: Mutex<HashMap<FileNo, Arc<Edit>>, { Rank::Dirty as u8 }>,
-    /// Local content that isn't uploaded (see [`super::policy`]). Nothing is locked under it.
+    /// Local content that isn't uploaded (see [`crate::fs::sync::policy`]). Nothing is locked under it.
     kept: Mutex<HashSet<FileNo>>,
     /// Nothing is locked under it: it is asked while the journal is locked.
     work: Mutex<Work, { Rank::Work as u8 }>,
@@ -165,11 +165,11 @@ pub(super) struct Flusher {
     progress: watch::Sender<u64>,
     /// Turns of the commit loop.
     #[cfg(test)]
-    pub(super) turns: std::sync::atomic::AtomicU64,
+    pub(crate) turns: std::sync::atomic::AtomicU64,
 }
 
 impl Flusher {
-    pub(super) fn new(debounce: Duration, window: Duration) -> Self {
+    pub(crate) fn new(debounce: Duration, window: Duration) -> Self {
         Self {
             next_look: Mutex::new(Instant::now()),
             debounce,
@@ -190,22 +190,22 @@ impl Flusher {
     }
 
     /// Makes local content known.
-    pub(super) fn add(&self, edit: Arc<Edit>) {
+    pub(crate) fn add(&self, edit: Arc<Edit>) {
         lock(&self.edits).insert(edit.file, edit);
     }
 
     /// The local content of a file.
-    pub(super) fn edit(&self, file: FileNo) -> Option<Arc<Edit>> {
+    pub(crate) fn edit(&self, file: FileNo) -> Option<Arc<Edit>> {
         lock(&self.edits).get(&file).cloned()
     }
 
     /// All local content.
-    pub(super) fn edits(&self) -> Vec<Arc<Edit>> {
+    pub(crate) fn edits(&self) -> Vec<Arc<Edit>> {
         lock(&self.edits).values().cloned().collect()
     }
 
     /// Local content that ended.
-    pub(super) fn remove(&self, edit: &Arc<Edit>) {
+    pub(crate) fn remove(&self, edit: &Arc<Edit>) {
         {
             let mut edits = lock(&self.edits);
             // The file may have been opened for writing again since: that is another edit.
@@ -218,7 +218,7 @@ impl Flusher {
     }
 
     /// A file that isn't to be flushed any more.
-    pub(super) fn forget(&self, file: FileNo) {
+    pub(crate) fn forget(&self, file: FileNo) {
         lock(&self.dirty).remove(&file);
         lock(&self.kept).remove(&file);
         {
@@ -231,7 +231,7 @@ impl Flusher {
     }
 
     /// A file changed.
-    pub(super) fn touch(&self, edit: &Arc<Edit>) {
+    pub(crate) fn touch(&self, edit: &Arc<Edit>) {
         if self.is_kept(edit.file) {
             return;
         }
@@ -243,7 +243,7 @@ impl Flusher {
     }
 
     /// Has a file not uploaded.
-    pub(super) fn keep(&self, file: FileNo) {
+    pub(crate) fn keep(&self, file: FileNo) {
         lock(&self.kept).insert(file);
         lock(&self.dirty).remove(&file);
         self.moved();
@@ -259,38 +259,38 @@ impl Flusher {
     }
 
     /// Has a new file, which was never touched, not uploaded. Locks nothing else.
-    pub(super) fn keep_new(&self, file: FileNo) {
+    pub(crate) fn keep_new(&self, file: FileNo) {
         lock(&self.kept).insert(file);
     }
 
     /// Has a file uploaded once it is touched. Returns true if it was kept.
-    pub(super) fn stop_keeping(&self, file: FileNo) -> bool {
+    pub(crate) fn stop_keeping(&self, file: FileNo) -> bool {
         lock(&self.kept).remove(&file)
     }
 
     /// Returns true if a file isn't uploaded.
-    pub(super) fn is_kept(&self, file: FileNo) -> bool {
+    pub(crate) fn is_kept(&self, file: FileNo) -> bool {
         lock(&self.kept).contains(&file)
     }
 
     /// Returns how many files aren't uploaded.
-    pub(super) fn kept(&self) -> u64 {
+    pub(crate) fn kept(&self) -> u64 {
         lock(&self.kept).len() as u64
     }
 
     /// Looks at everything again.
-    pub(super) fn wake(&self) {
+    pub(crate) fn wake(&self) {
         self.uploads.notify_one();
         self.commits.notify_one();
     }
 
     /// Operations were queued.
-    pub(super) fn wake_commits(&self) {
+    pub(crate) fn wake_commits(&self) {
         self.commits.notify_one();
     }
 
     /// Waits for [`Flusher::wake_commits`].
-    pub(super) async fn commits_wanted(&self) {
+    pub(crate) async fn commits_wanted(&self) {
         self.commits.notified().await;
     }
 
@@ -304,19 +304,19 @@ impl Flusher {
     }
 
     /// Whether an operation is being carried out.
-    pub(super) fn is_running(&self, op: OpNo) -> bool {
+    pub(crate) fn is_running(&self, op: OpNo) -> bool {
         lock(&self.work).running.contains(&op)
     }
 
     /// Returns true if an operation has to wait at `now`, because it is being carried out or failed not long ago.
-    pub(super) fn is_waiting(&self, op: OpNo, now: Instant) -> bool {
+    pub(crate) fn is_waiting(&self, op: OpNo, now: Instant) -> bool {
         let work = lock(&self.work);
         work.running.contains(&op) || work.ops.get(&op).is_some_and(|trouble| trouble.next > now)
     }
 
     /// Returns when the next failed operation of those that `counts` accepts may be tried again. That is after `now`:
     /// an operation that was due then has been started, or waits for an event that wakes the commit loop.
-    pub(super) fn next_op(&self, now: Instant, counts: impl Fn(OpNo) -> bool) -> Instant {
+    pub(crate) fn next_op(&self, now: Instant, counts: impl Fn(OpNo) -> bool) -> Instant {
         let work = lock(&self.work);
         let waits = |op: &OpNo| !work.running.contains(op) && counts(*op);
         let times = work.ops.iter().filter(|(op, trouble)| trouble.next > now && waits(op));
@@ -324,12 +324,12 @@ impl Flusher {
     }
 
     /// An operation begins.
-    pub(super) fn op_started(&self, op: OpNo) {
+    pub(crate) fn op_started(&self, op: OpNo) {
         lock(&self.work).running.insert(op);
     }
 
     /// An operation left the queue. `file`: it was that file's commit.
-    pub(super) fn op_finished(&self, op: OpNo, file: Option<FileNo>) {
+    pub(crate) fn op_finished(&self, op: OpNo, file: Option<FileNo>) {
         lock(&self.tally).achieved += 1;
         {
             let mut work = lock(&self.work);
@@ -343,7 +343,7 @@ impl Flusher {
     }
 
     /// An operation failed and stays in the queue.
-    pub(super) fn op_failed(&self, op: OpNo, error: Error) {
+    pub(crate) fn op_failed(&self, op: OpNo, error: Error) {
         self.note(&error);
         {
             let mut work = lock(&self.work);
@@ -364,13 +364,13 @@ impl Flusher {
     }
 
     /// An operation stays in the queue and may be carried out again at once.
-    pub(super) fn op_again(&self, op: OpNo) {
+    pub(crate) fn op_again(&self, op: OpNo) {
         lock(&self.work).running.remove(&op);
         self.wake();
     }
 
     /// A file's upload or commit failed.
-    pub(super) fn file_failed(&self, file: FileNo, generation: u64, error: Arc<Error>) {
+    pub(crate) fn file_failed(&self, file: FileNo, generation: u64, error: Arc<Error>) {
         self.note(&error);
         {
             let mut work = lock(&self.work);
@@ -387,36 +387,36 @@ impl Flusher {
     }
 
     /// Whether an operation that fails with this has been refused for good.
-    pub(super) fn is_final(&self, op: OpNo, error: &Error) -> bool {
+    pub(crate) fn is_final(&self, op: OpNo, error: &Error) -> bool {
         is_final(error, lock(&self.work).ops.get(&op).map_or(0, |trouble| trouble.attempts) + 1)
     }
 
     /// Whatever a file failed with, it isn't tried again by itself.
-    pub(super) fn park_file(&self, file: FileNo) {
+    pub(crate) fn park_file(&self, file: FileNo) {
         if let Some(trouble) = lock(&self.work).files.get_mut(&file) {
             trouble.parked = true;
         }
     }
 
     /// What the user wants done about a conflict of this.
-    pub(super) fn wish(&self, op: OpNo, file: Option<FileNo>) -> Option<OnConflict> {
+    pub(crate) fn wish(&self, op: OpNo, file: Option<FileNo>) -> Option<OnConflict> {
         let work = lock(&self.work);
         let of_file = || work.file_wishes.get(&file?);
         work.op_wishes.get(&op).or_else(of_file).copied()
     }
 
     /// The user wants this of an operation.
-    pub(super) fn wish_op(&self, op: OpNo, wish: OnConflict) {
+    pub(crate) fn wish_op(&self, op: OpNo, wish: OnConflict) {
         lock(&self.work).op_wishes.insert(op, wish);
     }
 
     /// The user wants this of a file.
-    pub(super) fn wish_file(&self, file: FileNo, wish: OnConflict) {
+    pub(crate) fn wish_file(&self, file: FileNo, wish: OnConflict) {
         lock(&self.work).file_wishes.insert(file, wish);
     }
 
     /// A file is at the source.
-    pub(super) fn file_committed(&self, file: FileNo) {
+    pub(crate) fn file_committed(&self, file: FileNo) {
         lock(&self.tally).flushed += 1;
         let mut work = lock(&self.work);
         work.files.remove(&file);
@@ -425,19 +425,19 @@ impl Flusher {
     }
 
     /// Counts the parked operations of the queue.
-    pub(super) fn parked_ops(&self, ledger: &Ledger) -> u64 {
+    pub(crate) fn parked_ops(&self, ledger: &Ledger) -> u64 {
         let work = lock(&self.work);
         work.ops.iter().filter(|(op, trouble)| trouble.parked && ledger.op(**op).is_some()).count() as u64
     }
 
     /// Reports that committed names were looked up, which `flush` waits for.
-    pub(super) fn looked_up(&self) {
+    pub(crate) fn looked_up(&self) {
         lock(&self.tally).achieved += 1;
         self.moved();
     }
 
     /// A foreign change was kept.
-    pub(super) fn conflict(&self) {
+    pub(crate) fn conflict(&self) {
         lock(&self.tally).conflicts += 1;
     }
 
@@ -447,13 +447,13 @@ impl Flusher {
     }
 
     /// Counts and the last error.
-    pub(super) fn tally(&self) -> MutexGuard<'_, Tally> {
+    pub(crate) fn tally(&self) -> MutexGuard<'_, Tally> {
         lock(&self.tally)
     }
 
     /// Returns how many files with a name the source lacks, their bytes, and how many of them are parked. Counts
     /// files that wait for their `close`.
-    pub(super) fn pending(&self, journal: &Journal) -> (u64, u64, u64) {
+    pub(crate) fn pending(&self, journal: &Journal) -> (u64, u64, u64) {
         // An edit locks its own state before the journal.
         let mut unsent: Vec<_> =
             self.unsent_files().iter().map(|edit| (edit.file, edit.generation(), edit.len())).collect();
@@ -504,23 +504,23 @@ impl Flusher {
     }
 
     /// Whether the file is being uploaded, or its commit is in the queue.
-    pub(super) fn is_under_way(&self, file: FileNo) -> bool {
+    pub(crate) fn is_under_way(&self, file: FileNo) -> bool {
         let work = lock(&self.work);
         work.busy.contains(&file) || work.launched.contains(&file)
     }
 
     /// Whether a commit of the file is in the queue.
-    pub(super) fn is_launched(&self, file: FileNo) -> bool {
+    pub(crate) fn is_launched(&self, file: FileNo) -> bool {
         lock(&self.work).launched.contains(&file)
     }
 
     /// A commit of the file is in the queue.
-    pub(super) fn launch(&self, file: FileNo) {
+    pub(crate) fn launch(&self, file: FileNo) {
         lock(&self.work).launched.insert(file);
     }
 
     /// Gives operations up that nobody has dealt with.
-    pub(super) fn abandon_ops(&self, ops: &[OpNo]) {
+    pub(crate) fn abandon_ops(&self, ops: &[OpNo]) {
         let left: Vec<_> = ops.iter().copied().filter(|op| self.is_running(*op)).collect();
         left.into_iter().for_each(|op| self.op_failed(op, Error::TimedOut));
     }
@@ -534,18 +534,18 @@ impl Flusher {
 
     /// Returns the files that the source lacks and that aren't kept. A file that is written in streaming mode is
     /// one of them before its `close`, too.
-    pub(super) fn unsent_files(&self) -> Vec<Arc<Edit>> {
+    pub(crate) fn unsent_files(&self) -> Vec<Arc<Edit>> {
         let kept = lock(&self.kept).clone();
         self.edits().into_iter().filter(|edit| !kept.contains(&edit.file) && edit.is_dirty()).collect()
     }
 
     /// Files to be flushed that the source lacks.
-    pub(super) fn dirty_files(&self) -> Vec<Arc<Edit>> {
+    pub(crate) fn dirty_files(&self) -> Vec<Arc<Edit>> {
         lock(&self.dirty).values().filter(|edit| edit.is_dirty()).cloned().collect()
     }
 
     /// How a file's flush stands; `put`: its commit, if that is in the queue.
-    pub(super) fn file_standing(&self, file: FileNo, generation: u64, put: Option<OpNo>) -> Standing {
+    pub(crate) fn file_standing(&self, file: FileNo, generation: u64, put: Option<OpNo>) -> Standing {
         let work = lock(&self.work);
         let of_file = work.files.get(&file).map(|trouble| trouble.told(work.is_parked(file, generation)));
         let of_put = || put.and_then(|op| work.ops.get(&op)).map(|trouble| trouble.told(trouble.parked));
@@ -554,26 +554,26 @@ impl Flusher {
     }
 
     /// How an operation stands.
-    pub(super) fn op_standing(&self, op: OpNo) -> Standing {
+    pub(crate) fn op_standing(&self, op: OpNo) -> Standing {
         let work = lock(&self.work);
         let trouble = work.ops.get(&op).map(|trouble| trouble.told(trouble.parked));
         Standing { committing: work.running.contains(&op), trouble }
     }
 
     /// Forgets an operation's failures.
-    pub(super) fn forgive_op(&self, op: OpNo) {
+    pub(crate) fn forgive_op(&self, op: OpNo) {
         lock(&self.work).ops.remove(&op);
     }
 
     /// Forgets a file's failures.
-    pub(super) fn forgive_file(&self, file: FileNo) {
+    pub(crate) fn forgive_file(&self, file: FileNo) {
         lock(&self.work).files.remove(&file);
     }
 
     /// Flushes one file and waits until the source has what it is now. Fails where an attempt was refused, or
     /// failed in any way if the
     /// caller has no deadline. With a deadline, what may pass is tried again until then.
-    pub(super) async fn commit_now(&self, edit: &Arc<Edit>) -> Result<(), Error> {
+    pub(crate) async fn commit_now(&self, edit: &Arc<Edit>) -> Result<(), Error> {
         let generation = edit.generation();
         lock(&self.work).files.remove(&edit.file);
         edit.hurry();
@@ -674,7 +674,7 @@ struct Fixed {
 
 impl Vfs {
     /// Uploads what is due until the mount stops.
-    pub(super) async fn upload_loop(vfs: Weak<Self>, mut stop: watch::Receiver<bool>) {
+    pub(crate) async fn upload_loop(vfs: Weak<Self>, mut stop: watch::Receiver<bool>) {
         loop {
             let Some(this) = vfs.upgrade() else { return };
             let (due, next) = this.flusher.take_due();
@@ -865,7 +865,7 @@ impl Vfs {
     }
 
     /// Operations on names in the queue.
-    pub(super) fn queued_changes(&self) -> u64 {
+    pub(crate) fn queued_changes(&self) -> u64 {
         let ledger = self.journal.ledger();
         let counts = |op: &QueuedOp| !matches!(op, QueuedOp::Put { .. } | QueuedOp::RemoveDirectory { .. });
         ledger.ops().filter(|(_, op)| counts(op)).count() as u64
@@ -885,7 +885,7 @@ impl Vfs {
             let parked = work.ops.get(op).is_some_and(|trouble| trouble.parked) && !work.running.contains(op);
             if parked || what.paths().any(|path| held.overlaps(path)) {
                 what.paths().for_each(|path| held.insert(path));
-                held_files.extend(super::commit::put_file(what));
+                held_files.extend(crate::fs::sync::commit::put_file(what));
             } else if Some(*op) <= last {
                 is_done = false;
             }

@@ -3,12 +3,12 @@
 //! Nothing pending is ever dropped without the user's word; this is where the user gives it. A file that is given up goes back to what the
 //! source has. A change of names is undone only where that has one meaning: it isn't under way, and nothing that was done later builds on it.
 
-use super::confirm::notes_moved;
-use super::edit::Edit;
-use super::inode::{Ino, Node, Tree};
-use super::journal::Purpose;
-use super::ledger::{Entry, FileNo, Ledger, OpNo, QueuedOp, Remote};
-use super::{Error, OnConflict, Vfs, lock};
+use crate::fs::content::edit::Edit;
+use crate::fs::journal::file::Purpose;
+use crate::fs::journal::ledger::{Entry, FileNo, Ledger, OpNo, QueuedOp, Remote};
+use crate::fs::sync::readback::notes_moved;
+use crate::fs::tree::inode::{Ino, Node, Tree};
+use crate::fs::{Error, OnConflict, Vfs, lock};
 use crate::store::{Len, PlainPath};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -87,9 +87,9 @@ pub struct Pending {
 
 /// What the flusher knows of something pending.
 #[derive(Default)]
-pub(super) struct Standing {
-    pub(super) committing: bool,
-    pub(super) trouble: Option<(u32, bool, String)>,
+pub(crate) struct Standing {
+    pub(crate) committing: bool,
+    pub(crate) trouble: Option<(u32, bool, String)>,
 }
 
 impl Standing {
@@ -168,7 +168,7 @@ impl Vfs {
         dirty.sort_unstable_by_key(|content| content.file);
         let ledger = self.journal.ledger();
         let puts: HashMap<FileNo, OpNo> =
-            ledger.ops().filter_map(|(op, what)| Some((super::commit::put_file(what)?, op))).collect();
+            ledger.ops().filter_map(|(op, what)| Some((crate::fs::sync::commit::put_file(what)?, op))).collect();
         let is_wanted = |number: PendingNo| Some(number) > after;
         let files = dirty.iter().filter(|content| is_wanted(PendingNo::File(content.file.0)));
         let files = files.filter_map(|content| self.describe_file(&ledger, content, &puts));
@@ -201,7 +201,7 @@ impl Vfs {
         })
     }
 
-    fn describe_change(&self, ledger: &super::journal::LedgerGuard<'_>, op: OpNo) -> Option<Pending> {
+    fn describe_change(&self, ledger: &crate::fs::journal::file::LedgerGuard<'_>, op: OpNo) -> Option<Pending> {
         let (kind, path, to) = match ledger.op(op)? {
             QueuedOp::Delete { path, .. } => (PendingKind::Delete, path, None),
             QueuedOp::Rename { from, to, .. } => (PendingKind::Rename, from, Some(to)),
@@ -249,7 +249,11 @@ impl Vfs {
         let Some(edit) = self.flusher.edit(file).filter(|edit| edit.is_dirty()) else { return false };
         let puts: Vec<_> = {
             let ledger = self.journal.ledger();
-            ledger.ops().filter(|(_, what)| super::commit::put_file(what) == Some(file)).map(|(op, _)| op).collect()
+            ledger
+                .ops()
+                .filter(|(_, what)| crate::fs::sync::commit::put_file(what) == Some(file))
+                .map(|(op, _)| op)
+                .collect()
         };
         wish.into_iter().for_each(|wish| self.flusher.wish_file(file, wish));
         puts.into_iter().for_each(|op| self.flusher.forgive_op(op));
@@ -347,7 +351,7 @@ impl Vfs {
     /// Keeps the commits of a file from being carried out meanwhile.
     fn claim_puts(&self, file: FileNo) -> Result<Claim<'_>, Error> {
         let ledger = self.journal.ledger();
-        let puts = ledger.ops().filter(|(_, what)| super::commit::put_file(what) == Some(file));
+        let puts = ledger.ops().filter(|(_, what)| crate::fs::sync::commit::put_file(what) == Some(file));
         let ops: Vec<_> = puts.map(|(op, _)| op).collect();
         if ops.iter().any(|op| self.flusher.is_running(*op)) {
             return Err(Error::NotPermitted(BUSY));

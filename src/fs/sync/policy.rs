@@ -4,10 +4,10 @@
 //! no flush concerns it. A file is kept while its name says so and the Hub has never had it. Once it has another name,
 //! it is uploaded.
 
-use super::edit::Edit;
-use super::inode::Ino;
-use super::ledger::Remote;
-use super::{Error, Vfs, lock};
+use crate::fs::content::edit::Edit;
+use crate::fs::journal::ledger::Remote;
+use crate::fs::tree::inode::Ino;
+use crate::fs::{Error, Vfs, lock};
 use crate::store::PlainPath;
 use std::sync::Arc;
 
@@ -18,18 +18,18 @@ const FILTERED: [&str; 7] =
 const FILTERED_PREFIX: &str = "._";
 
 /// The error for a change that would take a file of the Hub out of it, or a copy at the Hub under such a name.
-pub(super) const KEPT_HERE: Error = Error::Denied("files of that name are kept on this machine and not uploaded");
+pub(crate) const KEPT_HERE: Error = Error::Denied("files of that name are kept on this machine and not uploaded");
 
 /// See the module.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Policy {
+pub(crate) struct Policy {
     /// Keep the files of [`FILTERED`] names, and what is in folders of such names.
-    pub(super) filter_os_files: bool,
+    pub(crate) filter_os_files: bool,
 }
 
 impl Policy {
     /// Returns true if new content at this path isn't uploaded.
-    pub(super) fn keeps(self, path: &PlainPath) -> bool {
+    pub(crate) fn keeps(self, path: &PlainPath) -> bool {
         let is_filtered = |name: &str| FILTERED.contains(&name) || name.starts_with(FILTERED_PREFIX);
         self.filter_os_files && path.as_str().split('/').any(is_filtered)
     }
@@ -37,12 +37,12 @@ impl Policy {
 
 impl Vfs {
     /// Returns the policy of this mount.
-    pub(super) fn policy(&self) -> Policy {
+    pub(crate) fn policy(&self) -> Policy {
         Policy { filter_os_files: self.options.filter_os_files }
     }
 
     /// Decides again about the local content of a file that was moved, or of all files below a folder that was.
-    pub(super) fn apply_policy_below(&self, ino: Ino) {
+    pub(crate) fn apply_policy_below(&self, ino: Ino) {
         let moved: Vec<(Arc<Edit>, PlainPath)> = {
             let tree = lock(&self.tree);
             let file = |ino: Ino| Some((tree.file(ino).ok()?.edit.clone()?, tree.path(ino).ok()?));

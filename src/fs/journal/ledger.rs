@@ -1,15 +1,15 @@
 //! What this machine owes the source: files with local content, directories that exist here only, and the queue of namespace operations.
 //!
 //! The ledger is the pure state machine behind the journal: its state is what replaying all entries gives, live and after a crash alike, and
-//! compacting the journal means writing the ledger down. It does no I/O and knows no inodes; [`super::journal`] owns one behind its lock.
+//! compacting the journal means writing the ledger down. It does no I/O and knows no inodes; [`crate::fs::journal::file`] owns one behind its lock.
 //!
 //! Operations are queued in the order the kernel asked for them and refer to files by number, not by version: what must be at a path for an
 //! operation to happen ([`Remote`]) is looked up when it is carried out, so an operation stays right when one before it in the queue has
 //! changed that. An operation waits for every earlier one whose paths overlap its own, and for nothing else.
 
-use super::confirm::Unconfirmed;
-use super::overlay::{LocalChild, Overlay, Walk};
-use super::special::Special;
+use crate::fs::special::Special;
+use crate::fs::sync::readback::Unconfirmed;
+use crate::fs::tree::queued::{LocalChild, Overlay, Walk};
 use crate::store::{Delta, DraftState, Expect, Frozen, Hash, PlainPath, SlotId, Stored, Version};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -17,15 +17,15 @@ use time::OffsetDateTime;
 
 /// A file that the ledger knows, by number; never reused within a journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct FileNo(pub(super) u64);
+pub(crate) struct FileNo(pub(crate) u64);
 
 /// A queued operation; higher is later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct OpNo(pub(super) u64);
+pub(crate) struct OpNo(pub(crate) u64);
 
 /// What the source holds where a file lies, as far as we know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Remote {
+pub(crate) enum Remote {
     /// Nothing.
     Absent,
     /// This file's content, of this plaintext size.
@@ -38,7 +38,7 @@ pub(super) enum Remote {
 
 impl Remote {
     /// What to demand before a change.
-    pub(super) fn expect(&self) -> Expect {
+    pub(crate) fn expect(&self) -> Expect {
         match self {
             Self::Absent => Expect::Absent,
             Self::Own(version, _) => Expect::Is(version.hash),
@@ -48,7 +48,7 @@ impl Remote {
     }
 
     /// What it is to a file that takes the place over.
-    pub(super) fn replaced(&self) -> Self {
+    pub(crate) fn replaced(&self) -> Self {
         match self {
             Self::Own(version, _) => Self::Replaced(version.hash),
             other => *other,
@@ -58,46 +58,46 @@ impl Remote {
 
 /// A version that was frozen and maybe uploaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct FrozenRecord {
-    pub(super) generation: u64,
-    pub(super) frozen: Arc<Frozen>,
-    pub(super) mtime: OffsetDateTime,
-    pub(super) stored: Option<Stored>,
+pub(crate) struct FrozenRecord {
+    pub(crate) generation: u64,
+    pub(crate) frozen: Arc<Frozen>,
+    pub(crate) mtime: OffsetDateTime,
+    pub(crate) stored: Option<Stored>,
 }
 
 /// A file's local content.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct DraftRecord {
-    pub(super) state: DraftState,
+pub(crate) struct DraftRecord {
+    pub(crate) state: DraftState,
     /// Counts changes; 0: the same as what it was begun from.
-    pub(super) generation: u64,
+    pub(crate) generation: u64,
     /// The newest generation that is committed.
-    pub(super) committed: u64,
-    pub(super) mtime: OffsetDateTime,
-    pub(super) frozen: Option<FrozenRecord>,
+    pub(crate) committed: u64,
+    pub(crate) mtime: OffsetDateTime,
+    pub(crate) frozen: Option<FrozenRecord>,
 }
 
 impl DraftRecord {
     /// Whether the source doesn't have it yet.
-    pub(super) fn is_dirty(&self) -> bool {
+    pub(crate) fn is_dirty(&self) -> bool {
         self.generation > self.committed
     }
 }
 
 /// A file that differs from the source, or is part of a queued operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct FileRecord {
+pub(crate) struct FileRecord {
     /// Where it is now; `None`: it has no name any more.
-    pub(super) path: Option<PlainPath>,
+    pub(crate) path: Option<PlainPath>,
     /// What the source holds there once all queued operations of this file are done.
-    pub(super) remote: Remote,
-    pub(super) mtime: Option<OffsetDateTime>,
-    pub(super) draft: Option<DraftRecord>,
+    pub(crate) remote: Remote,
+    pub(crate) mtime: Option<OffsetDateTime>,
+    pub(crate) draft: Option<DraftRecord>,
 }
 
 /// A queued operation. Paths are those of the moment it was queued at.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum QueuedOp {
+pub(crate) enum QueuedOp {
     /// Commit the uploaded generation at the path.
     Put { file: FileNo, generation: u64, path: PlainPath },
     /// Remove the file.
@@ -112,7 +112,7 @@ pub(super) enum QueuedOp {
 
 impl QueuedOp {
     /// The paths it concerns.
-    pub(super) fn paths(&self) -> impl Iterator<Item = &PlainPath> {
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &PlainPath> {
         let (a, b) = match self {
             Self::Put { path, .. } | Self::Delete { path, .. } | Self::RemoveDirectory { path } => (path, None),
             Self::Rename { from, to, .. } | Self::RenameDirectory { from, to } => (from, Some(to)),
@@ -121,7 +121,7 @@ impl QueuedOp {
     }
 
     /// The path at which, or below which, the source has something when it is done.
-    pub(super) fn fills(&self) -> Option<&PlainPath> {
+    pub(crate) fn fills(&self) -> Option<&PlainPath> {
         match self {
             Self::Put { path, .. } => Some(path),
             Self::Rename { to, .. } | Self::RenameDirectory { to, .. } => Some(to),
@@ -130,7 +130,7 @@ impl QueuedOp {
     }
 
     /// The files it names.
-    pub(super) fn files(&self) -> impl Iterator<Item = FileNo> {
+    pub(crate) fn files(&self) -> impl Iterator<Item = FileNo> {
         let (a, b) = match self {
             Self::Put { file, .. } | Self::Delete { file, .. } => (Some(*file), None),
             Self::Rename { file, replaced, .. } => (Some(*file), *replaced),
@@ -142,7 +142,7 @@ impl QueuedOp {
 
 /// One change of the ledger. A journal record holds one or more, applied all or none.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Entry {
+pub(crate) enum Entry {
     /// A file becomes known.
     Track { file: FileNo, path: Option<PlainPath>, remote: Remote, mtime: Option<OffsetDateTime> },
     /// Local content begins, in the place of any that was there.
@@ -184,7 +184,7 @@ pub(super) enum Entry {
 /// An entry that doesn't fit what came before: a programming error, or a journal that isn't ours.
 #[derive(Debug, thiserror::Error)]
 #[error("an entry refers to {0} that is not there")]
-pub(super) struct Misfit(&'static str);
+pub(crate) struct Misfit(&'static str);
 
 /// How often a slot is named, and the checksum of its bytes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -195,7 +195,7 @@ struct SlotUse {
 
 /// A path as a key that sorts a directory right before what is below it: names hold no NUL, and NUL sorts before everything.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct PathKey(String);
+pub(crate) struct PathKey(String);
 
 impl std::fmt::Debug for PathKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -204,7 +204,7 @@ impl std::fmt::Debug for PathKey {
 }
 
 impl PathKey {
-    pub(super) fn new(path: &PlainPath) -> Self {
+    pub(crate) fn new(path: &PlainPath) -> Self {
         Self(path.as_str().replace('/', "\0"))
     }
 
@@ -220,14 +220,14 @@ impl PathKey {
 
 /// A set of paths that answers whether another one is, holds or lies below one of them.
 #[derive(Default)]
-pub(super) struct PathSet(BTreeSet<PathKey>);
+pub(crate) struct PathSet(BTreeSet<PathKey>);
 
 impl PathSet {
-    pub(super) fn insert(&mut self, path: &PlainPath) {
+    pub(crate) fn insert(&mut self, path: &PlainPath) {
         self.0.insert(PathKey::new(path));
     }
 
-    pub(super) fn overlaps(&self, path: &PlainPath) -> bool {
+    pub(crate) fn overlaps(&self, path: &PlainPath) -> bool {
         let mut above = Some(path.clone());
         while let Some(at) = above {
             if self.0.contains(&PathKey::new(&at)) {
@@ -241,36 +241,36 @@ impl PathSet {
 
 /// Commits that are to be read back. A path may have several: what somebody overwrote, and what we made of that since.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Commits {
+pub(crate) struct Commits {
     by_op: BTreeMap<OpNo, Unconfirmed>,
     places: BTreeSet<(PathKey, OpNo)>,
 }
 
 impl Commits {
     /// How many there are.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.by_op.len()
     }
 
     /// The one that an operation made.
-    pub(super) fn of(&self, op: OpNo) -> Option<&Unconfirmed> {
+    pub(crate) fn of(&self, op: OpNo) -> Option<&Unconfirmed> {
         self.by_op.get(&op)
     }
 
     /// All of them.
-    pub(super) fn all(&self) -> impl Iterator<Item = (OpNo, &Unconfirmed)> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = (OpNo, &Unconfirmed)> {
         self.by_op.iter().map(|(op, commit)| (*op, commit))
     }
 
     /// Those at a path.
-    pub(super) fn at(&self, path: &PlainPath) -> impl Iterator<Item = (OpNo, &Unconfirmed)> {
+    pub(crate) fn at(&self, path: &PlainPath) -> impl Iterator<Item = (OpNo, &Unconfirmed)> {
         let key = PathKey::new(path);
         let at = self.places.range((key.clone(), OpNo(0))..=(key, OpNo(u64::MAX)));
         at.filter_map(|(_, op)| Some((*op, self.by_op.get(op)?)))
     }
 
     /// Those at or below a path.
-    pub(super) fn within(&self, path: &PlainPath) -> impl Iterator<Item = (OpNo, &Unconfirmed)> {
+    pub(crate) fn within(&self, path: &PlainPath) -> impl Iterator<Item = (OpNo, &Unconfirmed)> {
         let below = PathKey::new(path).below();
         let below = self.places.range((below.start, OpNo(0))..(below.end, OpNo(0)));
         self.at(path).chain(below.filter_map(|(_, op)| Some((*op, self.by_op.get(op)?))))
@@ -312,7 +312,7 @@ impl Commits {
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Ledger {
+pub(crate) struct Ledger {
     files: BTreeMap<FileNo, FileRecord>,
     /// Files that have a path, by it.
     places: BTreeMap<PathKey, FileNo>,
@@ -338,39 +338,39 @@ pub(super) struct Ledger {
 
 impl Ledger {
     /// A number for a new file.
-    pub(super) fn new_file(&mut self) -> FileNo {
+    pub(crate) fn new_file(&mut self) -> FileNo {
         self.last_file += 1;
         FileNo(self.last_file)
     }
 
     /// A number for a new operation.
-    pub(super) fn new_op(&mut self) -> OpNo {
+    pub(crate) fn new_op(&mut self) -> OpNo {
         self.last_op += 1;
         OpNo(self.last_op)
     }
 
     /// A file's record.
-    pub(super) fn file(&self, file: FileNo) -> Option<&FileRecord> {
+    pub(crate) fn file(&self, file: FileNo) -> Option<&FileRecord> {
         self.files.get(&file)
     }
 
     /// All files.
-    pub(super) fn files(&self) -> impl Iterator<Item = (FileNo, &FileRecord)> {
+    pub(crate) fn files(&self) -> impl Iterator<Item = (FileNo, &FileRecord)> {
         self.files.iter().map(|(file, record)| (*file, record))
     }
 
     /// The queue.
-    pub(super) fn ops(&self) -> impl DoubleEndedIterator<Item = (OpNo, &QueuedOp)> {
+    pub(crate) fn ops(&self) -> impl DoubleEndedIterator<Item = (OpNo, &QueuedOp)> {
         self.ops.iter().map(|(op, what)| (*op, what))
     }
 
     /// An operation in the queue.
-    pub(super) fn op(&self, op: OpNo) -> Option<&QueuedOp> {
+    pub(crate) fn op(&self, op: OpNo) -> Option<&QueuedOp> {
         self.ops.get(&op)
     }
 
     /// Files that have a path at or below this one.
-    pub(super) fn files_within(&self, path: &PlainPath) -> impl Iterator<Item = (FileNo, &FileRecord)> {
+    pub(crate) fn files_within(&self, path: &PlainPath) -> impl Iterator<Item = (FileNo, &FileRecord)> {
         let key = PathKey::new(path);
         let below = self.places.range(key.below()).map(|(_, file)| *file);
         let all = self.places.get(&key).copied().into_iter().chain(below);
@@ -378,32 +378,32 @@ impl Ledger {
     }
 
     /// Commits that weren't read back yet.
-    pub(super) fn unconfirmed(&self) -> &Commits {
+    pub(crate) fn unconfirmed(&self) -> &Commits {
         &self.unconfirmed
     }
 
     /// Whether an operation in the queue names the file.
-    pub(super) fn is_mentioned(&self, file: FileNo) -> bool {
+    pub(crate) fn is_mentioned(&self, file: FileNo) -> bool {
         self.mentions(file) > 0
     }
 
     /// How many operations in the queue name the file.
-    pub(super) fn mentions(&self, file: FileNo) -> usize {
+    pub(crate) fn mentions(&self, file: FileNo) -> usize {
         self.mentions.get(&file).map_or(0, |count| *count as usize)
     }
 
     /// Whether a directory is remembered as existing here.
-    pub(super) fn has_directory(&self, path: &PlainPath) -> bool {
+    pub(crate) fn has_directory(&self, path: &PlainPath) -> bool {
         self.directories.contains_key(&PathKey::new(path))
     }
 
     /// Whether nothing is pending and nothing is remembered.
-    pub(super) fn is_blank(&self) -> bool {
+    pub(crate) fn is_blank(&self) -> bool {
         self.files.is_empty() && self.ops.is_empty() && self.slots.is_empty()
     }
 
     /// Operations of a sort that may be carried out now: those that overlap no earlier one. `waiting` ones aren't given out, but hold up others.
-    pub(super) fn ready(
+    pub(crate) fn ready(
         &self,
         waiting: impl Fn(OpNo) -> bool,
         sort: impl Fn(&QueuedOp) -> bool,
@@ -424,7 +424,7 @@ impl Ledger {
     }
 
     /// Queued operations that overlap the path, oldest first.
-    pub(super) fn overlapping(&self, path: &PlainPath) -> impl Iterator<Item = (OpNo, &QueuedOp)> {
+    pub(crate) fn overlapping(&self, path: &PlainPath) -> impl Iterator<Item = (OpNo, &QueuedOp)> {
         let mut found = BTreeSet::new();
         let mut above = Some(path.clone());
         while let Some(at) = above {
@@ -440,7 +440,7 @@ impl Ledger {
 
     /// Returns true if `test` accepts a queued operation that overlaps the path. Ends at the first one, however
     /// many there are below.
-    pub(super) fn any_overlapping(&self, path: &PlainPath, test: impl Fn(OpNo) -> bool) -> bool {
+    pub(crate) fn any_overlapping(&self, path: &PlainPath, test: impl Fn(OpNo) -> bool) -> bool {
         let mut above = Some(path.clone());
         while let Some(at) = above {
             let key = PathKey::new(&at);
@@ -460,46 +460,46 @@ impl Ledger {
     }
 
     /// The special file at a path.
-    pub(super) fn special(&self, path: &PlainPath) -> Option<&Special> {
+    pub(crate) fn special(&self, path: &PlainPath) -> Option<&Special> {
         self.specials.get(&PathKey::new(path)).map(|(_, special)| special)
     }
 
     /// Special files below a path.
-    pub(super) fn specials_within(&self, path: &PlainPath) -> impl Iterator<Item = &(PlainPath, Special)> {
+    pub(crate) fn specials_within(&self, path: &PlainPath) -> impl Iterator<Item = &(PlainPath, Special)> {
         self.specials.range(PathKey::new(path).below()).map(|(_, special)| special)
     }
 
     /// Remembered directories at or below a path.
-    pub(super) fn directories_within(&self, path: &PlainPath) -> impl Iterator<Item = &PlainPath> {
+    pub(crate) fn directories_within(&self, path: &PlainPath) -> impl Iterator<Item = &PlainPath> {
         let key = PathKey::new(path);
         let below = self.directories.range(key.below()).map(|(_, path)| path);
         self.directories.get(&key).into_iter().chain(below)
     }
 
     /// Slots in use, with the checksum of their bytes.
-    pub(super) fn slots(&self) -> impl Iterator<Item = (SlotId, u32)> {
+    pub(crate) fn slots(&self) -> impl Iterator<Item = (SlotId, u32)> {
         self.slots.iter().map(|(slot, used)| (*slot, used.checksum))
     }
 
     /// The checksum of a slot in use.
-    pub(super) fn checksum(&self, slot: SlotId) -> Option<u32> {
+    pub(crate) fn checksum(&self, slot: SlotId) -> Option<u32> {
         self.slots.get(&slot).map(|used| used.checksum)
     }
 
     /// Slots that lost their last name. They are free once what took it is durable.
-    pub(super) fn take_unnamed(&mut self) -> Vec<SlotId> {
+    pub(crate) fn take_unnamed(&mut self) -> Vec<SlotId> {
         std::mem::take(&mut self.unnamed)
     }
 
     /// Marks the beginning of a listing of the source; give the stamp to [`Ledger::overlay`] and [`Ledger::end_listing`].
-    pub(super) fn begin_listing(&mut self) -> u64 {
+    pub(crate) fn begin_listing(&mut self) -> u64 {
         self.stamp += 1;
         *self.listings.entry(self.stamp).or_default() += 1;
         self.stamp
     }
 
     /// See [`Ledger::begin_listing`].
-    pub(super) fn end_listing(&mut self, stamp: u64) {
+    pub(crate) fn end_listing(&mut self, stamp: u64) {
         if let Some(count) = self.listings.get_mut(&stamp) {
             *count -= 1;
             if *count == 0 {
@@ -511,7 +511,7 @@ impl Ledger {
     }
 
     /// How what is queued and local lies over the listing of `directory` that began at `since`.
-    pub(super) fn overlay(&self, directory: &PlainPath, since: Option<u64>) -> Overlay {
+    pub(crate) fn overlay(&self, directory: &PlainPath, since: Option<u64>) -> Overlay {
         let since = since.unwrap_or(u64::MAX);
         let recent = self.finished.iter().filter(|(_, (at, _))| *at >= since).map(|(op, (_, what))| (op, what));
         let mut walk = Walk::new(directory);
@@ -535,7 +535,7 @@ impl Ledger {
     }
 
     /// Applies an entry. On an error nothing has changed.
-    pub(super) fn apply(&mut self, entry: &Entry) -> Result<(), Misfit> {
+    pub(crate) fn apply(&mut self, entry: &Entry) -> Result<(), Misfit> {
         match entry {
             Entry::Track { file, path, remote, mtime } => {
                 self.last_file = self.last_file.max(file.0);
@@ -817,7 +817,7 @@ impl Ledger {
     }
 
     /// Entries that bring an empty ledger to this state, in portions that fit a journal record. Slots keep their checksums.
-    pub(super) fn snapshot(&self) -> Vec<Entry> {
+    pub(crate) fn snapshot(&self) -> Vec<Entry> {
         let mut out = vec![Entry::Numbers { file: self.last_file, op: self.last_op }];
         out.extend(self.directories.values().map(|path| Entry::Directory { path: path.clone() }));
         for (file, record) in &self.files {
@@ -909,7 +909,7 @@ impl Ledger {
 const SNAPSHOT_RECORDS: usize = 8192;
 
 /// Names in a directory that local state decides.
-pub(super) type Names = HashSet<String>;
+pub(crate) type Names = HashSet<String>;
 
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,7 @@
 //!
 //! Then records, each padded with zeros to a multiple of 8: the first 4 bytes of the journal id, payload length (u32), sequence number (u64),
 //! the highest sequence number known to be durable when this record was made (u64), CRC-32C of these three fields and the payload (u32), the
-//! payload. All numbers are little-endian. The payload holds entries ([`super::codec`]), padded to a multiple of 256 bytes so that names don't show
+//! payload. All numbers are little-endian. The payload holds entries ([`crate::fs::journal::codec`]), padded to a multiple of 256 bytes so that names don't show
 //! by their length, and sealed by [`Sealer`] for this journal id and sequence number (format spec, section 4c).
 //!
 //! **What an answer means.** [`Journal::append`] changes the ledger and gives a [`Ticket`]. [`Journal::written`]: the record is in the file, so
@@ -25,12 +25,12 @@
 //! acknowledged is gone: an error, and nothing is touched. Otherwise it is the tail that the crash tore, and it is cut. A record that was
 //! not known to be durable also counts as torn where a slot it names doesn't have the bytes its checksum says.
 
-use super::codec;
-use super::ledger::{Entry, Ledger, OpNo};
-use super::lock::{Condvar, Mutex, MutexGuard, Rank, before_wait};
-use super::slots::{Pool, checksum};
-use super::{Error, lock};
 use crate::disk::{Beyond, Disk, DiskFile, Existing};
+use crate::fs::journal::codec;
+use crate::fs::journal::ledger::{Entry, Ledger, OpNo};
+use crate::fs::lock::{Condvar, Mutex, MutexGuard, Rank, before_wait};
+use crate::fs::slots::{Pool, checksum};
+use crate::fs::{Error, lock};
 use crate::store::{Sealer, SlotId};
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -60,7 +60,7 @@ const GROWTH: u64 = 4;
 /// A journal with nothing pending is compacted sooner: longer than this (256 KiB) and than [`GROWTH`] snapshots.
 const BLANK_LEN: u64 = 256 << 10;
 /// Disk space is reserved ahead by this many bytes (1 MiB), so that what must be noted while the disk is full still can be.
-pub(super) const RESERVE: u64 = 1 << 20;
+pub(crate) const RESERVE: u64 = 1 << 20;
 /// When less than this is reserved (512 KiB) and there is no more to be had, new work is refused.
 const RESERVE_LOW: u64 = 512 << 10;
 /// Journals longer than this (4 GiB) are not ours.
@@ -70,11 +70,11 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// A place in the journal: all changes up to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Ticket(u64);
+pub(crate) struct Ticket(u64);
 
 /// Why an append is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
+pub(crate) enum Purpose {
     /// Somebody wants something new: refused when the disk is full.
     Work,
     /// Something was achieved or given up, which frees space sooner or later: always taken.
@@ -85,7 +85,7 @@ pub(super) enum Purpose {
 const JOURNAL: u8 = Rank::Journal as u8;
 
 /// See the module.
-pub(super) struct Journal {
+pub(crate) struct Journal {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>, { Rank::Threads as u8 }>,
 }
@@ -147,7 +147,7 @@ struct Progress {
 
 impl Journal {
     /// Opens the journal and the pool in `folder`, or makes them, and brings the ledger to where it was. Blocks.
-    pub(super) fn open(
+    pub(crate) fn open(
         disk: Arc<dyn Disk>,
         folder: &Path,
         identity: [u8; 32],
@@ -211,12 +211,12 @@ impl Journal {
     }
 
     /// Reads the ledger. Hold it for short, never across an await, and take no other lock under it.
-    pub(super) fn ledger(&self) -> LedgerGuard<'_> {
+    pub(crate) fn ledger(&self) -> LedgerGuard<'_> {
         LedgerGuard(lock(&self.shared.state))
     }
 
     /// Appends what `decide` finds right, as one record, all or nothing. No entries: nothing happens, and the ticket is that of the last record.
-    pub(super) fn transact<R>(
+    pub(crate) fn transact<R>(
         &self,
         purpose: Purpose,
         decide: impl FnOnce(&mut Ledger) -> Result<(Vec<Entry>, R), Error>,
@@ -240,12 +240,12 @@ impl Journal {
     }
 
     /// Appends entries as one record.
-    pub(super) fn append(&self, purpose: Purpose, entries: Vec<Entry>) -> Result<Ticket, Error> {
+    pub(crate) fn append(&self, purpose: Purpose, entries: Vec<Entry>) -> Result<Ticket, Error> {
         self.transact(purpose, |_| Ok((entries, ()))).map(|(ticket, ())| ticket)
     }
 
     /// Waits until a `kill` can't lose what the ticket stands for.
-    pub(super) async fn written(&self, ticket: Ticket) -> Result<(), Error> {
+    pub(crate) async fn written(&self, ticket: Ticket) -> Result<(), Error> {
         self.wait(|progress| match progress.failed {
             _ if progress.written >= ticket.0 => Some(Ok(())),
             Some((upto, kind)) if upto >= ticket.0 => Some(Err(kind)),
@@ -255,7 +255,7 @@ impl Journal {
     }
 
     /// Waits until a power cut can't lose it.
-    pub(super) async fn synced(&self, ticket: Ticket) -> Result<(), Error> {
+    pub(crate) async fn synced(&self, ticket: Ticket) -> Result<(), Error> {
         self.want_sync(ticket);
         self.wait(|progress| match (progress.sync_failed, progress.failed) {
             (Some(kind), _) => Some(Err(kind)),
@@ -278,23 +278,23 @@ impl Journal {
     }
 
     /// The newest record.
-    pub(super) fn last(&self) -> Ticket {
+    pub(crate) fn last(&self) -> Ticket {
         Ticket(lock(&self.shared.state).next - 1)
     }
 
     /// Why a sync failed, once one has.
-    pub(super) fn sync_failure(&self) -> Option<io::ErrorKind> {
+    pub(crate) fn sync_failure(&self) -> Option<io::ErrorKind> {
         self.shared.progress.borrow().sync_failed
     }
 
     /// Returns the bytes that the file takes on disk after its next record, with what is reserved ahead.
-    pub(super) fn disk_len(&self) -> u64 {
+    pub(crate) fn disk_len(&self) -> u64 {
         let state = lock(&self.shared.state);
         state.reserved.max(state.len + state.queue.len() as u64 + RESERVE)
     }
 
     /// Compacts if at least half of the file and [`RESERVE`] bytes are history. Returns true if that was queued.
-    pub(super) fn compact_if_worthwhile(&self) -> bool {
+    pub(crate) fn compact_if_worthwhile(&self) -> bool {
         let mut state = lock(&self.shared.state);
         let len = state.len + state.queue.len() as u64;
         if state.rotate || len < (state.compacted * 2).max(RESERVE) {
@@ -306,7 +306,7 @@ impl Journal {
     }
 
     /// Asks for a sync of everything so far, without waiting. If the disk was full, looks whether it still is.
-    pub(super) fn sync_soon(&self) {
+    pub(crate) fn sync_soon(&self) {
         {
             let mut state = lock(&self.shared.state);
             state.recheck = state.full;
@@ -324,7 +324,7 @@ impl Journal {
     }
 
     /// Ends the threads after a last write and sync. Blocks.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         lock(&self.shared.state).stop = true;
         self.shared.work.notify_all();
         for thread in lock(&self.threads).drain(..) {
@@ -339,18 +339,18 @@ impl Journal {
 #[cfg(test)]
 impl Journal {
     /// Has the threads end without waiting for them.
-    pub(super) fn abandon(&self) {
+    pub(crate) fn abandon(&self) {
         lock(&self.shared.state).stop = true;
         self.shared.work.notify_all();
     }
 
     /// Returns how often the journal was rewritten, and how many bytes that took.
-    pub(super) fn compactions(&self) -> (u64, u64) {
+    pub(crate) fn compactions(&self) -> (u64, u64) {
         lock(&self.shared.state).compactions
     }
 
     /// Compacts now.
-    pub(super) fn compact(&self) -> Result<(), Error> {
+    pub(crate) fn compact(&self) -> Result<(), Error> {
         let outcome = self.shared.compact(&mut lock(&self.shared.state));
         self.shared.work.notify_all();
         outcome
@@ -364,11 +364,11 @@ impl Drop for Journal {
 }
 
 /// The ledger, locked.
-pub(super) struct LedgerGuard<'a>(MutexGuard<'a, State, JOURNAL>);
+pub(crate) struct LedgerGuard<'a>(MutexGuard<'a, State, JOURNAL>);
 
 impl LedgerGuard<'_> {
     /// When an operation was queued; of one that an earlier daemon left, when this one started.
-    pub(super) fn queued_since(&self, op: OpNo) -> Option<OffsetDateTime> {
+    pub(crate) fn queued_since(&self, op: OpNo) -> Option<OffsetDateTime> {
         self.0.queued.get(&op).copied()
     }
 }

@@ -8,9 +8,9 @@
 //! Of two mounts, the one whose commit came later finds the other's, so one of them reports it. The exception is a file
 //! in a folder that was made here less than a minute ago, see [`NEW_FOLDER`].
 
-use super::inode::Ino;
-use super::lock::Mutex;
-use super::{Error, Vfs, lock};
+use crate::fs::lock::Mutex;
+use crate::fs::tree::inode::Ino;
+use crate::fs::{Error, Vfs, lock};
 use crate::store::PlainPath;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Weak;
@@ -36,7 +36,7 @@ const PAUSE_SHARE: u32 = 4;
 
 /// See the module. Nothing is locked under these locks, and none is held over an await.
 #[derive(Default)]
-pub(super) struct Twins {
+pub(crate) struct Twins {
     made: Mutex<Made>,
     reported: Mutex<HashSet<PlainPath>>,
     /// Folders that were made here, and when.
@@ -131,7 +131,7 @@ impl Made {
 
 impl Twins {
     /// Remembers that a folder was made here.
-    pub(super) fn note_new_folder(&self, path: PlainPath) {
+    pub(crate) fn note_new_folder(&self, path: PlainPath) {
         lock(&self.new_folders).add(path, Instant::now());
     }
 
@@ -142,7 +142,7 @@ impl Twins {
     }
 
     /// Has a file that was committed under a new name looked up, and the folders above it.
-    pub(super) fn note_made(&self, path: &PlainPath) {
+    pub(crate) fn note_made(&self, path: &PlainPath) {
         let Some((parent, _)) = path.split() else { return };
         let is_in_new_folder = self.is_in_new_folder(path);
         let mut made = lock(&self.made);
@@ -157,7 +157,7 @@ impl Twins {
 
     /// Has a folder that was moved looked up, and the folders above it. The files in it aren't looked up: each is in a
     /// folder that was elsewhere until now.
-    pub(super) fn note_moved_folder(&self, path: &PlainPath) {
+    pub(crate) fn note_moved_folder(&self, path: &PlainPath) {
         let mut made = lock(&self.made);
         if made.len < MAX_NAMES {
             made.add_folders(Some(path.clone()));
@@ -165,7 +165,7 @@ impl Twins {
     }
 
     /// Sets how many entries of the source aren't shown in a directory because of files of this machine.
-    pub(super) fn note_covered(&self, directory: Ino, count: u64) {
+    pub(crate) fn note_covered(&self, directory: Ino, count: u64) {
         let mut covered = lock(&self.covered);
         match count {
             0 => drop(covered.remove(&directory)),
@@ -190,7 +190,7 @@ impl Twins {
 
     /// Returns how many names were reported.
     #[cfg(test)]
-    pub(super) fn reported(&self) -> u64 {
+    pub(crate) fn reported(&self) -> u64 {
         lock(&self.reported).len() as u64
     }
 
@@ -204,7 +204,7 @@ impl Twins {
 impl Vfs {
     /// Looks up what was committed under new names since the last time, each group of names once. A group whose look
     /// fails or is given up is left for the next time, after all others. Ends early if several looks fail together.
-    pub(super) async fn find_twins(&self) -> Result<(), Error> {
+    pub(crate) async fn find_twins(&self) -> Result<(), Error> {
         let _one_at_a_time = self.twins.looking.lock().await;
         let mut left = lock(&self.twins.made).queue();
         let mut failed = None;
@@ -247,7 +247,7 @@ impl Vfs {
     }
 
     /// Looks for twins in the background until the mount stops.
-    pub(super) async fn twins_loop(vfs: Weak<Self>, mut stop: watch::Receiver<bool>) {
+    pub(crate) async fn twins_loop(vfs: Weak<Self>, mut stop: watch::Receiver<bool>) {
         let mut pause = PAUSE;
         loop {
             tokio::select! {
@@ -275,13 +275,13 @@ impl Vfs {
     }
 
     /// Returns how many entries of the source aren't shown because of files of this machine.
-    pub(super) fn covered(&self) -> u64 {
+    pub(crate) fn covered(&self) -> u64 {
         let tree = lock(&self.tree);
         self.twins.covered(|directory| tree.path(directory).is_ok())
     }
 
     /// Does as [`Vfs::find_twins`]; a failure is logged, because what was flushed is flushed all the same.
-    pub(super) async fn find_committed_twins(&self) {
+    pub(crate) async fn find_committed_twins(&self) {
         if let Err(error) = self.find_twins().await {
             tracing::warn!(%error, "cannot look for folders with the names of new files");
         }

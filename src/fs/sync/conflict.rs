@@ -16,12 +16,12 @@
 //! Where a directory can't be renamed as a whole its files are, one by one. What can't be moved at all (a name that its format can't store, an
 //! object without a hash) stays at the old name, and it is said so: the operation never stays in the queue for that.
 
-use super::commit::{after_local_move, left_by, renamed};
-use super::confirm::{Unconfirmed, notes_moved};
-use super::inode::Ino;
-use super::journal::Purpose;
-use super::ledger::{Entry, FileNo, OpNo, QueuedOp, Remote};
-use super::{Error, Vfs, lock};
+use crate::fs::journal::file::Purpose;
+use crate::fs::journal::ledger::{Entry, FileNo, OpNo, QueuedOp, Remote};
+use crate::fs::sync::commit::{after_local_move, left_by, renamed};
+use crate::fs::sync::readback::{Unconfirmed, notes_moved};
+use crate::fs::tree::inode::Ino;
+use crate::fs::{Error, Vfs, lock};
 use crate::store::{
     self, Change, Entry as Listed, Expect, Hash, Kind, MovedFile, Op, Outcome, PlainPath, Stored, Version,
 };
@@ -54,7 +54,7 @@ const HOST_LEN: usize = 32;
 
 /// What lies at a path of the source.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Found {
+pub(crate) enum Found {
     Nothing,
     Content(Hash),
     /// A directory, or an object that has no hash.
@@ -63,8 +63,9 @@ pub(super) enum Found {
 
 impl Vfs {
     /// Resolves a conflict of an operation, or leaves it to be tried again.
-    pub(super) async fn resolve(self: &Arc<Self>, op: OpNo, what: QueuedOp, request: &Op, found: Option<Hash>) {
-        let policy = self.flusher.wish(op, super::commit::put_file(&what)).unwrap_or(self.options.on_conflict);
+    pub(crate) async fn resolve(self: &Arc<Self>, op: OpNo, what: QueuedOp, request: &Op, found: Option<Hash>) {
+        let policy =
+            self.flusher.wish(op, crate::fs::sync::commit::put_file(&what)).unwrap_or(self.options.on_conflict);
         let outcome = match &what {
             QueuedOp::Put { file, generation, path } => {
                 let Change::Put { stored, .. } = request.change else { return };
@@ -146,13 +147,13 @@ impl Vfs {
         Ok(())
     }
 
-    pub(super) fn note_overwritten(&self, path: &PlainPath) {
+    pub(crate) fn note_overwritten(&self, path: &PlainPath) {
         self.flusher.conflict();
         tracing::warn!(path = self.view.log_name(path), "changed by somebody else meanwhile; ours replaces it");
     }
 
     /// Says so, and looks at the directory again.
-    pub(super) fn note_conflict(&self, path: &PlainPath) {
+    pub(crate) fn note_conflict(&self, path: &PlainPath) {
         self.flusher.conflict();
         tracing::warn!(path = self.view.log_name(path), "changed by somebody else meanwhile; both versions are kept");
         if let Some((parent, _)) = path.split() {
@@ -161,7 +162,7 @@ impl Vfs {
     }
 
     /// Says that what somebody removed is there again.
-    pub(super) fn note_put_back(&self, path: &PlainPath) {
+    pub(crate) fn note_put_back(&self, path: &PlainPath) {
         tracing::warn!(
             path = self.view.log_name(path),
             "removed by somebody else in the moment of its commit; put back"
@@ -172,7 +173,7 @@ impl Vfs {
     }
 
     /// Has a directory listed again before it is shown again.
-    pub(super) fn look_again(&self, directory: &PlainPath) {
+    pub(crate) fn look_again(&self, directory: &PlainPath) {
         let mut tree = lock(&self.tree);
         if let Some(Ok(directory)) = tree.find(directory).map(|ino| tree.directory_mut(ino)) {
             directory.loaded = None;
@@ -186,7 +187,7 @@ impl Vfs {
     }
 
     /// Has a file's local content flushed without waiting for quiet.
-    pub(super) fn flush_soon(&self, file: FileNo) {
+    pub(crate) fn flush_soon(&self, file: FileNo) {
         if let Some(edit) = self.flusher.edit(file) {
             edit.hurry();
             self.flusher.touch(&edit);
@@ -217,7 +218,7 @@ impl Vfs {
             tree.relocate(ino, directory, &name_now)?;
         }
         drop(tree);
-        self.flusher.op_finished(op, super::commit::put_file(what));
+        self.flusher.op_finished(op, crate::fs::sync::commit::put_file(what));
         Ok(())
     }
 
@@ -236,7 +237,7 @@ impl Vfs {
         free.ok_or(Error::Exists)
     }
 
-    pub(super) async fn look(&self, path: &PlainPath) -> Result<Found, Error> {
+    pub(crate) async fn look(&self, path: &PlainPath) -> Result<Found, Error> {
         Ok(match self.view.stat(path).await? {
             // Keys with this one as a folder are no obstacle.
             None | Some(Listed { kind: Kind::Directory { .. }, .. }) => Found::Nothing,
@@ -345,7 +346,7 @@ impl Vfs {
     }
 
     /// A directory can't be renamed as a whole: its files are, one by one.
-    pub(super) async fn resolve_directory(
+    pub(crate) async fn resolve_directory(
         &self,
         op: OpNo,
         what: &QueuedOp,
@@ -506,7 +507,7 @@ impl Vfs {
     }
 
     /// Commits a version of ours under a conflict name beside `path`.
-    pub(super) async fn put_aside(
+    pub(crate) async fn put_aside(
         &self,
         path: &PlainPath,
         stored: Stored,
@@ -542,7 +543,7 @@ impl Vfs {
     }
 
     /// One operation by itself; a conflict is an error that makes the whole be looked at again.
-    pub(super) async fn ask(&self, op: Op) -> Result<Option<Version>, Error> {
+    pub(crate) async fn ask(&self, op: Op) -> Result<Option<Version>, Error> {
         match self.view.commit(std::slice::from_ref(&op)).await.into_iter().next() {
             Some(Outcome::Done(version)) => Ok(version),
             Some(Outcome::Moved(_)) => Ok(None),
@@ -559,7 +560,7 @@ fn concerns_one_file(error: &store::Error) -> bool {
 }
 
 /// Whether a directory's rename failed because of what is in it, or where it goes.
-pub(super) fn concerns_a_directory(error: &store::Error) -> bool {
+pub(crate) fn concerns_a_directory(error: &store::Error) -> bool {
     matches!(error, store::Error::NotEmpty(_)) || concerns_one_file(error)
 }
 

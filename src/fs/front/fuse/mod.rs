@@ -4,9 +4,8 @@
 //! A reply that is dropped unsent answers `EIO`, so a task that panics answers too.
 
 mod adapter;
-mod answer;
 
-use super::{Error, Vfs};
+use crate::fs::{Error, Vfs};
 use adapter::Adapter;
 use fuser::{Config, MountOption, Session, SessionACL};
 use rustix::mount::UnmountFlags;

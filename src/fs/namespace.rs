@@ -3,14 +3,14 @@
 //! Each looks at the source first (bounded, no locks held), then decides, journals and changes the tree in one go under the tree's and the
 //! journal's locks, and answers once the journal's record is written. The source is changed later, by the flusher.
 
-use super::edit::Edit;
-use super::handle::{Access, FileHandle, HandleNo, Opened};
-use super::inode::{Attr, Birth, Body, Cached, FileKind, Ino, Node, Tree};
-use super::journal::{Purpose, Ticket};
-use super::ledger::{Entry, FileNo, Ledger, OpNo, QueuedOp, Remote};
-use super::policy::KEPT_HERE;
-use super::write::{remote_of, track};
-use super::{Error, Vfs, lock};
+use crate::fs::content::edit::Edit;
+use crate::fs::content::write::{remote_of, track};
+use crate::fs::handle::{Access, FileHandle, HandleNo, Opened};
+use crate::fs::journal::file::{Purpose, Ticket};
+use crate::fs::journal::ledger::{Entry, FileNo, Ledger, OpNo, QueuedOp, Remote};
+use crate::fs::sync::policy::KEPT_HERE;
+use crate::fs::tree::inode::{Attr, Birth, Body, Cached, FileKind, Ino, Node, Tree};
+use crate::fs::{Error, Vfs, lock};
 use crate::store::{DraftState, Format, Len, PlainPath, Side, stored_now};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -50,7 +50,7 @@ struct FileMove {
 type Moved = (Ticket, Option<Arc<Edit>>);
 
 impl Vfs {
-    pub(super) fn check_writable(&self) -> Result<(), Error> {
+    pub(crate) fn check_writable(&self) -> Result<(), Error> {
         if self.options.read_only || self.view.read_only() {
             return Err(Error::ReadOnlyMount);
         }
@@ -58,7 +58,7 @@ impl Vfs {
     }
 
     /// Whether a new name may be made.
-    pub(super) fn check_new_name(&self, parent: Ino, name: &str) -> Result<(), Error> {
+    pub(crate) fn check_new_name(&self, parent: Ino, name: &str) -> Result<(), Error> {
         self.check_writable()?;
         let parent = lock(&self.tree).path(parent)?;
         Ok(self.view.check_name(&parent, name)?)
@@ -135,7 +135,7 @@ impl Vfs {
     /// there is a removal that isn't being carried out, returns that one, too. The caller appends [`finished`] for it,
     /// and then reports it with [`Self::op_cancelled`]. The new file then replaces the old one in one step, and no
     /// crash leaves neither.
-    pub(super) fn take_over(&self, ledger: &Ledger, path: &PlainPath) -> (Remote, Option<OpNo>) {
+    pub(crate) fn take_over(&self, ledger: &Ledger, path: &PlainPath) -> (Remote, Option<OpNo>) {
         let overlapping: Vec<_> = ledger.overlapping(path).map(|(op, what)| (op, what.clone())).collect();
         if let [(op, QueuedOp::Delete { file, path: at })] = &overlapping[..]
             && at == path
@@ -148,7 +148,7 @@ impl Vfs {
     }
 
     /// Reports to the flusher that the journal has cancelled an operation: nothing of it is tried again or counted.
-    pub(super) fn op_cancelled(&self, cancelled: Option<OpNo>) {
+    pub(crate) fn op_cancelled(&self, cancelled: Option<OpNo>) {
         cancelled.into_iter().for_each(|op| self.flusher.op_finished(op, None));
     }
 
@@ -158,7 +158,7 @@ impl Vfs {
     }
 
     /// Makes what the source has no object for; `entry` keeps it. The attributes are a reference of the kernel.
-    pub(super) async fn make_here(
+    pub(crate) async fn make_here(
         &self,
         parent: Ino,
         name: &str,
@@ -571,7 +571,7 @@ impl Vfs {
     }
 
     /// Whether a file can be stored at its new place in the format that it has: a rename changes no content.
-    fn check_format(&self, file: &super::inode::File, path: &PlainPath) -> Result<(), Error> {
+    fn check_format(&self, file: &crate::fs::tree::inode::File, path: &PlainPath) -> Result<(), Error> {
         let is_old = file.version.is_some_and(|version| version.side == Side::Encrypted(Format::V1));
         if !is_old {
             return Ok(());
@@ -650,7 +650,7 @@ impl Move<'_> {
 }
 
 /// Returns the entry that takes a cancelled operation out of the queue.
-pub(super) fn finished(cancelled: Option<OpNo>) -> impl Iterator<Item = Entry> {
+pub(crate) fn finished(cancelled: Option<OpNo>) -> impl Iterator<Item = Entry> {
     cancelled.into_iter().map(|op| Entry::Finish { op })
 }
 
@@ -661,7 +661,7 @@ fn is_uncommitted(tree: &Tree, ino: Ino) -> bool {
 }
 
 /// A name came or went.
-pub(super) fn touch(tree: &mut Tree, directory: Ino) {
+pub(crate) fn touch(tree: &mut Tree, directory: Ino) {
     if let Ok(node) = tree.node_mut(directory) {
         // A time that was set by hand ends with the next change.
         (node.looks.mtime, node.looks.ctime) = (None, None);
@@ -691,7 +691,7 @@ fn check_empty(tree: &Tree, ino: Ino) -> Result<(), Error> {
 }
 
 /// The source has directories only as long as something is in them; here one stays until it is removed.
-pub(super) fn keep_directory(
+pub(crate) fn keep_directory(
     ledger: &Ledger,
     tree: &Tree,
     directory: Ino,

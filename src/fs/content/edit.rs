@@ -3,13 +3,13 @@
 //! Locks, in this order: the draft (async; held over base reads, which are bounded), the tree, `meta`, the journal. Whoever holds the draft for writing
 //! appends to the journal before letting go, so that deltas are journalled in the order they were made.
 
-use super::inode::Ino;
-use super::journal::{Journal, Purpose, Ticket};
-use super::ledger::{Entry, FileNo, FrozenRecord};
-use super::lock::{Mutex, Rank, before_wait};
-use super::room::Room;
-use super::slots::Pool;
-use super::{Error, lock};
+use crate::fs::content::quota::Room;
+use crate::fs::journal::file::{Journal, Purpose, Ticket};
+use crate::fs::journal::ledger::{Entry, FileNo, FrozenRecord};
+use crate::fs::lock::{Mutex, Rank, before_wait};
+use crate::fs::slots::Pool;
+use crate::fs::tree::inode::Ino;
+use crate::fs::{Error, lock};
 use crate::store::{Delta, Draft, DraftState, Frozen, Stored, Version, stored_now};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -17,9 +17,9 @@ use time::OffsetDateTime;
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// See the module.
-pub(super) struct Edit {
+pub(crate) struct Edit {
     /// Its number in the ledger.
-    pub(super) file: FileNo,
+    pub(crate) file: FileNo,
     /// `None` once it has ended: the content is the inode's version.
     draft: RwLock<Option<Draft>>,
     meta: Mutex<Meta, { Rank::Meta as u8 }>,
@@ -68,7 +68,7 @@ impl Meta {
 
 impl Edit {
     /// An edit whose journal entries up to `ticket` say `generation`, of which the source has `committed`.
-    pub(super) fn new(
+    pub(crate) fn new(
         file: FileNo,
         draft: Draft,
         mtime: OffsetDateTime,
@@ -99,74 +99,74 @@ impl Edit {
     }
 
     /// Tells which inode it is the content of.
-    pub(super) fn set_ino(&self, ino: Ino) {
+    pub(crate) fn set_ino(&self, ino: Ino) {
         // A second inode for the same content can only be the same file found again; the first stays.
         let _ = self.ino.set(ino);
     }
 
     /// Its inode.
-    pub(super) fn ino(&self) -> Option<Ino> {
+    pub(crate) fn ino(&self) -> Option<Ino> {
         self.ino.get().copied()
     }
 
     /// Size now.
-    pub(super) fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         lock(&self.meta).len
     }
 
     /// Time of the last change.
-    pub(super) fn mtime(&self) -> OffsetDateTime {
+    pub(crate) fn mtime(&self) -> OffsetDateTime {
         lock(&self.meta).mtime
     }
 
     /// The current generation.
-    pub(super) fn generation(&self) -> u64 {
+    pub(crate) fn generation(&self) -> u64 {
         lock(&self.meta).generation
     }
 
     /// How long the oldest change has waited that the source lacks.
-    pub(super) fn age(&self) -> Duration {
+    pub(crate) fn age(&self) -> Duration {
         lock(&self.meta).first_change.elapsed()
     }
 
     /// Returns true if the file is new or emptied, and no byte was written to it since. It may have been made longer.
-    pub(super) fn is_unwritten(&self) -> bool {
+    pub(crate) fn is_unwritten(&self) -> bool {
         let meta = lock(&self.meta);
         meta.generation > meta.committed && (meta.len == 0 || meta.next_write == Some(0))
     }
 
     /// Returns the offset that a write in order has.
-    pub(super) fn next_write(&self) -> u64 {
+    pub(crate) fn next_write(&self) -> u64 {
         let meta = lock(&self.meta);
         meta.next_write.unwrap_or(meta.len)
     }
 
     /// Sets the offset that the next write in order has. The draft must be held for writing.
-    pub(super) fn set_next_write(&self, offset: u64) {
+    pub(crate) fn set_next_write(&self, offset: u64) {
         let mut meta = lock(&self.meta);
         meta.next_write = Some(offset).filter(|offset| *offset < meta.len);
     }
 
     /// Whether the source lacks something of it.
-    pub(super) fn is_dirty(&self) -> bool {
+    pub(crate) fn is_dirty(&self) -> bool {
         let meta = lock(&self.meta);
         meta.generation > meta.committed
     }
 
     /// Whether the source has this generation.
-    pub(super) fn has_committed(&self, generation: u64) -> bool {
+    pub(crate) fn has_committed(&self, generation: u64) -> bool {
         lock(&self.meta).committed >= generation
     }
 
     /// Whether the journal lacks something of it.
-    pub(super) fn is_unsettled(&self) -> bool {
+    pub(crate) fn is_unsettled(&self) -> bool {
         let meta = lock(&self.meta);
         meta.generation > meta.settled || !meta.backlog.is_empty()
     }
 
     /// When it should be flushed: after `debounce` of quiet, at the latest `window` after the first change. While somebody writes, each
     /// flush doubles the window, so that a long copy isn't uploaded over and over.
-    pub(super) fn due(&self, debounce: Duration, window: Duration) -> Option<Instant> {
+    pub(crate) fn due(&self, debounce: Duration, window: Duration) -> Option<Instant> {
         let meta = lock(&self.meta);
         if meta.generation <= meta.committed {
             return None;
@@ -179,36 +179,36 @@ impl Edit {
     }
 
     /// How long nothing was changed.
-    pub(super) fn quiet(&self) -> Duration {
+    pub(crate) fn quiet(&self) -> Duration {
         lock(&self.meta).last_change.elapsed()
     }
 
     /// Bytes of slots that a first change would need besides its own, for the rest of the file.
-    pub(super) fn owed(&self) -> u64 {
+    pub(crate) fn owed(&self) -> u64 {
         let meta = lock(&self.meta);
         if meta.generation == meta.committed { meta.owed } else { 0 }
     }
 
     /// Whether it was changed and the source has all of it.
-    pub(super) fn is_evictable(&self) -> bool {
+    pub(crate) fn is_evictable(&self) -> bool {
         let meta = lock(&self.meta);
         meta.is_evictable()
     }
 
     /// Makes what it is now due at once.
-    pub(super) fn hurry(&self) {
+    pub(crate) fn hurry(&self) {
         let mut meta = lock(&self.meta);
         meta.hurry = meta.generation;
     }
 
     /// The draft, to read it; `None` inside once the edit has ended.
-    pub(super) async fn reader(&self) -> RwLockReadGuard<'_, Option<Draft>> {
+    pub(crate) async fn reader(&self) -> RwLockReadGuard<'_, Option<Draft>> {
         before_wait("a file's draft");
         self.draft.read().await
     }
 
     /// The draft, to change it.
-    pub(super) async fn writer(&self) -> RwLockWriteGuard<'_, Option<Draft>> {
+    pub(crate) async fn writer(&self) -> RwLockWriteGuard<'_, Option<Draft>> {
         before_wait("a file's draft");
         let mut draft = self.draft.write().await;
         self.rebase(draft.as_mut());
@@ -216,7 +216,7 @@ impl Edit {
     }
 
     /// Returns the draft, to change it, unless something reads or changes it now.
-    pub(super) fn try_writer(&self) -> Option<RwLockWriteGuard<'_, Option<Draft>>> {
+    pub(crate) fn try_writer(&self) -> Option<RwLockWriteGuard<'_, Option<Draft>>> {
         let mut draft = self.draft.try_write().ok()?;
         self.rebase(draft.as_mut());
         Some(draft)
@@ -234,7 +234,7 @@ impl Edit {
     }
 
     /// Notes a change of `draft`, which is held for writing.
-    pub(super) fn change(&self, draft: &Draft) {
+    pub(crate) fn change(&self, draft: &Draft) {
         self.change_at(draft, stored_now());
     }
 
@@ -251,14 +251,14 @@ impl Edit {
     }
 
     /// Takes over the slots that were promised to a change of this file.
-    pub(super) fn keep_room(&self, room: Option<Room>) {
+    pub(crate) fn keep_room(&self, room: Option<Room>) {
         if room.is_some() {
             lock(&self.meta).room = room;
         }
     }
 
     /// Limits the promise to what the upload of `draft` still needs.
-    pub(super) fn resize_room(&self, draft: &Draft) {
+    pub(crate) fn resize_room(&self, draft: &Draft) {
         let mut meta = lock(&self.meta);
         let slots = if meta.generation > meta.committed { draft.slots_needed() } else { 0 };
         if let Some(room) = &mut meta.room {
@@ -267,7 +267,7 @@ impl Edit {
     }
 
     /// Makes a version that was frozen one of the past, though its content is the present one.
-    pub(super) fn outgrow(&self, generation: u64) {
+    pub(crate) fn outgrow(&self, generation: u64) {
         let mut meta = lock(&self.meta);
         if meta.generation == generation {
             meta.generation += 1;
@@ -275,7 +275,7 @@ impl Edit {
     }
 
     /// Sets the time to be committed, if nothing was frozen since the last change; says whether that worked.
-    pub(super) fn set_mtime(&self, journal: &Journal, mtime: OffsetDateTime) -> Result<bool, Error> {
+    pub(crate) fn set_mtime(&self, journal: &Journal, mtime: OffsetDateTime) -> Result<bool, Error> {
         let mut meta = lock(&self.meta);
         if meta.generation <= meta.committed {
             return Ok(false);
@@ -304,7 +304,7 @@ impl Edit {
     }
 
     /// Brings every change into the journal; wait for the ticket to be written.
-    pub(super) async fn settle(&self, journal: &Journal, pool: &Pool) -> Result<Ticket, Error> {
+    pub(crate) async fn settle(&self, journal: &Journal, pool: &Pool) -> Result<Ticket, Error> {
         let mut guard = self.writer().await;
         match guard.as_mut() {
             Some(draft) => self.settle_locked(draft, journal, pool).await,
@@ -313,7 +313,7 @@ impl Edit {
     }
 
     /// See [`Edit::settle`]; `draft` is this edit's, held for writing.
-    pub(super) async fn settle_locked(
+    pub(crate) async fn settle_locked(
         &self,
         draft: &mut Draft,
         journal: &Journal,
@@ -328,7 +328,7 @@ impl Edit {
 
     /// Writes to `draft`, which is held for writing. Once a write has failed, nothing more is taken into memory until what is there could be
     /// settled: a program that doesn't look at errors can't fill it.
-    pub(super) async fn write(
+    pub(crate) async fn write(
         &self,
         draft: &mut Draft,
         offset: u64,
@@ -380,7 +380,7 @@ impl Edit {
 
     /// Journals that the content is from now on `copy`, a version that the source has. The draft must be held for writing, with nothing unsettled, and be
     /// replaced by `copy` right after.
-    pub(super) fn become_copy(
+    pub(crate) fn become_copy(
         &self,
         copy: &Draft,
         stored: Stored,
@@ -405,7 +405,7 @@ impl Edit {
 
     /// Forgets what is decrypted in memory, once the journal has all of it: `again` makes the same draft from its state. Thousands of files that
     /// wait for their flush would each keep a record otherwise.
-    pub(super) async fn cool(&self, again: impl FnOnce(DraftState) -> Result<Draft, Error>) -> Result<(), Error> {
+    pub(crate) async fn cool(&self, again: impl FnOnce(DraftState) -> Result<Draft, Error>) -> Result<(), Error> {
         let mut guard = self.writer().await;
         if let Some(draft) = guard.as_mut().filter(|_| !self.is_unsettled()) {
             *draft = again(draft.state().clone())?;
@@ -416,7 +416,7 @@ impl Edit {
     /// Frees all slots, if the remote has what is in them: from then on it is an edit of that version that has
     /// changed nothing yet. Returns the
     /// number of slots. Frees none while something reads or changes the draft: a read may wait for the network.
-    pub(super) async fn evict(
+    pub(crate) async fn evict(
         &self,
         journal: &Journal,
         pool: &Pool,
@@ -448,7 +448,7 @@ impl Edit {
 
     /// Fetches what a freeze would have to, piece by piece: between them the draft may be read and written, and no lock is held over the network.
     /// Calls `fetched` after each piece.
-    pub(super) async fn fetch_base(&self, journal: &Journal, pool: &Pool, fetched: impl Fn()) -> Result<(), Error> {
+    pub(crate) async fn fetch_base(&self, journal: &Journal, pool: &Pool, fetched: impl Fn()) -> Result<(), Error> {
         let mut from = 0;
         loop {
             let Some(gap) = (match self.writer().await.as_mut() {
@@ -468,7 +468,7 @@ impl Edit {
     }
 
     /// Freezes the current generation; the journal has it when the ticket is written. `None`: the edit has ended.
-    pub(super) async fn freeze(&self, journal: &Journal, pool: &Pool) -> Result<Option<(u64, Arc<Frozen>)>, Error> {
+    pub(crate) async fn freeze(&self, journal: &Journal, pool: &Pool) -> Result<Option<(u64, Arc<Frozen>)>, Error> {
         let mut guard = self.writer().await;
         let Some(draft) = guard.as_mut() else { return Ok(None) };
         let (frozen, delta) = draft.freeze().await?;
@@ -486,7 +486,7 @@ impl Edit {
     }
 
     /// The source has `generation` now, as `version`. `writing`: somebody has the file open for writing.
-    pub(super) fn committed(&self, generation: u64, version: Version, writing: bool) {
+    pub(crate) fn committed(&self, generation: u64, version: Version, writing: bool) {
         let mut meta = lock(&self.meta);
         meta.committed = meta.committed.max(generation);
         meta.rebase = Some(version);
@@ -496,7 +496,7 @@ impl Edit {
 
     /// Ends the edit if `give_up` agrees with everybody else locked out: what is in the journal of it is given up. `give_up` decides under the
     /// tree's lock and calls what it is handed, which journals the end, before it lets go of the tree: nobody may begin anew in between.
-    pub(super) async fn end(
+    pub(crate) async fn end(
         &self,
         journal: &Journal,
         pool: &Pool,
@@ -506,7 +506,7 @@ impl Edit {
     }
 
     /// The same, with entries that are to come right before the end.
-    pub(super) async fn end_with(
+    pub(crate) async fn end_with(
         &self,
         journal: &Journal,
         pool: &Pool,
