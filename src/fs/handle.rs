@@ -1,17 +1,16 @@
 //! Open files and directories.
 
 use crate::fs::content::read::Readahead;
+use crate::fs::errno::Error;
+use crate::fs::ids::HandleNo;
+use crate::fs::ids::{FileKind, Ino};
+use crate::fs::lock::lock;
 use crate::fs::lock::{Mutex, Rank};
-use crate::fs::tree::inode::{Cached, FileKind, Ino};
-use crate::fs::{Error, lock};
+use crate::fs::tree::inode::Cached;
 use crate::store::Object;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-/// A handle's number; never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct HandleNo(pub u64);
 
 /// How a file was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -40,7 +40,7 @@ pub(crate) enum Rank {
     Handles,
     /// All edits, by file.
     Edits,
-    /// Failures and progress of the flusher.
+    /// Failures and progress of the schedule.
     Work,
     /// Every lock under which no other one is taken.
     Leaf,

@@ -1,17 +1,37 @@
 //! Names: create, mkdir, unlink, rmdir, rename.
 //!
 //! Each looks at the source first (bounded, no locks held), then decides, journals and changes the tree in one go under the tree's and the
-//! journal's locks, and answers once the journal's record is written. The source is changed later, by the flusher.
+//! journal's locks, and answers once the journal's record is written. The source is changed later, by the schedule.
 
+use crate::fs::content::Contents;
 use crate::fs::content::edit::Edit;
-use crate::fs::content::write::{remote_of, track};
-use crate::fs::handle::{Access, FileHandle, HandleNo, Opened};
+use crate::fs::content::quota::Quota;
+use crate::fs::errno::Error;
+use crate::fs::gate::WriteGate;
+use crate::fs::handle::Handles;
+use crate::fs::handle::{Access, FileHandle, Opened};
+use crate::fs::ids::{FileKind, FileNo, Ino, OpNo};
+use crate::fs::journal::file::Journal;
 use crate::fs::journal::file::{Purpose, Ticket};
-use crate::fs::journal::ledger::{Entry, FileNo, Ledger, OpNo, QueuedOp, Remote};
+use crate::fs::journal::ledger::{Entry, Ledger, QueuedOp, Remote};
+use crate::fs::journal::ledger::{remote_of, track};
+use crate::fs::lock::lock;
+use crate::fs::options::Options;
+use crate::fs::slots::Pool;
 use crate::fs::sync::policy::KEPT_HERE;
-use crate::fs::tree::inode::{Attr, Birth, Body, Cached, FileKind, Ino, Node, Tree};
-use crate::fs::{Error, Vfs, lock};
+use crate::fs::sync::policy::Policy;
+use crate::fs::sync::schedule::Schedule;
+use crate::fs::tree::inode::InodeTable;
+use crate::fs::tree::inode::touch;
+use crate::fs::tree::inode::{Attr, Birth, Body, Cached, Node, Tree};
+use crate::fs::tree::keep_directory;
+use crate::fs::tree::listing::Directories;
+use crate::fs::tree::twins::Twins;
+use crate::store::View;
 use crate::store::{DraftState, Format, Len, PlainPath, Side, stored_now};
+mod link;
+mod special;
+
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -49,29 +69,39 @@ struct FileMove {
 /// The ticket of a move, and the local content of what it replaced.
 type Moved = (Ticket, Option<Arc<Edit>>);
 
-impl Vfs {
-    pub(crate) fn check_writable(&self) -> Result<(), Error> {
-        if self.options.read_only || self.view.read_only() {
-            return Err(Error::ReadOnlyMount);
-        }
-        if self.is_stopping() { Err(Error::Stopping) } else { Ok(()) }
-    }
+/// Operations on names. See the module.
+pub(crate) struct Namespace {
+    pub(crate) view: Arc<dyn View>,
+    pub(crate) options: Arc<Options>,
+    pub(crate) tree: Arc<InodeTable>,
+    pub(crate) handles: Arc<Handles>,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) schedule: Arc<Schedule>,
+    pub(crate) twins: Arc<Twins>,
+    pub(crate) gate: Arc<WriteGate>,
+    pub(crate) policy: Policy,
+    pub(crate) directories: Arc<Directories>,
+    pub(crate) quota: Arc<Quota>,
+    pub(crate) contents: Arc<Contents>,
+}
 
+impl Namespace {
     /// Whether a new name may be made.
     pub(crate) fn check_new_name(&self, parent: Ino, name: &str) -> Result<(), Error> {
-        self.check_writable()?;
+        self.gate.check_writable()?;
         let parent = lock(&self.tree).path(parent)?;
         Ok(self.view.check_name(&parent, name)?)
     }
 
     /// Creates and opens a file, or opens the one that is there. The attributes are a reference of the kernel.
-    pub async fn create(&self, parent: Ino, name: &str, create: Create) -> Result<(Attr, Opened), Error> {
+    pub(crate) async fn create(&self, parent: Ino, name: &str, create: Create) -> Result<(Attr, Opened), Error> {
         self.check_new_name(parent, name)?;
         for _ in 0..ATTEMPTS {
-            match self.find_child(parent, name).await? {
+            match self.directories.find_child(parent, name).await? {
                 Some(_) if create.exclusive => return Err(Error::Exists),
                 Some(ino) => {
-                    let opened = self.open(ino, create.access).await?;
+                    let opened = self.contents.open(ino, create.access).await?;
                     let mut tree = lock(&self.tree);
                     tree.remember(ino);
                     return Ok((tree.attr(ino, &self.options)?, opened));
@@ -79,8 +109,8 @@ impl Vfs {
                 None => {}
             }
             if let Some((ino, edit, ticket)) = self.make_file(parent, name, create)? {
-                if self.is_advanced() || !create.access.write {
-                    self.flusher.touch(&edit);
+                if self.contents.is_advanced() || !create.access.write {
+                    self.schedule.touch(&edit);
                 }
                 if let Err(error) = self.journal.written(ticket).await {
                     lock(&self.tree).closed(ino, create.access.write);
@@ -106,7 +136,7 @@ impl Vfs {
         let looks = tree.looks_for(parent, create.birth, false, &self.options)?;
         let mtime = stored_now();
         let draft = self.view.draft(DraftState::default(), self.pool.clone())?;
-        let keeps = self.policy().keeps(&path);
+        let keeps = self.policy.keeps(&path);
         let (ticket, (file, cancelled)) = self.journal.transact(Purpose::Work, |ledger| {
             let file = ledger.new_file();
             // What is kept here replaces nothing at the source: a removal that waits there is carried out.
@@ -119,9 +149,9 @@ impl Vfs {
         self.op_cancelled(cancelled);
         let edit = Arc::new(Edit::new(file, draft, mtime, 1, 0, ticket));
         if keeps {
-            self.flusher.keep_new(file);
+            self.schedule.keep_new(file);
         }
-        self.flusher.add(edit.clone());
+        self.schedule.add(edit.clone());
         let mut node = Node::edited(edit.clone());
         node.looks = looks;
         let ino = tree.insert(parent, name, node)?;
@@ -139,7 +169,7 @@ impl Vfs {
         let overlapping: Vec<_> = ledger.overlapping(path).map(|(op, what)| (op, what.clone())).collect();
         if let [(op, QueuedOp::Delete { file, path: at })] = &overlapping[..]
             && at == path
-            && !self.flusher.is_running(*op)
+            && !self.schedule.is_running(*op)
             && let Some(record) = ledger.file(*file)
         {
             return (record.remote.replaced(), Some(*op));
@@ -149,11 +179,11 @@ impl Vfs {
 
     /// Reports to the flusher that the journal has cancelled an operation: nothing of it is tried again or counted.
     pub(crate) fn op_cancelled(&self, cancelled: Option<OpNo>) {
-        cancelled.into_iter().for_each(|op| self.flusher.op_finished(op, None));
+        cancelled.into_iter().for_each(|op| self.schedule.op_finished(op, None));
     }
 
     /// Makes a directory; it exists here only until something in it is committed. The attributes are a reference of the kernel.
-    pub async fn mkdir(&self, parent: Ino, name: &str, birth: Birth) -> Result<Attr, Error> {
+    pub(crate) async fn mkdir(&self, parent: Ino, name: &str, birth: Birth) -> Result<Attr, Error> {
         self.make_here(parent, name, birth, Node::directory(false), |path| Entry::Directory { path }).await
     }
 
@@ -167,7 +197,7 @@ impl Vfs {
         entry: impl FnOnce(PlainPath) -> Entry,
     ) -> Result<Attr, Error> {
         self.check_new_name(parent, name)?;
-        if self.find_child(parent, name).await?.is_some() {
+        if self.directories.find_child(parent, name).await?.is_some() {
             return Err(Error::Exists);
         }
         let (ino, ticket) = {
@@ -196,10 +226,10 @@ impl Vfs {
     }
 
     /// Removes a file's name. What is open stays readable.
-    pub async fn unlink(&self, parent: Ino, name: &str) -> Result<(), Error> {
-        self.check_writable()?;
-        let ino = self.find_child(parent, name).await?.ok_or(Error::NotFound)?;
-        self.measure_if_possible(ino).await;
+    pub(crate) async fn unlink(&self, parent: Ino, name: &str) -> Result<(), Error> {
+        self.gate.check_writable()?;
+        let ino = self.directories.find_child(parent, name).await?.ok_or(Error::NotFound)?;
+        self.directories.measure_if_possible(ino).await;
         let (ticket, edit) = {
             let mut tree = lock(&self.tree);
             if tree.child(parent, name)? != Some(ino) {
@@ -216,7 +246,7 @@ impl Vfs {
                 }
             };
             tree.remove(parent, name);
-            if edit.as_ref().is_some_and(|edit| self.flusher.is_kept(edit.file)) {
+            if edit.as_ref().is_some_and(|edit| self.schedule.is_kept(edit.file)) {
                 // The Hub may have a file that this one hid.
                 tree.directory_mut(parent)?.loaded = None;
             }
@@ -225,7 +255,7 @@ impl Vfs {
             (ticket, edit)
         };
         self.gone(ino, edit).await;
-        self.flusher.wake_commits();
+        self.schedule.wake_commits();
         self.journal.written(ticket).await
     }
 
@@ -276,17 +306,10 @@ impl Vfs {
             return Err(Error::Denied("plaintext files of a mount with a key are read-only"));
         }
         let writing = node.writers > 0 && file.edit.as_ref().is_some_and(|edit| edit.is_dirty());
-        if writing && !self.is_advanced() {
+        if writing && !self.contents.is_advanced() {
             return Err(Error::NotPermitted("a file that is being written can't be removed without --advanced-writes"));
         }
         Ok(())
-    }
-
-    /// The size is wanted only to know the old version better; a damaged or unreachable one can be removed all the same.
-    async fn measure_if_possible(&self, ino: Ino) {
-        if let Err(error) = self.measure(&[ino]).await {
-            tracing::debug!(%error, "removing a file whose size can't be read");
-        }
     }
 
     /// What becomes of a file whose name is about to go: entries, and what the source holds there.
@@ -320,17 +343,17 @@ impl Vfs {
     /// After a file lost its name: its local content isn't flushed any more, and ends when nobody has it open.
     async fn gone(&self, ino: Ino, edit: Option<Arc<Edit>>) {
         let Some(edit) = edit else { return };
-        self.flusher.forget(edit.file);
-        if let Err(error) = self.end_if_idle(ino, &edit).await {
+        self.schedule.forget(edit.file);
+        if let Err(error) = self.contents.end_if_idle(ino, &edit).await {
             tracing::warn!(%error, "cannot give up the staging of a removed file");
         }
     }
 
     /// Removes an empty directory.
-    pub async fn rmdir(&self, parent: Ino, name: &str) -> Result<(), Error> {
-        self.check_writable()?;
-        let ino = self.find_child(parent, name).await?.ok_or(Error::NotFound)?;
-        self.load(ino).await?;
+    pub(crate) async fn rmdir(&self, parent: Ino, name: &str) -> Result<(), Error> {
+        self.gate.check_writable()?;
+        let ino = self.directories.find_child(parent, name).await?.ok_or(Error::NotFound)?;
+        self.directories.load(ino).await?;
         let ticket = {
             let mut tree = lock(&self.tree);
             if tree.child(parent, name)? != Some(ino) {
@@ -347,12 +370,12 @@ impl Vfs {
             touch(&mut tree, parent);
             ticket.0
         };
-        self.flusher.wake_commits();
+        self.schedule.wake_commits();
         self.journal.written(ticket).await
     }
 
     /// Moves a file or a directory. `replace`: what is at the target goes, if it is of the same kind and, for a directory, empty.
-    pub async fn rename(
+    pub(crate) async fn rename(
         &self,
         parent: Ino,
         name: &str,
@@ -362,8 +385,8 @@ impl Vfs {
     ) -> Result<(), Error> {
         self.check_new_name(to_parent, to_name)?;
         for _ in 0..ATTEMPTS {
-            let source = self.find_child(parent, name).await?.ok_or(Error::NotFound)?;
-            let target = self.find_child(to_parent, to_name).await?;
+            let source = self.directories.find_child(parent, name).await?.ok_or(Error::NotFound)?;
+            let target = self.directories.find_child(to_parent, to_name).await?;
             if target.is_some() && !replace {
                 return Err(Error::Exists);
             }
@@ -372,15 +395,15 @@ impl Vfs {
             }
             let kind = lock(&self.tree).node(source)?.kind();
             if kind == FileKind::Directory {
-                self.load_below(source).await?;
+                self.directories.load_below(source).await?;
             } else {
-                self.measure_if_possible(source).await;
+                self.directories.measure_if_possible(source).await;
             }
             if let Some(target) = target {
                 if lock(&self.tree).node(target).is_ok_and(Node::is_directory) {
-                    self.load(target).await?;
+                    self.directories.load(target).await?;
                 } else {
-                    self.measure_if_possible(target).await;
+                    self.directories.measure_if_possible(target).await;
                 }
             }
             let plan = Move { parent, name, to_parent, to_name, source, target };
@@ -394,7 +417,7 @@ impl Vfs {
             if let Some(target) = target {
                 self.gone(target, replaced).await;
             }
-            self.flusher.wake();
+            self.schedule.wake();
             return self.journal.written(ticket).await;
         }
         Err(Error::TimedOut)
@@ -434,7 +457,7 @@ impl Vfs {
                 Ok((std::mem::take(&mut moved.entries), moved))
             })?;
         self.op_cancelled(cancelled);
-        if self.flusher.is_kept(no) {
+        if self.schedule.is_kept(no) {
             // The Hub may have a file that this one hid.
             tree.directory_mut(plan.parent)?.loaded = None;
         }
@@ -490,7 +513,7 @@ impl Vfs {
         }
         let unseen = ledger.file(no).is_some_and(|record| record.remote == Remote::Absent) && !ledger.is_mentioned(no);
         let going = replaced.map(|target| self.go(ledger, tree, target, to)).transpose()?;
-        let keeps = self.policy().keeps(to);
+        let keeps = self.policy.keeps(to);
         if keeps && !(unseen && going.as_ref().is_none_or(|(_, going)| going.leaves == Some(Remote::Absent))) {
             return Err(KEPT_HERE);
         }
@@ -535,7 +558,7 @@ impl Vfs {
         let (ticket, ()) = self.journal.transact(Purpose::Work, |ledger| {
             let mut entries = if plan.target.is_some() { remove_directory(ledger, &to) } else { Vec::new() };
             entries.extend(directory_move(ledger, &tree, plan.source, &from, &to)?);
-            if self.policy().keeps(&to) && entries.iter().any(|entry| matches!(entry, Entry::Queue { .. })) {
+            if self.policy.keeps(&to) && entries.iter().any(|entry| matches!(entry, Entry::Queue { .. })) {
                 return Err(KEPT_HERE);
             }
             entries.extend(plan.keep_parent(ledger, &tree)?);
@@ -583,10 +606,20 @@ impl Vfs {
         Ok(self.view.check_format_1(path)?)
     }
 
-    /// Closes a handle that nobody will hear of.
-    pub async fn abandon(&self, handle: HandleNo) {
-        if let Err(error) = self.release(handle).await {
-            tracing::debug!(%error, "an abandoned handle was gone");
+    /// Decides again about the local content of a file that was moved, or of all files below a folder that was.
+    pub(crate) fn apply_policy_below(&self, ino: Ino) {
+        let moved: Vec<(Arc<Edit>, PlainPath)> = {
+            let tree = lock(&self.tree);
+            let file = |ino: Ino| Some((tree.file(ino).ok()?.edit.clone()?, tree.path(ino).ok()?));
+            std::iter::once(ino).chain(tree.below(ino)).filter_map(file).collect()
+        };
+        for (edit, path) in moved {
+            let is_unseen = self.journal.ledger().file(edit.file).is_some_and(|file| file.remote == Remote::Absent);
+            if is_unseen && self.policy.keeps(&path) {
+                self.schedule.keep(edit.file);
+            } else if self.schedule.stop_keeping(edit.file) {
+                self.schedule.touch(&edit);
+            }
         }
     }
 }
@@ -660,17 +693,6 @@ fn is_uncommitted(tree: &Tree, ino: Ino) -> bool {
     tree.file(ino).is_ok_and(|file| !file.read_only && file.edit.is_some() && file.version.is_none())
 }
 
-/// A name came or went.
-pub(crate) fn touch(tree: &mut Tree, directory: Ino) {
-    if let Ok(node) = tree.node_mut(directory) {
-        // A time that was set by hand ends with the next change.
-        (node.looks.mtime, node.looks.ctime) = (None, None);
-    }
-    if let Ok(directory) = tree.directory_mut(directory) {
-        directory.mtime = SystemTime::now();
-    }
-}
-
 /// A name of an inode came or went.
 fn touch_node(tree: &mut Tree, ino: Ino) {
     if let Ok(node) = tree.node_mut(ino) {
@@ -688,18 +710,6 @@ fn check_empty(tree: &Tree, ino: Ino) -> Result<(), Error> {
         0 => Err(Error::NotEmpty),
         hidden => Err(Error::Store(crate::store::Error::NotEmpty(hidden))),
     }
-}
-
-/// The source has directories only as long as something is in them; here one stays until it is removed.
-pub(crate) fn keep_directory(
-    ledger: &Ledger,
-    tree: &Tree,
-    directory: Ino,
-    leaving: &str,
-) -> Result<Option<Entry>, Error> {
-    let path = tree.path(directory)?;
-    let empties = tree.directory(directory)?.children.keys().all(|name| name == leaving);
-    Ok((empties && !path.is_root() && !ledger.has_directory(&path)).then_some(Entry::Directory { path }))
 }
 
 /// Entries for an empty directory that goes. While operations below it are queued, the source still shows it.

@@ -1,7 +1,7 @@
 //! The folder of a source's journal and pool, and the lock that keeps a second daemon out of it.
 
 use crate::disk::{Disk, make_folder};
-use crate::fs::Error;
+use crate::fs::errno::Error;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};

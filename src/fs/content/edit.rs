@@ -4,12 +4,13 @@
 //! appends to the journal before letting go, so that deltas are journalled in the order they were made.
 
 use crate::fs::content::quota::Room;
+use crate::fs::errno::Error;
+use crate::fs::ids::{FileNo, Ino};
 use crate::fs::journal::file::{Journal, Purpose, Ticket};
-use crate::fs::journal::ledger::{Entry, FileNo, FrozenRecord};
+use crate::fs::journal::ledger::{Entry, FrozenRecord};
+use crate::fs::lock::lock;
 use crate::fs::lock::{Mutex, Rank, before_wait};
 use crate::fs::slots::Pool;
-use crate::fs::tree::inode::Ino;
-use crate::fs::{Error, lock};
 use crate::store::{Delta, Draft, DraftState, Frozen, Stored, Version, stored_now};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};

@@ -1,7 +1,36 @@
 //! Contents of files: reading, local edits, copies, and the disk space that they may take.
 
+pub(crate) mod attr;
 pub(crate) mod copy;
 pub(crate) mod edit;
 pub(crate) mod quota;
 pub(crate) mod read;
 pub(crate) mod write;
+
+use crate::fs::gate::WriteGate;
+use crate::fs::handle::Handles;
+use crate::fs::journal::file::Journal;
+use crate::fs::options::Options;
+use crate::fs::slots::Pool;
+use crate::fs::sync::policy::Policy;
+use crate::fs::sync::schedule::Schedule;
+use crate::fs::tree::inode::InodeTable;
+use crate::fs::tree::listing::Directories;
+use crate::store::View;
+use quota::Quota;
+use std::sync::Arc;
+
+/// Reads and changes contents and attributes of files.
+pub(crate) struct Contents {
+    pub(in crate::fs) view: Arc<dyn View>,
+    pub(in crate::fs) options: Arc<Options>,
+    pub(in crate::fs) tree: Arc<InodeTable>,
+    pub(in crate::fs) handles: Arc<Handles>,
+    pub(in crate::fs) journal: Arc<Journal>,
+    pub(in crate::fs) pool: Arc<Pool>,
+    pub(in crate::fs) schedule: Arc<Schedule>,
+    pub(in crate::fs) gate: Arc<WriteGate>,
+    pub(in crate::fs) policy: Policy,
+    pub(in crate::fs) directories: Arc<Directories>,
+    pub(in crate::fs) quota: Arc<Quota>,
+}

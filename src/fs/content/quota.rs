@@ -14,9 +14,17 @@
 //! Eviction takes the file first that was changed longest ago.
 
 use crate::fs::content::edit::Edit;
+use crate::fs::errno::Error;
+use crate::fs::journal;
+use crate::fs::journal::file::Journal;
+use crate::fs::lock::lock;
 use crate::fs::lock::{Mutex, Rank};
+use crate::fs::options::Options;
 use crate::fs::slots::GROWTH;
-use crate::fs::{Error, Vfs, journal, lock};
+use crate::fs::slots::Pool;
+use crate::fs::sync::schedule::Schedule;
+use crate::fs::tree::inode::InodeTable;
+use crate::store::View;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -98,7 +106,19 @@ impl Taken {
     }
 }
 
-impl Vfs {
+/// Disk space of local changes. See the module.
+pub(crate) struct Quota {
+    pub(crate) view: Arc<dyn View>,
+    pub(crate) options: Arc<Options>,
+    pub(crate) tree: Arc<InodeTable>,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) schedule: Arc<Schedule>,
+    pub(crate) promises: Arc<Promises>,
+    pub(crate) hurried: Mutex<Option<Instant>>,
+}
+
+impl Quota {
     /// Waits for disk space for a change of `edit`: `bytes` are written or added, and the file is `end` bytes long
     /// afterwards. Give the
     /// result to [`Edit::keep_room`] after the change. `None`: there is no limit.
@@ -118,7 +138,7 @@ impl Vfs {
         }
         // One more: a change needn't begin where a record does.
         let slots = bytes.div_ceil(RECORD) + 1;
-        let until = Instant::now() + self.reply_deadline() / 4 * PATIENCE;
+        let until = Instant::now() + self.options.reply_timeout() / 4 * PATIENCE;
         loop {
             let freed = self.pool.freed();
             let wanted = {
@@ -173,9 +193,9 @@ impl Vfs {
             }
             *last = Some(Instant::now());
         }
-        let edits = self.flusher.dirty_files();
+        let edits = self.schedule.dirty_files();
         edits.iter().filter(|edit| all || !self.is_being_written(edit)).for_each(|edit| edit.hurry());
-        self.flusher.wake();
+        self.schedule.wake();
     }
 
     fn is_being_written(&self, edit: &Edit) -> bool {
@@ -187,7 +207,7 @@ impl Vfs {
     /// files that are being read or
     /// written. Returns the bytes freed.
     async fn evict(&self, bytes: u64) -> Result<u64, Error> {
-        let mut clean: Vec<_> = self.flusher.edits().into_iter().filter(|edit| edit.is_evictable()).collect();
+        let mut clean: Vec<_> = self.schedule.edits().into_iter().filter(|edit| edit.is_evictable()).collect();
         {
             let ledger = self.journal.ledger();
             let draft = |file| ledger.file(file).and_then(|record| record.draft.as_ref());

@@ -1,9 +1,11 @@
 //! Reading: from local content where there is some, else from the version that the handle is pinned to, with a small read-ahead.
 
-use crate::fs::handle::{FileHandle, HandleNo, Pinned};
+use crate::fs::content::Contents;
+use crate::fs::errno::Error;
+use crate::fs::handle::{FileHandle, Pinned};
+use crate::fs::ids::{HandleNo, Ino};
 use crate::fs::lock::Mutex;
-use crate::fs::tree::inode::Ino;
-use crate::fs::{Error, Vfs, lock};
+use crate::fs::lock::lock;
 use crate::store::{Len, Object, deadline};
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
@@ -137,9 +139,9 @@ async fn collect(fetches: Vec<(u64, Fetch)>, offset: u64, len: usize) -> Option<
     }
 }
 
-impl Vfs {
+impl Contents {
     /// Reads; fewer bytes than asked for only at the end of the file.
-    pub async fn read(&self, handle: HandleNo, offset: u64, len: usize) -> Result<Bytes, Error> {
+    pub(crate) async fn read(&self, handle: HandleNo, offset: u64, len: usize) -> Result<Bytes, Error> {
         let handle = self.handles.file(handle)?;
         if !handle.access.read {
             return Err(Error::BadHandle);

@@ -7,13 +7,17 @@
 //! before it was closed never was.
 //! Both go through the same staging from the first byte.
 
+use crate::fs::content::Contents;
 use crate::fs::content::edit::Edit;
-use crate::fs::handle::{Access, FileHandle, HandleNo, Opened};
+use crate::fs::errno::Error;
+use crate::fs::handle::{Access, FileHandle, Opened};
+use crate::fs::ids::{HandleNo, Ino};
 use crate::fs::journal::file::Purpose;
-use crate::fs::journal::ledger::{Entry, FileNo, Ledger, Remote};
-use crate::fs::tree::inode::{Cached, File, Ino, Node, Tree};
-use crate::fs::{Error, Vfs, lock};
-use crate::store::{Draft, DraftState, Len, PlainPath, Version};
+use crate::fs::journal::ledger::track;
+use crate::fs::journal::ledger::{Entry, Remote};
+use crate::fs::lock::lock;
+use crate::fs::tree::inode::{Cached, File, Node, Tree};
+use crate::store::{Draft, DraftState, Len};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,18 +46,18 @@ pub enum Allocate {
     },
 }
 
-impl Vfs {
+impl Contents {
     /// Whether files may be written at any offset.
     pub(crate) fn is_advanced(&self) -> bool {
         self.options.advanced_writes || self.view.key_id().is_some()
     }
 
     /// Opens a file.
-    pub async fn open(&self, ino: Ino, access: Access) -> Result<Opened, Error> {
+    pub(crate) async fn open(&self, ino: Ino, access: Access) -> Result<Opened, Error> {
         if access.changes() {
-            self.check_writable()?;
+            self.gate.check_writable()?;
         }
-        self.measure(&[ino]).await?;
+        self.directories.measure(&[ino]).await?;
         self.register_open(ino, access)?;
         let opened = self.open_registered(ino, access).await;
         tracing::debug!(
@@ -113,19 +117,19 @@ impl Vfs {
     }
 
     /// Writes all of `data`. With `append`, `offset` counts for nothing.
-    pub async fn write(&self, handle: HandleNo, offset: u64, data: Bytes) -> Result<usize, Error> {
+    pub(crate) async fn write(&self, handle: HandleNo, offset: u64, data: Bytes) -> Result<usize, Error> {
         let handle = self.handles.file(handle)?;
         if !handle.access.write {
             return Err(Error::BadHandle);
         }
-        self.check_writable()?;
+        self.gate.check_writable()?;
         loop {
             let edit = self.edit(handle.ino).await?;
             let start = if handle.access.append { edit.len() } else { offset };
             let end = start.saturating_add(data.len() as u64).max(edit.len());
             // A gap before the data is stored as zeros.
             let bytes = start.saturating_add(data.len() as u64) - start.min(edit.len());
-            let room = self.make_room(&edit, bytes, end).await?;
+            let room = self.quota.make_room(&edit, bytes, end).await?;
             let mut guard = edit.writer().await;
             let Some(draft) = guard.as_mut() else { continue };
             let offset = if handle.access.append { draft.len() } else { offset };
@@ -148,12 +152,12 @@ impl Vfs {
     }
 
     /// Sets the size of a file.
-    pub async fn truncate(&self, ino: Ino, len: u64) -> Result<(), Error> {
-        self.check_writable()?;
+    pub(crate) async fn truncate(&self, ino: Ino, len: u64) -> Result<(), Error> {
+        self.gate.check_writable()?;
         if len > MAX_LEN {
             return Err(Error::TooLarge);
         }
-        self.measure(&[ino]).await?;
+        self.directories.measure(&[ino]).await?;
         {
             let tree = lock(&self.tree);
             let node = tree.node(ino)?;
@@ -176,7 +180,7 @@ impl Vfs {
     async fn cut(&self, ino: Ino, len: u64) -> Result<(), Error> {
         loop {
             let edit = self.edit(ino).await?;
-            let room = self.make_room(&edit, len.saturating_sub(edit.len()), len).await?;
+            let room = self.quota.make_room(&edit, len.saturating_sub(edit.len()), len).await?;
             let mut guard = edit.writer().await;
             let Some(draft) = guard.as_mut() else { continue };
             // The same size is no change, but an emptied file is a new version whatever it was.
@@ -200,12 +204,12 @@ impl Vfs {
     }
 
     /// Makes a range zeros, or the file longer. No space is reserved: what is written later may still find the disk full.
-    pub async fn allocate(&self, handle: HandleNo, offset: u64, len: u64, how: Allocate) -> Result<(), Error> {
+    pub(crate) async fn allocate(&self, handle: HandleNo, offset: u64, len: u64, how: Allocate) -> Result<(), Error> {
         let handle = self.handles.file(handle)?;
         if !handle.access.write {
             return Err(Error::BadHandle);
         }
-        self.check_writable()?;
+        self.gate.check_writable()?;
         if !self.is_advanced() {
             return Err(Error::NotSupported);
         }
@@ -222,7 +226,7 @@ impl Vfs {
                 Allocate::Extend | Allocate::Reserve => end.saturating_sub(old),
             };
             let longest = if how == (Allocate::Zero { keep_size: true }) { old } else { end.max(old) };
-            let room = self.make_room(&edit, bytes, longest).await?;
+            let room = self.quota.make_room(&edit, bytes, longest).await?;
             let mut guard = edit.writer().await;
             let Some(draft) = guard.as_mut() else { continue };
             let old = draft.len();
@@ -272,13 +276,13 @@ impl Vfs {
             })
         };
         if is_due.unwrap_or(false) {
-            self.flusher.touch(edit);
+            self.schedule.touch(edit);
         }
     }
 
     /// A file's local content; begins it where there is none.
     pub(crate) async fn edit(&self, ino: Ino) -> Result<Arc<Edit>, Error> {
-        self.measure(&[ino]).await?;
+        self.directories.measure(&[ino]).await?;
         let mut tree = lock(&self.tree);
         let path = tree.path(ino).ok();
         let file = tree.file_mut(ino)?;
@@ -299,19 +303,19 @@ impl Vfs {
         edit.set_ino(ino);
         file.file = Some(no);
         file.edit = Some(edit.clone());
-        self.flusher.add(edit.clone());
+        self.schedule.add(edit.clone());
         Ok(edit)
     }
 
     /// How long the source may take over what a handle has written, at a MiB a second on top of the deadline.
-    pub fn patience(&self, handle: HandleNo) -> Duration {
+    pub(crate) fn patience(&self, handle: HandleNo) -> Duration {
         let len =
             self.handles.file(handle).ok().and_then(|handle| Some(lock(&self.tree).file(handle.ino).ok()?.size().0));
-        self.reply_deadline().saturating_add(Duration::from_secs(len.unwrap_or(0) >> 20))
+        self.options.reply_timeout().saturating_add(Duration::from_secs(len.unwrap_or(0) >> 20))
     }
 
     /// What `close` of any descriptor does: all that was written is where `kill -9` can't reach it; in streaming mode, at the source.
-    pub async fn flush_file(&self, handle: HandleNo) -> Result<(), Error> {
+    pub(crate) async fn flush_file(&self, handle: HandleNo) -> Result<(), Error> {
         let handle = self.handles.file(handle)?;
         if !handle.access.write {
             return Ok(());
@@ -320,32 +324,28 @@ impl Vfs {
         let ticket = edit.settle(&self.journal, &self.pool).await?;
         self.journal.written(ticket).await?;
         if !self.is_advanced() && self.has_name(handle.ino) {
-            self.flusher.commit_now(&edit).await?;
+            self.schedule.commit_now(&edit).await?;
         }
         Ok(())
     }
 
     /// All that was written to the file is safe from a power cut; with `--fsync remote`, at the source.
-    pub async fn fsync(&self, handle: HandleNo) -> Result<(), Error> {
+    pub(crate) async fn fsync(&self, handle: HandleNo) -> Result<(), Error> {
         let handle = self.handles.file(handle)?;
         let Some(edit) = lock(&self.tree).file(handle.ino)?.edit.clone() else {
-            return self.sync_journal().await;
+            return self.journal.sync_all().await;
         };
         let ticket = edit.settle(&self.journal, &self.pool).await?;
         self.journal.synced(ticket).await?;
         if self.options.fsync_remote && self.has_name(handle.ino) {
-            self.flusher.commit_now(&edit).await?;
+            self.schedule.commit_now(&edit).await?;
         }
         Ok(())
     }
 
     /// All operations on names so far are safe from a power cut.
-    pub async fn fsyncdir(&self) -> Result<(), Error> {
-        self.sync_journal().await
-    }
-
-    pub(crate) async fn sync_journal(&self) -> Result<(), Error> {
-        self.journal.synced(self.journal.last()).await
+    pub(crate) async fn fsyncdir(&self) -> Result<(), Error> {
+        self.journal.sync_all().await
     }
 
     fn has_name(&self, ino: Ino) -> bool {
@@ -353,7 +353,7 @@ impl Vfs {
     }
 
     /// Closes a handle.
-    pub async fn release(&self, handle: HandleNo) -> Result<(), Error> {
+    pub(crate) async fn release(&self, handle: HandleNo) -> Result<(), Error> {
         let handle = self.handles.remove_file(handle)?;
         let (edit, writers) = {
             let mut tree = lock(&self.tree);
@@ -367,7 +367,7 @@ impl Vfs {
         }
         // A streaming file that `close` has not committed.
         if !self.is_advanced() && edit.is_dirty() && self.has_name(handle.ino) {
-            self.flusher.touch(&edit);
+            self.schedule.touch(&edit);
         }
         edit.cool(|state| Ok(self.view.draft(state, self.pool.clone())?)).await
     }
@@ -401,7 +401,7 @@ impl Vfs {
             })
             .await?;
         if ended {
-            self.flusher.remove(edit);
+            self.schedule.remove(edit);
         }
         Ok(ended)
     }
@@ -413,7 +413,7 @@ impl Vfs {
                 // An inode is made for it under this lock.
                 let _tree = lock(&self.tree);
                 let has_name = self.journal.ledger().file(edit.file).is_some_and(|record| record.path.is_some());
-                let is_needed = (edit.is_dirty() && has_name) || self.flusher.is_launched(edit.file);
+                let is_needed = (edit.is_dirty() && has_name) || self.schedule.is_launched(edit.file);
                 let over = edit.ino().is_none() && !is_needed;
                 if over {
                     end()?;
@@ -422,7 +422,7 @@ impl Vfs {
             })
             .await?;
         if ended {
-            self.flusher.remove(edit);
+            self.schedule.remove(edit);
         }
         Ok(ended)
     }
@@ -439,7 +439,14 @@ impl Vfs {
             Some(node) => node.writers == 0 && !edit.is_dirty(),
             // A commit that is in the queue may have been carried out, unknown to us: what it was must be known until that is settled, or the
             // removal that comes after it couldn't tell.
-            None => node.is_none_or(|node| node.opens == 0) && !self.flusher.is_launched(edit.file),
+            None => node.is_none_or(|node| node.opens == 0) && !self.schedule.is_launched(edit.file),
+        }
+    }
+
+    /// Closes a handle that nobody will hear of.
+    pub(crate) async fn abandon(&self, handle: HandleNo) {
+        if let Err(error) = self.release(handle).await {
+            tracing::debug!(%error, "an abandoned handle was gone");
         }
     }
 }
@@ -447,30 +454,4 @@ impl Vfs {
 /// Whether streaming writes may go on: the file was made or emptied by a writer that hasn't closed it.
 fn is_new(file: &File) -> bool {
     file.edit.as_ref().is_some_and(|edit| edit.is_dirty())
-}
-
-/// The file's number in the ledger, and the entry that makes it known where it isn't.
-pub(crate) fn track(
-    ledger: &mut Ledger,
-    known: Option<FileNo>,
-    path: Option<PlainPath>,
-    remote: Remote,
-    mtime: Option<OffsetDateTime>,
-) -> (FileNo, Vec<Entry>) {
-    match known.filter(|no| ledger.file(*no).is_some()) {
-        Some(no) => (no, Vec::new()),
-        None => {
-            let no = ledger.new_file();
-            (no, vec![Entry::Track { file: no, path, remote, mtime }])
-        }
-    }
-}
-
-/// What the source holds of a clean file.
-pub(crate) fn remote_of(version: Option<Version>, len: Len) -> Remote {
-    match (version, len) {
-        (Some(version), Len::Known(len)) => Remote::Own(version, len),
-        (Some(version), Len::Unread | Len::Damaged) => Remote::Replaced(version.hash),
-        (None, _) => Remote::Unhashed,
-    }
 }

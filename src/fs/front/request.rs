@@ -46,7 +46,7 @@ struct Late(crate::fs::lock::Mutex<Vec<(Instant, Repeatable)>>);
 
 impl Late {
     fn note(&self, request: Repeatable) {
-        let mut late = crate::fs::lock(&self.0);
+        let mut late = crate::fs::lock::lock(&self.0);
         late.retain(|(at, _)| at.elapsed() < SECOND_TRY);
         if late.len() < MAX_LATE {
             late.push((Instant::now(), request));
@@ -55,7 +55,7 @@ impl Late {
 
     /// Returns true if this is a second try, once for each late answer.
     fn take(&self, request: &Repeatable) -> bool {
-        let mut late = crate::fs::lock(&self.0);
+        let mut late = crate::fs::lock::lock(&self.0);
         late.retain(|(at, _)| at.elapsed() < SECOND_TRY);
         let found = late.iter().position(|(_, first)| request.repeats(first));
         found.map(|index| late.swap_remove(index)).is_some()

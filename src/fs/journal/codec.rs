@@ -3,9 +3,9 @@
 //! What is read may come from a damaged disk: every count is compared with the bytes that are left before anything is allocated, and nothing
 //! may follow the last entry but zeros.
 
-use crate::fs::journal::ledger::{Entry, FileNo, OpNo, QueuedOp, Remote};
-use crate::fs::special::Special;
-use crate::fs::sync::readback::Unconfirmed;
+use crate::fs::ids::{FileNo, OpNo, Special};
+use crate::fs::journal::ledger::Unconfirmed;
+use crate::fs::journal::ledger::{Entry, QueuedOp, Remote};
 use crate::store::{
     Binding, Delta, DraftState, Format, Frozen, Hash, PlainPath, RecordRef, Side, SlotId, Stored, Version,
 };

@@ -26,11 +26,13 @@
 //! not known to be durable also counts as torn where a slot it names doesn't have the bytes its checksum says.
 
 use crate::disk::{Beyond, Disk, DiskFile, Existing};
+use crate::fs::errno::Error;
+use crate::fs::ids::OpNo;
 use crate::fs::journal::codec;
-use crate::fs::journal::ledger::{Entry, Ledger, OpNo};
+use crate::fs::journal::ledger::{Entry, Ledger};
+use crate::fs::lock::lock;
 use crate::fs::lock::{Condvar, Mutex, MutexGuard, Rank, before_wait};
 use crate::fs::slots::{Pool, checksum};
-use crate::fs::{Error, lock};
 use crate::store::{Sealer, SlotId};
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -252,6 +254,11 @@ impl Journal {
             _ => None,
         })
         .await
+    }
+
+    /// Waits until everything appended so far is safe from a power cut.
+    pub(crate) async fn sync_all(&self) -> Result<(), Error> {
+        self.synced(self.last()).await
     }
 
     /// Waits until a power cut can't lose it.

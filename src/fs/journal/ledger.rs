@@ -7,21 +7,15 @@
 //! operation to happen ([`Remote`]) is looked up when it is carried out, so an operation stays right when one before it in the queue has
 //! changed that. An operation waits for every earlier one whose paths overlap its own, and for nothing else.
 
-use crate::fs::special::Special;
-use crate::fs::sync::readback::Unconfirmed;
+use crate::fs::ids::FileNo;
+use crate::fs::ids::OpNo;
+use crate::fs::ids::Special;
 use crate::fs::tree::queued::{LocalChild, Overlay, Walk};
+use crate::store::Len;
 use crate::store::{Delta, DraftState, Expect, Frozen, Hash, PlainPath, SlotId, Stored, Version};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use time::OffsetDateTime;
-
-/// A file that the ledger knows, by number; never reused within a journal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct FileNo(pub(crate) u64);
-
-/// A queued operation; higher is later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct OpNo(pub(crate) u64);
 
 /// What the source holds where a file lies, as far as we know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +123,14 @@ impl QueuedOp {
         }
     }
 
+    /// Returns the file whose commit it is.
+    pub(crate) fn put_file(&self) -> Option<FileNo> {
+        match self {
+            Self::Put { file, .. } => Some(*file),
+            _ => None,
+        }
+    }
+
     /// The files it names.
     pub(crate) fn files(&self) -> impl Iterator<Item = FileNo> {
         let (a, b) = match self {
@@ -179,6 +181,19 @@ pub(crate) enum Entry {
     Unconfirmed { op: OpNo, commit: Unconfirmed },
     /// It was, or need not be.
     Confirmed { op: OpNo },
+}
+
+/// A commit that wasn't read back yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unconfirmed {
+    pub(crate) path: PlainPath,
+    pub(crate) version: Version,
+    /// Plaintext bytes, where they are known; else they are asked for if the version has to be put somewhere again.
+    pub(crate) len: Option<u64>,
+    pub(crate) mtime: OffsetDateTime,
+    /// Something else was at the path before, which others may have known, or was seen there since: if nothing is left of the version, it may
+    /// have gone unseen.
+    pub(crate) replaced: bool,
 }
 
 /// An entry that doesn't fit what came before: a programming error, or a journal that isn't ours.
@@ -362,6 +377,12 @@ impl Ledger {
     /// The queue.
     pub(crate) fn ops(&self) -> impl DoubleEndedIterator<Item = (OpNo, &QueuedOp)> {
         self.ops.iter().map(|(op, what)| (*op, what))
+    }
+
+    /// Counts queued changes of names: removals and renames.
+    pub(crate) fn name_changes(&self) -> u64 {
+        let counts = |op: &QueuedOp| !matches!(op, QueuedOp::Put { .. } | QueuedOp::RemoveDirectory { .. });
+        self.ops().filter(|(_, op)| counts(op)).count() as u64
     }
 
     /// An operation in the queue.
@@ -910,6 +931,44 @@ const SNAPSHOT_RECORDS: usize = 8192;
 
 /// Names in a directory that local state decides.
 pub(crate) type Names = HashSet<String>;
+
+/// The file's number in the ledger, and the entry that makes it known where it isn't.
+pub(crate) fn track(
+    ledger: &mut Ledger,
+    known: Option<FileNo>,
+    path: Option<PlainPath>,
+    remote: Remote,
+    mtime: Option<OffsetDateTime>,
+) -> (FileNo, Vec<Entry>) {
+    match known.filter(|no| ledger.file(*no).is_some()) {
+        Some(no) => (no, Vec::new()),
+        None => {
+            let no = ledger.new_file();
+            (no, vec![Entry::Track { file: no, path, remote, mtime }])
+        }
+    }
+}
+
+/// What the source holds of a clean file.
+pub(crate) fn remote_of(version: Option<Version>, len: Len) -> Remote {
+    match (version, len) {
+        (Some(version), Len::Known(len)) => Remote::Own(version, len),
+        (Some(version), Len::Unread | Len::Damaged) => Remote::Replaced(version.hash),
+        (None, _) => Remote::Unhashed,
+    }
+}
+
+/// What a replaced file leaves at the source.
+pub(crate) fn left_by(ledger: &Ledger, replaced: Option<FileNo>) -> Remote {
+    replaced.and_then(|file| ledger.file(file)).map_or(Remote::Absent, |record| record.remote.replaced())
+}
+
+/// What becomes of a file that moved here but had nothing to move at the source.
+pub(crate) fn after_local_move(ledger: &Ledger, file: FileNo, replaced: Option<FileNo>) -> Vec<Entry> {
+    let entry = Entry::Remote { file, remote: left_by(ledger, replaced) };
+    let emptied = replaced.map(|file| Entry::Remote { file, remote: Remote::Absent });
+    std::iter::once(entry).chain(emptied).collect()
+}
 
 #[cfg(test)]
 mod tests;

@@ -5,10 +5,17 @@
 //! [`crate::fs::sync::conflict`].
 
 use crate::fs::content::edit::Edit;
+use crate::fs::errno::Error;
+use crate::fs::ids::{FileNo, OpNo};
 use crate::fs::journal::file::Purpose;
-use crate::fs::journal::ledger::{Entry, FileNo, FrozenRecord, Ledger, OpNo, QueuedOp, Remote};
+use crate::fs::journal::ledger::after_local_move;
+use crate::fs::journal::ledger::left_by;
+use crate::fs::journal::ledger::{Entry, FrozenRecord, Ledger, QueuedOp, Remote};
+use crate::fs::lock::lock;
+use crate::fs::sync::Sync;
 use crate::fs::sync::readback;
-use crate::fs::{Error, Vfs, lock};
+use crate::fs::sync::schedule::Schedule;
+use crate::store;
 use crate::store::{Change, Expect, Len, Op, Outcome, Stored, Version};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -27,14 +34,14 @@ enum Step {
     Remote(Op),
 }
 
-impl Vfs {
+impl Sync {
     /// Carries out what is queued until the mount stops.
-    pub(crate) async fn commit_loop(vfs: Weak<Self>, mut stop: watch::Receiver<bool>) {
+    pub(crate) async fn commit_loop(sync: Weak<Self>, schedule: Arc<Schedule>, mut stop: watch::Receiver<bool>) {
         let (batches, directories) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(DIRECTORIES)));
         loop {
-            let Some(this) = vfs.upgrade() else { return };
+            let Some(this) = sync.upgrade() else { return };
             #[cfg(test)]
-            this.flusher.turns.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            this.schedule.turns.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             // One time for the whole turn: what is due by then is started, and only what is due later is slept for.
             let now = Instant::now();
             this.start_ready(&batches, BATCH, now, |op| !is_directory_rename(op));
@@ -42,8 +49,10 @@ impl Vfs {
                 this.start_ready(&directories, 1, now, is_directory_rename);
             }
             let next = this.next_try(&batches, &directories, now);
+            // Not kept over the wait: the mount may end without a word.
+            drop(this);
             tokio::select! {
-                () = this.flusher.commits_wanted() => {}
+                () = schedule.commits_wanted() => {}
                 () = tokio::time::sleep_until(next.into()) => {}
                 _ = stop.wait_for(|stop| *stop) => return,
             }
@@ -56,7 +65,7 @@ impl Vfs {
         let ledger = self.journal.ledger();
         let permits = |what: &QueuedOp| if is_directory_rename(what) { directories } else { batches };
         let could_start = |op| ledger.op(op).is_some_and(|what| permits(what).available_permits() > 0);
-        self.flusher.next_op(now, could_start)
+        self.schedule.next_op(now, could_start)
     }
 
     /// Starts operations of one kind that are ready at `now`, if a permit is free.
@@ -70,8 +79,8 @@ impl Vfs {
         let Ok(permit) = turn.clone().try_acquire_owned() else { return };
         let ready = {
             let ledger = self.journal.ledger();
-            let ready = ledger.ready(|op| self.flusher.is_waiting(op, now), &kind, limit);
-            ready.iter().for_each(|(op, _)| self.flusher.op_started(*op));
+            let ready = ledger.ready(|op| self.schedule.is_waiting(op, now), &kind, limit);
+            ready.iter().for_each(|(op, _)| self.schedule.op_started(*op));
             ready
         };
         if !ready.is_empty() {
@@ -81,8 +90,8 @@ impl Vfs {
 
     async fn carry_out(self: Arc<Self>, ready: Vec<(OpNo, QueuedOp)>, permit: OwnedSemaphorePermit) {
         // Dropped last: the loop is woken when the permit is free, also after a panic.
-        let _turn = Turn { vfs: &self, permit: Some(permit) };
-        let _running = Running { vfs: &self, ops: ready.iter().map(|(op, _)| *op).collect() };
+        let _turn = Turn { sync: &self, permit: Some(permit) };
+        let _running = Running { sync: &self, ops: ready.iter().map(|(op, _)| *op).collect() };
         let mut asked = Vec::new();
         let mut ops = Vec::new();
         for (op, what) in ready {
@@ -98,7 +107,7 @@ impl Vfs {
         if !ops.is_empty() && self.is_noted().await {
             let outcomes = self.view.commit(&ops).await;
             for (((op, what), request), outcome) in asked.into_iter().zip(ops).zip(outcomes) {
-                let file = put_file(&what);
+                let file = what.put_file();
                 self.log_commit(&what, &outcome);
                 self.settle_op(op, what, &request, outcome).await;
                 if let Some(file) = file {
@@ -132,14 +141,14 @@ impl Vfs {
     fn end_removed(self: &Arc<Self>, file: FileNo) {
         let ended = self.journal.transact(Purpose::Relief, |ledger| {
             let removed = ledger.file(file).is_some_and(|record| record.path.is_none() && record.draft.is_some());
-            let settled = !ledger.ops().any(|(_, what)| put_file(what) == Some(file));
-            let edit = self.flusher.edit(file).filter(|_| removed && settled);
+            let settled = !ledger.ops().any(|(_, what)| what.put_file() == Some(file));
+            let edit = self.schedule.edit(file).filter(|_| removed && settled);
             let unseen = removed && settled && edit.is_none();
             Ok((unseen.then_some(Entry::End { file }).into_iter().collect(), edit))
         });
         match ended {
             Ok((_, Some(edit))) => {
-                self.flusher.forget(file);
+                self.schedule.forget(file);
                 let this = self.clone();
                 tokio::spawn(async move { this.end_if_over(&edit).await });
             }
@@ -151,8 +160,8 @@ impl Vfs {
     /// Ends local content that isn't needed any more.
     async fn end_if_over(&self, edit: &Arc<Edit>) {
         let ended = match edit.ino() {
-            Some(ino) => self.end_if_idle(ino, edit).await,
-            None => self.end_if_unseen(edit).await,
+            Some(ino) => self.contents.end_if_idle(ino, edit).await,
+            None => self.contents.end_if_unseen(edit).await,
         };
         if let Err(error) = ended {
             tracing::warn!(%error, "cannot give up the staging of a committed file");
@@ -163,7 +172,7 @@ impl Vfs {
     /// there for somebody else's, or for newer than what is here. A disk that fails must not keep from the source what may be nowhere
     /// else. Says whether to go on.
     async fn is_noted(&self) -> bool {
-        let synced = self.sync_journal().await;
+        let synced = self.journal.sync_all().await;
         if *self.stop.borrow() {
             return false;
         }
@@ -203,9 +212,9 @@ impl Vfs {
             Ok((entries, ()))
         });
         if let Err(error) = noted {
-            return self.flusher.op_failed(op, error);
+            return self.schedule.op_failed(op, error);
         }
-        self.flusher.op_finished(op, put_file(what));
+        self.schedule.op_finished(op, what.put_file());
     }
 
     /// Notes that the source did what was asked.
@@ -263,14 +272,14 @@ impl Vfs {
             };
             [done].into_iter().chain(read_back).collect::<Vec<_>>()
         };
-        if let Some(edit) = self.flusher.edit(file) {
+        if let Some(edit) = self.schedule.edit(file) {
             let writing = self.show_commit(edit.ino(), &stored, mtime);
             edit.committed(generation, version, writing);
-            self.flusher.file_committed(file);
+            self.schedule.file_committed(file);
             self.finish_as(op, what, note);
             // The Hub has it, so its name doesn't keep it from being uploaded.
-            if self.flusher.stop_keeping(file) {
-                self.flusher.touch(&edit);
+            if self.schedule.stop_keeping(file) {
+                self.schedule.touch(&edit);
             }
             // Its lock may be held over a long read: not here.
             let this = self.clone();
@@ -292,7 +301,7 @@ impl Vfs {
     /// Makes the inode that of the committed version; says whether somebody is writing to it.
     fn show_commit(
         &self,
-        ino: Option<crate::fs::tree::inode::Ino>,
+        ino: Option<crate::fs::ids::Ino>,
         stored: &Stored,
         mtime: Option<time::OffsetDateTime>,
     ) -> bool {
@@ -311,18 +320,18 @@ impl Vfs {
     /// An operation failed. What may work later stays in the queue; a commit that was refused for good leaves it, and its file is parked.
     async fn failed(&self, op: OpNo, what: &QueuedOp, error: crate::store::Error) {
         if let QueuedOp::RenameDirectory { from, to } = what
-            && crate::fs::sync::conflict::concerns_a_directory(&error)
+            && concerns_a_directory(&error)
         {
-            let policy = self.flusher.wish(op, None).unwrap_or(self.options.on_conflict);
+            let policy = self.schedule.wish(op, None).unwrap_or(self.options.on_conflict);
             if let Err(error) = self.resolve_directory(op, what, from, to, policy).await {
-                self.flusher.op_failed(op, error);
+                self.schedule.op_failed(op, error);
             }
             return;
         }
         let error = Error::Store(error);
         match what {
-            QueuedOp::Put { file, generation, .. } if self.flusher.is_final(op, &error) => {
-                let copy = self.flusher.edit(*file).filter(|_| is_copy(&self.journal.ledger(), *file, *generation));
+            QueuedOp::Put { file, generation, .. } if self.schedule.is_final(op, &error) => {
+                let copy = self.schedule.edit(*file).filter(|_| is_copy(&self.journal.ledger(), *file, *generation));
                 match copy {
                     // What it was copied from may be gone from the source: it is sent like any other content then.
                     Some(edit) => {
@@ -332,52 +341,44 @@ impl Vfs {
                     }
                     None => {
                         // Parked before it leaves the queue, or it would be queued again in between.
-                        self.flusher.file_failed(*file, *generation, Arc::new(error));
-                        self.flusher.park_file(*file);
+                        self.schedule.file_failed(*file, *generation, Arc::new(error));
+                        self.schedule.park_file(*file);
                         self.finish(op, what, Vec::new());
                     }
                 }
             }
-            _ => self.flusher.op_failed(op, error),
+            _ => self.schedule.op_failed(op, error),
         }
     }
 }
 
 /// Operations that were started. What is left of them when this goes, after a panic or for want of an outcome, is tried again.
 struct Running<'a> {
-    vfs: &'a Vfs,
+    sync: &'a Sync,
     ops: Vec<OpNo>,
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.vfs.flusher.abandon_ops(&self.ops);
+        self.sync.schedule.abandon_ops(&self.ops);
     }
 }
 
 /// The permit of a batch. It is freed when this is dropped, and then the commit loop looks at the queue again.
 struct Turn<'a> {
-    vfs: &'a Vfs,
+    sync: &'a Sync,
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         drop(self.permit.take());
-        self.vfs.flusher.wake_commits();
+        self.sync.schedule.wake_commits();
     }
 }
 
 fn is_directory_rename(what: &QueuedOp) -> bool {
     matches!(what, QueuedOp::RenameDirectory { .. })
-}
-
-/// The file whose commit an operation is.
-pub(crate) fn put_file(what: &QueuedOp) -> Option<FileNo> {
-    match what {
-        QueuedOp::Put { file, .. } => Some(*file),
-        _ => None,
-    }
 }
 
 /// Whether a frozen version is one that the source had before, with no bytes here to be sent.
@@ -438,14 +439,13 @@ pub(crate) fn renamed(ledger: &Ledger, op: OpNo, file: FileNo, replaced: Option<
     readback::note(ledger, op, file, Stored { version, plain_len }, mtime, replaced)
 }
 
-/// What a replaced file leaves at the source.
-pub(crate) fn left_by(ledger: &Ledger, replaced: Option<FileNo>) -> Remote {
-    replaced.and_then(|file| ledger.file(file)).map_or(Remote::Absent, |record| record.remote.replaced())
+/// Whether a directory's rename failed because of what is in it, or where it goes.
+pub(crate) fn concerns_a_directory(error: &store::Error) -> bool {
+    matches!(error, store::Error::NotEmpty(_)) || concerns_one_file(error)
 }
 
-/// What becomes of a file that moved here but had nothing to move at the source.
-pub(crate) fn after_local_move(ledger: &Ledger, file: FileNo, replaced: Option<FileNo>) -> Vec<Entry> {
-    let entry = Entry::Remote { file, remote: left_by(ledger, replaced) };
-    let emptied = replaced.map(|file| Entry::Remote { file, remote: Remote::Absent });
-    std::iter::once(entry).chain(emptied).collect()
+/// Whether a refusal to move one file of a directory says nothing of the others.
+pub(crate) fn concerns_one_file(error: &store::Error) -> bool {
+    use store::Error as E;
+    matches!(error, E::NameTooLong | E::InvalidName | E::NoContent | E::Unauthentic(_) | E::ReadOnly | E::NotFound)
 }

@@ -16,12 +16,17 @@
 //! Where a directory can't be renamed as a whole its files are, one by one. What can't be moved at all (a name that its format can't store, an
 //! object without a hash) stays at the old name, and it is said so: the operation never stays in the queue for that.
 
+use crate::fs::errno::Error;
+use crate::fs::ids::OnConflict;
+use crate::fs::ids::{FileNo, OpNo};
 use crate::fs::journal::file::Purpose;
-use crate::fs::journal::ledger::{Entry, FileNo, OpNo, QueuedOp, Remote};
-use crate::fs::sync::commit::{after_local_move, left_by, renamed};
-use crate::fs::sync::readback::{Unconfirmed, notes_moved};
-use crate::fs::tree::inode::Ino;
-use crate::fs::{Error, Vfs, lock};
+use crate::fs::journal::ledger::{Entry, QueuedOp, Remote};
+use crate::fs::journal::ledger::{Unconfirmed, after_local_move, left_by};
+use crate::fs::lock::lock;
+use crate::fs::sync::Found;
+use crate::fs::sync::Sync;
+use crate::fs::sync::commit::{concerns_one_file, renamed};
+use crate::fs::sync::readback::notes_moved;
 use crate::store::{
     self, Change, Entry as Listed, Expect, Hash, Kind, MovedFile, Op, Outcome, PlainPath, Stored, Version,
 };
@@ -29,19 +34,6 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use time::OffsetDateTime;
 use time::macros::format_description;
-
-/// What becomes of two changes of the same thing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnConflict {
-    /// Both are kept.
-    #[default]
-    KeepBoth,
-    /// Ours replaces theirs.
-    Overwrite,
-    /// Ours is parked until the user decides.
-    Fail,
-}
 
 /// Numbers tried to find a conflict name that is free.
 const TRIES: u32 = 100;
@@ -52,20 +44,10 @@ const ROUNDS: usize = 4;
 /// Bytes of a host's name that go into a file name.
 const HOST_LEN: usize = 32;
 
-/// What lies at a path of the source.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Found {
-    Nothing,
-    Content(Hash),
-    /// A directory, or an object that has no hash.
-    Other,
-}
-
-impl Vfs {
+impl Sync {
     /// Resolves a conflict of an operation, or leaves it to be tried again.
     pub(crate) async fn resolve(self: &Arc<Self>, op: OpNo, what: QueuedOp, request: &Op, found: Option<Hash>) {
-        let policy =
-            self.flusher.wish(op, crate::fs::sync::commit::put_file(&what)).unwrap_or(self.options.on_conflict);
+        let policy = self.schedule.wish(op, what.put_file()).unwrap_or(self.options.on_conflict);
         let outcome = match &what {
             QueuedOp::Put { file, generation, path } => {
                 let Change::Put { stored, .. } = request.change else { return };
@@ -83,7 +65,7 @@ impl Vfs {
             QueuedOp::RemoveDirectory { .. } => Err(Error::Exists),
         };
         if let Err(error) = outcome {
-            self.flusher.op_failed(op, error);
+            self.schedule.op_failed(op, error);
         }
     }
 
@@ -105,7 +87,7 @@ impl Vfs {
         match (policy, found) {
             (OnConflict::Fail, _) => {
                 // Parked before it leaves the queue, or it would be queued again in between.
-                self.flusher.file_failed(file, generation, Arc::new(Error::Conflict));
+                self.schedule.file_failed(file, generation, Arc::new(Error::Conflict));
                 self.finish(op, what, Vec::new());
             }
             // Removed by somebody else: there is no second version to keep, ours is put where it belongs.
@@ -143,21 +125,21 @@ impl Vfs {
     fn overwrite(&self, op: OpNo, file: FileNo, path: &PlainPath, theirs: Hash) -> Result<(), Error> {
         self.note_overwritten(path);
         self.journal.append(Purpose::Relief, vec![Entry::Remote { file, remote: Remote::Replaced(theirs) }])?;
-        self.flusher.op_again(op);
+        self.schedule.op_again(op);
         Ok(())
     }
 
     pub(crate) fn note_overwritten(&self, path: &PlainPath) {
-        self.flusher.conflict();
+        self.schedule.conflict();
         tracing::warn!(path = self.view.log_name(path), "changed by somebody else meanwhile; ours replaces it");
     }
 
     /// Says so, and looks at the directory again.
     pub(crate) fn note_conflict(&self, path: &PlainPath) {
-        self.flusher.conflict();
+        self.schedule.conflict();
         tracing::warn!(path = self.view.log_name(path), "changed by somebody else meanwhile; both versions are kept");
         if let Some((parent, _)) = path.split() {
-            self.look_again(&parent);
+            self.directories.look_again(&parent);
         }
     }
 
@@ -168,15 +150,7 @@ impl Vfs {
             "removed by somebody else in the moment of its commit; put back"
         );
         if let Some((parent, _)) = path.split() {
-            self.look_again(&parent);
-        }
-    }
-
-    /// Has a directory listed again before it is shown again.
-    pub(crate) fn look_again(&self, directory: &PlainPath) {
-        let mut tree = lock(&self.tree);
-        if let Some(Ok(directory)) = tree.find(directory).map(|ino| tree.directory_mut(ino)) {
-            directory.loaded = None;
+            self.directories.look_again(&parent);
         }
     }
 
@@ -188,11 +162,11 @@ impl Vfs {
 
     /// Has a file's local content flushed without waiting for quiet.
     pub(crate) fn flush_soon(&self, file: FileNo) {
-        if let Some(edit) = self.flusher.edit(file) {
+        if let Some(edit) = self.schedule.edit(file) {
             edit.hurry();
-            self.flusher.touch(&edit);
+            self.schedule.touch(&edit);
         }
-        self.flusher.wake();
+        self.schedule.wake();
     }
 
     fn step_aside(
@@ -211,14 +185,14 @@ impl Vfs {
         entries.push(Entry::Move { file, path: Some(parent.join(&name_now)?) });
         entries.push(Entry::Finish { op });
         self.journal.append(Purpose::Relief, entries)?;
-        let ino = self.flusher.edit(file).and_then(|edit| edit.ino());
+        let ino = self.schedule.edit(file).and_then(|edit| edit.ino());
         if let (Some(ino), Some(directory)) = (ino, directory)
             && tree.child(directory, name)? == Some(ino)
         {
             tree.relocate(ino, directory, &name_now)?;
         }
         drop(tree);
-        self.flusher.op_finished(op, crate::fs::sync::commit::put_file(what));
+        self.schedule.op_finished(op, what.put_file());
         Ok(())
     }
 
@@ -386,9 +360,9 @@ impl Vfs {
         }
         for path in [from, to] {
             if let Some((parent, _)) = path.split() {
-                self.look_again(&parent);
+                self.directories.look_again(&parent);
             }
-            self.look_again(path);
+            self.directories.look_again(path);
         }
         // What stays is read back where it stays.
         self.finish_as(op, what, |ledger| {
@@ -489,7 +463,7 @@ impl Vfs {
         if let Some(file) = replaced {
             self.journal.append(Purpose::Relief, vec![Entry::Remote { file, remote: Remote::Absent }])?;
         }
-        self.flusher.op_again(op);
+        self.schedule.op_again(op);
         Ok(())
     }
 
@@ -532,14 +506,11 @@ impl Vfs {
     fn free_conflict_path(&self, path: &PlainPath, taken: &HashSet<PlainPath>) -> Result<PlainPath, Error> {
         let (parent, name) = path.split().ok_or(Error::Invalid("the root is no file"))?;
         let directory = lock(&self.tree).find(&parent);
-        let is_taken =
-            |name: &str| self.is_child(directory, name) || parent.join(name).is_ok_and(|path| taken.contains(&path));
+        let is_taken = |name: &str| {
+            self.directories.is_child(directory, name) || parent.join(name).is_ok_and(|path| taken.contains(&path))
+        };
         let aside = self.conflict_name(&parent, name, is_taken)?;
         Ok(parent.join(&aside)?)
-    }
-
-    fn is_child(&self, directory: Option<Ino>, name: &str) -> bool {
-        directory.is_some_and(|ino| lock(&self.tree).child(ino, name).is_ok_and(|child| child.is_some()))
     }
 
     /// One operation by itself; a conflict is an error that makes the whole be looked at again.
@@ -551,17 +522,6 @@ impl Vfs {
             Some(Outcome::Conflict { .. }) | None => Err(Error::TimedOut),
         }
     }
-}
-
-/// Whether a refusal to move one file of a directory says nothing of the others.
-fn concerns_one_file(error: &store::Error) -> bool {
-    use store::Error as E;
-    matches!(error, E::NameTooLong | E::InvalidName | E::NoContent | E::Unauthentic(_) | E::ReadOnly | E::NotFound)
-}
-
-/// Whether a directory's rename failed because of what is in it, or where it goes.
-pub(crate) fn concerns_a_directory(error: &store::Error) -> bool {
-    matches!(error, store::Error::NotEmpty(_)) || concerns_one_file(error)
 }
 
 fn matches_expected(found: Found, expected: Remote) -> bool {

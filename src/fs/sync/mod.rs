@@ -7,3 +7,113 @@ pub(crate) mod policy;
 pub(crate) mod readback;
 pub(crate) mod schedule;
 pub(crate) mod twins;
+pub(crate) mod upload;
+
+use crate::fs::content::Contents;
+use crate::fs::journal::file::Journal;
+use crate::fs::options::{Options, Status};
+use crate::fs::slots::Pool;
+use crate::fs::tree::inode::InodeTable;
+use crate::fs::tree::listing::Directories;
+use crate::fs::tree::twins::Twins;
+use crate::store::{Hash, View};
+use policy::Policy;
+use readback::ReadBacks;
+use schedule::Schedule;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Brings pending changes to the remote. Each file of this module is one step of that way.
+pub(crate) struct Sync {
+    view: Arc<dyn View>,
+    options: Arc<Options>,
+    tree: Arc<InodeTable>,
+    journal: Arc<Journal>,
+    pool: Arc<Pool>,
+    schedule: Arc<Schedule>,
+    twins: Arc<Twins>,
+    policy: Policy,
+    directories: Arc<Directories>,
+    contents: Arc<Contents>,
+    read_backs: ReadBacks,
+    /// Turns true when the mount stops.
+    stop: watch::Sender<bool>,
+}
+
+impl Sync {
+    /// Makes one that does nothing until [`Sync::run`].
+    pub(crate) fn new(contents: Arc<Contents>, twins: Arc<Twins>) -> Self {
+        let parts = &*contents;
+        Self {
+            view: parts.view.clone(),
+            options: parts.options.clone(),
+            tree: parts.tree.clone(),
+            journal: parts.journal.clone(),
+            pool: parts.pool.clone(),
+            schedule: parts.schedule.clone(),
+            twins,
+            policy: parts.policy,
+            directories: parts.directories.clone(),
+            read_backs: ReadBacks::default(),
+            stop: watch::channel(false).0,
+            contents,
+        }
+    }
+
+    /// Starts the loops. They end when the mount stops, or when nothing else holds this any more.
+    pub(crate) fn run(self: &Arc<Self>) {
+        let stop = || self.stop.subscribe();
+        tokio::spawn(Self::upload_loop(Arc::downgrade(self), self.schedule.clone(), stop()));
+        tokio::spawn(Self::commit_loop(Arc::downgrade(self), self.schedule.clone(), stop()));
+        tokio::spawn(Self::confirm_loop(Arc::downgrade(self), stop()));
+        tokio::spawn(Self::twins_loop(Arc::downgrade(self), stop()));
+    }
+
+    /// Counts files and changes of names that the Hub doesn't have, files that are open for writing included.
+    pub(crate) fn pending_changes(&self) -> u64 {
+        self.schedule.pending(&self.journal).0 + self.journal.ledger().name_changes()
+    }
+
+    /// Returns all of `status` that isn't about listings.
+    pub(crate) fn status(&self) -> Status {
+        let (files, pending_bytes, parked) = self.schedule.pending(&self.journal);
+        let (queued, parked_ops) = {
+            let ledger = self.journal.ledger();
+            (ledger.name_changes(), self.schedule.parked_ops(&ledger))
+        };
+        let sync_failure = self
+            .journal
+            .sync_failure()
+            .map(|kind| format!("staging could not be synced ({kind}): nothing more is taken until the next start"));
+        let kept_files = self.schedule.kept();
+        let tally = self.schedule.tally();
+        Status {
+            pending_files: files + queued,
+            pending_bytes,
+            parked_files: parked + parked_ops,
+            conflicts: tally.conflicts,
+            kept_files,
+            last_error: sync_failure.or_else(|| tally.last_error.clone()),
+            ..Status::default()
+        }
+    }
+
+    /// Ends the loops.
+    pub(crate) fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// Returns a receiver that turns true when the mount stops.
+    pub(crate) fn stopped(&self) -> watch::Receiver<bool> {
+        self.stop.subscribe()
+    }
+}
+
+/// What lies at a path of the remote.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found {
+    Nothing,
+    Content(Hash),
+    /// A directory, or an object that has no hash.
+    Other,
+}

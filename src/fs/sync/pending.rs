@@ -4,11 +4,15 @@
 //! source has. A change of names is undone only where that has one meaning: it isn't under way, and nothing that was done later builds on it.
 
 use crate::fs::content::edit::Edit;
+use crate::fs::errno::Error;
+use crate::fs::ids::{FileNo, Ino, OnConflict, OpNo};
 use crate::fs::journal::file::Purpose;
-use crate::fs::journal::ledger::{Entry, FileNo, Ledger, OpNo, QueuedOp, Remote};
+use crate::fs::journal::ledger::{Entry, Ledger, QueuedOp, Remote};
+use crate::fs::lock::lock;
+use crate::fs::sync::Sync;
 use crate::fs::sync::readback::notes_moved;
-use crate::fs::tree::inode::{Ino, Node, Tree};
-use crate::fs::{Error, OnConflict, Vfs, lock};
+use crate::fs::sync::schedule::Standing;
+use crate::fs::tree::inode::{Node, Tree};
 use crate::store::{Len, PlainPath};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -85,13 +89,6 @@ pub struct Pending {
     pub error: Option<String>,
 }
 
-/// What the flusher knows of something pending.
-#[derive(Default)]
-pub(crate) struct Standing {
-    pub(crate) committing: bool,
-    pub(crate) trouble: Option<(u32, bool, String)>,
-}
-
 impl Standing {
     fn state(&self, otherwise: PendingState) -> PendingState {
         match &self.trouble {
@@ -160,15 +157,14 @@ impl Content {
 const BUSY: &str = "it is being committed at this moment";
 const LATER: &str = "something that was done later builds on it";
 
-impl Vfs {
+impl Sync {
     /// What isn't at the source, in the order of its numbers: at most `limit` of those behind `after`.
-    pub fn pending(&self, after: Option<PendingNo>, limit: usize) -> Vec<Pending> {
+    pub(crate) fn pending(&self, after: Option<PendingNo>, limit: usize) -> Vec<Pending> {
         // Read before the ledger is locked: an edit locks its own state before the journal.
-        let mut dirty: Vec<_> = self.flusher.unsent_files().iter().map(|edit| Content::of(edit)).collect();
+        let mut dirty: Vec<_> = self.schedule.unsent_files().iter().map(|edit| Content::of(edit)).collect();
         dirty.sort_unstable_by_key(|content| content.file);
         let ledger = self.journal.ledger();
-        let puts: HashMap<FileNo, OpNo> =
-            ledger.ops().filter_map(|(op, what)| Some((crate::fs::sync::commit::put_file(what)?, op))).collect();
+        let puts: HashMap<FileNo, OpNo> = ledger.ops().filter_map(|(op, what)| Some((what.put_file()?, op))).collect();
         let is_wanted = |number: PendingNo| Some(number) > after;
         let files = dirty.iter().filter(|content| is_wanted(PendingNo::File(content.file.0)));
         let files = files.filter_map(|content| self.describe_file(&ledger, content, &puts));
@@ -186,7 +182,7 @@ impl Vfs {
             Some(frozen) if frozen.stored.is_none() => PendingState::Frozen,
             Some(_) => PendingState::Uploaded,
         };
-        let standing = self.flusher.file_standing(file, generation, puts.get(&file).copied());
+        let standing = self.schedule.file_standing(file, generation, puts.get(&file).copied());
         let since = OffsetDateTime::now_utc().checked_sub(content.age.try_into().ok()?);
         Some(Pending {
             number: PendingNo::File(file.0),
@@ -208,7 +204,7 @@ impl Vfs {
             QueuedOp::RenameDirectory { from, to } => (PendingKind::RenameDirectory, from, Some(to)),
             QueuedOp::Put { .. } | QueuedOp::RemoveDirectory { .. } => return None,
         };
-        let standing = self.flusher.op_standing(op);
+        let standing = self.schedule.op_standing(op);
         Some(Pending {
             number: PendingNo::Change(op.0),
             kind,
@@ -224,7 +220,7 @@ impl Vfs {
 
     /// Tries these again at once, whatever kept them; where they meet a conflict, `wish` goes before the mount's policy. Says how many of them
     /// are pending.
-    pub fn retry(&self, numbers: &[PendingNo], wish: Option<OnConflict>) -> usize {
+    pub(crate) fn retry(&self, numbers: &[PendingNo], wish: Option<OnConflict>) -> usize {
         let mut tried = 0;
         for number in numbers {
             tried += usize::from(match number {
@@ -232,45 +228,41 @@ impl Vfs {
                 PendingNo::Change(op) => self.retry_change(OpNo(*op), wish),
             });
         }
-        self.flusher.wake();
+        self.schedule.wake();
         tried
     }
 
     fn retry_change(&self, op: OpNo, wish: Option<OnConflict>) -> bool {
         let is_pending = self.journal.ledger().op(op).is_some();
         if is_pending {
-            wish.into_iter().for_each(|wish| self.flusher.wish_op(op, wish));
-            self.flusher.forgive_op(op);
+            wish.into_iter().for_each(|wish| self.schedule.wish_op(op, wish));
+            self.schedule.forgive_op(op);
         }
         is_pending
     }
 
     fn retry_file(&self, file: FileNo, wish: Option<OnConflict>) -> bool {
-        let Some(edit) = self.flusher.edit(file).filter(|edit| edit.is_dirty()) else { return false };
+        let Some(edit) = self.schedule.edit(file).filter(|edit| edit.is_dirty()) else { return false };
         let puts: Vec<_> = {
             let ledger = self.journal.ledger();
-            ledger
-                .ops()
-                .filter(|(_, what)| crate::fs::sync::commit::put_file(what) == Some(file))
-                .map(|(op, _)| op)
-                .collect()
+            ledger.ops().filter(|(_, what)| what.put_file() == Some(file)).map(|(op, _)| op).collect()
         };
-        wish.into_iter().for_each(|wish| self.flusher.wish_file(file, wish));
-        puts.into_iter().for_each(|op| self.flusher.forgive_op(op));
-        self.flusher.forgive_file(file);
+        wish.into_iter().for_each(|wish| self.schedule.wish_file(file, wish));
+        puts.into_iter().for_each(|op| self.schedule.forgive_op(op));
+        self.schedule.forgive_file(file);
         edit.hurry();
         true
     }
 
     /// Opens a pending file for reading. Needs no network for what is local: all that was written here, and what was fetched beside it.
-    pub fn open_pending(&self, number: PendingNo) -> Result<PendingFile, Error> {
+    pub(crate) fn open_pending(&self, number: PendingNo) -> Result<PendingFile, Error> {
         let PendingNo::File(file) = number else { return Err(Error::NotPermitted("it has no content of its own")) };
-        let edit = self.flusher.edit(FileNo(file)).filter(|edit| edit.is_dirty()).ok_or(Error::NotFound)?;
+        let edit = self.schedule.edit(FileNo(file)).filter(|edit| edit.is_dirty()).ok_or(Error::NotFound)?;
         Ok(PendingFile { generation: edit.generation(), len: edit.len(), edit })
     }
 
     /// Gives up what is pending, in this order; `drop_order` is a good one. One answer each: why it was not given up, if so.
-    pub async fn drop_pending(&self, numbers: &[PendingNo]) -> Result<Vec<Option<Error>>, Error> {
+    pub(crate) async fn drop_pending(&self, numbers: &[PendingNo]) -> Result<Vec<Option<Error>>, Error> {
         let mut answers = Vec::with_capacity(numbers.len());
         for number in numbers {
             let dropped = match number {
@@ -279,7 +271,7 @@ impl Vfs {
             };
             answers.push(dropped.err());
         }
-        self.flusher.wake();
+        self.schedule.wake();
         // Whoever asked may pull the plug now, and what was given up doesn't come back.
         self.journal.written(self.journal.last()).await?;
         Ok(answers)
@@ -287,7 +279,7 @@ impl Vfs {
 
     /// A file goes back to what the source has, or goes away.
     async fn drop_content(&self, file: FileNo) -> Result<(), Error> {
-        let edit = self.flusher.edit(file).filter(|edit| edit.is_dirty()).ok_or(Error::NotFound)?;
+        let edit = self.schedule.edit(file).filter(|edit| edit.is_dirty()).ok_or(Error::NotFound)?;
         let claim = self.claim_puts(file)?;
         let give_up = |end: &mut dyn FnMut(Vec<Entry>) -> Result<(), Error>| {
             let mut tree = lock(&self.tree);
@@ -314,7 +306,7 @@ impl Vfs {
             return Err(Error::NotFound);
         }
         claim.finish(Some(file));
-        self.flusher.remove(&edit);
+        self.schedule.remove(&edit);
         tracing::warn!("a pending file was given up by the user");
         Ok(())
     }
@@ -351,13 +343,13 @@ impl Vfs {
     /// Keeps the commits of a file from being carried out meanwhile.
     fn claim_puts(&self, file: FileNo) -> Result<Claim<'_>, Error> {
         let ledger = self.journal.ledger();
-        let puts = ledger.ops().filter(|(_, what)| crate::fs::sync::commit::put_file(what) == Some(file));
+        let puts = ledger.ops().filter(|(_, what)| what.put_file() == Some(file));
         let ops: Vec<_> = puts.map(|(op, _)| op).collect();
-        if ops.iter().any(|op| self.flusher.is_running(*op)) {
+        if ops.iter().any(|op| self.schedule.is_running(*op)) {
             return Err(Error::NotPermitted(BUSY));
         }
-        ops.iter().for_each(|op| self.flusher.op_started(*op));
-        Ok(Claim { vfs: self, ops })
+        ops.iter().for_each(|op| self.schedule.op_started(*op));
+        Ok(Claim { sync: self, ops })
     }
 
     /// Takes a change of names back.
@@ -388,8 +380,8 @@ impl Vfs {
         }
         drop(tree);
         for (op, file) in undone {
-            self.flusher.op_finished(op, file);
-            file.into_iter().filter_map(|file| self.flusher.edit(file)).for_each(|edit| self.flusher.touch(&edit));
+            self.schedule.op_finished(op, file);
+            file.into_iter().filter_map(|file| self.schedule.edit(file)).for_each(|edit| self.schedule.touch(&edit));
         }
         tracing::warn!("a pending change of names was given up by the user");
         Ok(())
@@ -400,7 +392,7 @@ impl Vfs {
         if ledger.op(op) != Some(what) {
             return Err(Error::NotFound);
         }
-        if self.flusher.is_running(op) {
+        if self.schedule.is_running(op) {
             return Err(Error::NotPermitted(BUSY));
         }
         let mut left = self.undone_with(ledger, op, what)?;
@@ -457,7 +449,7 @@ impl Vfs {
                 {
                     left.push((no, None));
                 }
-                Some(QueuedOp::Put { file, path, .. }) if moves_back(path) && !self.flusher.is_running(no) => {
+                Some(QueuedOp::Put { file, path, .. }) if moves_back(path) && !self.schedule.is_running(no) => {
                     left.push((no, Some(*file)));
                 }
                 _ => return Err(Error::NotPermitted(LATER)),
@@ -480,20 +472,20 @@ pub fn drop_order(numbers: &mut [PendingNo]) {
 
 /// Operations kept from being carried out while this lives.
 struct Claim<'a> {
-    vfs: &'a Vfs,
+    sync: &'a Sync,
     ops: Vec<OpNo>,
 }
 
 impl Claim<'_> {
     /// They have left the queue.
     fn finish(mut self, file: Option<FileNo>) {
-        self.ops.drain(..).for_each(|op| self.vfs.flusher.op_finished(op, file));
+        self.ops.drain(..).for_each(|op| self.sync.schedule.op_finished(op, file));
     }
 }
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        self.ops.iter().for_each(|op| self.vfs.flusher.op_again(*op));
+        self.ops.iter().for_each(|op| self.sync.schedule.op_again(*op));
     }
 }
 

@@ -4,12 +4,8 @@
 //! no flush concerns it. A file is kept while its name says so and the Hub has never had it. Once it has another name,
 //! it is uploaded.
 
-use crate::fs::content::edit::Edit;
-use crate::fs::journal::ledger::Remote;
-use crate::fs::tree::inode::Ino;
-use crate::fs::{Error, Vfs, lock};
+use crate::fs::errno::Error;
 use crate::store::PlainPath;
-use std::sync::Arc;
 
 /// Names that desktop programs leave in every folder and that do not belong in a bucket. So is each that begins with
 /// [`FILTERED_PREFIX`].
@@ -32,30 +28,6 @@ impl Policy {
     pub(crate) fn keeps(self, path: &PlainPath) -> bool {
         let is_filtered = |name: &str| FILTERED.contains(&name) || name.starts_with(FILTERED_PREFIX);
         self.filter_os_files && path.as_str().split('/').any(is_filtered)
-    }
-}
-
-impl Vfs {
-    /// Returns the policy of this mount.
-    pub(crate) fn policy(&self) -> Policy {
-        Policy { filter_os_files: self.options.filter_os_files }
-    }
-
-    /// Decides again about the local content of a file that was moved, or of all files below a folder that was.
-    pub(crate) fn apply_policy_below(&self, ino: Ino) {
-        let moved: Vec<(Arc<Edit>, PlainPath)> = {
-            let tree = lock(&self.tree);
-            let file = |ino: Ino| Some((tree.file(ino).ok()?.edit.clone()?, tree.path(ino).ok()?));
-            std::iter::once(ino).chain(tree.below(ino)).filter_map(file).collect()
-        };
-        for (edit, path) in moved {
-            let is_unseen = self.journal.ledger().file(edit.file).is_some_and(|file| file.remote == Remote::Absent);
-            if is_unseen && self.policy().keeps(&path) {
-                self.flusher.keep(edit.file);
-            } else if self.flusher.stop_keeping(edit.file) {
-                self.flusher.touch(&edit);
-            }
-        }
     }
 }
 

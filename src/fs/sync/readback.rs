@@ -12,12 +12,16 @@
 //! Each commit is read back once, and so is what is kept under another name: two mounts may choose the same. Putting a version back over
 //! another one begins no new term: two mounts that would both overwrite don't do so for ever.
 
+use crate::fs::errno::Error;
+use crate::fs::ids::{FileNo, OnConflict, OpNo};
 use crate::fs::journal::file::Purpose;
-use crate::fs::journal::ledger::{Entry, FileNo, FileRecord, Ledger, OpNo, QueuedOp, Remote};
+use crate::fs::journal::ledger::Unconfirmed;
+use crate::fs::journal::ledger::{Entry, FileRecord, Ledger, QueuedOp, Remote};
+use crate::fs::lock::lock;
 use crate::fs::lock::{Mutex, MutexGuard};
-use crate::fs::sync::conflict::{Found, OnConflict};
-use crate::fs::{Error, Vfs, lock};
-use crate::store::{Change, Expect, Hash, Len, MovedFile, Op, Outcome, PlainPath, Side, Stored, Version};
+use crate::fs::sync::Found;
+use crate::fs::sync::Sync;
+use crate::store::{Change, Expect, Hash, Len, MovedFile, Op, Outcome, PlainPath, Side, Stored};
 use std::collections::BTreeSet;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
@@ -36,19 +40,6 @@ const PORTION: usize = 1000;
 const LOOK: Duration = Duration::from_secs(1);
 /// Pause after a comparison that could not be made.
 const PAUSE: Duration = Duration::from_secs(60);
-
-/// A commit that wasn't read back yet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Unconfirmed {
-    pub(crate) path: PlainPath,
-    pub(crate) version: Version,
-    /// Plaintext bytes, where they are known; else they are asked for if the version has to be put somewhere again.
-    pub(crate) len: Option<u64>,
-    pub(crate) mtime: OffsetDateTime,
-    /// Something else was at the path before, which others may have known, or was seen there since: if nothing is left of the version, it may
-    /// have gone unseen.
-    pub(crate) replaced: bool,
-}
 
 /// The first look comes after a tenth of the time: what overwrote a new file may be gone when the second one comes, and what is gone then can't be
 /// told from what somebody removed. It confirms nothing.
@@ -106,7 +97,7 @@ pub(crate) fn note(
     (fits && is_last).then_some(Entry::Unconfirmed { op, commit: Unconfirmed { path, version, len, mtime, replaced } })
 }
 
-impl Vfs {
+impl Sync {
     /// Has the commit that an operation made read back later.
     pub(crate) fn read_back_later(&self, op: OpNo) {
         let after = self.options.read_back_after;
@@ -163,10 +154,10 @@ impl Vfs {
     }
 
     /// Reads back what is due until the mount stops.
-    pub(crate) async fn confirm_loop(vfs: Weak<Self>, mut stop: watch::Receiver<bool>) {
+    pub(crate) async fn confirm_loop(sync: Weak<Self>, mut stop: watch::Receiver<bool>) {
         loop {
             {
-                let Some(this) = vfs.upgrade() else { return };
+                let Some(this) = sync.upgrade() else { return };
                 this.confirm_due().await;
             }
             tokio::select! {
@@ -403,7 +394,7 @@ fn is_edited(ledger: &Ledger, commit: &Unconfirmed) -> bool {
 }
 
 #[cfg(test)]
-impl Vfs {
+impl Sync {
     /// As if every commit that is to be read back had been compared, with that outcome.
     pub(crate) async fn all_compared(&self, commits: Vec<(OpNo, Unconfirmed)>, outcome: impl Fn() -> Outcome) {
         for (op, commit) in commits {

@@ -6,25 +6,23 @@
 //! data stays, `status` counts it, and the next change or explicit flush tries again.
 
 use crate::fs::content::edit::Edit;
-use crate::fs::journal::file::{Journal, Purpose};
-use crate::fs::journal::ledger::{Entry, FileNo, Ledger, OpNo, PathSet, QueuedOp, Remote};
+use crate::fs::errno::Error;
+use crate::fs::ids::{FileNo, OnConflict, OpNo};
+use crate::fs::journal::file::Journal;
+use crate::fs::journal::ledger::{Ledger, PathSet};
+use crate::fs::lock::lock;
 use crate::fs::lock::{Mutex, MutexGuard, Rank};
-use crate::fs::sync::pending::Standing;
-use crate::fs::{Drained, Error, OnConflict, Vfs, lock};
-use crate::store::{self, Content, Frozen, PutProgress, PutSession, Stored, deadline};
-use futures::StreamExt;
+use crate::store::{self, PutProgress, deadline};
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 /// Bytes up to which files share an upload session (64 MiB: one xorb), and how many may.
 const GROUP_BYTES: u64 = 64 << 20;
 const GROUP_FILES: usize = 256;
 /// Sessions at once.
 const SESSIONS: usize = 4;
-/// Files of one session that are frozen and sent at once.
-const FILES_AT_ONCE: usize = 4;
 /// Pause after a first failure; doubled each time, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -38,8 +36,6 @@ const UNDECIDED_PAUSE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// MiB). As much may fit into the
 /// buffers of connections to a Hub that takes nothing, again and again.
 const BUFFERED: u64 = 32 << 20;
-/// A waiting flush looks this often whether uploads advance, at most and at least.
-const STALL_LOOK: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// The uploader looks around at least this often.
 const LOOK: Duration = Duration::from_secs(3600);
 
@@ -78,6 +74,13 @@ struct Work {
     /// What the user wants done about conflicts of these, whatever the mount's policy.
     file_wishes: HashMap<FileNo, OnConflict>,
     op_wishes: HashMap<OpNo, OnConflict>,
+}
+
+/// What the flusher knows of something pending.
+#[derive(Default)]
+pub(crate) struct Standing {
+    pub(crate) committing: bool,
+    pub(crate) trouble: Option<(u32, bool, String)>,
 }
 
 /// What `status` tells.
@@ -140,8 +143,8 @@ impl Uploads {
     }
 }
 
-/// State of the flusher.
-pub(crate) struct Flusher {
+/// State of the schedule.
+pub(crate) struct Schedule {
     /// All local content. Nothing is locked under it.
     edits: Mutex<HashMap<FileNo, Arc<Edit>>, { Rank::Edits as u8 }>,
     /// What is to be flushed. Locked before an edit's own lock.
@@ -168,7 +171,7 @@ pub(crate) struct Flusher {
     pub(crate) turns: std::sync::atomic::AtomicU64,
 }
 
-impl Flusher {
+impl Schedule {
     pub(crate) fn new(debounce: Duration, window: Duration) -> Self {
         Self {
             next_look: Mutex::new(Instant::now()),
@@ -250,7 +253,7 @@ impl Flusher {
     }
 
     /// Has a file not flushed if it is kept. Another rename may stop keeping it at the same time: it is flushed then.
-    fn drop_kept(&self, edit: &Arc<Edit>) {
+    pub(crate) fn drop_kept(&self, edit: &Arc<Edit>) {
         if self.is_kept(edit.file) {
             lock(&self.dirty).remove(&edit.file);
             self.touch(edit);
@@ -289,17 +292,17 @@ impl Flusher {
         self.commits.notify_one();
     }
 
-    /// Waits for [`Flusher::wake_commits`].
+    /// Waits for [`Schedule::wake_commits`].
     pub(crate) async fn commits_wanted(&self) {
         self.commits.notified().await;
     }
 
     /// Something was done for an upload that needn't be done again if it fails.
-    fn advanced(&self) {
+    pub(crate) fn advanced(&self) {
         lock(&self.uploads_under_way).advances += 1;
     }
 
-    fn moved(&self) {
+    pub(crate) fn moved(&self) {
         self.progress.send_modify(|count| *count += 1);
     }
 
@@ -468,7 +471,7 @@ impl Flusher {
     }
 
     /// Files that are due, now marked busy, and when to look again.
-    fn take_due(&self) -> (Vec<Arc<Edit>>, Instant) {
+    pub(crate) fn take_due(&self) -> (Vec<Arc<Edit>>, Instant) {
         // Whoever comes meanwhile must wake us.
         *lock(&self.next_look) = Instant::now() + LOOK;
         let mut dirty = Vec::new();
@@ -526,7 +529,7 @@ impl Flusher {
     }
 
     /// Forgets failures, so that everything is tried again at once.
-    fn forgive(&self) {
+    pub(crate) fn forgive(&self) {
         let mut work = lock(&self.work);
         work.files.clear();
         work.ops.clear();
@@ -603,6 +606,60 @@ impl Flusher {
             }
         }
     }
+
+    /// Waits for a turn to upload. `None`: the mount has ended.
+    pub(crate) async fn session(&self) -> Option<OwnedSemaphorePermit> {
+        self.sessions.clone().acquire_owned().await.ok()
+    }
+
+    /// Has files uploaded one by one from now on: one of them makes their common upload fail.
+    pub(crate) fn send_alone(&self, files: impl Iterator<Item = FileNo>) {
+        lock(&self.work).alone.extend(files);
+    }
+
+    /// Waits until files may be due.
+    pub(crate) async fn uploads_wanted(&self) {
+        self.uploads.notified().await;
+    }
+
+    /// Counts an upload that succeeded.
+    pub(crate) fn achieved(&self) {
+        lock(&self.tally).achieved += 1;
+    }
+
+    /// Returns two numbers that differ from those of an earlier call if something was achieved, or an upload has
+    /// advanced, since.
+    pub(crate) fn progress(&self) -> (u64, u64) {
+        let achieved = self.tally().achieved;
+        (achieved, lock(&self.uploads_under_way).look())
+    }
+
+    /// Returns a receiver that is told whenever something succeeded or failed.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.progress.subscribe()
+    }
+
+    /// Whether all of it is at the source, or waits for somebody: parked, or behind something that is.
+    pub(crate) fn is_flushed(&self, journal: &Journal, targets: &[(u64, Arc<Edit>)], last: Option<OpNo>) -> bool {
+        let ops: Vec<_> = journal.ledger().ops().map(|(op, what)| (op, what.clone())).collect();
+        let dirty: HashSet<_> = lock(&self.dirty).keys().copied().collect();
+        let left =
+            targets.iter().filter(|(generation, edit)| !edit.has_committed(*generation) && dirty.contains(&edit.file));
+        let left: Vec<_> = left.map(|(_, edit)| (edit.file, edit.generation())).collect();
+        let work = lock(&self.work);
+        let (mut held, mut held_files) = (PathSet::default(), HashSet::new());
+        let mut is_done = true;
+        for (op, what) in &ops {
+            let parked = work.ops.get(op).is_some_and(|trouble| trouble.parked) && !work.running.contains(op);
+            if parked || what.paths().any(|path| held.overlaps(path)) {
+                what.paths().for_each(|path| held.insert(path));
+                held_files.extend(what.put_file());
+            } else if Some(*op) <= last {
+                is_done = false;
+            }
+        }
+        is_done && left.iter().all(|(file, generation)| work.is_parked(*file, *generation) || held_files.contains(file))
+    }
 }
 
 /// Whether nothing is left to wait for after so many attempts.
@@ -618,37 +675,46 @@ impl Work {
 }
 
 /// Files of an upload; whatever becomes of it, they may be looked at again afterwards.
-struct Busy<'a> {
-    flusher: &'a Flusher,
+pub(crate) struct Busy<'a> {
+    schedule: &'a Schedule,
     files: Vec<FileNo>,
+}
+
+impl<'a> Busy<'a> {
+    pub(crate) fn new(schedule: &'a Schedule, files: Vec<FileNo>) -> Self {
+        Self { schedule, files }
+    }
 }
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
         {
-            let mut work = lock(&self.flusher.work);
+            let mut work = lock(&self.schedule.work);
             work.busy.retain(|file| !self.files.contains(file));
         }
-        self.flusher.moved();
-        self.flusher.uploads.notify_one();
+        self.schedule.moved();
+        self.schedule.uploads.notify_one();
     }
 }
 
 /// An upload whose progress is looked at. Has failed if it is dropped before its end.
-struct Watched<'a> {
-    flusher: &'a Flusher,
+pub(crate) struct Watched<'a> {
+    schedule: &'a Schedule,
     upload: u64,
     succeeded: bool,
 }
 
 impl<'a> Watched<'a> {
-    fn new(flusher: &'a Flusher, progress: Box<dyn Fn() -> PutProgress + Send + Sync>) -> Self {
-        let upload = lock(&flusher.uploads_under_way).begin(progress);
-        Self { flusher, upload, succeeded: false }
+    pub(crate) fn new(
+        schedule: &'a Schedule,
+        progress: Box<dyn Fn() -> PutProgress + Send + std::marker::Sync>,
+    ) -> Self {
+        let upload = lock(&schedule.uploads_under_way).begin(progress);
+        Self { schedule, upload, succeeded: false }
     }
 
     /// Notes the outcome of the upload, which has content or hasn't, and returns it.
-    fn end<T, E>(mut self, outcome: Result<T, E>, has_content: bool) -> Result<T, E> {
+    pub(crate) fn end<T, E>(mut self, outcome: Result<T, E>, has_content: bool) -> Result<T, E> {
         self.succeeded = has_content && outcome.is_ok();
         outcome
     }
@@ -656,7 +722,7 @@ impl<'a> Watched<'a> {
 
 impl Drop for Watched<'_> {
     fn drop(&mut self) {
-        lock(&self.flusher.uploads_under_way).end(self.upload, self.succeeded);
+        lock(&self.schedule.uploads_under_way).end(self.upload, self.succeeded);
     }
 }
 
@@ -664,239 +730,9 @@ fn pause(attempts: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LONGEST_PAUSE)
 }
 
-/// A file's version, frozen.
-struct Fixed {
-    edit: Arc<Edit>,
-    generation: u64,
-    frozen: Arc<Frozen>,
-    stored: Option<Stored>,
-}
-
-impl Vfs {
-    /// Uploads what is due until the mount stops.
-    pub(crate) async fn upload_loop(vfs: Weak<Self>, mut stop: watch::Receiver<bool>) {
-        loop {
-            let Some(this) = vfs.upgrade() else { return };
-            let (due, next) = this.flusher.take_due();
-            for group in this.flusher.groups(due) {
-                tokio::spawn(this.clone().upload(group));
-            }
-            tokio::select! {
-                () = this.flusher.uploads.notified() => {}
-                () = tokio::time::sleep_until(next.into()) => {}
-                _ = stop.wait_for(|stop| *stop) => return,
-            }
-        }
-    }
-
-    /// Uploads some files in one session.
-    async fn upload(self: Arc<Self>, group: Vec<Arc<Edit>>) {
-        let Ok(_permit) = self.flusher.sessions.clone().acquire_owned().await else { return };
-        // A panic below must not keep the files from being tried again.
-        let _busy = Busy { flusher: &self.flusher, files: group.iter().map(|edit| edit.file).collect() };
-        let generations: Vec<_> = group.iter().map(|edit| (edit.file, edit.generation())).collect();
-        let mut added = Vec::new();
-        let outcome = match self.view.put().await {
-            Ok(session) => {
-                let watched = Watched::new(&self.flusher, session.progress());
-                added = self.add_all(&*session, group).await;
-                watched.end(session.finish().await, !added.is_empty())
-            }
-            Err(error) => Err(error),
-        };
-        if let Err(error) = outcome {
-            let error = Arc::new(Error::Store(error));
-            if generations.len() > 1 && !error.is_transient() {
-                tracing::warn!(%error, files = generations.len(), "an upload was refused; its files are sent one by one");
-                lock(&self.flusher.work).alone.extend(generations.iter().map(|(file, _)| *file));
-                return;
-            }
-            for (file, generation) in generations {
-                self.flusher.file_failed(file, generation, error.clone());
-            }
-            return;
-        }
-        for (fixed, stored) in added {
-            if let Err(error) = self.queue_put(&fixed, stored) {
-                self.flusher.file_failed(fixed.edit.file, fixed.generation, Arc::new(error));
-            }
-        }
-        self.flusher.wake();
-    }
-
-    /// Freezes and sends; what failed or isn't wanted any more is left out.
-    async fn add_all(&self, session: &dyn PutSession, group: Vec<Arc<Edit>>) -> Vec<(Fixed, Stored)> {
-        let one = |edit: Arc<Edit>| async move {
-            let (file, generation) = (edit.file, edit.generation());
-            match self.add(session, edit).await {
-                Ok(Some(added)) => return Some(added),
-                Ok(None) => {}
-                Err(error) => self.flusher.file_failed(file, generation, Arc::new(error)),
-            }
-            None
-        };
-        let all = futures::stream::iter(group.into_iter().map(one)).buffer_unordered(FILES_AT_ONCE);
-        all.filter_map(std::future::ready).collect().await
-    }
-
-    async fn add(&self, session: &dyn PutSession, edit: Arc<Edit>) -> Result<Option<(Fixed, Stored)>, Error> {
-        let Some(fixed) = self.fix(edit).await? else { return Ok(None) };
-        if let Some(stored) = fixed.stored {
-            return Ok(Some((fixed, stored)));
-        }
-        // The file may be removed while it is read: its slots mustn't be given to another one then.
-        let _pins = self.pool.pin(&fixed.frozen.records);
-        let content = Content::Frozen { frozen: fixed.frozen.clone(), slots: self.pool.clone() };
-        let stored = session.add(content).await?;
-        tracing::debug!(hash = %stored.version.hash, bytes = fixed.frozen.len, "uploaded");
-        Ok(Some((fixed, stored)))
-    }
-
-    /// The version to send: the one frozen before, if nothing changed since.
-    async fn fix(&self, edit: Arc<Edit>) -> Result<Option<Fixed>, Error> {
-        if self.flusher.is_kept(edit.file) {
-            return Ok(None);
-        }
-        let generation = edit.generation();
-        let earlier = {
-            let ledger = self.journal.ledger();
-            let Some(record) = ledger.file(edit.file).filter(|record| record.path.is_some()) else { return Ok(None) };
-            let frozen = record.draft.as_ref().and_then(|draft| draft.frozen.clone());
-            frozen.filter(|frozen| frozen.generation == generation)
-        };
-        if let Some(earlier) = earlier {
-            return Ok(Some(Fixed { edit, generation, frozen: earlier.frozen, stored: earlier.stored }));
-        }
-        edit.fetch_base(&self.journal, &self.pool, || self.flusher.advanced()).await?;
-        let frozen = edit.freeze(&self.journal, &self.pool).await?;
-        Ok(frozen.map(|(generation, frozen)| Fixed { edit, generation, frozen, stored: None }))
-    }
-
-    /// Queues the commit at the path the file has now; nothing where it lost its name.
-    fn queue_put(&self, fixed: &Fixed, stored: Stored) -> Result<(), Error> {
-        let (file, generation) = (fixed.edit.file, fixed.generation);
-        let _ = self.journal.transact(Purpose::Relief, |ledger| {
-            let record = ledger.file(file).filter(|_| !self.flusher.is_kept(file));
-            let path = record.and_then(|record| record.path.clone());
-            let is_unseen = record.is_some_and(|record| record.remote == Remote::Absent);
-            if is_unseen && path.as_ref().is_some_and(|path| self.policy().keeps(path)) {
-                // It was renamed while it was uploaded.
-                self.flusher.keep_new(file);
-                return Ok((Vec::new(), ()));
-            }
-            let frozen = record.and_then(|record| record.draft.as_ref()?.frozen.as_ref());
-            let (Some(path), Some(frozen)) = (path, frozen.filter(|frozen| frozen.generation == generation)) else {
-                return Ok((Vec::new(), ()));
-            };
-            self.flusher.launch(file);
-            lock(&self.flusher.tally).achieved += 1;
-            let uploaded = frozen.stored.is_none().then_some(Entry::Uploaded { file, generation, stored });
-            let put = Entry::Queue { op: ledger.new_op(), what: QueuedOp::Put { file, generation, path } };
-            Ok((uploaded.into_iter().chain([put]).collect(), ()))
-        })?;
-        self.flusher.drop_kept(&fixed.edit);
-        Ok(())
-    }
-
-    /// Waits until all that was pending when it was called is at the source, or the deadline is over.
-    pub async fn flush(&self, deadline: Option<Duration>) -> Drained {
-        let over = async {
-            match deadline {
-                Some(deadline) => tokio::time::sleep(deadline).await,
-                None => std::future::pending().await,
-            }
-        };
-        self.flush_until(over).await
-    }
-
-    /// Flushes for as long as the source takes something: ends early when no upload has advanced and nothing was
-    /// committed for `stalled`.
-    pub async fn flush_unless_stalled(&self, stalled: Duration) -> Drained {
-        let over = async {
-            let achieved = || {
-                let finished = self.flusher.tally().achieved;
-                (finished, lock(&self.flusher.uploads_under_way).look())
-            };
-            let (mut last, mut since) = (achieved(), Instant::now());
-            loop {
-                tokio::time::sleep((stalled / 4).clamp(STALL_LOOK.0, STALL_LOOK.1)).await;
-                let now = achieved();
-                if now != last {
-                    (last, since) = (now, Instant::now());
-                } else if since.elapsed() >= stalled {
-                    return;
-                }
-            }
-        };
-        self.flush_until(over).await
-    }
-
-    async fn flush_until(&self, over: impl Future<Output = ()>) -> Drained {
-        let before = self.flusher.tally().flushed;
-        let targets: Vec<_> = self.flusher.edits().into_iter().filter(|edit| edit.is_dirty()).collect();
-        let targets: Vec<_> = targets.into_iter().map(|edit| (edit.generation(), edit)).collect();
-        let last = self.journal.ledger().ops().next_back().map(|(op, _)| op);
-        self.flusher.forgive();
-        targets.iter().for_each(|(_, edit)| edit.hurry());
-        self.flusher.wake();
-        let mut progress = self.flusher.progress.subscribe();
-        let wait = async {
-            while !self.is_flushed(&targets, last) {
-                if progress.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        let mut stop = self.stop.subscribe();
-        let work = async {
-            wait.await;
-            self.find_committed_twins().await;
-        };
-        // What isn't done by then is counted below.
-        tokio::select! {
-            () = work => {}
-            () = over => {}
-            _ = stop.wait_for(|stop| *stop) => {}
-        }
-        // What waits for its `close` is no failure of a flush.
-        let pending = self.flusher.dirty_files().len() as u64 + self.queued_changes();
-        let tally = self.flusher.tally();
-        Drained { flushed: tally.flushed - before, pending, conflicts: tally.conflicts }
-    }
-
-    /// Operations on names in the queue.
-    pub(crate) fn queued_changes(&self) -> u64 {
-        let ledger = self.journal.ledger();
-        let counts = |op: &QueuedOp| !matches!(op, QueuedOp::Put { .. } | QueuedOp::RemoveDirectory { .. });
-        ledger.ops().filter(|(_, op)| counts(op)).count() as u64
-    }
-
-    /// Whether all of it is at the source, or waits for somebody: parked, or behind something that is.
-    fn is_flushed(&self, targets: &[(u64, Arc<Edit>)], last: Option<OpNo>) -> bool {
-        let ops: Vec<_> = self.journal.ledger().ops().map(|(op, what)| (op, what.clone())).collect();
-        let dirty: HashSet<_> = lock(&self.flusher.dirty).keys().copied().collect();
-        let left =
-            targets.iter().filter(|(generation, edit)| !edit.has_committed(*generation) && dirty.contains(&edit.file));
-        let left: Vec<_> = left.map(|(_, edit)| (edit.file, edit.generation())).collect();
-        let work = lock(&self.flusher.work);
-        let (mut held, mut held_files) = (PathSet::default(), HashSet::new());
-        let mut is_done = true;
-        for (op, what) in &ops {
-            let parked = work.ops.get(op).is_some_and(|trouble| trouble.parked) && !work.running.contains(op);
-            if parked || what.paths().any(|path| held.overlaps(path)) {
-                what.paths().for_each(|path| held.insert(path));
-                held_files.extend(crate::fs::sync::commit::put_file(what));
-            } else if Some(*op) <= last {
-                is_done = false;
-            }
-        }
-        is_done && left.iter().all(|(file, generation)| work.is_parked(*file, *generation) || held_files.contains(file))
-    }
-}
-
-impl Flusher {
+impl Schedule {
     /// Small files together; large ones, and those that company did no good, alone.
-    fn groups(&self, due: Vec<Arc<Edit>>) -> Vec<Vec<Arc<Edit>>> {
+    pub(crate) fn groups(&self, due: Vec<Arc<Edit>>) -> Vec<Vec<Arc<Edit>>> {
         let alone = lock(&self.work).alone.clone();
         let (single, together): (Vec<_>, Vec<_>) = due.into_iter().partition(|edit| alone.contains(&edit.file));
         groups(together).into_iter().chain(single.into_iter().map(|edit| vec![edit])).collect()

@@ -88,7 +88,7 @@ impl<V: ?Sized> Mount<V> {
     pub(in crate::fs) async fn find(&self, path: &str) -> Result<Ino, Error> {
         let mut at = Ino::ROOT;
         for name in path.split('/').filter(|name| !name.is_empty()) {
-            at = self.vfs.find_child(at, name).await?.ok_or(Error::NotFound)?;
+            at = self.vfs.directories.find_child(at, name).await?.ok_or(Error::NotFound)?;
         }
         Ok(at)
     }

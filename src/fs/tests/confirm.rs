@@ -1,8 +1,9 @@
 //! Commits are read back: what somebody overwrote in the moment of ours isn't lost in silence.
 
 use super::Mount;
-use crate::fs::journal::ledger::{OpNo, QueuedOp};
-use crate::fs::sync::readback::Unconfirmed;
+use crate::fs::ids::OpNo;
+use crate::fs::journal::ledger::QueuedOp;
+use crate::fs::journal::ledger::Unconfirmed;
 use crate::fs::{Drained, OnConflict, Options};
 use crate::store::{Change, Hash, Outcome, View};
 use std::time::Duration;
@@ -24,7 +25,7 @@ impl<V: View> Mount<V> {
     /// Reads back what is due, until nothing is left.
     pub(super) async fn confirm(&self) {
         for _ in 0..2000 {
-            self.vfs.confirm_due().await;
+            self.vfs.sync.confirm_due().await;
             if self.unconfirmed() == 0 {
                 return;
             }
@@ -131,7 +132,7 @@ async fn nothing_is_read_back_before_its_time() {
     mount.write("a", b"ours").await.unwrap();
     mount.flush().await;
     mount.view.take_commits();
-    mount.vfs.confirm_due().await;
+    mount.vfs.sync.confirm_due().await;
     assert!(mount.view.take_commits().is_empty());
     assert_eq!(mount.unconfirmed(), 1);
 }
@@ -177,7 +178,7 @@ async fn what_cannot_be_read_back_stays_unconfirmed() {
     mount.flush().await;
     let mount = mount.restarted(at_once).await;
     mount.view.set_offline(true);
-    mount.vfs.confirm_due().await;
+    mount.vfs.sync.confirm_due().await;
     assert_eq!(mount.unconfirmed(), 1);
     mount.view.set_offline(false);
     let mount = mount.killed().await;
@@ -359,7 +360,7 @@ async fn what_comes_while_it_is_looked_what_is_missing_is_compared_once_more() {
     let mount = committed(OnConflict::KeepBoth).await;
     let asked = mount.asked();
     mount.view.put_foreign("d/a", b"theirs");
-    mount.vfs.all_compared(asked, || Outcome::Conflict { found: None }).await;
+    mount.vfs.sync.all_compared(asked, || Outcome::Conflict { found: None }).await;
     assert_eq!((mount.unconfirmed(), contents(&mount)), (1, vec![b"theirs".to_vec()]));
 }
 
@@ -428,7 +429,11 @@ async fn what_our_own_change_did_before_it_was_compared_is_no_surprise() {
         mount.flush().await;
         let before = mount.remote();
         // and the source carries it out after what was asked later.
-        mount.vfs.all_compared(asked, || Outcome::Conflict { found: before.get("d/a").map(|_| Hash([7; 32])) }).await;
+        mount
+            .vfs
+            .sync
+            .all_compared(asked, || Outcome::Conflict { found: before.get("d/a").map(|_| Hash([7; 32])) })
+            .await;
         assert_eq!((mount.vfs.status().conflicts, mount.remote()), (0, before), "{change}");
         let before = mount.remote();
         let mount = mount.read_back().await;
@@ -455,7 +460,7 @@ async fn a_new_file_that_was_overwritten_is_kept_though_what_overwrote_it_is_gon
     mount.flush().await;
     mount.view.put_foreign("a", b"theirs");
     for _ in 0..400 {
-        mount.vfs.confirm_due().await;
+        mount.vfs.sync.confirm_due().await;
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     mount.view.delete_foreign("a");

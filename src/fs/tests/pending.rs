@@ -20,7 +20,7 @@ impl Mount {
 
     /// Waits until no attempt at the source is under way.
     async fn is_quiet(&self) {
-        let is_trying = || self.vfs.journal.ledger().ops().any(|(op, _)| self.vfs.flusher.is_running(op));
+        let is_trying = || self.vfs.journal.ledger().ops().any(|(op, _)| self.vfs.schedule.is_running(op));
         while is_trying() {
             tokio::task::yield_now().await;
         }
@@ -153,7 +153,7 @@ async fn a_failure_is_told_with_its_attempts_and_a_refusal_parks() {
     assert_eq!(mount.vfs.status().parked_files, 1);
     // Parked stays parked, until it is tried again.
     mount.view.set_trouble(None);
-    mount.vfs.flusher.wake();
+    mount.vfs.schedule.wake();
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(mount.remote().is_empty());
     assert_eq!(mount.vfs.retry(&[mount.number_of("a")], None), 1);
@@ -394,7 +394,7 @@ async fn what_waits_for_a_decision_is_decided_by_a_retry() {
 
 impl Mount {
     fn turns(&self) -> u64 {
-        self.vfs.flusher.turns.load(Ordering::Relaxed)
+        self.vfs.schedule.turns.load(Ordering::Relaxed)
     }
 
     /// Removes `path`, and waits until that has failed at the source.
@@ -462,7 +462,7 @@ async fn a_retry_that_is_due_while_a_batch_is_committed_waits_for_it_without_tur
     let view = mount.view.clone();
     let held = view.hold_commits().await;
     mount.unlink("b").await.unwrap();
-    while !mount.vfs.journal.ledger().ops().any(|(op, _)| mount.vfs.flusher.is_running(op)) {
+    while !mount.vfs.journal.ledger().ops().any(|(op, _)| mount.vfs.schedule.is_running(op)) {
         tokio::task::yield_now().await;
     }
     // Else the retry would be part of the batch.

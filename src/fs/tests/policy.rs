@@ -104,7 +104,7 @@ async fn remote_file_that_kept_file_hides_is_counted_and_keeps_its_folder() {
 async fn file_that_is_renamed_to_kept_name_during_upload_is_kept() {
     let mount = Mount::new().await;
     mount.write("a", b"content").await.unwrap();
-    let edit = mount.vfs.flusher.edits().remove(0);
+    let edit = mount.vfs.schedule.edits().remove(0);
     // The journal knows the new name before the policy is applied.
     let path = PlainPath::new(".DS_Store").unwrap();
     mount.vfs.journal.append(Purpose::Work, vec![Entry::Move { file: edit.file, path: Some(path) }]).unwrap();
@@ -117,17 +117,17 @@ async fn file_that_is_renamed_to_kept_name_during_upload_is_kept() {
 async fn file_whose_commit_was_queued_is_not_kept() {
     let mount = Mount::new().await;
     mount.write("a", b"content").await.unwrap();
-    let edit = mount.vfs.flusher.edits().remove(0);
+    let edit = mount.vfs.schedule.edits().remove(0);
     let commits = mount.view.hold_commits().await;
     let vfs = mount.vfs.clone();
     let flush = tokio::spawn(async move { vfs.flush(Some(Duration::from_secs(20))).await });
     while !mount.vfs.journal.ledger().ops().any(|(_, what)| matches!(what, QueuedOp::Put { .. })) {
         tokio::task::yield_now().await;
     }
-    mount.vfs.flusher.keep(edit.file);
+    mount.vfs.schedule.keep(edit.file);
     drop(commits);
     flush.await.unwrap();
-    while mount.remote().is_empty() || mount.vfs.flusher.is_kept(edit.file) {
+    while mount.remote().is_empty() || mount.vfs.schedule.is_kept(edit.file) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     mount.write_at("a", 0, b"C").await.unwrap();

@@ -130,7 +130,7 @@ async fn extended_attributes_of_users_are_kept_and_bounded() {
     refused!(mount.vfs.removexattr(ino, "user.one"), ENODATA);
     mount.vfs.setxattr(Ino::ROOT, "user.x", &[1; 100], SetXattr::Any).unwrap();
     mount.unlink("a").await.unwrap();
-    assert_eq!(crate::fs::lock(&mount.vfs.tree).xattr_bytes(), 106);
+    assert_eq!(crate::fs::lock::lock(&mount.vfs.tree).xattr_bytes(), 106);
 }
 
 /// Whether the last commits put nothing that was uploaded for them.

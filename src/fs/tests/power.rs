@@ -375,7 +375,7 @@ impl<F: Far> Machine<F> {
             Event::Compact => self.mount().vfs.journal.compact().unwrap(),
             Event::ReadBack => {
                 let mount = self.mount.as_ref().expect(UP);
-                run(&self.disk, &mut self.far, mount.vfs.confirm_due()).await;
+                run(&self.disk, &mut self.far, mount.vfs.sync.confirm_due()).await;
             }
             Event::End(end) => self.restart(*end).await?,
             Event::EndAfter(calls, end) => {

@@ -146,7 +146,7 @@ async fn committed_content_of_open_files_gives_way_least_recently_touched_first(
     mount.flush().await;
     // The first was given back, the second is still here.
     let staged = |ino| {
-        let edit = crate::fs::lock(&mount.vfs.tree).file(ino).unwrap().edit.clone().unwrap();
+        let edit = crate::fs::lock::lock(&mount.vfs.tree).file(ino).unwrap().edit.clone().unwrap();
         let ledger = mount.vfs.journal.ledger();
         ledger.file(edit.file).unwrap().draft.as_ref().unwrap().state.records.len()
     };
@@ -172,7 +172,7 @@ async fn what_was_given_back_is_still_known_after_a_kill_and_a_compaction() {
     let handle = mount.open("a", libc::O_RDWR | libc::O_CREAT).await.unwrap();
     mount.put(handle, 0, &vec![1; 3 * SLOT]).await.unwrap();
     mount.flush().await;
-    let edit = mount.vfs.flusher.edits().remove(0);
+    let edit = mount.vfs.schedule.edits().remove(0);
     let again = |state| Ok(crate::store::View::draft(&*mount.view, state, mount.vfs.pool.clone())?);
     assert_eq!(edit.evict(&mount.vfs.journal, &mount.vfs.pool, again).await.unwrap(), 3);
     mount.put(handle, 0, b"2").await.unwrap();
@@ -275,7 +275,7 @@ async fn staging_limit_refuses_no_write_and_evicts_what_is_uploaded_oldest_first
     let new = mount.open("new", libc::O_RDWR | libc::O_CREAT).await.unwrap();
     mount.put(new, 0, b"2").await.unwrap();
     mount.vfs.flush_file(new).await.unwrap();
-    mount.vfs.collect().await;
+    mount.vfs.quota.collect().await;
     used_is(201).await;
 
     mount.view.set_offline(false);
@@ -294,8 +294,8 @@ async fn eviction_skips_files_whose_readers_wait_for_the_source() {
     })
     .await;
     let edit = |name| {
-        let ino = crate::fs::lock(&mount.vfs.tree).child(crate::fs::Ino::ROOT, name).unwrap();
-        mount.vfs.flusher.edits().into_iter().find(|edit| edit.ino() == ino).unwrap()
+        let ino = crate::fs::lock::lock(&mount.vfs.tree).child(crate::fs::Ino::ROOT, name).unwrap();
+        mount.vfs.schedule.edits().into_iter().find(|edit| edit.ino() == ino).unwrap()
     };
     let mut handles = Vec::new();
     for name in ["read", "held", "free"] {
@@ -303,7 +303,7 @@ async fn eviction_skips_files_whose_readers_wait_for_the_source() {
         mount.put(handle, 0, &[1; 4 * SLOT]).await.unwrap();
         if name == "read" {
             mount.flush().await;
-            mount.vfs.collect().await;
+            mount.vfs.quota.collect().await;
             mount.staging_empties().await;
         }
         handles.push(handle);
@@ -317,7 +317,7 @@ async fn eviction_skips_files_whose_readers_wait_for_the_source() {
     mount.flush().await;
     let held = edit("held");
     let _held = held.reader().await;
-    let collected = tokio::time::timeout(Duration::from_secs(20), mount.vfs.collect()).await;
+    let collected = tokio::time::timeout(Duration::from_secs(20), mount.vfs.quota.collect()).await;
     collected.expect("eviction waits for a reader");
     let free = edit("free").file;
     let is_evicted = |draft: &crate::fs::journal::ledger::DraftRecord| draft.state.records.is_empty();

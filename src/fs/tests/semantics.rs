@@ -130,7 +130,7 @@ async fn removing_and_making_again_is_one_change_at_the_source() {
     // A batch in progress keeps the removal in the queue.
     let held = mount.view.hold_commits().await;
     mount.unlink("b").await.unwrap();
-    while !mount.vfs.journal.ledger().ops().any(|(op, _)| mount.vfs.flusher.is_running(op)) {
+    while !mount.vfs.journal.ledger().ops().any(|(op, _)| mount.vfs.schedule.is_running(op)) {
         tokio::task::yield_now().await;
     }
     mount.unlink("a").await.unwrap();
@@ -150,7 +150,7 @@ async fn making_again_while_the_removal_is_committed_ends_with_the_new_file() {
     mount.view.put_foreign("a", b"old");
     let held = mount.view.hold_commits().await;
     mount.unlink("a").await.unwrap();
-    while !mount.vfs.journal.ledger().ops().any(|(op, _)| mount.vfs.flusher.is_running(op)) {
+    while !mount.vfs.journal.ledger().ops().any(|(op, _)| mount.vfs.schedule.is_running(op)) {
         tokio::task::yield_now().await;
     }
     mount.write("a", b"new").await.unwrap();

@@ -106,14 +106,14 @@ async fn folder_whose_look_fails_keeps_no_other_from_being_looked_up() {
         mount.view.put_foreign(&format!("{at}/i"), b"theirs");
         mount.vfs.twins.note_made(&path(at));
     }
-    assert!(mount.vfs.find_twins().await.is_err());
+    assert!(mount.vfs.sync.find_twins().await.is_err());
     assert_eq!(mount.vfs.status().conflicts, 2);
     // The folders were asked for together, and are halved until the bad one waits alone.
     for _ in 0..3 {
-        assert!(mount.vfs.find_twins().await.is_err());
+        assert!(mount.vfs.sync.find_twins().await.is_err());
     }
     mount.view.take_looked_up();
-    assert!(mount.vfs.find_twins().await.is_err());
+    assert!(mount.vfs.sync.find_twins().await.is_err());
     let asked = mount.view.take_looked_up();
     assert!(!asked.is_empty());
     let asked = asked.iter().flat_map(|(files, folders)| files.iter().chain(folders));
@@ -124,7 +124,7 @@ async fn folder_whose_look_fails_keeps_no_other_from_being_looked_up() {
 async fn new_files_of_one_folder_are_looked_up_together() {
     let mount = Mount::new().await;
     (0..3000).for_each(|number| mount.vfs.twins.note_made(&path(&format!("d/{number}"))));
-    mount.vfs.find_twins().await.unwrap();
+    mount.vfs.sync.find_twins().await.unwrap();
     let asked = mount.view.take_looked_up();
     let sizes: Vec<_> = asked.iter().map(|(files, folders)| (files.len(), folders.len())).collect();
     assert_eq!(sizes, [(0, 1), (3000, 0)]);
@@ -138,7 +138,7 @@ async fn renamed_folder_is_looked_up_without_its_files() {
     }
     mount.rename("d", "e").await.unwrap();
     mount.flush().await;
-    mount.vfs.find_twins().await.unwrap();
+    mount.vfs.sync.find_twins().await.unwrap();
     assert_eq!(mount.view.take_looked_up(), [(vec![], vec![path("e")])]);
 }
 
@@ -166,7 +166,7 @@ async fn file_whose_removal_is_queued_is_no_twin_of_folder_in_its_place() {
     mount.unlink("n").await.unwrap();
     mount.mkdir("n").await.unwrap();
     mount.vfs.twins.note_moved_folder(&path("n"));
-    mount.vfs.find_twins().await.unwrap();
+    mount.vfs.sync.find_twins().await.unwrap();
     assert!(mount.remote().contains_key("n"), "it is still there when it is looked up");
     assert_eq!(mount.vfs.status().conflicts, 0);
     mount.view.allow("n");

@@ -5,48 +5,23 @@
 //! kernel remembers it (lookup count) or a handle is open.
 
 use crate::fs::content::edit::Edit;
-use crate::fs::journal::ledger::FileNo;
-use crate::fs::special::Special;
+use crate::fs::errno::Error;
+use crate::fs::ids::FileKind;
+use crate::fs::ids::Ino;
+use crate::fs::ids::{FileNo, Special};
+use crate::fs::lock::{Mutex, Rank};
+use crate::fs::options::Options;
 use crate::fs::tree::xattr::Xattrs;
-use crate::fs::{Error, Options};
 use crate::store::{Len, PlainPath, Version, stored_mtime};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use time::OffsetDateTime;
 
-/// An inode number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Ino(pub u64);
-
-impl Ino {
-    /// The root directory, as the kernel numbers it.
-    pub const ROOT: Self = Self(1);
-}
-
 /// A special file has no content; the kernel never asks for it.
 const NO_CONTENT: Error = Error::Invalid("a special file has no content");
 /// Blocks are reported in units of this many bytes.
 const BLOCK: u64 = 512;
-
-/// What an inode is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FileKind {
-    /// A directory.
-    Directory,
-    /// A regular file.
-    File,
-    /// A symbolic link.
-    Link,
-    /// A named pipe.
-    Fifo,
-    /// A socket.
-    Socket,
-    /// A character device.
-    CharDevice,
-    /// A block device.
-    BlockDevice,
-}
 
 /// What a new entry gets from whoever makes it; what is missing it has as all others do.
 #[derive(Clone, Copy, Debug, Default)]
@@ -303,6 +278,9 @@ impl Node {
         self.place.is_some() || self.lookups > 0 || self.opens > 0
     }
 }
+
+/// The inode table behind its lock.
+pub(crate) type InodeTable = Mutex<Tree, { Rank::Tree as u8 }>;
 
 /// See the module.
 pub(crate) struct Tree {
@@ -613,6 +591,17 @@ impl File {
 /// Returns a time as it is shown: with the granularity that the Hub stores, so that no upload changes it.
 fn shown(time: SystemTime) -> SystemTime {
     stored_mtime(time).into()
+}
+
+/// A name came or went.
+pub(crate) fn touch(tree: &mut Tree, directory: Ino) {
+    if let Ok(node) = tree.node_mut(directory) {
+        // A time that was set by hand ends with the next change.
+        (node.looks.mtime, node.looks.ctime) = (None, None);
+    }
+    if let Ok(directory) = tree.directory_mut(directory) {
+        directory.mtime = SystemTime::now();
+    }
 }
 
 #[cfg(test)]

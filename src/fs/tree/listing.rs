@@ -1,14 +1,23 @@
 //! Directories: listing the source, laying local state over it, looking names up, paging.
 
-use crate::fs::handle::{DirectoryHandle, HandleNo, Listed};
+use crate::fs::errno::Error;
+use crate::fs::handle::Handles;
+use crate::fs::handle::{DirectoryHandle, Listed};
+use crate::fs::ids::{FileKind, HandleNo, Ino};
 use crate::fs::journal::file::Journal;
 use crate::fs::journal::ledger::{Ledger, QueuedOp, Remote};
-use crate::fs::tree::inode::{Attr, Body, FileKind, Ino, MtimeSource, Node, Tree};
+use crate::fs::lock::lock;
+use crate::fs::options::Options;
+use crate::fs::sync::schedule::Schedule;
+use crate::fs::tree::inode::InodeTable;
+use crate::fs::tree::inode::{Attr, Body, MtimeSource, Node, Tree};
 use crate::fs::tree::queued::{LocalChild, Overlay};
-use crate::fs::{Error, Vfs, lock};
+use crate::fs::tree::twins::Twins;
+use crate::store::View;
 use crate::store::{Entry, Hidden, Kind, Len, PlainPath, Version};
 use futures::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Sizes that are read ahead while a directory is paged through.
@@ -43,7 +52,18 @@ impl Drop for Listing<'_> {
     }
 }
 
-impl Vfs {
+/// Lists directories, finds names in them, and lays local changes over what the remote has.
+pub(crate) struct Directories {
+    pub(crate) view: Arc<dyn View>,
+    pub(crate) options: Arc<Options>,
+    pub(crate) tree: Arc<InodeTable>,
+    pub(crate) handles: Arc<Handles>,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) schedule: Arc<Schedule>,
+    pub(crate) twins: Arc<Twins>,
+}
+
+impl Directories {
     /// Makes sure that a directory was listed not longer ago than the metadata TTL.
     pub(crate) async fn load(&self, ino: Ino) -> Result<(), Error> {
         self.load_within(ino, self.options.metadata_ttl).await
@@ -108,7 +128,7 @@ impl Vfs {
 
     /// Returns how much longer a name that was missed in a directory counts as missing: the kernel may remember it for
     /// that time.
-    pub fn absent_for(&self, parent: Ino) -> Duration {
+    pub(crate) fn absent_for(&self, parent: Ino) -> Duration {
         let tree = lock(&self.tree);
         let Ok(directory) = tree.directory(parent) else { return Duration::ZERO };
         let age = directory.loaded.map_or(Duration::MAX, |at| at.elapsed());
@@ -139,7 +159,7 @@ impl Vfs {
             tracing::debug!(directory = self.view.log_name(path), unreadable, not_shown, "entries are not shown");
         }
         let mut found = union(listings.into_iter().flat_map(|(_, listed)| listed.entries));
-        let merge = Merge { vfs: self, ledger: &ledger, path, overlay };
+        let merge = Merge { directories: self, ledger: &ledger, path, overlay };
         merge.show_files_beside_folders(&mut found);
         let (covered, covered_files) = merge.covered(&found)?;
         if merge.lacks_arrivals(&tree, ino, &found)? {
@@ -203,7 +223,7 @@ impl Vfs {
     }
 
     /// Finds a name and makes the kernel's reference to it: give it back with [`Vfs::forget`].
-    pub async fn lookup(&self, parent: Ino, name: &str) -> Result<Attr, Error> {
+    pub(crate) async fn lookup(&self, parent: Ino, name: &str) -> Result<Attr, Error> {
         let ino = self.find_child(parent, name).await?.ok_or(Error::NotFound)?;
         self.measure(&[ino]).await?;
         let mut tree = lock(&self.tree);
@@ -213,7 +233,7 @@ impl Vfs {
     }
 
     /// Gives `count` references of the kernel back.
-    pub fn forget(&self, ino: Ino, count: u64) {
+    pub(crate) fn forget(&self, ino: Ino, count: u64) {
         lock(&self.tree).forget(ino, count);
     }
 
@@ -245,7 +265,7 @@ impl Vfs {
     }
 
     /// Opens a directory: what it holds now is what paging shows.
-    pub async fn opendir(&self, ino: Ino) -> Result<HandleNo, Error> {
+    pub(crate) async fn opendir(&self, ino: Ino) -> Result<HandleNo, Error> {
         self.load(ino).await?;
         let mut tree = lock(&self.tree);
         let parent = tree.node(ino)?.place.as_ref().map_or(ino, |(parent, _)| *parent);
@@ -263,7 +283,7 @@ impl Vfs {
     }
 
     /// Hands the entries of an open directory from `offset` on to `sink`, until it is full. An entry's own offset is its place plus one.
-    pub fn readdir(
+    pub(crate) fn readdir(
         &self,
         handle: HandleNo,
         offset: u64,
@@ -279,7 +299,7 @@ impl Vfs {
     }
 
     /// Reads the sizes of the entries that follow `offset`, as far as that is possible.
-    pub async fn measure_page(&self, handle: HandleNo, offset: u64) -> Result<(), Error> {
+    pub(crate) async fn measure_page(&self, handle: HandleNo, offset: u64) -> Result<(), Error> {
         let handle = self.handles.directory(handle)?;
         let ahead: Vec<Ino> = handle.from(offset).take(SIZES_AHEAD).map(|(entry, _)| entry.ino).collect();
         if let Err(error) = self.measure(&ahead).await {
@@ -290,7 +310,7 @@ impl Vfs {
 
     /// As [`Vfs::readdir`], with attributes as far as they are known. Each entry that was taken is a reference to be given back, dots excepted.
     /// What was removed since is left out. An entry without a known size is uncertain, so that whoever asks for it alone gets the error.
-    pub fn readdirplus(
+    pub(crate) fn readdirplus(
         &self,
         handle: HandleNo,
         offset: u64,
@@ -311,10 +331,35 @@ impl Vfs {
     }
 
     /// Closes a directory.
-    pub fn releasedir(&self, handle: HandleNo) -> Result<(), Error> {
+    pub(crate) fn releasedir(&self, handle: HandleNo) -> Result<(), Error> {
         let handle = self.handles.remove_directory(handle)?;
         lock(&self.tree).closed(handle.ino, false);
         Ok(())
+    }
+
+    /// The size is wanted only to know the old version better; a damaged or unreachable one can be removed all the same.
+    pub(crate) async fn measure_if_possible(&self, ino: Ino) {
+        if let Err(error) = self.measure(&[ino]).await {
+            tracing::debug!(%error, "removing a file whose size can't be read");
+        }
+    }
+
+    /// Returns how many entries of the source aren't shown because of files of this machine.
+    pub(crate) fn covered(&self) -> u64 {
+        let tree = lock(&self.tree);
+        self.twins.covered(|directory| tree.path(directory).is_ok())
+    }
+
+    /// Has a directory listed again before it is shown again.
+    pub(crate) fn look_again(&self, directory: &PlainPath) {
+        let mut tree = lock(&self.tree);
+        if let Some(Ok(directory)) = tree.find(directory).map(|ino| tree.directory_mut(ino)) {
+            directory.loaded = None;
+        }
+    }
+
+    pub(crate) fn is_child(&self, directory: Option<Ino>, name: &str) -> bool {
+        directory.is_some_and(|ino| lock(&self.tree).child(ino, name).is_ok_and(|child| child.is_some()))
     }
 }
 
@@ -334,7 +379,7 @@ fn union(entries: impl Iterator<Item = Entry>) -> BTreeMap<String, Entry> {
 
 /// Lays local state over what the source showed.
 struct Merge<'a> {
-    vfs: &'a Vfs,
+    directories: &'a Directories,
     ledger: &'a Ledger,
     path: &'a PlainPath,
     overlay: Overlay,
@@ -369,7 +414,7 @@ impl Merge<'_> {
             found.values().filter(|entry| is_hidden(entry)).map(|entry| entry.name.clone()).collect();
         for name in names {
             let taken = |alias: &str| found.contains_key(alias) || self.overlay.children.contains_key(alias);
-            let Some(alias) = self.vfs.view.show_beside(self.path, &name, &taken) else { continue };
+            let Some(alias) = self.directories.view.show_beside(self.path, &name, &taken) else { continue };
             if let Some(entry) = found.remove(&name) {
                 found.insert(alias.clone(), Entry { name: alias, ..entry });
             }
@@ -383,7 +428,7 @@ impl Merge<'_> {
         for (name, child) in &self.overlay.children {
             let (Some(entry), LocalChild::File(file)) = (found.get(name), child) else { continue };
             let is_folder = matches!(entry.kind, Kind::Directory { .. });
-            if !is_folder && !self.vfs.flusher.is_kept(*file) {
+            if !is_folder && !self.directories.schedule.is_kept(*file) {
                 continue;
             }
             // While other operations are queued here, the entry may be one that was removed.
@@ -460,7 +505,7 @@ impl Merge<'_> {
             },
             LocalChild::File(no) => {
                 let Some(record) = self.ledger.file(no) else { return Ok(false) };
-                match (self.vfs.flusher.edit(no), record.remote) {
+                match (self.directories.schedule.edit(no), record.remote) {
                     (Some(edit), remote) => {
                         let mut node = Node::edited(edit);
                         if let Remote::Own(version, len) = remote {
@@ -480,7 +525,7 @@ impl Merge<'_> {
                     }
                     (None, _) => {
                         tracing::error!(
-                            directory = self.vfs.view.log_name(self.path),
+                            directory = self.directories.view.log_name(self.path),
                             "a file of the journal has no content"
                         );
                         return Ok(false);

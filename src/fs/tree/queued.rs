@@ -4,7 +4,8 @@
 //! now in this directory, and which names must be taken from local state whatever the source says? Both are answered by walking the
 //! queue from the newest operation back to the oldest.
 
-use crate::fs::journal::ledger::{FileNo, Names, QueuedOp};
+use crate::fs::ids::FileNo;
+use crate::fs::journal::ledger::{Names, QueuedOp};
 use crate::store::PlainPath;
 use std::collections::BTreeMap;
 

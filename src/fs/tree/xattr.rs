@@ -3,10 +3,16 @@
 //! Only `user.*`: what other namespaces mean (capabilities, access lists, labels) this filesystem doesn't do, so it doesn't pretend to keep it.
 //! Ours are not listed: a copying tool would carry them to a place where they are wrong, or fail to set them.
 
-use crate::fs::tree::inode::{File, Ino, Tree};
-use crate::fs::{Error, Vfs, lock};
+use crate::fs::errno::Error;
+use crate::fs::gate::WriteGate;
+use crate::fs::ids::Ino;
+use crate::fs::lock::lock;
+use crate::fs::tree::inode::InodeTable;
+use crate::fs::tree::inode::{File, Tree};
 use crate::store::Side;
+use crate::store::View;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 /// 0 or 1: whether the entry is stored encrypted.
@@ -45,9 +51,16 @@ impl Xattrs {
     }
 }
 
-impl Vfs {
+/// Extended attributes of inodes.
+pub(crate) struct Attributes {
+    pub(crate) view: Arc<dyn View>,
+    pub(crate) tree: Arc<InodeTable>,
+    pub(crate) gate: Arc<WriteGate>,
+}
+
+impl Attributes {
     /// The value of an extended attribute.
-    pub fn getxattr(&self, ino: Ino, name: &str) -> Result<Vec<u8>, Error> {
+    pub(crate) fn getxattr(&self, ino: Ino, name: &str) -> Result<Vec<u8>, Error> {
         let tree = lock(&self.tree);
         let node = tree.node(ino)?;
         if !name.starts_with(OURS) {
@@ -74,13 +87,13 @@ impl Vfs {
     }
 
     /// The names of the extended attributes that were set, each ended by NUL.
-    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>, Error> {
+    pub(crate) fn listxattr(&self, ino: Ino) -> Result<Vec<u8>, Error> {
         let tree = lock(&self.tree);
         Ok(tree.node(ino)?.xattrs.0.keys().flat_map(|name| name.bytes().chain([0])).collect())
     }
 
     /// Sets an extended attribute.
-    pub fn setxattr(&self, ino: Ino, name: &str, value: &[u8], how: SetXattr) -> Result<(), Error> {
+    pub(crate) fn setxattr(&self, ino: Ino, name: &str, value: &[u8], how: SetXattr) -> Result<(), Error> {
         self.check_settable(name)?;
         let mut tree = lock(&self.tree);
         let (all, xattrs) = (tree.xattr_bytes(), &tree.node(ino)?.xattrs);
@@ -98,7 +111,7 @@ impl Vfs {
     }
 
     /// Removes an extended attribute.
-    pub fn removexattr(&self, ino: Ino, name: &str) -> Result<(), Error> {
+    pub(crate) fn removexattr(&self, ino: Ino, name: &str) -> Result<(), Error> {
         self.check_settable(name)?;
         let mut tree = lock(&self.tree);
         if !tree.node(ino)?.xattrs.0.contains_key(name) {
@@ -108,7 +121,7 @@ impl Vfs {
     }
 
     fn check_settable(&self, name: &str) -> Result<(), Error> {
-        self.check_writable()?;
+        self.gate.check_writable()?;
         if name.starts_with(OURS) {
             return Err(Error::NotPermitted("this attribute tells how a file is stored"));
         }

@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::disk::RealDisk;
-use crate::fs::journal::ledger::{FileNo, OpNo, QueuedOp, Remote};
+use crate::fs::ids::{FileNo, OpNo};
+use crate::fs::journal::ledger::Unconfirmed;
+use crate::fs::journal::ledger::{QueuedOp, Remote};
 use crate::fs::memory_view::sealer;
-use crate::fs::sync::readback::Unconfirmed;
 use crate::store::{Binding, Delta, DraftState, PlainPath, RecordRef, SlotIo};
 use time::OffsetDateTime;
 
@@ -503,5 +504,5 @@ fn documented_limits_are_those_of_the_code() {
         assert!(text.contains(&told), "docs/journal.md doesn't say {told:?}");
     }
     assert_eq!(crate::fs::sync::readback::MAX_UNCONFIRMED, 65_536);
-    assert_eq!(crate::fs::TICK, Duration::from_secs(1), "synced every second");
+    assert_eq!(crate::fs::persist::TICK, Duration::from_secs(1), "synced every second");
 }

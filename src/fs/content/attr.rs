@@ -1,7 +1,10 @@
 //! Attributes: `stat`, `chmod`, `chown`, `utimes`, `statfs`.
 
-use crate::fs::tree::inode::{Attr, Ino};
-use crate::fs::{Error, Vfs, lock};
+use crate::fs::content::Contents;
+use crate::fs::errno::Error;
+use crate::fs::ids::Ino;
+use crate::fs::lock::lock;
+use crate::fs::tree::inode::Attr;
 use crate::store::{MTIME_GRANULARITY, stored_mtime};
 use std::time::{Duration, SystemTime};
 
@@ -32,9 +35,9 @@ pub struct SetAttr {
     pub mtime: Option<SystemTime>,
 }
 
-impl Vfs {
+impl Contents {
     /// What `stat` tells. What may have changed at the source is looked at again.
-    pub async fn getattr(&self, ino: Ino) -> Result<Attr, Error> {
+    pub(crate) async fn getattr(&self, ino: Ino) -> Result<Attr, Error> {
         let parent = {
             let tree = lock(&self.tree);
             let node = tree.node(ino)?;
@@ -43,15 +46,15 @@ impl Vfs {
             node.place.as_ref().filter(|_| clean && tree.path(ino).is_ok()).map(|(parent, _)| *parent)
         };
         if let Some(parent) = parent {
-            self.load(parent).await?;
+            self.directories.load(parent).await?;
         }
-        self.measure(&[ino]).await?;
+        self.directories.measure(&[ino]).await?;
         lock(&self.tree).attr(ino, &self.options)
     }
 
     /// Changes attributes. All but the size, and the time of a file that isn't committed yet, are remembered in memory only.
-    pub async fn setattr(&self, ino: Ino, set: SetAttr) -> Result<Attr, Error> {
-        self.check_writable()?;
+    pub(crate) async fn setattr(&self, ino: Ino, set: SetAttr) -> Result<Attr, Error> {
+        self.gate.check_writable()?;
         if let Some(len) = set.len {
             self.truncate(ino, len).await?;
         }
@@ -68,7 +71,7 @@ impl Vfs {
             looks.mtime = set.mtime.or(looks.mtime);
             looks.ctime = Some(SystemTime::now());
         }
-        self.measure(&[ino]).await?;
+        self.directories.measure(&[ino]).await?;
         lock(&self.tree).attr(ino, &self.options)
     }
 
