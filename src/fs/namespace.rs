@@ -166,7 +166,7 @@ impl Namespace {
     /// and then reports it with [`Self::op_cancelled`]. The new file then replaces the old one in one step, and no
     /// crash leaves neither.
     pub(crate) fn take_over(&self, ledger: &Ledger, path: &PlainPath) -> (Remote, Option<OpNo>) {
-        let overlapping: Vec<_> = ledger.overlapping(path).map(|(op, what)| (op, what.clone())).collect();
+        let overlapping: Vec<_> = ledger.queue().overlapping(path).map(|(op, what)| (op, what.clone())).collect();
         if let [(op, QueuedOp::Delete { file, path: at })] = &overlapping[..]
             && at == path
             && !self.schedule.is_running(*op)
@@ -317,7 +317,7 @@ impl Namespace {
         let file = tree.file(ino)?;
         let known = file.file.and_then(|no| ledger.file(no).map(|record| (no, record)));
         let Some((no, record)) = known else {
-            let queued = ledger.overlapping(path).next().is_some();
+            let queued = ledger.queue().overlapping(path).next().is_some();
             let leaves = (!queued).then(|| remote_of(file.version, file.len));
             return Ok((None, Going { entries: Vec::new(), leaves }));
         };
@@ -721,7 +721,7 @@ fn remove_directory(ledger: &mut Ledger, path: &PlainPath) -> Vec<Entry> {
     if ledger.has_directory(path) {
         entries.push(Entry::ForgetDirectory { path: path.clone() });
     }
-    if ledger.overlapping(path).next().is_some() {
+    if ledger.queue().overlapping(path).next().is_some() {
         let op = ledger.new_op();
         entries.push(Entry::Queue { op, what: QueuedOp::RemoveDirectory { path: path.clone() } });
     }
@@ -737,7 +737,7 @@ fn directory_move(
     to: &PlainPath,
 ) -> Result<Vec<Entry>, Error> {
     let mut files = Vec::new();
-    let mut local = ledger.overlapping(from).chain(ledger.overlapping(to)).next().is_none();
+    let mut local = ledger.queue().overlapping(from).chain(ledger.queue().overlapping(to)).next().is_none();
     for ino in tree.below(source) {
         let Ok(file) = tree.file(ino) else { continue };
         match file.file.and_then(|no| ledger.file(no).map(|record| (no, record))) {

@@ -68,14 +68,15 @@ impl Persister {
     /// Brings everything that was written into the journal, as far as that is possible in the given time: files
     /// that are held keep no other waiting.
     pub(crate) async fn persist_together(&self, patience: Duration) {
-        let unsettled: Vec<_> = self.schedule.edits().into_iter().filter(|edit| edit.is_unsettled()).collect();
+        let unsettled = self.schedule.take_unsettled();
         futures::future::join_all(unsettled.iter().map(|edit| self.persist(edit, patience))).await;
     }
 
-    async fn persist(&self, edit: &Edit, patience: Duration) {
+    async fn persist(&self, edit: &Arc<Edit>, patience: Duration) {
         let settled = tokio::time::timeout(patience, edit.settle(&self.journal, &self.pool)).await;
         if let Err(error) = settled.unwrap_or(Err(Error::TimedOut)) {
             tracing::warn!(%error, "an open file's writes aren't in the journal yet");
+            self.schedule.wrote(edit);
         }
     }
 

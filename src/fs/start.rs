@@ -161,7 +161,7 @@ impl Vfs {
     fn restore(&self) -> Result<(), Error> {
         let mut ended = Vec::new();
         for Left { file, has_name, is_kept, draft } in self.left() {
-            if !has_name && self.schedule.is_launched(file) {
+            if !has_name && self.schedule.is_commit_queued(file) {
                 // Ended when it is known what became of its commit.
                 continue;
             }
@@ -188,7 +188,11 @@ impl Vfs {
     fn left(&self) -> Vec<Left> {
         let ledger = self.journal.ledger();
         // Nothing newer of such a file is frozen before it is known what became of this: the remote may have it already.
-        ledger.ops().filter_map(|(_, what)| what.put_file()).for_each(|file| self.schedule.launch(file));
+        ledger
+            .queue()
+            .iter()
+            .filter_map(|(_, what)| what.put_file())
+            .for_each(|file| self.schedule.commit_queued(file));
         ledger.unconfirmed().all().for_each(|(op, _)| self.sync.read_back_later(op));
         let policy = self.contents.policy;
         let left = ledger.files().filter_map(|(file, record)| {

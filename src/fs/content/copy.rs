@@ -84,7 +84,7 @@ impl Contents {
         let mut guard = edit.writer().await;
         let draft = guard.as_mut().filter(|draft| draft.is_empty()).ok_or(Error::NotSupported)?;
         // A commit that is under way would be taken for that of the copy.
-        if self.schedule.is_under_way(edit.file) || !self.is_advanced() {
+        if self.schedule.is_in_progress(edit.file) || !self.is_advanced() {
             return Err(Error::NotSupported);
         }
         edit.settle_locked(draft, &self.journal, &self.pool).await?;

@@ -8,14 +8,20 @@ use crate::fs::errno::Error;
 use crate::fs::ids::{FileNo, Ino};
 use crate::fs::journal::file::{Journal, Purpose, Ticket};
 use crate::fs::journal::ledger::{Entry, FrozenRecord};
-use crate::fs::lock::lock;
-use crate::fs::lock::{Mutex, Rank, before_wait};
+use crate::fs::lock::{Mutex, Rank, before_wait, lock};
 use crate::fs::slots::Pool;
 use crate::store::{Delta, Draft, DraftState, Frozen, Stored, Version, stored_now};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// When a file is due, and the latest time at which its upload starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Due {
+    pub(crate) at: Instant,
+    pub(crate) latest: Instant,
+}
 
 /// See the module.
 pub(crate) struct Edit {
@@ -58,9 +64,35 @@ struct Meta {
     next_write: Option<u64>,
     /// Slots promised to it, if disk space is limited.
     room: Option<Room>,
+    /// Where it is counted while the remote lacks it, and the files and bytes that it counts for there.
+    totals: Option<Arc<Totals>>,
+    share: (u64, u64),
+}
+
+/// Number of files that the remote lacks, and their bytes.
+#[derive(Default)]
+pub(crate) struct Totals(Mutex<(u64, u64)>);
+
+impl Totals {
+    /// Returns files and bytes.
+    pub(crate) fn get(&self) -> (u64, u64) {
+        *lock(&self.0)
+    }
+
+    fn replace(&self, old: (u64, u64), new: (u64, u64)) {
+        let mut totals = lock(&self.0);
+        *totals = (totals.0 - old.0 + new.0, totals.1 - old.1 + new.1);
+    }
 }
 
 impl Meta {
+    /// Brings the totals up to date. To be called after each change of length, generation or commit.
+    fn recount(&mut self) {
+        let Some(totals) = &self.totals else { return };
+        let share = if self.generation > self.committed { (1, self.len) } else { (0, 0) };
+        totals.replace(std::mem::replace(&mut self.share, share), share);
+    }
+
     fn is_evictable(&self) -> bool {
         let settled = self.settled == self.generation && self.backlog.is_empty();
         self.generation > 0 && self.generation == self.committed && settled
@@ -95,6 +127,8 @@ impl Edit {
             owed: draft.state().base.map_or(0, |(_, visible)| visible),
             next_write: None,
             room: None,
+            totals: None,
+            share: (0, 0),
         };
         Self { file, draft: RwLock::new(Some(draft)), meta: Mutex::new(meta), ino: OnceLock::new() }
     }
@@ -165,18 +199,20 @@ impl Edit {
         meta.generation > meta.settled || !meta.backlog.is_empty()
     }
 
-    /// When it should be flushed: after `debounce` of quiet, at the latest `window` after the first change. While somebody writes, each
-    /// flush doubles the window, so that a long copy isn't uploaded over and over.
-    pub(crate) fn due(&self, debounce: Duration, window: Duration) -> Option<Instant> {
+    /// Returns when it should be flushed: after `debounce` of quiet, at the latest `window` after the first change. `None`:
+    /// the remote has it. While it is open for writing each flush doubles the window, so that a long copy isn't uploaded
+    /// over and over.
+    pub(crate) fn due(&self, debounce: Duration, window: Duration) -> Option<Due> {
         let meta = lock(&self.meta);
         if meta.generation <= meta.committed {
             return None;
         }
         if meta.hurry > meta.committed {
-            return Some(meta.first_change);
+            return Some(Due { at: meta.first_change, latest: meta.first_change });
         }
         let window = window.saturating_mul(1 << meta.early.min(16));
-        Some((meta.last_change + debounce).min(meta.first_change + window))
+        let latest = meta.first_change + window;
+        Some(Due { at: (meta.last_change + debounce).min(latest), latest })
     }
 
     /// How long nothing was changed.
@@ -196,8 +232,18 @@ impl Edit {
         meta.is_evictable()
     }
 
-    /// Makes what it is now due at once.
-    pub(crate) fn hurry(&self) {
+    /// Counts it in these totals while the remote lacks it; `None`: in none.
+    pub(crate) fn count_in(&self, totals: Option<&Arc<Totals>>) {
+        let mut meta = lock(&self.meta);
+        if let Some(old) = meta.totals.take() {
+            old.replace(std::mem::take(&mut meta.share), (0, 0));
+        }
+        meta.totals = totals.cloned();
+        meta.recount();
+    }
+
+    /// Makes its present content due immediately. To be called by the schedule only, which queues it.
+    pub(crate) fn flush_early(&self) {
         let mut meta = lock(&self.meta);
         meta.hurry = meta.generation;
     }
@@ -249,6 +295,7 @@ impl Edit {
         }
         meta.last_change = now;
         meta.generation += 1;
+        meta.recount();
     }
 
     /// Takes over the slots that were promised to a change of this file.
@@ -272,6 +319,7 @@ impl Edit {
         let mut meta = lock(&self.meta);
         if meta.generation == generation {
             meta.generation += 1;
+            meta.recount();
         }
     }
 
@@ -493,6 +541,7 @@ impl Edit {
         meta.rebase = Some(version);
         meta.early = if writing { meta.early + 1 } else { 0 };
         meta.first_change = Instant::now();
+        meta.recount();
     }
 
     /// Ends the edit if `give_up` agrees with everybody else locked out: what is in the journal of it is given up. `give_up` decides under the

@@ -194,7 +194,10 @@ impl Quota {
             *last = Some(Instant::now());
         }
         let edits = self.schedule.dirty_files();
-        edits.iter().filter(|edit| all || !self.is_being_written(edit)).for_each(|edit| edit.hurry());
+        edits
+            .iter()
+            .filter(|edit| all || !self.is_being_written(edit))
+            .for_each(|edit| self.schedule.flush_early(edit));
         self.schedule.wake();
     }
 

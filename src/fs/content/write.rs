@@ -230,6 +230,8 @@ impl Contents {
             let mut guard = edit.writer().await;
             let Some(draft) = guard.as_mut() else { continue };
             let old = draft.len();
+            // It may fail half-way.
+            self.schedule.wrote(&edit);
             if matches!(how, Allocate::Zero { .. }) && offset < old {
                 self.clear(&edit, draft, offset, end).await?;
             }
@@ -266,6 +268,7 @@ impl Contents {
 
     /// What follows every change of content.
     pub(crate) fn changed(&self, ino: Ino, edit: &Arc<Edit>) {
+        self.schedule.wrote(edit);
         let is_due = {
             let mut tree = lock(&self.tree);
             let node = tree.node_mut(ino);
@@ -285,6 +288,7 @@ impl Contents {
         self.directories.measure(&[ino]).await?;
         let mut tree = lock(&self.tree);
         let path = tree.path(ino).ok();
+        let has_name = path.is_some();
         let file = tree.file_mut(ino)?;
         if let Some(edit) = &file.edit {
             return Ok(edit.clone());
@@ -304,6 +308,9 @@ impl Contents {
         file.file = Some(no);
         file.edit = Some(edit.clone());
         self.schedule.add(edit.clone());
+        if !has_name {
+            edit.count_in(None);
+        }
         Ok(edit)
     }
 
@@ -413,7 +420,7 @@ impl Contents {
                 // An inode is made for it under this lock.
                 let _tree = lock(&self.tree);
                 let has_name = self.journal.ledger().file(edit.file).is_some_and(|record| record.path.is_some());
-                let is_needed = (edit.is_dirty() && has_name) || self.schedule.is_launched(edit.file);
+                let is_needed = (edit.is_dirty() && has_name) || self.schedule.is_commit_queued(edit.file);
                 let over = edit.ino().is_none() && !is_needed;
                 if over {
                     end()?;
@@ -439,7 +446,7 @@ impl Contents {
             Some(node) => node.writers == 0 && !edit.is_dirty(),
             // A commit that is in the queue may have been carried out, unknown to us: what it was must be known until that is settled, or the
             // removal that comes after it couldn't tell.
-            None => node.is_none_or(|node| node.opens == 0) && !self.schedule.is_launched(edit.file),
+            None => node.is_none_or(|node| node.opens == 0) && !self.schedule.is_commit_queued(edit.file),
         }
     }
 

@@ -106,6 +106,9 @@ struct Shared {
 }
 
 struct State {
+    /// An entry in the middle of a record didn't fit, which is an error of this program: the ledger has part of a record that
+    /// the file lacks. From then on nothing is appended, and the ledger isn't written down.
+    refused: Option<String>,
     ledger: Ledger,
     /// When each operation was queued, or found in the queue at the start.
     queued: HashMap<OpNo, OffsetDateTime>,
@@ -168,7 +171,7 @@ impl Journal {
         ledger.take_unnamed();
         let pool = Arc::new(Pool::open(&*disk, &pool_path, slot_len, ledger.slots())?);
         let now = OffsetDateTime::now_utc();
-        let queued = ledger.ops().map(|(op, _)| (op, now)).collect();
+        let queued = ledger.queue().iter().map(|(op, _)| (op, now)).collect();
         let (progress, _) = watch::channel(Progress { written: next - 1, durable: next - 1, ..Progress::default() });
         let state = State {
             ledger,
@@ -176,6 +179,7 @@ impl Journal {
             id: [0; 32],
             next,
             queue: Vec::new(),
+            refused: None,
             rotate: false,
             file: None,
             len: 0,
@@ -304,7 +308,7 @@ impl Journal {
     pub(crate) fn compact_if_worthwhile(&self) -> bool {
         let mut state = lock(&self.shared.state);
         let len = state.len + state.queue.len() as u64;
-        if state.rotate || len < (state.compacted * 2).max(RESERVE) {
+        if state.refused.is_some() || state.rotate || len < (state.compacted * 2).max(RESERVE) {
             return false;
         }
         let outcome = self.shared.compact(&mut state);
@@ -398,9 +402,16 @@ impl Shared {
         if entries.is_empty() {
             return Ok(Ticket(state.next - 1));
         }
+        if let Some(why) = &state.refused {
+            return Err(self.broken(why));
+        }
         let record = self.record(&state.id, state.next, entries)?;
-        for entry in entries {
-            state.ledger.apply(entry).map_err(|misfit| self.broken(&misfit.to_string()))?;
+        for (index, entry) in entries.iter().enumerate() {
+            if let Err(misfit) = state.ledger.apply(entry) {
+                // The entries before it are in the ledger now and in no record.
+                state.refused = (index > 0).then(|| misfit.to_string());
+                return Err(self.broken(&misfit.to_string()));
+            }
             match entry {
                 Entry::Queue { op, .. } => drop(state.queued.insert(*op, OffsetDateTime::now_utc())),
                 Entry::Finish { op } => drop(state.queued.remove(op)),
@@ -425,7 +436,7 @@ impl Shared {
 
     fn is_overgrown(&self, state: &State) -> bool {
         let len = state.len + state.queue.len() as u64;
-        if state.rotate || len <= BLANK_LEN.max(state.compacted * GROWTH) {
+        if state.refused.is_some() || state.rotate || len <= BLANK_LEN.max(state.compacted * GROWTH) {
             return false;
         }
         len > COMPACT_LEN || state.ledger.is_blank()

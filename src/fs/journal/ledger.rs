@@ -10,10 +10,11 @@
 use crate::fs::ids::FileNo;
 use crate::fs::ids::OpNo;
 use crate::fs::ids::Special;
-use crate::fs::tree::queued::{LocalChild, Overlay, Walk};
+use crate::fs::journal::queue::{PathIndex, PathKey, Queue};
+use crate::fs::tree::queued::{LocalChild, Moved, Overlay, Walk};
 use crate::store::Len;
-use crate::store::{Delta, DraftState, Expect, Frozen, Hash, PlainPath, SlotId, Stored, Version};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use crate::store::{Binding, Delta, DraftState, Expect, Frozen, Hash, PlainPath, RecordRef, SlotId, Stored, Version};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use time::OffsetDateTime;
 
@@ -123,6 +124,11 @@ impl QueuedOp {
         }
     }
 
+    /// Returns true if it changes names: a removal or a rename.
+    pub(crate) fn changes_names(&self) -> bool {
+        !matches!(self, Self::Put { .. } | Self::RemoveDirectory { .. })
+    }
+
     /// Returns the file whose commit it is.
     pub(crate) fn put_file(&self) -> Option<FileNo> {
         match self {
@@ -208,52 +214,6 @@ struct SlotUse {
     checksum: u32,
 }
 
-/// A path as a key that sorts a directory right before what is below it: names hold no NUL, and NUL sorts before everything.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct PathKey(String);
-
-impl std::fmt::Debug for PathKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("PathKey(hidden)")
-    }
-}
-
-impl PathKey {
-    pub(crate) fn new(path: &PlainPath) -> Self {
-        Self(path.as_str().replace('/', "\0"))
-    }
-
-    /// The keys strictly below this one.
-    fn below(&self) -> std::ops::Range<PathKey> {
-        if self.0.is_empty() {
-            // No name begins with NUL, so everything but the root sorts at or behind this.
-            return PathKey("\u{1}".into())..PathKey("\u{10ffff}\u{10ffff}".into());
-        }
-        PathKey(format!("{}\0", self.0))..PathKey(format!("{}\u{1}", self.0))
-    }
-}
-
-/// A set of paths that answers whether another one is, holds or lies below one of them.
-#[derive(Default)]
-pub(crate) struct PathSet(BTreeSet<PathKey>);
-
-impl PathSet {
-    pub(crate) fn insert(&mut self, path: &PlainPath) {
-        self.0.insert(PathKey::new(path));
-    }
-
-    pub(crate) fn overlaps(&self, path: &PlainPath) -> bool {
-        let mut above = Some(path.clone());
-        while let Some(at) = above {
-            if self.0.contains(&PathKey::new(&at)) {
-                return true;
-            }
-            above = at.split().map(|(parent, _)| parent);
-        }
-        self.0.range(PathKey::new(path).below()).next().is_some()
-    }
-}
-
 /// Commits that are to be read back. A path may have several: what somebody overwrote, and what we made of that since.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Commits {
@@ -325,6 +285,43 @@ impl Commits {
     }
 }
 
+/// Operations that finished while a listing was in progress, with the stamp of that moment: such a listing may show the
+/// state before or after them. Not journalled.
+#[derive(Default)]
+struct Finished {
+    ops: HashMap<OpNo, (u64, QueuedOp)>,
+    places: PathIndex,
+    /// All of them in the order in which they finished.
+    order: VecDeque<(u64, OpNo)>,
+}
+
+impl Finished {
+    fn add(&mut self, op: OpNo, stamp: u64, what: QueuedOp) {
+        self.places.insert(op, &what);
+        self.ops.insert(op, (stamp, what));
+        self.order.push_back((stamp, op));
+    }
+
+    fn get(&self, op: OpNo) -> Option<&QueuedOp> {
+        self.ops.get(&op).map(|(_, what)| what)
+    }
+
+    /// Returns those of a listing that began at `since` that overlap a path.
+    fn overlapping(&self, path: &PlainPath, since: u64) -> impl Iterator<Item = OpNo> {
+        let all = self.places.at_or_above(path).chain(self.places.below(path));
+        all.filter(move |op| self.ops.get(op).is_some_and(|(stamp, _)| *stamp >= since))
+    }
+
+    /// Forgets those of listings that ended.
+    fn forget_before(&mut self, stamp: u64) {
+        while let Some((_, op)) = self.order.pop_front_if(|(at, _)| *at < stamp) {
+            if let Some((_, what)) = self.ops.remove(&op) {
+                self.places.remove(op, &what);
+            }
+        }
+    }
+}
+
 /// See the module.
 #[derive(Default)]
 pub(crate) struct Ledger {
@@ -333,20 +330,14 @@ pub(crate) struct Ledger {
     places: BTreeMap<PathKey, FileNo>,
     directories: BTreeMap<PathKey, PlainPath>,
     specials: BTreeMap<PathKey, (PlainPath, Special)>,
-    ops: BTreeMap<OpNo, QueuedOp>,
-    /// The queue by the paths it concerns.
-    op_places: BTreeSet<(PathKey, OpNo)>,
-    /// How many queued operations name a file.
-    mentions: HashMap<FileNo, u32>,
+    queue: Queue,
     slots: HashMap<SlotId, SlotUse>,
     /// Slots that no entry names any more, since the last [`Ledger::take_unnamed`].
     unnamed: Vec<SlotId>,
     last_file: u64,
     last_op: u64,
     unconfirmed: Commits,
-    /// Not journalled: operations that finished while a listing was under way, with the stamp of that moment. Such a listing may show the
-    /// state before or after them.
-    finished: BTreeMap<OpNo, (u64, QueuedOp)>,
+    finished: Finished,
     stamp: u64,
     listings: BTreeMap<u64, usize>,
 }
@@ -374,20 +365,14 @@ impl Ledger {
         self.files.iter().map(|(file, record)| (*file, record))
     }
 
-    /// The queue.
-    pub(crate) fn ops(&self) -> impl DoubleEndedIterator<Item = (OpNo, &QueuedOp)> {
-        self.ops.iter().map(|(op, what)| (*op, what))
+    /// Returns the queue of operations.
+    pub(crate) fn queue(&self) -> &Queue {
+        &self.queue
     }
 
-    /// Counts queued changes of names: removals and renames.
-    pub(crate) fn name_changes(&self) -> u64 {
-        let counts = |op: &QueuedOp| !matches!(op, QueuedOp::Put { .. } | QueuedOp::RemoveDirectory { .. });
-        self.ops().filter(|(_, op)| counts(op)).count() as u64
-    }
-
-    /// An operation in the queue.
-    pub(crate) fn op(&self, op: OpNo) -> Option<&QueuedOp> {
-        self.ops.get(&op)
+    /// Returns the queue, to take operations from it. Adding and removing them is for entries.
+    pub(crate) fn queue_mut(&mut self) -> &mut Queue {
+        &mut self.queue
     }
 
     /// Files that have a path at or below this one.
@@ -403,14 +388,9 @@ impl Ledger {
         &self.unconfirmed
     }
 
-    /// Whether an operation in the queue names the file.
+    /// Returns true if an operation in the queue names the file.
     pub(crate) fn is_mentioned(&self, file: FileNo) -> bool {
-        self.mentions(file) > 0
-    }
-
-    /// How many operations in the queue name the file.
-    pub(crate) fn mentions(&self, file: FileNo) -> usize {
-        self.mentions.get(&file).map_or(0, |count| *count as usize)
+        self.queue.of_file(file).next().is_some()
     }
 
     /// Whether a directory is remembered as existing here.
@@ -420,64 +400,13 @@ impl Ledger {
 
     /// Whether nothing is pending and nothing is remembered.
     pub(crate) fn is_blank(&self) -> bool {
-        self.files.is_empty() && self.ops.is_empty() && self.slots.is_empty()
-    }
-
-    /// Operations of a sort that may be carried out now: those that overlap no earlier one. `waiting` ones aren't given out, but hold up others.
-    pub(crate) fn ready(
-        &self,
-        waiting: impl Fn(OpNo) -> bool,
-        sort: impl Fn(&QueuedOp) -> bool,
-        limit: usize,
-    ) -> Vec<(OpNo, QueuedOp)> {
-        let mut earlier = PathSet::default();
-        let mut ready = Vec::new();
-        for (op, what) in &self.ops {
-            if ready.len() == limit {
-                break;
-            }
-            if sort(what) && !waiting(*op) && !what.paths().any(|path| earlier.overlaps(path)) {
-                ready.push((*op, what.clone()));
-            }
-            what.paths().for_each(|path| earlier.insert(path));
-        }
-        ready
-    }
-
-    /// Queued operations that overlap the path, oldest first.
-    pub(crate) fn overlapping(&self, path: &PlainPath) -> impl Iterator<Item = (OpNo, &QueuedOp)> {
-        let mut found = BTreeSet::new();
-        let mut above = Some(path.clone());
-        while let Some(at) = above {
-            let key = PathKey::new(&at);
-            let here = (key.clone(), OpNo(0))..=(key, OpNo(u64::MAX));
-            found.extend(self.op_places.range(here).map(|(_, op)| *op));
-            above = at.split().map(|(parent, _)| parent);
-        }
-        let below = PathKey::new(path).below();
-        found.extend(self.op_places.range((below.start, OpNo(0))..(below.end, OpNo(0))).map(|(_, op)| *op));
-        found.into_iter().filter_map(|op| Some((op, self.ops.get(&op)?)))
-    }
-
-    /// Returns true if `test` accepts a queued operation that overlaps the path. Ends at the first one, however
-    /// many there are below.
-    pub(crate) fn any_overlapping(&self, path: &PlainPath, test: impl Fn(OpNo) -> bool) -> bool {
-        let mut above = Some(path.clone());
-        while let Some(at) = above {
-            let key = PathKey::new(&at);
-            if self.op_places.range((key.clone(), OpNo(0))..=(key, OpNo(u64::MAX))).any(|(_, op)| test(*op)) {
-                return true;
-            }
-            above = at.split().map(|(parent, _)| parent);
-        }
-        let below = PathKey::new(path).below();
-        self.op_places.range((below.start, OpNo(0))..(below.end, OpNo(0))).any(|(_, op)| test(*op))
+        self.files.is_empty() && self.queue.is_empty() && self.slots.is_empty()
     }
 
     /// Whether the rename of a directory that is queued will bring the source what is at the path.
     fn is_to_be_moved_to(&self, path: &PlainPath) -> bool {
         let brings = |what: &QueuedOp| matches!(what, QueuedOp::RenameDirectory { to, .. } if path.is_within(to));
-        self.overlapping(path).any(|(_, what)| brings(what))
+        self.queue.overlapping(path).any(|(_, what)| brings(what))
     }
 
     /// The special file at a path.
@@ -519,7 +448,7 @@ impl Ledger {
         self.stamp
     }
 
-    /// See [`Ledger::begin_listing`].
+    /// Ends a listing that [`Ledger::begin_listing`] began.
     pub(crate) fn end_listing(&mut self, stamp: u64) {
         if let Some(count) = self.listings.get_mut(&stamp) {
             *count -= 1;
@@ -527,32 +456,46 @@ impl Ledger {
                 self.listings.remove(&stamp);
             }
         }
-        let oldest = self.listings.keys().next().copied().unwrap_or(u64::MAX);
-        self.finished.retain(|_, (at, _)| *at >= oldest);
+        self.finished.forget_before(self.listings.keys().next().copied().unwrap_or(u64::MAX));
     }
 
-    /// How what is queued and local lies over the listing of `directory` that began at `since`.
+    /// Returns how queued and local changes lie over the listing of `directory` that began at `since`.
     pub(crate) fn overlay(&self, directory: &PlainPath, since: Option<u64>) -> Overlay {
-        let since = since.unwrap_or(u64::MAX);
-        let recent = self.finished.iter().filter(|(_, (at, _))| *at >= since).map(|(op, (_, what))| (op, what));
-        let mut walk = Walk::new(directory);
-        // Both are sorted: merge them from the newest to the oldest.
-        let mut all: Vec<_> = self.ops.iter().chain(recent).collect();
-        all.sort_unstable_by_key(|(op, _)| std::cmp::Reverse(**op));
-        all.into_iter().for_each(|(op, what)| walk.step_back(what, self.ops.contains_key(op)));
-        let mut overlay = walk.finish();
+        let mut overlay = self.walk(directory, since.unwrap_or(u64::MAX)).finish();
         let key = PathKey::new(directory);
-        let depth = if key.0.is_empty() { 0 } else { key.0.len() + 1 };
-        for (below, file) in self.places.range(key.below()) {
-            overlay.add_child(&below.0[depth..], LocalChild::File(*file));
-        }
-        for below in self.specials.range(key.below()).map(|(below, _)| below) {
-            overlay.add_child(&below.0[depth..], LocalChild::Special);
-        }
-        for below in self.directories.range(key.below()).map(|(below, _)| below) {
-            overlay.add_child(&below.0[depth..], LocalChild::Directory);
-        }
+        add_children(&mut overlay, &key, &self.places, |file| LocalChild::File(*file));
+        add_children(&mut overlay, &key, &self.specials, |_| LocalChild::Special);
+        add_children(&mut overlay, &key, &self.directories, |_| LocalChild::Directory);
         overlay
+    }
+
+    /// Walks from the newest operation back to the oldest, over those that concern a place where the content of the
+    /// directory was at that point: they name it, one above it, or a child of it.
+    fn walk(&self, directory: &PlainPath, since: u64) -> Walk {
+        let mut walk = Walk::new(directory);
+        let mut ahead = BTreeSet::new();
+        self.add_around(directory, since, OpNo(u64::MAX), &mut ahead);
+        while let Some(op) = ahead.pop_last() {
+            let (what, is_queued) = match (self.queue.get(op), self.finished.get(op)) {
+                (Some(what), _) => (what, true),
+                (None, Some(what)) => (what, false),
+                (None, None) => continue,
+            };
+            let moved = walk.step_back(what, is_queued);
+            for Moved { filled, before } in moved {
+                // An operation that fills such a place waits for earlier ones there.
+                if self.queue.any_overlapping(&filled, |earlier| earlier < op) {
+                    walk.is_stale(filled);
+                }
+                self.add_around(&before, since, op, &mut ahead);
+            }
+        }
+        walk
+    }
+
+    fn add_around(&self, place: &PlainPath, since: u64, before: OpNo, ahead: &mut BTreeSet<OpNo>) {
+        let queued = self.queue.around(place);
+        ahead.extend(queued.chain(self.finished.overlapping(place, since)).filter(|op| *op < before));
     }
 
     /// Applies an entry. On an error nothing has changed.
@@ -623,7 +566,7 @@ impl Ledger {
             Entry::ForgetSpecial { path } => {
                 self.specials.remove(&PathKey::new(path));
             }
-            Entry::Queue { op, what } => self.queue(*op, what)?,
+            Entry::Queue { op, what } => self.enqueue(*op, what)?,
             Entry::Finish { op } => self.finish(*op)?,
             Entry::Committed { file, generation, version } => self.committed(*file, *generation, *version)?,
             Entry::Numbers { file, op } => {
@@ -725,12 +668,11 @@ impl Ledger {
         }
     }
 
-    fn queue(&mut self, op: OpNo, what: &QueuedOp) -> Result<(), Misfit> {
+    fn enqueue(&mut self, op: OpNo, what: &QueuedOp) -> Result<(), Misfit> {
         if what.files().any(|file| !self.files.contains_key(&file)) {
             return Err(Misfit("a file"));
         }
         self.last_op = self.last_op.max(op.0);
-        what.files().for_each(|file| *self.mentions.entry(file).or_default() += 1);
         self.supersede(what);
         match what {
             QueuedOp::Put { .. } => {}
@@ -744,8 +686,7 @@ impl Ledger {
                 self.directories.remove(&PathKey::new(path));
             }
         }
-        self.op_places.extend(what.paths().map(|path| (PathKey::new(path), op)));
-        self.ops.insert(op, what.clone());
+        self.queue.insert(op, what.clone());
         Ok(())
     }
 
@@ -794,21 +735,10 @@ impl Ledger {
     }
 
     fn finish(&mut self, op: OpNo) -> Result<(), Misfit> {
-        let what = self.ops.remove(&op).ok_or(Misfit("an operation"))?;
-        for path in what.paths() {
-            self.op_places.remove(&(PathKey::new(path), op));
-        }
-        for file in what.files() {
-            if let Some(count) = self.mentions.get_mut(&file) {
-                *count -= 1;
-                if *count == 0 {
-                    self.mentions.remove(&file);
-                }
-            }
-            self.collect(file);
-        }
+        let what = self.queue.remove(op).ok_or(Misfit("an operation"))?;
+        what.files().for_each(|file| self.collect(file));
         if !self.listings.is_empty() {
-            self.finished.insert(op, (self.stamp, what));
+            self.finished.add(op, self.stamp, what);
         }
         Ok(())
     }
@@ -848,7 +778,7 @@ impl Ledger {
                 self.snapshot_draft(*file, draft, &mut out);
             }
         }
-        out.extend(self.ops.iter().map(|(op, what)| Entry::Queue { op: *op, what: what.clone() }));
+        out.extend(self.queue.iter().map(|(op, what)| Entry::Queue { op, what: what.clone() }));
         out.extend(self.files.iter().map(|(file, record)| Entry::Move { file: *file, path: record.path.clone() }));
         let specials = self.specials.values().cloned();
         out.extend(specials.map(|(path, special)| Entry::Special { path, special }));
@@ -862,7 +792,7 @@ impl Ledger {
     fn replay_directories(&self) -> Vec<Entry> {
         let mut touched: BTreeSet<PathKey> = BTreeSet::new();
         let mut now: BTreeMap<PathKey, PlainPath> = self.directories.clone();
-        for op in self.ops.values() {
+        for (_, op) in self.queue.iter() {
             match op {
                 QueuedOp::RenameDirectory { from, to } => {
                     let below: Vec<_> = now.values().filter(|path| path.is_within(from)).cloned().collect();
@@ -895,6 +825,16 @@ impl Ledger {
         let records = std::mem::take(&mut state.records);
         let (generation, mtime) = (draft.generation, draft.mtime);
         out.push(Entry::Begin { file, state: state.clone(), generation, mtime });
+        if let (true, Some((version, visible))) = (draft.committed > 0, draft.state.base) {
+            out.push(Entry::Committed { file, generation: draft.committed, version });
+            if visible > 0 {
+                let delta = Delta { len: state.len, binding: state.binding, base_len: visible, ..Delta::default() };
+                out.push(Entry::Extend { file, generation, mtime, delta: Some(delta), checksums: Vec::new() });
+            }
+            // `Committed` sets what the record itself says.
+            out.extend(self.file(file).map(|record| Entry::Remote { file, remote: record.remote }));
+        }
+        self.snapshot_frozen(file, draft, out);
         let records: Vec<_> = records.into_iter().collect();
         for placed in records.chunks(SNAPSHOT_RECORDS) {
             let checksums = placed.iter().map(|(_, r)| self.slots.get(&r.slot).map_or(0, |used| used.checksum));
@@ -909,20 +849,53 @@ impl Ledger {
             let checksums = checksums.collect();
             out.push(Entry::Extend { file, generation, mtime, delta: Some(delta), checksums });
         }
-        if let (true, Some((version, visible))) = (draft.committed > 0, draft.state.base) {
-            out.push(Entry::Committed { file, generation: draft.committed, version });
-            if visible > 0 {
-                let delta = Delta { len: state.len, binding: state.binding, base_len: visible, ..Delta::default() };
-                out.push(Entry::Extend { file, generation, mtime, delta: Some(delta), checksums: Vec::new() });
-            }
-            // `Committed` sets what the record itself says.
-            out.extend(self.file(file).map(|record| Entry::Remote { file, remote: record.remote }));
+    }
+
+    /// Adds entries of a frozen version, before those of the draft's own records. A `Freeze` names slots without their
+    /// checksums. Slots that nothing else names are therefore placed in the draft before it, and cut off after it.
+    fn snapshot_frozen(&self, file: FileNo, draft: &DraftRecord, out: &mut Vec<Entry>) {
+        let Some(frozen) = &draft.frozen else { return };
+        let delta = |placed, cut| {
+            let base_len = draft.state.base.map_or(0, |(_, visible)| visible);
+            let Delta { len, binding, .. } =
+                Delta { len: draft.state.len, binding: draft.state.binding, ..Delta::default() };
+            Delta { len, binding, base_len, placed, cut, freed: Vec::new() }
+        };
+        let extend = |delta: Delta| {
+            let checksums = delta.placed.iter().map(|(_, record)| self.checksum(record.slot).unwrap_or(0)).collect();
+            Entry::Extend { file, generation: draft.generation, mtime: draft.mtime, delta: Some(delta), checksums }
+        };
+        let named: HashSet<SlotId> = draft.state.records.values().map(|record| record.slot).collect();
+        let unnamed: HashSet<SlotId> =
+            frozen.frozen.records.iter().filter(|slot| !named.contains(slot)).copied().collect();
+        let record = |slot| RecordRef { slot, binding: Binding::default() };
+        let placed: Vec<_> = unnamed.into_iter().enumerate().map(|(at, slot)| (at as u64, record(slot))).collect();
+        out.extend(placed.chunks(SNAPSHOT_RECORDS).map(|placed| extend(delta(placed.to_vec(), None))));
+        let (generation, mtime) = (frozen.generation, frozen.mtime);
+        out.push(Entry::Freeze { file, generation, mtime, frozen: frozen.frozen.clone() });
+        out.extend(frozen.stored.map(|stored| Entry::Uploaded { file, generation, stored }));
+        if !placed.is_empty() {
+            out.push(extend(delta(Vec::new(), Some(0))));
         }
-        if let Some(frozen) = &draft.frozen {
-            let (generation, mtime) = (frozen.generation, frozen.mtime);
-            out.push(Entry::Freeze { file, generation, mtime, frozen: frozen.frozen.clone() });
-            out.extend(frozen.stored.map(|stored| Entry::Uploaded { file, generation, stored }));
-        }
+    }
+}
+
+/// Adds the children of a directory that a map has, or has something below. What is further below costs one step a child.
+fn add_children<T>(
+    overlay: &mut Overlay,
+    directory: &PathKey,
+    map: &BTreeMap<PathKey, T>,
+    child: impl Fn(&T) -> LocalChild,
+) {
+    let below = directory.below();
+    let mut from = below.start;
+    while let Some((at, value)) = map.range(from..below.end.clone()).next() {
+        let relative = directory.relative(at);
+        overlay.add_child(relative, child(value));
+        from = match relative.split_once('\0') {
+            Some((name, _)) => directory.after_child(name),
+            None => at.next(),
+        };
     }
 }
 

@@ -3,3 +3,4 @@
 pub(crate) mod codec;
 pub(crate) mod file;
 pub(crate) mod ledger;
+pub(crate) mod queue;

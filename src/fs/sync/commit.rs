@@ -11,6 +11,7 @@ use crate::fs::journal::file::Purpose;
 use crate::fs::journal::ledger::after_local_move;
 use crate::fs::journal::ledger::left_by;
 use crate::fs::journal::ledger::{Entry, FrozenRecord, Ledger, QueuedOp, Remote};
+use crate::fs::journal::queue::OpKind;
 use crate::fs::lock::lock;
 use crate::fs::sync::Sync;
 use crate::fs::sync::readback;
@@ -41,45 +42,37 @@ impl Sync {
         loop {
             let Some(this) = sync.upgrade() else { return };
             #[cfg(test)]
-            this.schedule.turns.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            // One time for the whole turn: what is due by then is started, and only what is due later is slept for.
-            let now = Instant::now();
-            this.start_ready(&batches, BATCH, now, |op| !is_directory_rename(op));
+            schedule.turns.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            this.release_retries();
+            this.start_ready(&batches, BATCH, OpKind::Batched);
             for _ in 0..DIRECTORIES {
-                this.start_ready(&directories, 1, now, is_directory_rename);
+                this.start_ready(&directories, 1, OpKind::DirectoryRename);
             }
-            let next = this.next_try(&batches, &directories, now);
             // Not kept over the wait: the mount may end without a word.
             drop(this);
             tokio::select! {
                 () = schedule.commits_wanted() => {}
-                () = tokio::time::sleep_until(next.into()) => {}
+                () = tokio::time::sleep_until(schedule.next_retry().into()) => {}
                 _ = stop.wait_for(|stop| *stop) => return,
             }
         }
     }
 
-    /// Returns when a failed operation is due that could be started then. While no permit of its kind is free, the
-    /// end of what holds one wakes the loop.
-    fn next_try(&self, batches: &Semaphore, directories: &Semaphore, now: Instant) -> Instant {
-        let ledger = self.journal.ledger();
-        let permits = |what: &QueuedOp| if is_directory_rename(what) { directories } else { batches };
-        let could_start = |op| ledger.op(op).is_some_and(|what| permits(what).available_permits() > 0);
-        self.schedule.next_op(now, could_start)
+    /// Releases failed operations that are to be tried again now.
+    fn release_retries(&self) {
+        let retries = self.schedule.take_retries(Instant::now());
+        if !retries.is_empty() {
+            let mut ledger = self.journal.ledger();
+            retries.into_iter().for_each(|op| ledger.queue_mut().release(op));
+        }
     }
 
-    /// Starts operations of one kind that are ready at `now`, if a permit is free.
-    fn start_ready(
-        self: &Arc<Self>,
-        turn: &Arc<Semaphore>,
-        limit: usize,
-        now: Instant,
-        kind: impl Fn(&QueuedOp) -> bool,
-    ) {
+    /// Starts operations of one kind that are ready, if a permit is free.
+    fn start_ready(self: &Arc<Self>, turn: &Arc<Semaphore>, limit: usize, kind: OpKind) {
         let Ok(permit) = turn.clone().try_acquire_owned() else { return };
         let ready = {
-            let ledger = self.journal.ledger();
-            let ready = ledger.ready(|op| self.schedule.is_waiting(op, now), &kind, limit);
+            let mut ledger = self.journal.ledger();
+            let ready = ledger.queue_mut().take_ready(kind, limit);
             ready.iter().for_each(|(op, _)| self.schedule.op_started(*op));
             ready
         };
@@ -141,7 +134,7 @@ impl Sync {
     fn end_removed(self: &Arc<Self>, file: FileNo) {
         let ended = self.journal.transact(Purpose::Relief, |ledger| {
             let removed = ledger.file(file).is_some_and(|record| record.path.is_none() && record.draft.is_some());
-            let settled = !ledger.ops().any(|(_, what)| what.put_file() == Some(file));
+            let settled = !ledger.queue().of_file(file).any(|(_, what)| what.put_file() == Some(file));
             let edit = self.schedule.edit(file).filter(|_| removed && settled);
             let unseen = removed && settled && edit.is_none();
             Ok((unseen.then_some(Entry::End { file }).into_iter().collect(), edit))
@@ -322,7 +315,7 @@ impl Sync {
         if let QueuedOp::RenameDirectory { from, to } = what
             && concerns_a_directory(&error)
         {
-            let policy = self.schedule.wish(op, None).unwrap_or(self.options.on_conflict);
+            let policy = self.schedule.overridden(op, None).unwrap_or(self.options.on_conflict);
             if let Err(error) = self.resolve_directory(op, what, from, to, policy).await {
                 self.schedule.op_failed(op, error);
             }
@@ -375,10 +368,6 @@ impl Drop for Turn<'_> {
         drop(self.permit.take());
         self.sync.schedule.wake_commits();
     }
-}
-
-fn is_directory_rename(what: &QueuedOp) -> bool {
-    matches!(what, QueuedOp::RenameDirectory { .. })
 }
 
 /// Whether a frozen version is one that the source had before, with no bytes here to be sent.

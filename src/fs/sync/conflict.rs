@@ -47,7 +47,7 @@ const HOST_LEN: usize = 32;
 impl Sync {
     /// Resolves a conflict of an operation, or leaves it to be tried again.
     pub(crate) async fn resolve(self: &Arc<Self>, op: OpNo, what: QueuedOp, request: &Op, found: Option<Hash>) {
-        let policy = self.schedule.wish(op, what.put_file()).unwrap_or(self.options.on_conflict);
+        let policy = self.schedule.overridden(op, what.put_file()).unwrap_or(self.options.on_conflict);
         let outcome = match &what {
             QueuedOp::Put { file, generation, path } => {
                 let Change::Put { stored, .. } = request.change else { return };
@@ -163,8 +163,8 @@ impl Sync {
     /// Has a file's local content flushed without waiting for quiet.
     pub(crate) fn flush_soon(&self, file: FileNo) {
         if let Some(edit) = self.schedule.edit(file) {
-            edit.hurry();
             self.schedule.touch(&edit);
+            self.schedule.flush_early(&edit);
         }
         self.schedule.wake();
     }

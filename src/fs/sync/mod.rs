@@ -2,6 +2,7 @@
 
 pub(crate) mod commit;
 pub(crate) mod conflict;
+pub(crate) mod drain;
 pub(crate) mod pending;
 pub(crate) mod policy;
 pub(crate) mod readback;
@@ -71,29 +72,27 @@ impl Sync {
 
     /// Counts files and changes of names that the Hub doesn't have, files that are open for writing included.
     pub(crate) fn pending_changes(&self) -> u64 {
-        self.schedule.pending(&self.journal).0 + self.journal.ledger().name_changes()
+        self.schedule.pending().0 + self.journal.ledger().queue().name_changes()
     }
 
     /// Returns all of `status` that isn't about listings.
     pub(crate) fn status(&self) -> Status {
-        let (files, pending_bytes, parked) = self.schedule.pending(&self.journal);
-        let (queued, parked_ops) = {
-            let ledger = self.journal.ledger();
-            (ledger.name_changes(), self.schedule.parked_ops(&ledger))
-        };
+        let (files, pending_bytes, parked) = self.schedule.pending();
+        let queued = self.journal.ledger().queue().name_changes();
+        let parked_ops = self.schedule.parked_ops();
         let sync_failure = self
             .journal
             .sync_failure()
             .map(|kind| format!("staging could not be synced ({kind}): nothing more is taken until the next start"));
         let kept_files = self.schedule.kept();
-        let tally = self.schedule.tally();
+        let counters = self.schedule.counters();
         Status {
             pending_files: files + queued,
             pending_bytes,
             parked_files: parked + parked_ops,
-            conflicts: tally.conflicts,
+            conflicts: counters.conflicts,
             kept_files,
-            last_error: sync_failure.or_else(|| tally.last_error.clone()),
+            last_error: sync_failure.or_else(|| counters.last_error.clone()),
             ..Status::default()
         }
     }

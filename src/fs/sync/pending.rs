@@ -11,12 +11,12 @@ use crate::fs::journal::ledger::{Entry, Ledger, QueuedOp, Remote};
 use crate::fs::lock::lock;
 use crate::fs::sync::Sync;
 use crate::fs::sync::readback::notes_moved;
-use crate::fs::sync::schedule::Standing;
+use crate::fs::sync::schedule::FlushStatus;
 use crate::fs::tree::inode::{Node, Tree};
 use crate::store::{Len, PlainPath};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -89,9 +89,9 @@ pub struct Pending {
     pub error: Option<String>,
 }
 
-impl Standing {
+impl FlushStatus {
     fn state(&self, otherwise: PendingState) -> PendingState {
-        match &self.trouble {
+        match &self.failure {
             _ if self.committing => PendingState::Committing,
             Some((_, true, _)) => PendingState::Parked,
             Some((_, false, _)) => PendingState::Retrying,
@@ -100,11 +100,11 @@ impl Standing {
     }
 
     fn attempts(&self) -> u32 {
-        self.trouble.as_ref().map_or(0, |(attempts, _, _)| *attempts)
+        self.failure.as_ref().map_or(0, |(attempts, _, _)| *attempts)
     }
 
     fn error(self) -> Option<String> {
-        self.trouble.map(|(_, _, error)| error)
+        self.failure.map(|(_, _, error)| error)
     }
 }
 
@@ -158,22 +158,35 @@ const BUSY: &str = "it is being committed at this moment";
 const LATER: &str = "something that was done later builds on it";
 
 impl Sync {
-    /// What isn't at the source, in the order of its numbers: at most `limit` of those behind `after`.
+    /// Lists pending changes in the order of their numbers: at most `limit` of those after `after`.
     pub(crate) fn pending(&self, after: Option<PendingNo>, limit: usize) -> Vec<Pending> {
-        // Read before the ledger is locked: an edit locks its own state before the journal.
-        let mut dirty: Vec<_> = self.schedule.unsent_files().iter().map(|edit| Content::of(edit)).collect();
-        dirty.sort_unstable_by_key(|content| content.file);
+        let mut pending = Vec::new();
+        let mut file = match after {
+            None => Some(None),
+            Some(PendingNo::File(file)) => Some(Some(FileNo(file))),
+            Some(PendingNo::Change(_)) => None,
+        };
+        while let Some(after) = file.filter(|_| pending.len() < limit) {
+            // Read before the ledger is locked: an edit locks its own state before the journal.
+            let unsent = self.schedule.unsent_after(after, limit - pending.len());
+            let unsent: Vec<_> = unsent.iter().map(|edit| Content::of(edit)).collect();
+            file = unsent.last().map(|content| Some(content.file));
+            let ledger = self.journal.ledger();
+            pending.extend(unsent.iter().filter_map(|content| self.describe_file(&ledger, content)));
+        }
+        let change = match after {
+            Some(PendingNo::Change(op)) => Some(OpNo(op)),
+            _ => None,
+        };
         let ledger = self.journal.ledger();
-        let puts: HashMap<FileNo, OpNo> = ledger.ops().filter_map(|(op, what)| Some((what.put_file()?, op))).collect();
-        let is_wanted = |number: PendingNo| Some(number) > after;
-        let files = dirty.iter().filter(|content| is_wanted(PendingNo::File(content.file.0)));
-        let files = files.filter_map(|content| self.describe_file(&ledger, content, &puts));
-        let changes = ledger.ops().filter(|(op, what)| is_change(what) && is_wanted(PendingNo::Change(op.0)));
+        let changes = ledger.queue().after(change).filter(|(_, what)| what.changes_names());
         let changes = changes.filter_map(|(op, _)| self.describe_change(&ledger, op));
-        files.chain(changes).take(limit).collect()
+        let left = limit - pending.len();
+        pending.extend(changes.take(left));
+        pending
     }
 
-    fn describe_file(&self, ledger: &Ledger, content: &Content, puts: &HashMap<FileNo, OpNo>) -> Option<Pending> {
+    fn describe_file(&self, ledger: &Ledger, content: &Content) -> Option<Pending> {
         let Content { file, generation, .. } = *content;
         let record = ledger.file(file)?;
         let frozen = record.draft.as_ref().and_then(|draft| draft.frozen.as_ref());
@@ -182,7 +195,7 @@ impl Sync {
             Some(frozen) if frozen.stored.is_none() => PendingState::Frozen,
             Some(_) => PendingState::Uploaded,
         };
-        let standing = self.schedule.file_standing(file, generation, puts.get(&file).copied());
+        let standing = self.schedule.file_status(file, generation, put_of(ledger, file).next());
         let since = OffsetDateTime::now_utc().checked_sub(content.age.try_into().ok()?);
         Some(Pending {
             number: PendingNo::File(file.0),
@@ -198,13 +211,13 @@ impl Sync {
     }
 
     fn describe_change(&self, ledger: &crate::fs::journal::file::LedgerGuard<'_>, op: OpNo) -> Option<Pending> {
-        let (kind, path, to) = match ledger.op(op)? {
+        let (kind, path, to) = match ledger.queue().get(op)? {
             QueuedOp::Delete { path, .. } => (PendingKind::Delete, path, None),
             QueuedOp::Rename { from, to, .. } => (PendingKind::Rename, from, Some(to)),
             QueuedOp::RenameDirectory { from, to } => (PendingKind::RenameDirectory, from, Some(to)),
             QueuedOp::Put { .. } | QueuedOp::RemoveDirectory { .. } => return None,
         };
-        let standing = self.schedule.op_standing(op);
+        let standing = self.schedule.op_status(op);
         Some(Pending {
             number: PendingNo::Change(op.0),
             kind,
@@ -233,24 +246,22 @@ impl Sync {
     }
 
     fn retry_change(&self, op: OpNo, wish: Option<OnConflict>) -> bool {
-        let is_pending = self.journal.ledger().op(op).is_some();
+        let is_pending = self.journal.ledger().queue().get(op).is_some();
         if is_pending {
-            wish.into_iter().for_each(|wish| self.schedule.wish_op(op, wish));
-            self.schedule.forgive_op(op);
+            wish.into_iter().for_each(|wish| self.schedule.override_op(op, wish));
+            self.schedule.clear_op_failures(op);
         }
         is_pending
     }
 
     fn retry_file(&self, file: FileNo, wish: Option<OnConflict>) -> bool {
         let Some(edit) = self.schedule.edit(file).filter(|edit| edit.is_dirty()) else { return false };
-        let puts: Vec<_> = {
-            let ledger = self.journal.ledger();
-            ledger.ops().filter(|(_, what)| what.put_file() == Some(file)).map(|(op, _)| op).collect()
-        };
-        wish.into_iter().for_each(|wish| self.schedule.wish_file(file, wish));
-        puts.into_iter().for_each(|op| self.schedule.forgive_op(op));
-        self.schedule.forgive_file(file);
-        edit.hurry();
+        let puts: Vec<_> = put_of(&self.journal.ledger(), file).collect();
+        wish.into_iter().for_each(|wish| self.schedule.override_file(file, wish));
+        puts.into_iter().for_each(|op| self.schedule.clear_op_failures(op));
+        self.schedule.clear_file_failures(file);
+        self.schedule.touch(&edit);
+        self.schedule.flush_early(&edit);
         true
     }
 
@@ -342,19 +353,21 @@ impl Sync {
 
     /// Keeps the commits of a file from being carried out meanwhile.
     fn claim_puts(&self, file: FileNo) -> Result<Claim<'_>, Error> {
-        let ledger = self.journal.ledger();
-        let puts = ledger.ops().filter(|(_, what)| what.put_file() == Some(file));
-        let ops: Vec<_> = puts.map(|(op, _)| op).collect();
+        let mut ledger = self.journal.ledger();
+        let ops: Vec<_> = put_of(&ledger, file).collect();
         if ops.iter().any(|op| self.schedule.is_running(*op)) {
             return Err(Error::NotPermitted(BUSY));
         }
-        ops.iter().for_each(|op| self.schedule.op_started(*op));
+        for op in &ops {
+            ledger.queue_mut().hold(*op);
+            self.schedule.op_started(*op);
+        }
         Ok(Claim { sync: self, ops })
     }
 
     /// Takes a change of names back.
     fn drop_change(&self, op: OpNo) -> Result<(), Error> {
-        let what = self.journal.ledger().op(op).cloned().ok_or(Error::NotFound)?;
+        let what = self.journal.ledger().queue().get(op).cloned().ok_or(Error::NotFound)?;
         let mut tree = lock(&self.tree);
         // What goes back needs a place to go to, in the table too.
         let place = match &what {
@@ -389,7 +402,7 @@ impl Sync {
 
     /// Entries that take an operation back, and the operations that leave the queue by them.
     fn undo(&self, ledger: &Ledger, tree: &Tree, op: OpNo, what: &QueuedOp) -> Result<(Vec<Entry>, Vec<Left>), Error> {
-        if ledger.op(op) != Some(what) {
+        if ledger.queue().get(op) != Some(what) {
             return Err(Error::NotFound);
         }
         if self.schedule.is_running(op) {
@@ -407,7 +420,7 @@ impl Sync {
                     return Err(Error::NotPermitted("the removed file is still open"));
                 }
                 // What the source has under this name by then is for the operations before this one to say.
-                let earlier = ledger.ops().any(|(no, what)| no != op && what.files().any(|at| at == *file));
+                let earlier = ledger.queue().of_file(*file).any(|(no, _)| no != op);
                 if earlier && !is_own(record.remote) {
                     return Err(Error::NotPermitted("an earlier change of this file isn't done yet"));
                 }
@@ -435,15 +448,19 @@ impl Sync {
     /// Later operations on the same paths that go with this one: commits of what moves back, which are queued again, and the hiding of
     /// directories. Anything else is a later change that builds on it.
     fn undone_with(&self, ledger: &Ledger, op: OpNo, what: &QueuedOp) -> Result<Vec<Left>, Error> {
-        let later: BTreeSet<OpNo> =
-            what.paths().flat_map(|path| ledger.overlapping(path)).map(|(no, _)| no).filter(|no| *no > op).collect();
+        let later: BTreeSet<OpNo> = what
+            .paths()
+            .flat_map(|path| ledger.queue().overlapping(path))
+            .map(|(no, _)| no)
+            .filter(|no| *no > op)
+            .collect();
         let mut left = Vec::new();
         for no in later {
             let moves_back = |path: &PlainPath| match what {
                 QueuedOp::Rename { to, .. } | QueuedOp::RenameDirectory { to, .. } => path.is_within(to),
                 _ => false,
             };
-            match ledger.op(no) {
+            match ledger.queue().get(no) {
                 Some(QueuedOp::RemoveDirectory { path })
                     if what.paths().next().is_some_and(|at| at.is_within(path)) =>
                 {
@@ -489,8 +506,9 @@ impl Drop for Claim<'_> {
     }
 }
 
-fn is_change(what: &QueuedOp) -> bool {
-    !matches!(what, QueuedOp::Put { .. } | QueuedOp::RemoveDirectory { .. })
+fn put_of(ledger: &Ledger, file: FileNo) -> impl Iterator<Item = OpNo> {
+    let of_file = ledger.queue().of_file(file);
+    of_file.filter(move |(_, what)| what.put_file() == Some(file)).map(|(op, _)| op)
 }
 
 fn is_own(remote: Remote) -> bool {

@@ -91,7 +91,7 @@ pub(crate) fn note(
     replaced: bool,
 ) -> Option<Entry> {
     let path = ledger.file(file)?.path.clone()?;
-    let is_last = ledger.mentions(file) <= usize::from(ledger.op(op).is_some());
+    let is_last = !ledger.queue().of_file(file).any(|(other, _)| other != op);
     let fits = ledger.unconfirmed().len() < MAX_UNCONFIRMED;
     let (version, len) = (stored.version, Some(stored.plain_len));
     (fits && is_last).then_some(Entry::Unconfirmed { op, commit: Unconfirmed { path, version, len, mtime, replaced } })
@@ -134,7 +134,7 @@ impl Sync {
             tracing::warn!(files = moved.len() - MAX_MOVED, "files of a renamed directory are not read back: too many");
         }
         let is_unchanged = |ledger: &Ledger, commit: &Unconfirmed| {
-            let waits = ledger.overlapping(&commit.path).any(|(other, _)| other != op);
+            let waits = ledger.queue().overlapping(&commit.path).any(|(other, _)| other != op);
             let has_draft = |record: &FileRecord| record.path.as_ref() == Some(&commit.path) && record.draft.is_some();
             let is_noted = ledger.unconfirmed().at(&commit.path).any(|(_, at)| at.version.hash == commit.version.hash);
             !waits && !is_noted && !ledger.files_within(&commit.path).any(|(_, record)| has_draft(record))
@@ -246,7 +246,7 @@ impl Sync {
         for op in due {
             let Some(commit) = ledger.unconfirmed().of(op) else { continue };
             let moves = |what: &QueuedOp| matches!(what, QueuedOp::RenameDirectory { .. });
-            if ledger.overlapping(&commit.path).any(|(_, what)| moves(what)) {
+            if ledger.queue().overlapping(&commit.path).any(|(_, what)| moves(what)) {
                 sorted.later.push(op);
             } else if is_edited(&ledger, commit) {
                 sorted.settled.push(op);

@@ -1,91 +1,281 @@
-//! The flusher's first half: which files are due, and getting their content to the store.
+//! Decides when a file is uploaded and when a failed operation is tried again.
 //!
-//! A file goes from dirty to frozen (its bytes fixed, so retries send the same ones) to uploaded to committed. Here it is frozen and uploaded; then a
-//! `Put` joins the queue of operations, which [`crate::fs::sync::commit`] carries out. Many small files share one upload session; a large one has its own, so
-//! that it keeps nobody waiting. What fails in passing is tried again by itself, ever more rarely; what is refused for good is *parked*: its
-//! data stays, `status` counts it, and the next change or explicit flush tries again.
+//! A file goes from dirty to frozen (its bytes are fixed, so retries send the same ones) to uploaded to committed.
+//! [`super::upload`] freezes and uploads it. A `Put` then joins the queue of operations, which [`super::commit`] carries
+//! out.
+//!
+//! **Uploads in company.** An upload session, its shard and its commit cost several requests, however small the files are.
+//! A file that is due (nothing was written to it for the debounce, or it has waited for the whole window) therefore waits
+//! for others. A session starts when the files that are due fill one ([`GROUP_FILES`], [`GROUP_BYTES`]), when no other file
+//! is on its way to being due, or when the first of them has waited for [`COMPANY`] or for its whole window. A file that a
+//! user waits for (`fsync`, `flush`, `stop`) starts one immediately.
+//!
+//! **Cost.** Files are kept in queues by time. No call walks all files that are dirty, but for those that concern all of
+//! them.
+//!
+//! **Failures.** Transient failures are retried with exponential backoff. A permanent failure *parks* the file or operation:
+//! its data stays, `status` counts it, and the next change or explicit flush tries again.
 
-use crate::fs::content::edit::Edit;
+use crate::fs::content::edit::{Due, Edit, Totals};
 use crate::fs::errno::Error;
 use crate::fs::ids::{FileNo, OnConflict, OpNo};
-use crate::fs::journal::file::Journal;
-use crate::fs::journal::ledger::{Ledger, PathSet};
-use crate::fs::lock::lock;
-use crate::fs::lock::{Mutex, MutexGuard, Rank};
+use crate::fs::lock::{Mutex, MutexGuard, Rank, lock};
 use crate::store::{self, PutProgress, deadline};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 /// Bytes up to which files share an upload session (64 MiB: one xorb), and how many may.
-const GROUP_BYTES: u64 = 64 << 20;
-const GROUP_FILES: usize = 256;
-/// Sessions at once.
+pub(crate) const GROUP_BYTES: u64 = 64 << 20;
+pub(crate) const GROUP_FILES: usize = 256;
+/// Longest time that a file which is due waits for others to share its session.
+pub(crate) const COMPANY: Duration = Duration::from_secs(2);
+/// Concurrent sessions.
 const SESSIONS: usize = 4;
 /// Pause after a first failure; doubled each time, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Pause after an operation was refused for good: somebody has to change something, and may.
+/// Pause after an operation was refused permanently: somebody has to change something, and may.
 const PARKED_PAUSE: Duration = Duration::from_secs(300);
-/// Refusals of a single change that are taken for passing ones (they have been seen to); then it counts as refused for good.
+/// Refusals of a single change that are taken for transient ones (such were seen); then it counts as refused
+/// permanently.
 const REFUSALS: u32 = 5;
-/// Pause of what waits for its user's decision (30 days): nothing that passes by itself.
+/// Pause of an operation that waits for its user's decision (30 days).
 const UNDECIDED_PAUSE: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Bytes that a new upload may hand to connections without being taken for progress, if the one before failed (32
-/// MiB). As much may fit into the
-/// buffers of connections to a Hub that takes nothing, again and again.
+/// Bytes that a new upload may hand to connections without being taken for progress, if the one before failed (32 MiB).
+/// As much may fit into the buffers of connections to a Hub that takes nothing, again and again.
 const BUFFERED: u64 = 32 << 20;
-/// The uploader looks around at least this often.
+/// The loops wake at least this often.
 const LOOK: Duration = Duration::from_secs(3600);
 
-/// What went wrong with a file or an operation, and when to try again.
+/// A failure of a file or an operation, and when to try again.
 #[derive(Clone)]
-struct Trouble {
+struct Failure {
     attempts: u32,
     /// Not before.
     next: Instant,
-    /// Refused for good.
+    /// Refused permanently.
     parked: bool,
     /// The generation that failed; a newer one starts afresh.
     generation: u64,
     error: Arc<Error>,
 }
 
-impl Trouble {
-    /// As a user is told of it.
-    fn told(&self, parked: bool) -> (u32, bool, String) {
+impl Failure {
+    /// Returns attempts, `parked` and the error, as a user sees them.
+    fn report(&self, parked: bool) -> (u32, bool, String) {
         (self.attempts, parked, self.error.to_string())
+    }
+}
+
+/// State of a dirty file.
+struct Looked {
+    file: FileNo,
+    generation: u64,
+    len: u64,
+    /// `None`: the remote has it.
+    due: Option<Due>,
+}
+
+/// Where a dirty file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// In no queue: it is being uploaded or committed, is parked, or is being looked at.
+    Idle,
+    /// Looked at then: it may be due.
+    Coming(Instant),
+    /// Looked at then, after a failure.
+    Retry(Instant),
+    /// Due, and waits for a session; in it by then.
+    Waiting(Instant),
+}
+
+struct DirtyFile {
+    edit: Arc<Edit>,
+    place: Place,
+}
+
+/// Dirty files in queues by time.
+#[derive(Default)]
+struct Dirty {
+    files: HashMap<FileNo, DirtyFile>,
+    /// Files that are [`Place::Coming`] or [`Place::Retry`].
+    looks: BTreeSet<(Instant, FileNo)>,
+    /// How many are [`Place::Coming`].
+    coming: usize,
+    /// Files that are [`Place::Waiting`], with their lengths.
+    waiting: BTreeMap<(Instant, FileNo), u64>,
+    waiting_bytes: u64,
+}
+
+impl Dirty {
+    /// Moves a file to another place. `len` counts for one that waits.
+    fn put(&mut self, file: FileNo, place: Place, len: u64) {
+        let Some(dirty) = self.files.get_mut(&file) else { return };
+        let old = std::mem::replace(&mut dirty.place, place);
+        self.leave(file, old);
+        match place {
+            Place::Idle => {}
+            Place::Coming(at) => {
+                self.coming += 1;
+                self.looks.insert((at, file));
+            }
+            Place::Retry(at) => drop(self.looks.insert((at, file))),
+            Place::Waiting(latest) => {
+                self.waiting_bytes += len;
+                self.waiting.insert((latest, file), len);
+            }
+        }
+    }
+
+    fn leave(&mut self, file: FileNo, place: Place) {
+        match place {
+            Place::Idle => {}
+            Place::Coming(at) => {
+                self.coming -= 1;
+                self.looks.remove(&(at, file));
+            }
+            Place::Retry(at) => drop(self.looks.remove(&(at, file))),
+            Place::Waiting(latest) => {
+                self.waiting_bytes -= self.waiting.remove(&(latest, file)).unwrap_or(0);
+            }
+        }
+    }
+
+    fn remove(&mut self, file: FileNo) {
+        if let Some(dirty) = self.files.remove(&file) {
+            self.leave(file, dirty.place);
+        }
+    }
+
+    /// Takes the files that are to be looked at by `now` out of their queue.
+    fn take_looks(&mut self, now: Instant) -> Vec<Arc<Edit>> {
+        let mut taken = Vec::new();
+        while let Some((_, file)) = self.looks.first().copied().filter(|(at, _)| *at <= now) {
+            self.put(file, Place::Idle, 0);
+            taken.extend(self.files.get(&file).map(|dirty| dirty.edit.clone()));
+        }
+        taken
+    }
+
+    /// Returns true if a session is to start at `now`.
+    fn is_session_due(&self, now: Instant) -> bool {
+        let Some(((latest, _), _)) = self.waiting.first_key_value() else { return false };
+        let is_full = self.waiting.len() >= GROUP_FILES || self.waiting_bytes >= GROUP_BYTES;
+        is_full || self.coming == 0 || *latest <= now
+    }
+
+    /// Takes files for one session: small ones together, a large one alone, and one that `is_single` accepts alone.
+    fn take_group(&mut self, is_single: impl Fn(FileNo) -> bool) -> Vec<Arc<Edit>> {
+        let mut group = Vec::new();
+        let mut bytes = 0;
+        while let Some(((_, file), len)) = self.waiting.first_key_value().map(|(key, len)| (*key, *len)) {
+            let single = is_single(file);
+            if !group.is_empty() && (single || group.len() >= GROUP_FILES || bytes + len > GROUP_BYTES) {
+                break;
+            }
+            bytes += len;
+            self.put(file, Place::Idle, 0);
+            group.extend(self.files.get(&file).map(|dirty| dirty.edit.clone()));
+            if single {
+                break;
+            }
+        }
+        group
+    }
+
+    /// Returns when the next file is to be looked at, or a session is due.
+    fn next(&self) -> Option<Instant> {
+        let look = self.looks.first().map(|(at, _)| *at);
+        let session = self.waiting.first_key_value().map(|((latest, _), _)| *latest);
+        look.into_iter().chain(session).min()
     }
 }
 
 #[derive(Default)]
 struct Work {
+    dirty: Dirty,
     /// Files being frozen or uploaded.
     busy: HashSet<FileNo>,
     /// Files with a commit in the queue.
-    launched: HashSet<FileNo>,
+    commit_queued: HashSet<FileNo>,
     /// Operations being carried out.
     running: HashSet<OpNo>,
-    files: HashMap<FileNo, Trouble>,
-    ops: HashMap<OpNo, Trouble>,
-    /// Files whose upload in company was refused for good: the next attempt tells which of them was meant.
+    files: HashMap<FileNo, Failure>,
+    ops: HashMap<OpNo, Failure>,
+    /// How many of them are parked.
+    parked_ops: u64,
+    /// When operations that somebody holds are to be released.
+    retries: BTreeSet<(Instant, OpNo)>,
+    /// Files whose upload in company was refused permanently: the next attempt tells which of them was meant.
     alone: HashSet<FileNo>,
-    /// What the user wants done about conflicts of these, whatever the mount's policy.
-    file_wishes: HashMap<FileNo, OnConflict>,
-    op_wishes: HashMap<OpNo, OnConflict>,
+    /// Policies for conflicts of these that the user has given, whatever the mount's is.
+    file_overrides: HashMap<FileNo, OnConflict>,
+    op_overrides: HashMap<OpNo, OnConflict>,
 }
 
-/// What the flusher knows of something pending.
+impl Work {
+    fn is_parked(&self, file: FileNo, generation: u64) -> bool {
+        self.files.get(&file).is_some_and(|failure| failure.parked && failure.generation >= generation)
+    }
+
+    fn op_failed(&mut self, op: OpNo, failure: Failure) {
+        self.clear_op(op);
+        self.parked_ops += u64::from(failure.parked);
+        self.ops.insert(op, failure);
+    }
+
+    /// Forgets the failures of an operation. Returns true if there were any.
+    fn clear_op(&mut self, op: OpNo) -> bool {
+        let failure = self.ops.remove(&op);
+        self.parked_ops -= u64::from(failure.as_ref().is_some_and(|failure| failure.parked));
+        failure.is_some()
+    }
+
+    /// Queues a file that is in no queue, to be looked at at `at`.
+    fn look(&mut self, file: FileNo, at: Instant) {
+        if self.dirty.files.get(&file).is_some_and(|dirty| dirty.place == Place::Idle) && !self.is_in_progress(file) {
+            self.dirty.put(file, Place::Coming(at), 0);
+        }
+    }
+
+    fn is_in_progress(&self, file: FileNo) -> bool {
+        self.busy.contains(&file) || self.commit_queued.contains(&file)
+    }
+
+    /// Puts a file that was looked at at `now` where it belongs.
+    fn place(&mut self, looked: &Looked, now: Instant) {
+        let Looked { file, generation, len, due } = *looked;
+        // Something else may have placed it, or forgotten it, in the meantime.
+        if self.dirty.files.get(&file).is_none_or(|dirty| dirty.place != Place::Idle) || self.is_in_progress(file) {
+            return;
+        }
+        let Some(due) = due else { return self.dirty.remove(file) };
+        if self.is_parked(file, generation) {
+            return;
+        }
+        let next = self.files.get(&file).map(|failure| failure.next).filter(|next| *next > now);
+        let place = match next {
+            Some(next) => Place::Retry(next),
+            None if due.at > now => Place::Coming(due.at),
+            None => Place::Waiting(due.latest),
+        };
+        self.dirty.put(file, place, len);
+    }
+}
+
+/// Status of an upload or commit.
 #[derive(Default)]
-pub(crate) struct Standing {
+pub(crate) struct FlushStatus {
     pub(crate) committing: bool,
-    pub(crate) trouble: Option<(u32, bool, String)>,
+    /// Attempts, parked, and the last error.
+    pub(crate) failure: Option<(u32, bool, String)>,
 }
 
-/// What `status` tells.
+/// Counts for `status`.
 #[derive(Default)]
-pub(crate) struct Tally {
+pub(crate) struct Counters {
     pub(crate) flushed: u64,
     pub(crate) conflicts: u64,
     pub(crate) last_error: Option<String>,
@@ -93,10 +283,10 @@ pub(crate) struct Tally {
     achieved: u64,
 }
 
-/// How far uploads are.
+/// Progress of uploads.
 #[derive(Default)]
 struct Uploads {
-    under_way: HashMap<u64, UnderWay>,
+    in_progress: HashMap<u64, UploadInProgress>,
     next: u64,
     /// How far uploads got that failed since one succeeded. A new one counts once it is further.
     failed: PutProgress,
@@ -104,7 +294,7 @@ struct Uploads {
     advances: u64,
 }
 
-struct UnderWay {
+struct UploadInProgress {
     progress: Box<dyn Fn() -> PutProgress + Send + Sync>,
     /// How far it is known to be.
     seen: PutProgress,
@@ -112,8 +302,8 @@ struct UnderWay {
 
 impl Uploads {
     /// Returns a number that differs from that of an earlier call if an upload has advanced since.
-    fn look(&mut self) -> u64 {
-        for upload in self.under_way.values_mut() {
+    fn check(&mut self) -> u64 {
+        for upload in self.in_progress.values_mut() {
             let now = (upload.progress)();
             if now.read > upload.seen.read || now.sent > upload.seen.sent {
                 let seen = upload.seen;
@@ -126,13 +316,13 @@ impl Uploads {
 
     fn begin(&mut self, progress: Box<dyn Fn() -> PutProgress + Send + Sync>) -> u64 {
         self.next += 1;
-        self.under_way.insert(self.next, UnderWay { progress, seen: self.failed });
+        self.in_progress.insert(self.next, UploadInProgress { progress, seen: self.failed });
         self.next
     }
 
     fn end(&mut self, upload: u64, succeeded: bool) {
-        self.look();
-        let Some(ended) = self.under_way.remove(&upload) else { return };
+        self.check();
+        let Some(ended) = self.in_progress.remove(&upload) else { return };
         self.failed = match succeeded {
             true => PutProgress::default(),
             false => PutProgress {
@@ -143,22 +333,19 @@ impl Uploads {
     }
 }
 
-/// State of the schedule.
+/// See the module. It locks one of its locks at a time, but for `edits`, which comes before `work`.
 pub(crate) struct Schedule {
-    /// All local content. Nothing is locked under it.
-    edits: Mutex<HashMap<FileNo, Arc<Edit>>, { Rank::Edits as u8 }>,
-    /// What is to be flushed. Locked before an edit's own lock.
-    dirty: Mutex<HashMap<FileNo, Arc<Edit>>, { Rank::Dirty as u8 }>,
-    /// Local content that isn't uploaded (see [`crate::fs::sync::policy`]). Nothing is locked under it.
+    /// All local content, by file.
+    edits: Mutex<BTreeMap<FileNo, Arc<Edit>>, { Rank::Edits as u8 }>,
+    /// Local content that isn't uploaded (see [`super::policy`]).
     kept: Mutex<HashSet<FileNo>>,
-    /// Nothing is locked under it: it is asked while the journal is locked.
+    /// Files whose writes the journal may lack.
+    unsettled: Mutex<HashMap<FileNo, Arc<Edit>>>,
     work: Mutex<Work, { Rank::Work as u8 }>,
-    /// Nothing is locked under it.
-    tally: Mutex<Tally>,
-    /// Nothing is locked under it.
-    uploads_under_way: Mutex<Uploads>,
-    /// When the uploader looks next. Nothing is locked under it.
-    next_look: Mutex<Instant>,
+    counters: Mutex<Counters>,
+    uploads_in_progress: Mutex<Uploads>,
+    /// Files and bytes that the remote lacks.
+    totals: Arc<Totals>,
     debounce: Duration,
     window: Duration,
     uploads: Notify,
@@ -169,46 +356,56 @@ pub(crate) struct Schedule {
     /// Turns of the commit loop.
     #[cfg(test)]
     pub(crate) turns: std::sync::atomic::AtomicU64,
+    /// Files that were looked at.
+    #[cfg(test)]
+    pub(crate) looks: std::sync::atomic::AtomicU64,
 }
 
 impl Schedule {
     pub(crate) fn new(debounce: Duration, window: Duration) -> Self {
         Self {
-            next_look: Mutex::new(Instant::now()),
             debounce,
             window,
             edits: Mutex::default(),
-            dirty: Mutex::default(),
             kept: Mutex::default(),
+            unsettled: Mutex::default(),
             work: Mutex::default(),
-            tally: Mutex::default(),
-            uploads_under_way: Mutex::default(),
+            counters: Mutex::default(),
+            uploads_in_progress: Mutex::default(),
+            totals: Arc::default(),
             uploads: Notify::new(),
             commits: Notify::new(),
             sessions: Arc::new(Semaphore::new(SESSIONS)),
             progress: watch::channel(0).0,
             #[cfg(test)]
             turns: Default::default(),
+            #[cfg(test)]
+            looks: Default::default(),
         }
     }
 
-    /// Makes local content known.
+    /// Adds local content of a file that has a name.
     pub(crate) fn add(&self, edit: Arc<Edit>) {
+        if !self.is_kept(edit.file) {
+            edit.count_in(Some(&self.totals));
+        }
         lock(&self.edits).insert(edit.file, edit);
     }
 
-    /// The local content of a file.
+    /// Returns the local content of a file.
     pub(crate) fn edit(&self, file: FileNo) -> Option<Arc<Edit>> {
         lock(&self.edits).get(&file).cloned()
     }
 
-    /// All local content.
+    /// Returns all local content.
     pub(crate) fn edits(&self) -> Vec<Arc<Edit>> {
         lock(&self.edits).values().cloned().collect()
     }
 
-    /// Local content that ended.
+    /// Removes local content that ended.
     pub(crate) fn remove(&self, edit: &Arc<Edit>) {
+        edit.count_in(None);
+        lock(&self.unsettled).remove(&edit.file);
         {
             let mut edits = lock(&self.edits);
             // The file may have been opened for writing again since: that is another edit.
@@ -220,44 +417,91 @@ impl Schedule {
         self.forget(edit.file);
     }
 
-    /// A file that isn't to be flushed any more.
+    /// Forgets a file that isn't to be flushed any more.
     pub(crate) fn forget(&self, file: FileNo) {
-        lock(&self.dirty).remove(&file);
         lock(&self.kept).remove(&file);
         {
             let mut work = lock(&self.work);
+            work.dirty.remove(file);
             work.files.remove(&file);
             work.alone.remove(&file);
-            work.file_wishes.remove(&file);
+            work.file_overrides.remove(&file);
         }
-        self.moved();
+        if let Some(edit) = self.edit(file) {
+            edit.count_in(None);
+        }
+        // It may have been the last one that others waited for.
+        self.uploads.notify_one();
+        self.report_change();
     }
 
-    /// A file changed.
+    /// Has a file flushed that changed.
     pub(crate) fn touch(&self, edit: &Arc<Edit>) {
         if self.is_kept(edit.file) {
             return;
         }
-        let is_new = lock(&self.dirty).insert(edit.file, edit.clone()).is_none();
-        // Looking costs as much as there is dirty: not for every file anew.
-        if is_new && edit.due(self.debounce, self.window).is_some_and(|due| due < *lock(&self.next_look)) {
+        edit.count_in(Some(&self.totals));
+        let Some(due) = edit.due(self.debounce, self.window) else { return };
+        let mut work = lock(&self.work);
+        let first = work.dirty.next();
+        let new = || DirtyFile { edit: edit.clone(), place: Place::Idle };
+        work.dirty.files.entry(edit.file).or_insert_with(new);
+        work.look(edit.file, due.at);
+        let is_earlier = first.is_none_or(|first| due.at < first);
+        drop(work);
+        if is_earlier {
             self.uploads.notify_one();
         }
+    }
+
+    /// Has a file flushed immediately: without waiting for quiet, nor for company.
+    pub(crate) fn flush_early(&self, edit: &Arc<Edit>) {
+        edit.flush_early();
+        if self.is_kept(edit.file) {
+            return;
+        }
+        let now = Instant::now();
+        let mut work = lock(&self.work);
+        let Some(dirty) = work.dirty.files.get(&edit.file) else { return };
+        if dirty.place != Place::Idle {
+            work.dirty.put(edit.file, Place::Coming(now), 0);
+        } else {
+            work.look(edit.file, now);
+        }
+        drop(work);
+        self.uploads.notify_one();
+    }
+
+    /// Notes that the journal may lack writes of a file.
+    pub(crate) fn wrote(&self, edit: &Arc<Edit>) {
+        lock(&self.unsettled).entry(edit.file).or_insert_with(|| edit.clone());
+    }
+
+    /// Takes the files whose writes the journal may lack.
+    pub(crate) fn take_unsettled(&self) -> Vec<Arc<Edit>> {
+        let unsettled = std::mem::take(&mut *lock(&self.unsettled));
+        unsettled.into_values().filter(|edit| edit.is_unsettled()).collect()
     }
 
     /// Has a file not uploaded.
     pub(crate) fn keep(&self, file: FileNo) {
         lock(&self.kept).insert(file);
-        lock(&self.dirty).remove(&file);
-        self.moved();
+        lock(&self.work).dirty.remove(file);
+        if let Some(edit) = self.edit(file) {
+            edit.count_in(None);
+        }
+        self.uploads.notify_one();
+        self.report_change();
     }
 
     /// Has a file not flushed if it is kept. Another rename may stop keeping it at the same time: it is flushed then.
     pub(crate) fn drop_kept(&self, edit: &Arc<Edit>) {
         if self.is_kept(edit.file) {
-            lock(&self.dirty).remove(&edit.file);
+            lock(&self.work).dirty.remove(edit.file);
+            edit.count_in(None);
             self.touch(edit);
-            self.moved();
+            self.uploads.notify_one();
+            self.report_change();
         }
     }
 
@@ -281,13 +525,13 @@ impl Schedule {
         lock(&self.kept).len() as u64
     }
 
-    /// Looks at everything again.
+    /// Wakes both loops.
     pub(crate) fn wake(&self) {
         self.uploads.notify_one();
         self.commits.notify_one();
     }
 
-    /// Operations were queued.
+    /// Wakes the commit loop: operations were queued.
     pub(crate) fn wake_commits(&self) {
         self.commits.notify_one();
     }
@@ -297,298 +541,365 @@ impl Schedule {
         self.commits.notified().await;
     }
 
-    /// Something was done for an upload that needn't be done again if it fails.
+    /// Counts a step of an upload that isn't repeated if the upload fails.
     pub(crate) fn advanced(&self) {
-        lock(&self.uploads_under_way).advances += 1;
+        lock(&self.uploads_in_progress).advances += 1;
     }
 
-    pub(crate) fn moved(&self) {
+    fn report_change(&self) {
         self.progress.send_modify(|count| *count += 1);
     }
 
-    /// Whether an operation is being carried out.
+    /// Returns true if an operation is being carried out.
     pub(crate) fn is_running(&self, op: OpNo) -> bool {
         lock(&self.work).running.contains(&op)
     }
 
-    /// Returns true if an operation has to wait at `now`, because it is being carried out or failed not long ago.
-    pub(crate) fn is_waiting(&self, op: OpNo, now: Instant) -> bool {
-        let work = lock(&self.work);
-        work.running.contains(&op) || work.ops.get(&op).is_some_and(|trouble| trouble.next > now)
+    /// Takes the operations that are to be released at `now`.
+    pub(crate) fn take_retries(&self, now: Instant) -> Vec<OpNo> {
+        let mut work = lock(&self.work);
+        let mut due = Vec::new();
+        while let Some((at, op)) = work.retries.first().copied().filter(|(at, _)| *at <= now) {
+            work.retries.remove(&(at, op));
+            // It may have been started since, or have failed again.
+            let is_early = work.ops.get(&op).is_some_and(|failure| failure.next > now);
+            if !is_early && !work.running.contains(&op) {
+                due.push(op);
+            }
+        }
+        due
     }
 
-    /// Returns when the next failed operation of those that `counts` accepts may be tried again. That is after `now`:
-    /// an operation that was due then has been started, or waits for an event that wakes the commit loop.
-    pub(crate) fn next_op(&self, now: Instant, counts: impl Fn(OpNo) -> bool) -> Instant {
-        let work = lock(&self.work);
-        let waits = |op: &OpNo| !work.running.contains(op) && counts(*op);
-        let times = work.ops.iter().filter(|(op, trouble)| trouble.next > now && waits(op));
-        times.map(|(_, trouble)| trouble.next).min().unwrap_or(now + LOOK)
+    /// Returns when the next operation is to be released.
+    pub(crate) fn next_retry(&self) -> Instant {
+        let first = lock(&self.work).retries.first().map(|(at, _)| *at);
+        first.unwrap_or_else(|| Instant::now() + LOOK)
     }
 
-    /// An operation begins.
+    /// Notes that an operation is being carried out.
     pub(crate) fn op_started(&self, op: OpNo) {
         lock(&self.work).running.insert(op);
     }
 
-    /// An operation left the queue. `file`: it was that file's commit.
+    /// Notes that an operation left the queue. `file`: it was that file's commit.
     pub(crate) fn op_finished(&self, op: OpNo, file: Option<FileNo>) {
-        lock(&self.tally).achieved += 1;
+        lock(&self.counters).achieved += 1;
         {
             let mut work = lock(&self.work);
             work.running.remove(&op);
-            work.ops.remove(&op);
-            work.op_wishes.remove(&op);
-            file.map(|file| work.launched.remove(&file));
+            work.clear_op(op);
+            work.op_overrides.remove(&op);
+            if let Some(file) = file {
+                work.commit_queued.remove(&file);
+                work.look(file, Instant::now());
+            }
         }
-        self.moved();
+        self.report_change();
         self.wake();
     }
 
-    /// An operation failed and stays in the queue.
+    /// Notes that an operation failed and stays in the queue.
     pub(crate) fn op_failed(&self, op: OpNo, error: Error) {
-        self.note(&error);
+        self.note_error(&error);
         {
             let mut work = lock(&self.work);
             work.running.remove(&op);
-            let attempts = work.ops.get(&op).map_or(0, |trouble| trouble.attempts) + 1;
+            let attempts = work.ops.get(&op).map_or(0, |failure| failure.attempts) + 1;
             let parked = is_final(&error, attempts);
             let pause = match (&error, parked) {
                 (Error::Conflict, _) => UNDECIDED_PAUSE,
                 (_, true) => PARKED_PAUSE,
                 (_, false) => pause(attempts),
             };
-            let trouble =
-                Trouble { attempts, next: Instant::now() + pause, parked, generation: 0, error: Arc::new(error) };
-            work.ops.insert(op, trouble);
+            let next = Instant::now() + pause;
+            work.retries.insert((next, op));
+            work.op_failed(op, Failure { attempts, next, parked, generation: 0, error: Arc::new(error) });
         }
-        self.moved();
+        self.report_change();
         self.wake();
     }
 
-    /// An operation stays in the queue and may be carried out again at once.
+    /// Notes that an operation stays in the queue and may be carried out again immediately.
     pub(crate) fn op_again(&self, op: OpNo) {
-        lock(&self.work).running.remove(&op);
-        self.wake();
-    }
-
-    /// A file's upload or commit failed.
-    pub(crate) fn file_failed(&self, file: FileNo, generation: u64, error: Arc<Error>) {
-        self.note(&error);
         {
             let mut work = lock(&self.work);
-            let attempts = work.files.get(&file).map_or(0, |trouble| trouble.attempts) + 1;
+            work.running.remove(&op);
+            work.retries.insert((Instant::now(), op));
+        }
+        self.wake();
+    }
+
+    /// Notes that a file's upload or commit failed.
+    pub(crate) fn file_failed(&self, file: FileNo, generation: u64, error: Arc<Error>) {
+        self.note_error(&error);
+        {
+            let mut work = lock(&self.work);
+            let attempts = work.files.get(&file).map_or(0, |failure| failure.attempts) + 1;
             // A full disk may be emptied by what is committed meanwhile.
             let is_local = matches!(&*error, Error::Staging(_) | Error::Store(crate::store::Error::Io(_)));
             let is_full_here = is_local && error.errno() == libc::ENOSPC;
             let parked = !error.is_transient() && !is_full_here;
             let next = Instant::now() + pause(attempts);
-            work.files.insert(file, Trouble { attempts, next, parked, generation, error });
+            work.files.insert(file, Failure { attempts, next, parked, generation, error });
+            work.look(file, Instant::now());
         }
-        self.moved();
+        self.report_change();
         self.uploads.notify_one();
     }
 
-    /// Whether an operation that fails with this has been refused for good.
+    /// Returns true if an operation that fails with this has been refused permanently.
     pub(crate) fn is_final(&self, op: OpNo, error: &Error) -> bool {
-        is_final(error, lock(&self.work).ops.get(&op).map_or(0, |trouble| trouble.attempts) + 1)
+        is_final(error, lock(&self.work).ops.get(&op).map_or(0, |failure| failure.attempts) + 1)
     }
 
-    /// Whatever a file failed with, it isn't tried again by itself.
+    /// Has a failed file not tried again by itself.
     pub(crate) fn park_file(&self, file: FileNo) {
-        if let Some(trouble) = lock(&self.work).files.get_mut(&file) {
-            trouble.parked = true;
+        if let Some(failure) = lock(&self.work).files.get_mut(&file) {
+            failure.parked = true;
         }
     }
 
-    /// What the user wants done about a conflict of this.
-    pub(crate) fn wish(&self, op: OpNo, file: Option<FileNo>) -> Option<OnConflict> {
+    /// Returns the policy that the user has given for a conflict of an operation, which is the commit of `file`.
+    pub(crate) fn overridden(&self, op: OpNo, file: Option<FileNo>) -> Option<OnConflict> {
         let work = lock(&self.work);
-        let of_file = || work.file_wishes.get(&file?);
-        work.op_wishes.get(&op).or_else(of_file).copied()
+        let of_file = || work.file_overrides.get(&file?);
+        work.op_overrides.get(&op).or_else(of_file).copied()
     }
 
-    /// The user wants this of an operation.
-    pub(crate) fn wish_op(&self, op: OpNo, wish: OnConflict) {
-        lock(&self.work).op_wishes.insert(op, wish);
+    /// Sets the policy for conflicts of an operation.
+    pub(crate) fn override_op(&self, op: OpNo, policy: OnConflict) {
+        lock(&self.work).op_overrides.insert(op, policy);
     }
 
-    /// The user wants this of a file.
-    pub(crate) fn wish_file(&self, file: FileNo, wish: OnConflict) {
-        lock(&self.work).file_wishes.insert(file, wish);
+    /// Sets the policy for conflicts of a file.
+    pub(crate) fn override_file(&self, file: FileNo, policy: OnConflict) {
+        lock(&self.work).file_overrides.insert(file, policy);
     }
 
-    /// A file is at the source.
+    /// Notes that the remote has a file.
     pub(crate) fn file_committed(&self, file: FileNo) {
-        lock(&self.tally).flushed += 1;
+        lock(&self.counters).flushed += 1;
         let mut work = lock(&self.work);
         work.files.remove(&file);
         work.alone.remove(&file);
-        work.file_wishes.remove(&file);
+        work.file_overrides.remove(&file);
     }
 
-    /// Counts the parked operations of the queue.
-    pub(crate) fn parked_ops(&self, ledger: &Ledger) -> u64 {
-        let work = lock(&self.work);
-        work.ops.iter().filter(|(op, trouble)| trouble.parked && ledger.op(**op).is_some()).count() as u64
+    /// Counts parked operations.
+    pub(crate) fn parked_ops(&self) -> u64 {
+        lock(&self.work).parked_ops
     }
 
-    /// Reports that committed names were looked up, which `flush` waits for.
+    /// Notes that committed names were looked up, which `flush` waits for.
     pub(crate) fn looked_up(&self) {
-        lock(&self.tally).achieved += 1;
-        self.moved();
+        lock(&self.counters).achieved += 1;
+        self.report_change();
     }
 
-    /// A foreign change was kept.
+    /// Counts a conflict.
     pub(crate) fn conflict(&self) {
-        lock(&self.tally).conflicts += 1;
+        lock(&self.counters).conflicts += 1;
     }
 
-    fn note(&self, error: &Error) {
+    fn note_error(&self, error: &Error) {
         tracing::warn!(%error, "cannot flush");
-        lock(&self.tally).last_error = Some(error.to_string());
+        lock(&self.counters).last_error = Some(error.to_string());
     }
 
-    /// Counts and the last error.
-    pub(crate) fn tally(&self) -> MutexGuard<'_, Tally> {
-        lock(&self.tally)
+    /// Returns counts and the last error.
+    pub(crate) fn counters(&self) -> MutexGuard<'_, Counters> {
+        lock(&self.counters)
     }
 
-    /// Returns how many files with a name the source lacks, their bytes, and how many of them are parked. Counts
-    /// files that wait for their `close`.
-    pub(crate) fn pending(&self, journal: &Journal) -> (u64, u64, u64) {
-        // An edit locks its own state before the journal.
-        let mut unsent: Vec<_> =
-            self.unsent_files().iter().map(|edit| (edit.file, edit.generation(), edit.len())).collect();
-        {
-            let ledger = journal.ledger();
-            unsent.retain(|(file, ..)| ledger.file(*file).is_some_and(|record| record.path.is_some()));
-        }
-        let bytes = unsent.iter().map(|(.., len)| len).sum();
-        let work = lock(&self.work);
-        let parked = unsent.iter().filter(|(file, generation, _)| work.is_parked(*file, *generation)).count();
-        (unsent.len() as u64, bytes, parked as u64)
+    /// Returns how many files with a name the remote lacks, their bytes, and how many of them are parked. Counts files
+    /// that wait for their `close`.
+    pub(crate) fn pending(&self) -> (u64, u64, u64) {
+        let parked: Vec<FileNo> = {
+            let work = lock(&self.work);
+            work.files.iter().filter(|(_, failure)| failure.parked).map(|(file, _)| *file).collect()
+        };
+        let parked: Vec<_> = parked.into_iter().filter_map(|file| self.edit(file)).collect();
+        let parked = parked.into_iter().filter(|edit| edit.is_dirty() && self.is_parked(edit)).count();
+        let (files, bytes) = self.totals.get();
+        (files, bytes, parked as u64)
     }
 
-    /// Files that are due, now marked busy, and when to look again.
-    pub(crate) fn take_due(&self) -> (Vec<Arc<Edit>>, Instant) {
-        // Whoever comes meanwhile must wake us.
-        *lock(&self.next_look) = Instant::now() + LOOK;
-        let mut dirty = Vec::new();
-        lock(&self.dirty).retain(|_, edit| match edit.due(self.debounce, self.window) {
-            Some(at) => {
-                dirty.push((edit.clone(), edit.generation(), at));
-                true
-            }
-            None => false,
-        });
-        let now = Instant::now();
-        let mut next = now + LOOK;
-        let mut due = Vec::new();
+    /// Returns true if the content that a file has now was refused permanently.
+    pub(crate) fn is_parked(&self, edit: &Edit) -> bool {
+        let generation = edit.generation();
+        lock(&self.work).is_parked(edit.file, generation)
+    }
+
+    /// Moves files that are due to where they wait for a session.
+    fn advance(&self, now: Instant) {
+        let looked = lock(&self.work).dirty.take_looks(now);
+        #[cfg(test)]
+        self.looks.fetch_add(looked.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        // An edit's own lock comes before this one's.
+        let looked: Vec<_> = looked.iter().map(|edit| self.look_at(edit)).collect();
         let mut work = lock(&self.work);
-        for (edit, generation, mut at) in dirty {
-            let under_way = work.busy.contains(&edit.file) || work.launched.contains(&edit.file);
-            if under_way || work.is_parked(edit.file, generation) {
-                continue;
-            }
-            if let Some(trouble) = work.files.get(&edit.file) {
-                at = at.max(trouble.next);
-            }
-            if at <= now {
-                work.busy.insert(edit.file);
-                due.push(edit);
-            } else {
-                next = next.min(at);
-            }
+        looked.iter().for_each(|looked| work.place(looked, now));
+    }
+
+    fn look_at(&self, edit: &Edit) -> Looked {
+        let due = edit.due(self.debounce, self.window);
+        let due = due.map(|due| Due { latest: due.latest.min(due.at + COMPANY).max(due.at), ..due });
+        Looked { file: edit.file, generation: edit.generation(), len: edit.len(), due }
+    }
+
+    /// Takes the files of the next upload session, marked busy, if one is due and has a turn.
+    pub(crate) fn take_session(self: &Arc<Self>, now: Instant) -> Option<Session> {
+        self.advance(now);
+        let permit = self.sessions.clone().try_acquire_owned().ok()?;
+        let mut work = lock(&self.work);
+        if !work.dirty.is_session_due(now) {
+            return None;
         }
+        let Work { dirty, alone, busy, .. } = &mut *work;
+        let edits = dirty.take_group(|file| alone.contains(&file));
+        busy.extend(edits.iter().map(|edit| edit.file));
         drop(work);
-        *lock(&self.next_look) = next;
-        (due, next)
+        Some(Session {
+            files: edits.iter().map(|edit| edit.file).collect(),
+            edits,
+            schedule: self.clone(),
+            permit: Some(permit),
+        })
     }
 
-    /// Whether the file is being uploaded, or its commit is in the queue.
-    pub(crate) fn is_under_way(&self, file: FileNo) -> bool {
-        let work = lock(&self.work);
-        work.busy.contains(&file) || work.launched.contains(&file)
+    /// Returns when [`Schedule::take_session`] may have something to give. While no turn is free, the end of a session
+    /// wakes the upload loop.
+    pub(crate) fn next_session(&self) -> Instant {
+        let next = lock(&self.work).dirty.next().filter(|_| self.sessions.available_permits() > 0);
+        next.unwrap_or_else(|| Instant::now() + LOOK)
     }
 
-    /// Whether a commit of the file is in the queue.
-    pub(crate) fn is_launched(&self, file: FileNo) -> bool {
-        lock(&self.work).launched.contains(&file)
+    /// Returns true if a file is being uploaded, or its commit is in the queue.
+    pub(crate) fn is_in_progress(&self, file: FileNo) -> bool {
+        lock(&self.work).is_in_progress(file)
     }
 
-    /// A commit of the file is in the queue.
-    pub(crate) fn launch(&self, file: FileNo) {
-        lock(&self.work).launched.insert(file);
+    /// Returns true if a commit of the file is in the queue.
+    pub(crate) fn is_commit_queued(&self, file: FileNo) -> bool {
+        lock(&self.work).commit_queued.contains(&file)
     }
 
-    /// Gives operations up that nobody has dealt with.
+    /// Notes that a commit of the file is in the queue.
+    pub(crate) fn commit_queued(&self, file: FileNo) {
+        lock(&self.work).commit_queued.insert(file);
+    }
+
+    /// Notes that commits of files, which were reported as queued, could not be queued.
+    pub(crate) fn commits_not_queued(&self, files: impl Iterator<Item = FileNo>) {
+        let mut work = lock(&self.work);
+        for file in files {
+            work.commit_queued.remove(&file);
+        }
+    }
+
+    /// Has operations tried again that nothing has settled.
     pub(crate) fn abandon_ops(&self, ops: &[OpNo]) {
         let left: Vec<_> = ops.iter().copied().filter(|op| self.is_running(*op)).collect();
         left.into_iter().for_each(|op| self.op_failed(op, Error::TimedOut));
     }
 
-    /// Forgets failures, so that everything is tried again at once.
-    pub(crate) fn forgive(&self) {
+    /// Clears failures, so that everything is tried again immediately.
+    pub(crate) fn clear_failures(&self) {
+        let now = Instant::now();
         let mut work = lock(&self.work);
-        work.files.clear();
-        work.ops.clear();
+        let files: Vec<_> = work.files.drain().map(|(file, _)| file).collect();
+        for file in files {
+            work.dirty.put(file, Place::Idle, 0);
+            work.look(file, now);
+        }
+        let ops: Vec<_> = work.ops.drain().map(|(op, _)| (now, op)).collect();
+        work.parked_ops = 0;
+        work.retries.extend(ops);
     }
 
-    /// Returns the files that the source lacks and that aren't kept. A file that is written in streaming mode is
-    /// one of them before its `close`, too.
-    pub(crate) fn unsent_files(&self) -> Vec<Arc<Edit>> {
-        let kept = lock(&self.kept).clone();
-        self.edits().into_iter().filter(|edit| !kept.contains(&edit.file) && edit.is_dirty()).collect()
+    /// Returns the files after `file` that the remote lacks and that aren't kept, in the order of their numbers. A file
+    /// that is written in streaming mode is one of them before its `close`, too.
+    pub(crate) fn unsent_after(&self, file: Option<FileNo>, limit: usize) -> Vec<Arc<Edit>> {
+        let from = file.map_or(FileNo(0), |file| FileNo(file.0.saturating_add(1)));
+        let mut unsent = Vec::new();
+        let mut at = from;
+        // In portions: an edit's own lock comes before this one.
+        while unsent.len() < limit {
+            let portion: Vec<_> = lock(&self.edits).range(at..).take(limit).map(|(_, edit)| edit.clone()).collect();
+            let Some(last) = portion.last() else { break };
+            at = FileNo(last.file.0.saturating_add(1));
+            unsent.extend(portion.into_iter().filter(|edit| edit.is_dirty() && !self.is_kept(edit.file)));
+        }
+        unsent.truncate(limit);
+        unsent
     }
 
-    /// Files to be flushed that the source lacks.
+    /// Returns files to be flushed that the remote lacks.
     pub(crate) fn dirty_files(&self) -> Vec<Arc<Edit>> {
-        lock(&self.dirty).values().filter(|edit| edit.is_dirty()).cloned().collect()
+        let all: Vec<_> = lock(&self.work).dirty.files.values().map(|dirty| dirty.edit.clone()).collect();
+        all.into_iter().filter(|edit| edit.is_dirty()).collect()
     }
 
-    /// How a file's flush stands; `put`: its commit, if that is in the queue.
-    pub(crate) fn file_standing(&self, file: FileNo, generation: u64, put: Option<OpNo>) -> Standing {
+    /// Returns true if a file is to be flushed.
+    pub(crate) fn is_to_be_flushed(&self, file: FileNo) -> bool {
+        lock(&self.work).dirty.files.contains_key(&file)
+    }
+
+    /// Returns the status of a file's flush; `put`: its commit, if that is in the queue.
+    pub(crate) fn file_status(&self, file: FileNo, generation: u64, put: Option<OpNo>) -> FlushStatus {
         let work = lock(&self.work);
-        let of_file = work.files.get(&file).map(|trouble| trouble.told(work.is_parked(file, generation)));
-        let of_put = || put.and_then(|op| work.ops.get(&op)).map(|trouble| trouble.told(trouble.parked));
+        let of_file = work.files.get(&file).map(|failure| failure.report(work.is_parked(file, generation)));
+        let of_put = || put.and_then(|op| work.ops.get(&op)).map(|failure| failure.report(failure.parked));
         let committing = put.is_some_and(|op| work.running.contains(&op));
-        Standing { committing, trouble: of_file.or_else(of_put) }
+        FlushStatus { committing, failure: of_file.or_else(of_put) }
     }
 
-    /// How an operation stands.
-    pub(crate) fn op_standing(&self, op: OpNo) -> Standing {
+    /// Returns the status of an operation.
+    pub(crate) fn op_status(&self, op: OpNo) -> FlushStatus {
         let work = lock(&self.work);
-        let trouble = work.ops.get(&op).map(|trouble| trouble.told(trouble.parked));
-        Standing { committing: work.running.contains(&op), trouble }
+        let failure = work.ops.get(&op).map(|failure| failure.report(failure.parked));
+        FlushStatus { committing: work.running.contains(&op), failure }
     }
 
-    /// Forgets an operation's failures.
-    pub(crate) fn forgive_op(&self, op: OpNo) {
-        lock(&self.work).ops.remove(&op);
+    /// Returns true if an operation was refused permanently and isn't being tried again now.
+    pub(crate) fn is_op_parked(&self, op: OpNo) -> bool {
+        let work = lock(&self.work);
+        work.ops.get(&op).is_some_and(|failure| failure.parked) && !work.running.contains(&op)
     }
 
-    /// Forgets a file's failures.
-    pub(crate) fn forgive_file(&self, file: FileNo) {
+    /// Returns true if an operation was refused permanently.
+    pub(crate) fn has_parked_ops(&self) -> bool {
+        lock(&self.work).parked_ops > 0
+    }
+
+    /// Clears an operation's failures: it is tried again immediately.
+    pub(crate) fn clear_op_failures(&self, op: OpNo) {
+        let mut work = lock(&self.work);
+        if work.clear_op(op) {
+            work.retries.insert((Instant::now(), op));
+        }
+    }
+
+    /// Clears a file's failures.
+    pub(crate) fn clear_file_failures(&self, file: FileNo) {
         lock(&self.work).files.remove(&file);
     }
 
-    /// Flushes one file and waits until the source has what it is now. Fails where an attempt was refused, or
-    /// failed in any way if the
-    /// caller has no deadline. With a deadline, what may pass is tried again until then.
+    /// Flushes one file and waits until the remote has its present content. Fails where an attempt was refused, or
+    /// failed in any way if the caller has no deadline. With a deadline, transient failures are retried until then.
     pub(crate) async fn commit_now(&self, edit: &Arc<Edit>) -> Result<(), Error> {
         let generation = edit.generation();
-        lock(&self.work).files.remove(&edit.file);
-        edit.hurry();
+        self.clear_file_failures(edit.file);
         self.touch(edit);
+        self.flush_early(edit);
         self.wake();
         let outcome = || {
-            if edit.has_committed(generation) || !lock(&self.dirty).contains_key(&edit.file) {
+            if edit.has_committed(generation) || !self.is_to_be_flushed(edit.file) {
                 return Some(Ok(()));
             }
             let work = lock(&self.work);
-            let trouble = work.files.get(&edit.file).filter(|trouble| trouble.parked || deadline::current().is_none());
-            trouble.map(|trouble| Err(Error::Flush(trouble.error.clone())))
+            let failure = work.files.get(&edit.file).filter(|failure| failure.parked || deadline::current().is_none());
+            failure.map(|failure| Err(Error::Flush(failure.error.clone())))
         };
         let mut progress = self.progress.subscribe();
         loop {
@@ -600,16 +911,11 @@ impl Schedule {
                 Some(Err(_)) => return Err(Error::Stopping),
                 None => {
                     let work = lock(&self.work);
-                    let last = work.files.get(&edit.file).map(|trouble| Error::Flush(trouble.error.clone()));
+                    let last = work.files.get(&edit.file).map(|failure| Error::Flush(failure.error.clone()));
                     return Err(last.unwrap_or(Error::TimedOut));
                 }
             }
         }
-    }
-
-    /// Waits for a turn to upload. `None`: the mount has ended.
-    pub(crate) async fn session(&self) -> Option<OwnedSemaphorePermit> {
-        self.sessions.clone().acquire_owned().await.ok()
     }
 
     /// Has files uploaded one by one from now on: one of them makes their common upload fail.
@@ -622,82 +928,59 @@ impl Schedule {
         self.uploads.notified().await;
     }
 
-    /// Counts an upload that succeeded.
-    pub(crate) fn achieved(&self) {
-        lock(&self.tally).achieved += 1;
+    /// Counts uploads that succeeded.
+    pub(crate) fn achieved(&self, count: u64) {
+        lock(&self.counters).achieved += count;
     }
 
     /// Returns two numbers that differ from those of an earlier call if something was achieved, or an upload has
     /// advanced, since.
     pub(crate) fn progress(&self) -> (u64, u64) {
-        let achieved = self.tally().achieved;
-        (achieved, lock(&self.uploads_under_way).look())
+        let achieved = self.counters().achieved;
+        (achieved, lock(&self.uploads_in_progress).check())
     }
 
-    /// Returns a receiver that is told whenever something succeeded or failed.
+    /// Returns a receiver that is notified whenever something succeeded or failed.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.progress.subscribe()
     }
-
-    /// Whether all of it is at the source, or waits for somebody: parked, or behind something that is.
-    pub(crate) fn is_flushed(&self, journal: &Journal, targets: &[(u64, Arc<Edit>)], last: Option<OpNo>) -> bool {
-        let ops: Vec<_> = journal.ledger().ops().map(|(op, what)| (op, what.clone())).collect();
-        let dirty: HashSet<_> = lock(&self.dirty).keys().copied().collect();
-        let left =
-            targets.iter().filter(|(generation, edit)| !edit.has_committed(*generation) && dirty.contains(&edit.file));
-        let left: Vec<_> = left.map(|(_, edit)| (edit.file, edit.generation())).collect();
-        let work = lock(&self.work);
-        let (mut held, mut held_files) = (PathSet::default(), HashSet::new());
-        let mut is_done = true;
-        for (op, what) in &ops {
-            let parked = work.ops.get(op).is_some_and(|trouble| trouble.parked) && !work.running.contains(op);
-            if parked || what.paths().any(|path| held.overlaps(path)) {
-                what.paths().for_each(|path| held.insert(path));
-                held_files.extend(what.put_file());
-            } else if Some(*op) <= last {
-                is_done = false;
-            }
-        }
-        is_done && left.iter().all(|(file, generation)| work.is_parked(*file, *generation) || held_files.contains(file))
-    }
 }
 
-/// Whether nothing is left to wait for after so many attempts.
+/// Returns true if another retry is useless: the error is permanent, or the Hub has refused the change [`REFUSALS`] times.
 fn is_final(error: &Error, attempts: u32) -> bool {
     let refused = matches!(error, Error::Store(store::Error::Refused(_)));
     !error.is_transient() || (refused && attempts >= REFUSALS)
 }
 
-impl Work {
-    fn is_parked(&self, file: FileNo, generation: u64) -> bool {
-        self.files.get(&file).is_some_and(|trouble| trouble.parked && trouble.generation >= generation)
-    }
+fn pause(attempts: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LONGEST_PAUSE)
 }
 
-/// Files of an upload; whatever becomes of it, they may be looked at again afterwards.
-pub(crate) struct Busy<'a> {
-    schedule: &'a Schedule,
+/// Files that share an upload, and its turn. When it is dropped, after a panic too, they may be uploaded again.
+pub(crate) struct Session {
+    pub(crate) edits: Vec<Arc<Edit>>,
     files: Vec<FileNo>,
+    schedule: Arc<Schedule>,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
-impl<'a> Busy<'a> {
-    pub(crate) fn new(schedule: &'a Schedule, files: Vec<FileNo>) -> Self {
-        Self { schedule, files }
-    }
-}
-
-impl Drop for Busy<'_> {
+impl Drop for Session {
     fn drop(&mut self) {
         {
+            let now = Instant::now();
             let mut work = lock(&self.schedule.work);
-            work.busy.retain(|file| !self.files.contains(file));
+            for file in &self.files {
+                work.busy.remove(file);
+                work.look(*file, now);
+            }
         }
-        self.schedule.moved();
+        drop(self.permit.take());
+        self.schedule.report_change();
         self.schedule.uploads.notify_one();
     }
 }
 
-/// An upload whose progress is looked at. Has failed if it is dropped before its end.
+/// An upload whose progress is checked. Has failed if it is dropped before its end.
 pub(crate) struct Watched<'a> {
     schedule: &'a Schedule,
     upload: u64,
@@ -705,11 +988,8 @@ pub(crate) struct Watched<'a> {
 }
 
 impl<'a> Watched<'a> {
-    pub(crate) fn new(
-        schedule: &'a Schedule,
-        progress: Box<dyn Fn() -> PutProgress + Send + std::marker::Sync>,
-    ) -> Self {
-        let upload = lock(&schedule.uploads_under_way).begin(progress);
+    pub(crate) fn new(schedule: &'a Schedule, progress: Box<dyn Fn() -> PutProgress + Send + Sync>) -> Self {
+        let upload = lock(&schedule.uploads_in_progress).begin(progress);
         Self { schedule, upload, succeeded: false }
     }
 
@@ -722,41 +1002,8 @@ impl<'a> Watched<'a> {
 
 impl Drop for Watched<'_> {
     fn drop(&mut self) {
-        lock(&self.schedule.uploads_under_way).end(self.upload, self.succeeded);
+        lock(&self.schedule.uploads_in_progress).end(self.upload, self.succeeded);
     }
-}
-
-fn pause(attempts: u32) -> Duration {
-    FIRST_PAUSE.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LONGEST_PAUSE)
-}
-
-impl Schedule {
-    /// Small files together; large ones, and those that company did no good, alone.
-    pub(crate) fn groups(&self, due: Vec<Arc<Edit>>) -> Vec<Vec<Arc<Edit>>> {
-        let alone = lock(&self.work).alone.clone();
-        let (single, together): (Vec<_>, Vec<_>) = due.into_iter().partition(|edit| alone.contains(&edit.file));
-        groups(together).into_iter().chain(single.into_iter().map(|edit| vec![edit])).collect()
-    }
-}
-
-/// Small files together, large ones alone.
-fn groups(due: Vec<Arc<Edit>>) -> Vec<Vec<Arc<Edit>>> {
-    let mut groups: Vec<Vec<Arc<Edit>>> = Vec::new();
-    let mut bytes = 0;
-    for edit in due {
-        let len = edit.len();
-        match groups.last_mut() {
-            Some(group) if group.len() < GROUP_FILES && bytes + len <= GROUP_BYTES => {
-                bytes += len;
-                group.push(edit);
-            }
-            _ => {
-                bytes = len;
-                groups.push(vec![edit]);
-            }
-        }
-    }
-    groups
 }
 
 #[cfg(test)]
@@ -774,9 +1021,9 @@ mod tests {
             uploads.begin(Box::new(move || PutProgress { read: far.load(Relaxed), sent: far.load(Relaxed) / 2 }))
         };
         let advanced = |uploads: &mut Uploads, to| {
-            let before = uploads.look();
+            let before = uploads.check();
             far.store(to, Relaxed);
-            uploads.look() > before
+            uploads.check() > before
         };
         let first = begin(&mut uploads);
         assert!(advanced(&mut uploads, 1000) && !advanced(&mut uploads, 1000));

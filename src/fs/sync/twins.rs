@@ -66,8 +66,8 @@ impl Sync {
     /// Returns true if a change of this name, or of one above or below it, is on its way to the source.
     fn is_changing(&self, path: &PlainPath) -> bool {
         let ledger = self.journal.ledger();
-        let is_parked = |op| self.schedule.op_standing(op).trouble.is_some_and(|(_, parked, _)| parked);
-        ledger.any_overlapping(path, |op| !is_parked(op))
+        let is_parked = |op| self.schedule.op_status(op).failure.is_some_and(|(_, parked, _)| parked);
+        ledger.queue().any_overlapping(path, |op| !is_parked(op))
     }
 
     /// Looks for twins in the background until the mount stops.

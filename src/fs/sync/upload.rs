@@ -1,32 +1,26 @@
-//! Freezes files that are due, and uploads them.
+//! Freezes files that are due, and uploads them. Many small files share one upload session; a large one has its own, so
+//! that it keeps no other waiting.
 
 use crate::fs::content::edit::Edit;
 use crate::fs::errno::Error;
+use crate::fs::ids::FileNo;
 use crate::fs::journal::file::Purpose;
-use crate::fs::journal::ledger::Entry;
-use crate::fs::journal::ledger::QueuedOp;
-use crate::fs::journal::ledger::Remote;
-use crate::fs::options::Drained;
+use crate::fs::journal::ledger::{Entry, Ledger, QueuedOp, Remote};
 use crate::fs::sync::Sync;
-use crate::fs::sync::schedule::{Busy, Schedule, Watched};
-use crate::store::Content;
-use crate::store::Frozen;
-use crate::store::PutSession;
-use crate::store::Stored;
+use crate::fs::sync::schedule::{Schedule, Session, Watched};
+use crate::store::{self, Content, Frozen, PutSession, Stored};
 use futures::StreamExt;
-use std::sync::Arc;
-use std::sync::Weak;
-use std::time::Duration;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 use tokio::sync::watch;
 
-/// Files of one session that are frozen and sent at once.
-const FILES_AT_ONCE: usize = 4;
-/// A waiting flush looks this often whether uploads advance, at most and at least.
-const STALL_LOOK: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// Concurrent files of one session that are frozen and sent.
+const CONCURRENT_FILES: usize = 4;
+/// Commits that are queued by one record of the journal.
+const PUTS: usize = 64;
 
 /// A file's version, frozen.
-struct Fixed {
+struct FrozenFile {
     edit: Arc<Edit>,
     generation: u64,
     frozen: Arc<Frozen>,
@@ -34,15 +28,14 @@ struct Fixed {
 }
 
 impl Sync {
-    /// Uploads what is due until the mount stops.
+    /// Uploads files that are due until the mount stops.
     pub(crate) async fn upload_loop(sync: Weak<Self>, schedule: Arc<Schedule>, mut stop: watch::Receiver<bool>) {
         loop {
-            let (due, next) = schedule.take_due();
-            let groups = schedule.groups(due);
-            if !groups.is_empty() {
+            while let Some(session) = schedule.take_session(Instant::now()) {
                 let Some(this) = sync.upgrade() else { return };
-                groups.into_iter().for_each(|group| drop(tokio::spawn(this.clone().upload(group))));
+                tokio::spawn(async move { this.upload(session).await });
             }
+            let next = schedule.next_session();
             tokio::select! {
                 () = schedule.uploads_wanted() => {}
                 () = tokio::time::sleep_until(next.into()) => {}
@@ -51,43 +44,45 @@ impl Sync {
         }
     }
 
-    /// Uploads some files in one session.
-    async fn upload(self: Arc<Self>, group: Vec<Arc<Edit>>) {
-        let Some(_permit) = self.schedule.session().await else { return };
-        // A panic below must not keep the files from being tried again.
-        let _busy = Busy::new(&self.schedule, group.iter().map(|edit| edit.file).collect());
-        let generations: Vec<_> = group.iter().map(|edit| (edit.file, edit.generation())).collect();
+    /// Uploads the files of a session.
+    async fn upload(&self, session: Session) {
+        let generations: Vec<_> = session.edits.iter().map(|edit| (edit.file, edit.generation())).collect();
         let mut added = Vec::new();
         let outcome = match self.view.put().await {
-            Ok(session) => {
-                let watched = Watched::new(&self.schedule, session.progress());
-                added = self.add_all(&*session, group).await;
-                watched.end(session.finish().await, !added.is_empty())
+            Ok(put) => {
+                let watched = Watched::new(&self.schedule, put.progress());
+                added = self.add_all(&*put, session.edits.clone()).await;
+                watched.end(put.finish().await, !added.is_empty())
             }
             Err(error) => Err(error),
         };
         if let Err(error) = outcome {
-            let error = Arc::new(Error::Store(error));
-            if generations.len() > 1 && !error.is_transient() {
-                tracing::warn!(%error, files = generations.len(), "an upload was refused; its files are sent one by one");
-                self.schedule.send_alone(generations.iter().map(|(file, _)| *file));
-                return;
-            }
-            for (file, generation) in generations {
-                self.schedule.file_failed(file, generation, error.clone());
-            }
+            self.upload_failed(&generations, error);
             return;
         }
-        for (fixed, stored) in added {
-            if let Err(error) = self.queue_put(&fixed, stored) {
-                self.schedule.file_failed(fixed.edit.file, fixed.generation, Arc::new(error));
-            }
+        let files: Vec<_> = added.iter().map(|(frozen, _)| (frozen.edit.file, frozen.generation)).collect();
+        if let Err(error) = self.queue_puts(added) {
+            let error = Arc::new(error);
+            files.into_iter().for_each(|(file, generation)| self.schedule.file_failed(file, generation, error.clone()));
         }
+        drop(session);
         self.schedule.wake();
     }
 
+    fn upload_failed(&self, generations: &[(FileNo, u64)], error: store::Error) {
+        let error = Arc::new(Error::Store(error));
+        if generations.len() > 1 && !error.is_transient() {
+            tracing::warn!(%error, files = generations.len(), "an upload was refused; its files are sent one by one");
+            self.schedule.send_alone(generations.iter().map(|(file, _)| *file));
+            return;
+        }
+        for (file, generation) in generations {
+            self.schedule.file_failed(*file, *generation, error.clone());
+        }
+    }
+
     /// Freezes and sends; what failed or isn't wanted any more is left out.
-    async fn add_all(&self, session: &dyn PutSession, group: Vec<Arc<Edit>>) -> Vec<(Fixed, Stored)> {
+    async fn add_all(&self, session: &dyn PutSession, group: Vec<Arc<Edit>>) -> Vec<(FrozenFile, Stored)> {
         let one = |edit: Arc<Edit>| async move {
             let (file, generation) = (edit.file, edit.generation());
             match self.add(session, edit).await {
@@ -97,25 +92,25 @@ impl Sync {
             }
             None
         };
-        let all = futures::stream::iter(group.into_iter().map(one)).buffer_unordered(FILES_AT_ONCE);
+        let all = futures::stream::iter(group.into_iter().map(one)).buffer_unordered(CONCURRENT_FILES);
         all.filter_map(std::future::ready).collect().await
     }
 
-    async fn add(&self, session: &dyn PutSession, edit: Arc<Edit>) -> Result<Option<(Fixed, Stored)>, Error> {
-        let Some(fixed) = self.fix(edit).await? else { return Ok(None) };
-        if let Some(stored) = fixed.stored {
-            return Ok(Some((fixed, stored)));
+    async fn add(&self, session: &dyn PutSession, edit: Arc<Edit>) -> Result<Option<(FrozenFile, Stored)>, Error> {
+        let Some(frozen) = self.freeze(edit).await? else { return Ok(None) };
+        if let Some(stored) = frozen.stored {
+            return Ok(Some((frozen, stored)));
         }
         // The file may be removed while it is read: its slots mustn't be given to another one then.
-        let _pins = self.pool.pin(&fixed.frozen.records);
-        let content = Content::Frozen { frozen: fixed.frozen.clone(), slots: self.pool.clone() };
+        let _pins = self.pool.pin(&frozen.frozen.records);
+        let content = Content::Frozen { frozen: frozen.frozen.clone(), slots: self.pool.clone() };
         let stored = session.add(content).await?;
-        tracing::debug!(hash = %stored.version.hash, bytes = fixed.frozen.len, "uploaded");
-        Ok(Some((fixed, stored)))
+        tracing::debug!(hash = %stored.version.hash, bytes = frozen.frozen.len, "uploaded");
+        Ok(Some((frozen, stored)))
     }
 
     /// The version to send: the one frozen before, if nothing changed since.
-    async fn fix(&self, edit: Arc<Edit>) -> Result<Option<Fixed>, Error> {
+    async fn freeze(&self, edit: Arc<Edit>) -> Result<Option<FrozenFile>, Error> {
         if self.schedule.is_kept(edit.file) {
             return Ok(None);
         }
@@ -127,99 +122,53 @@ impl Sync {
             frozen.filter(|frozen| frozen.generation == generation)
         };
         if let Some(earlier) = earlier {
-            return Ok(Some(Fixed { edit, generation, frozen: earlier.frozen, stored: earlier.stored }));
+            return Ok(Some(FrozenFile { edit, generation, frozen: earlier.frozen, stored: earlier.stored }));
         }
         edit.fetch_base(&self.journal, &self.pool, || self.schedule.advanced()).await?;
         let frozen = edit.freeze(&self.journal, &self.pool).await?;
-        Ok(frozen.map(|(generation, frozen)| Fixed { edit, generation, frozen, stored: None }))
+        Ok(frozen.map(|(generation, frozen)| FrozenFile { edit, generation, frozen, stored: None }))
     }
 
-    /// Queues the commit at the path the file has now; nothing where it lost its name.
-    fn queue_put(&self, fixed: &Fixed, stored: Stored) -> Result<(), Error> {
-        let (file, generation) = (fixed.edit.file, fixed.generation);
-        let _ = self.journal.transact(Purpose::Relief, |ledger| {
-            let record = ledger.file(file).filter(|_| !self.schedule.is_kept(file));
-            let path = record.and_then(|record| record.path.clone());
-            let is_unseen = record.is_some_and(|record| record.remote == Remote::Absent);
-            if is_unseen && path.as_ref().is_some_and(|path| self.policy.keeps(path)) {
-                // It was renamed while it was uploaded.
-                self.schedule.keep_new(file);
-                return Ok((Vec::new(), ()));
+    /// Queues the commits at the paths that the files have now, in one record of the journal. A file that lost its name,
+    /// or changed since it was frozen, is left out.
+    fn queue_puts(&self, added: Vec<(FrozenFile, Stored)>) -> Result<(), Error> {
+        let mut edits: Vec<_> = added.iter().map(|(frozen, _)| frozen.edit.clone()).collect();
+        for portion in added.chunks(PUTS) {
+            let queued = self.journal.transact(Purpose::Relief, |ledger| {
+                let mut entries = Vec::new();
+                for (frozen, stored) in portion {
+                    entries.extend(self.put_entries(ledger, frozen, *stored));
+                }
+                Ok((entries, ()))
+            });
+            if let Err(error) = queued {
+                self.schedule.commits_not_queued(portion.iter().map(|(frozen, _)| frozen.edit.file));
+                return Err(error);
             }
-            let frozen = record.and_then(|record| record.draft.as_ref()?.frozen.as_ref());
-            let (Some(path), Some(frozen)) = (path, frozen.filter(|frozen| frozen.generation == generation)) else {
-                return Ok((Vec::new(), ()));
-            };
-            self.schedule.launch(file);
-            self.schedule.achieved();
-            let uploaded = frozen.stored.is_none().then_some(Entry::Uploaded { file, generation, stored });
-            let put = Entry::Queue { op: ledger.new_op(), what: QueuedOp::Put { file, generation, path } };
-            Ok((uploaded.into_iter().chain([put]).collect(), ()))
-        })?;
-        self.schedule.drop_kept(&fixed.edit);
+        }
+        edits.retain(|edit| self.schedule.is_kept(edit.file));
+        edits.iter().for_each(|edit| self.schedule.drop_kept(edit));
         Ok(())
     }
 
-    /// Waits until all that was pending when it was called is at the source, or the deadline is over.
-    pub(crate) async fn flush(&self, deadline: Option<Duration>) -> Drained {
-        let over = async {
-            match deadline {
-                Some(deadline) => tokio::time::sleep(deadline).await,
-                None => std::future::pending().await,
-            }
-        };
-        self.flush_until(over).await
-    }
-
-    /// Flushes for as long as the source takes something: ends early when no upload has advanced and nothing was
-    /// committed for `stalled`.
-    pub(crate) async fn flush_unless_stalled(&self, stalled: Duration) -> Drained {
-        let over = async {
-            let achieved = || self.schedule.progress();
-            let (mut last, mut since) = (achieved(), Instant::now());
-            loop {
-                tokio::time::sleep((stalled / 4).clamp(STALL_LOOK.0, STALL_LOOK.1)).await;
-                let now = achieved();
-                if now != last {
-                    (last, since) = (now, Instant::now());
-                } else if since.elapsed() >= stalled {
-                    return;
-                }
-            }
-        };
-        self.flush_until(over).await
-    }
-
-    async fn flush_until(&self, over: impl Future<Output = ()>) -> Drained {
-        let before = self.schedule.tally().flushed;
-        let targets: Vec<_> = self.schedule.edits().into_iter().filter(|edit| edit.is_dirty()).collect();
-        let targets: Vec<_> = targets.into_iter().map(|edit| (edit.generation(), edit)).collect();
-        let last = self.journal.ledger().ops().next_back().map(|(op, _)| op);
-        self.schedule.forgive();
-        targets.iter().for_each(|(_, edit)| edit.hurry());
-        self.schedule.wake();
-        let mut progress = self.schedule.changes();
-        let wait = async {
-            while !self.schedule.is_flushed(&self.journal, &targets, last) {
-                if progress.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        let mut stop = self.stop.subscribe();
-        let work = async {
-            wait.await;
-            self.find_committed_twins().await;
-        };
-        // What isn't done by then is counted below.
-        tokio::select! {
-            () = work => {}
-            () = over => {}
-            _ = stop.wait_for(|stop| *stop) => {}
+    fn put_entries(&self, ledger: &mut Ledger, frozen: &FrozenFile, stored: Stored) -> Vec<Entry> {
+        let (file, generation) = (frozen.edit.file, frozen.generation);
+        let record = ledger.file(file).filter(|_| !self.schedule.is_kept(file));
+        let path = record.and_then(|record| record.path.clone());
+        let is_unseen = record.is_some_and(|record| record.remote == Remote::Absent);
+        if is_unseen && path.as_ref().is_some_and(|path| self.policy.keeps(path)) {
+            // It was renamed while it was uploaded.
+            self.schedule.keep_new(file);
+            return Vec::new();
         }
-        // What waits for its `close` is no failure of a flush.
-        let pending = self.schedule.dirty_files().len() as u64 + self.journal.ledger().name_changes();
-        let tally = self.schedule.tally();
-        Drained { flushed: tally.flushed - before, pending, conflicts: tally.conflicts }
+        let version = record.and_then(|record| record.draft.as_ref()?.frozen.as_ref());
+        let (Some(path), Some(version)) = (path, version.filter(|version| version.generation == generation)) else {
+            return Vec::new();
+        };
+        let uploaded = version.stored.is_none().then_some(Entry::Uploaded { file, generation, stored });
+        self.schedule.commit_queued(file);
+        self.schedule.achieved(1);
+        let put = Entry::Queue { op: ledger.new_op(), what: QueuedOp::Put { file, generation, path } };
+        uploaded.into_iter().chain([put]).collect()
     }
 }

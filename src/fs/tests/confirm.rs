@@ -58,7 +58,7 @@ impl Mount {
     async fn flush_begins(&self) -> JoinHandle<Drained> {
         let vfs = self.vfs.clone();
         let flush = tokio::spawn(async move { vfs.flush(Some(Duration::from_secs(20))).await });
-        while !self.vfs.journal.ledger().ops().any(|(_, what)| matches!(what, QueuedOp::Put { .. })) {
+        while !self.vfs.journal.ledger().queue().iter().any(|(_, what)| matches!(what, QueuedOp::Put { .. })) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         flush

@@ -88,7 +88,7 @@ async fn killed_before_the_commit() -> Mount {
     let held = view.hold_commits().await;
     let vfs = mount.vfs.clone();
     let flush = tokio::spawn(async move { vfs.flush(Some(Duration::from_secs(20))).await });
-    while mount.vfs.journal.ledger().ops().count() == 0 {
+    while mount.vfs.journal.ledger().queue().iter().count() == 0 {
         tokio::task::yield_now().await;
     }
     view.set_offline(true);
@@ -179,7 +179,7 @@ async fn committed_without_an_answer(kill: bool) -> Mount {
         mount.view.refuse_for_now("a");
     };
     tokio::join!(mount.vfs.flush(Some(Duration::from_millis(100))), cut_off);
-    assert_eq!(mount.vfs.journal.ledger().ops().count(), 1, "it is to be committed still");
+    assert_eq!(mount.vfs.journal.ledger().queue().iter().count(), 1, "it is to be committed still");
     if kill { mount.killed().await } else { mount }
 }
 

@@ -20,7 +20,7 @@ impl Mount {
 
     /// Waits until no attempt at the source is under way.
     async fn is_quiet(&self) {
-        let is_trying = || self.vfs.journal.ledger().ops().any(|(op, _)| self.vfs.schedule.is_running(op));
+        let is_trying = || self.vfs.journal.ledger().queue().iter().any(|(op, _)| self.vfs.schedule.is_running(op));
         while is_trying() {
             tokio::task::yield_now().await;
         }
@@ -279,7 +279,7 @@ async fn a_dropped_file_whose_commit_is_queued_is_never_committed() {
     mount.view.refuse_for_now("a");
     mount.write("a", b"1").await.unwrap();
     mount.vfs.flush(Some(Duration::from_millis(100))).await;
-    assert_eq!(mount.vfs.journal.ledger().ops().count(), 1, "its commit waits to be tried again");
+    assert_eq!(mount.vfs.journal.ledger().queue().iter().count(), 1, "its commit waits to be tried again");
     mount.give_up("a").await.unwrap();
     mount.view.allow("a");
     mount.flush().await;
@@ -462,7 +462,7 @@ async fn a_retry_that_is_due_while_a_batch_is_committed_waits_for_it_without_tur
     let view = mount.view.clone();
     let held = view.hold_commits().await;
     mount.unlink("b").await.unwrap();
-    while !mount.vfs.journal.ledger().ops().any(|(op, _)| mount.vfs.schedule.is_running(op)) {
+    while !mount.vfs.journal.ledger().queue().iter().any(|(op, _)| mount.vfs.schedule.is_running(op)) {
         tokio::task::yield_now().await;
     }
     // Else the retry would be part of the batch.

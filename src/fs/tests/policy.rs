@@ -121,7 +121,7 @@ async fn file_whose_commit_was_queued_is_not_kept() {
     let commits = mount.view.hold_commits().await;
     let vfs = mount.vfs.clone();
     let flush = tokio::spawn(async move { vfs.flush(Some(Duration::from_secs(20))).await });
-    while !mount.vfs.journal.ledger().ops().any(|(_, what)| matches!(what, QueuedOp::Put { .. })) {
+    while !mount.vfs.journal.ledger().queue().iter().any(|(_, what)| matches!(what, QueuedOp::Put { .. })) {
         tokio::task::yield_now().await;
     }
     mount.vfs.schedule.keep(edit.file);

@@ -130,7 +130,7 @@ async fn removing_and_making_again_is_one_change_at_the_source() {
     // A batch in progress keeps the removal in the queue.
     let held = mount.view.hold_commits().await;
     mount.unlink("b").await.unwrap();
-    while !mount.vfs.journal.ledger().ops().any(|(op, _)| mount.vfs.schedule.is_running(op)) {
+    while !mount.vfs.journal.ledger().queue().iter().any(|(op, _)| mount.vfs.schedule.is_running(op)) {
         tokio::task::yield_now().await;
     }
     mount.unlink("a").await.unwrap();
@@ -150,7 +150,7 @@ async fn making_again_while_the_removal_is_committed_ends_with_the_new_file() {
     mount.view.put_foreign("a", b"old");
     let held = mount.view.hold_commits().await;
     mount.unlink("a").await.unwrap();
-    while !mount.vfs.journal.ledger().ops().any(|(op, _)| mount.vfs.schedule.is_running(op)) {
+    while !mount.vfs.journal.ledger().queue().iter().any(|(op, _)| mount.vfs.schedule.is_running(op)) {
         tokio::task::yield_now().await;
     }
     mount.write("a", b"new").await.unwrap();
@@ -875,7 +875,7 @@ async fn a_file_written_while_it_is_flushed_is_flushed_again() {
     let held = mount.view.hold_commits().await;
     let vfs = mount.vfs.clone();
     let flush = tokio::spawn(async move { vfs.flush(Some(Duration::from_secs(20))).await });
-    while mount.vfs.journal.ledger().ops().count() == 0 {
+    while mount.vfs.journal.ledger().queue().iter().count() == 0 {
         tokio::task::yield_now().await;
     }
     mount.write_at("a", 1, b"2").await.unwrap();
@@ -887,14 +887,14 @@ async fn a_file_written_while_it_is_flushed_is_flushed_again() {
 }
 
 #[tokio::test]
-async fn names_change_while_a_commit_is_under_way() {
+async fn names_change_while_a_commit_is_in_progress() {
     let mount = Mount::new().await;
     for (name, then) in [("moved", 0), ("removed", 1), ("replaced", 2)] {
         mount.write(name, name.as_bytes()).await.unwrap();
         let held = mount.view.hold_commits().await;
         let vfs = mount.vfs.clone();
         let flush = tokio::spawn(async move { vfs.flush(Some(Duration::from_secs(20))).await });
-        while mount.vfs.journal.ledger().ops().count() == 0 {
+        while mount.vfs.journal.ledger().queue().iter().count() == 0 {
             tokio::task::yield_now().await;
         }
         match then {

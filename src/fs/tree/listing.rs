@@ -433,7 +433,8 @@ impl Merge<'_> {
             }
             // While other operations are queued here, the entry may be one that was removed.
             let path = self.path.join(name)?;
-            let is_hidden = self.ledger.overlapping(&path).all(|(_, what)| matches!(what, QueuedOp::Put { .. }));
+            let is_hidden =
+                self.ledger.queue().overlapping(&path).all(|(_, what)| matches!(what, QueuedOp::Put { .. }));
             *(if is_folder { &mut folders } else { &mut files }) += u64::from(is_hidden);
         }
         Ok((folders, files))

@@ -54,6 +54,12 @@ impl Overlay {
     }
 }
 
+/// A place that an operation fills, and where the content was before.
+pub(crate) struct Moved {
+    pub(crate) filled: PlainPath,
+    pub(crate) before: PlainPath,
+}
+
 /// The walk back through the queue.
 pub(crate) struct Walk {
     /// Where the directory's content was at the point the walk has reached.
@@ -78,16 +84,14 @@ impl Walk {
         }
     }
 
-    /// Takes one operation back. `is_queued`: it wasn't carried out meanwhile.
-    pub(crate) fn step_back(&mut self, op: &QueuedOp, is_queued: bool) {
+    /// Takes one operation back. `is_queued`: it wasn't carried out meanwhile. Returns the places from which the
+    /// content moves by that.
+    pub(crate) fn step_back(&mut self, op: &QueuedOp, is_queued: bool) -> Vec<Moved> {
         op.paths().for_each(|path| self.govern(path));
-        if is_queued {
-            // Who fills such a place waits for this one.
-            let waits = |place: &&PlainPath| op.paths().any(|path| path.is_within(place) || place.is_within(path));
-            self.stale.extend(self.filled.iter().filter(waits).cloned());
-        } else if let Some(path) = op.fills() {
+        if let Some(path) = op.fills().filter(|_| !is_queued) {
             self.arrive(path);
         }
+        let mut moved = Vec::new();
         match op {
             QueuedOp::Put { .. } | QueuedOp::Delete { .. } | QueuedOp::Rename { .. } => {}
             // What the source shows there is on its way out.
@@ -96,11 +100,19 @@ impl Walk {
                 self.now.retain(|place| !place.is_within(from));
                 for place in &mut self.now {
                     if let Some(before) = place.rebase(to, from) {
-                        self.filled.push(std::mem::replace(place, before));
+                        let filled = std::mem::replace(place, before.clone());
+                        self.filled.push(filled.clone());
+                        moved.push(Moved { filled, before });
                     }
                 }
             }
         }
+        moved
+    }
+
+    /// Notes that a filled place shows nothing yet of what is to come there.
+    pub(crate) fn is_stale(&mut self, filled: PlainPath) {
+        self.stale.push(filled);
     }
 
     fn govern(&mut self, path: &PlainPath) {

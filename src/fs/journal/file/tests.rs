@@ -237,6 +237,29 @@ async fn a_frozen_version_keeps_its_slots_until_it_is_dropped() {
 }
 
 #[tokio::test]
+async fn slot_of_frozen_version_keeps_its_checksum_over_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, pool) = open(dir.path()).unwrap();
+    add(&journal, begin(1)).await;
+    let (old, entry) = extend(&pool, 1, 1);
+    let sum = pool.checksum(old);
+    let frozen = Arc::new(crate::store::Frozen { header: None, len: 9, records: vec![old] });
+    let freeze = Entry::Freeze { file: FileNo(1), generation: 2, mtime: OffsetDateTime::UNIX_EPOCH, frozen };
+    let (new, later) = extend(&pool, 1, 2);
+    add(&journal, vec![entry, freeze, later]).await;
+    drop((journal, pool));
+    for _ in 0..2 {
+        // Each start compacts the journal.
+        let (journal, pool) = open(dir.path()).unwrap();
+        assert_eq!((pool.checksum(old), pool.used()), (sum, 2));
+        let ledger = journal.ledger();
+        let draft = ledger.file(FileNo(1)).unwrap().draft.as_ref().unwrap();
+        assert_eq!(draft.state.records.values().map(|record| record.slot).collect::<Vec<_>>(), [new]);
+        assert_eq!(draft.frozen.as_ref().unwrap().frozen.records, [old]);
+    }
+}
+
+#[tokio::test]
 async fn a_record_that_names_an_unwritten_slot_is_part_of_the_torn_tail() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, pool) = open(dir.path()).unwrap();
@@ -307,12 +330,12 @@ async fn a_long_journal_is_compacted_and_says_the_same() {
     assert!(len.max(longest) < 2 * COMPACT_LEN, "{len} {longest}");
     let before = directories(&journal);
     let files: Vec<_> = journal.ledger().files().map(|(file, record)| (file, record.clone())).collect();
-    let ops: Vec<_> = journal.ledger().ops().map(|(op, what)| (op, what.clone())).collect();
+    let ops: Vec<_> = journal.ledger().queue().iter().map(|(op, what)| (op, what.clone())).collect();
     drop((journal, pool));
     let (journal, pool) = open(dir.path()).unwrap();
     assert_eq!(directories(&journal), before);
     assert_eq!(journal.ledger().files().map(|(file, record)| (file, record.clone())).collect::<Vec<_>>(), files);
-    assert_eq!(journal.ledger().ops().map(|(op, what)| (op, what.clone())).collect::<Vec<_>>(), ops);
+    assert_eq!(journal.ledger().queue().iter().map(|(op, what)| (op, what.clone())).collect::<Vec<_>>(), ops);
     assert_eq!(pool.used(), 1);
 }
 
@@ -382,6 +405,19 @@ async fn one_sync_serves_many() {
     });
     futures::future::join_all(all).await;
     assert_eq!(directories(&journal).len(), 100);
+}
+
+#[tokio::test]
+async fn record_that_fits_in_part_stops_the_journal_and_leaves_no_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(dir.path()).unwrap();
+    add(&journal, vec![directory("a")]).await;
+    assert!(journal.append(Purpose::Work, vec![directory("b"), Entry::End { file: FileNo(9) }]).is_err());
+    assert!(journal.append(Purpose::Relief, vec![directory("c")]).is_err(), "it would build on half a record");
+    assert!(!journal.compact_if_worthwhile());
+    drop(journal);
+    let (journal, _) = open(dir.path()).unwrap();
+    assert_eq!(directories(&journal), ["a"]);
 }
 
 #[tokio::test]

@@ -1,9 +1,11 @@
 //! The ledger alone: overlays, readiness, and that a snapshot says all of it.
 
 use super::*;
+use crate::fs::journal::queue::OpKind;
 use crate::fs::tree::queued::LocalChild;
 use crate::store::{Binding, RecordRef, Side};
 use proptest::prelude::*;
+use std::time::{Duration, Instant};
 
 fn path(text: &str) -> PlainPath {
     PlainPath::new(text).unwrap()
@@ -64,12 +66,15 @@ fn operations_wait_for_earlier_ones_that_overlap_and_for_no_others() {
     for (op, what) in ops.into_iter().enumerate() {
         apply(&mut ledger, vec![queue(op as u64 + 1, what)]);
     }
-    let ready = |ledger: &Ledger| ledger.ready(|_| false, |_| true, 9).iter().map(|(op, _)| op.0).collect::<Vec<_>>();
-    assert_eq!(ready(&ledger), [1, 3, 4]);
+    let taken = |ledger: &mut Ledger, kind| {
+        let taken = ledger.queue_mut().take_ready(kind, 9);
+        taken.into_iter().map(|(op, _)| op.0).collect::<Vec<_>>()
+    };
+    assert_eq!(taken(&mut ledger, OpKind::Batched), [1, 3, 4]);
+    assert_eq!(taken(&mut ledger, OpKind::DirectoryRename), [0; 0]);
     apply(&mut ledger, vec![Entry::Finish { op: OpNo(1) }]);
-    assert_eq!(ready(&ledger), [2, 3, 4]);
-    assert_eq!(ledger.ready(|op| op == OpNo(2), |_| true, 9).len(), 2, "one that waits holds up what overlaps it");
-    let overlapping = |at| ledger.overlapping(&path(at)).map(|(op, _)| op.0).collect::<Vec<_>>();
+    assert_eq!(taken(&mut ledger, OpKind::DirectoryRename), [2], "one that is held keeps back what overlaps it");
+    let overlapping = |at| ledger.queue().overlapping(&path(at)).map(|(op, _)| op.0).collect::<Vec<_>>();
     assert_eq!(overlapping("c/d/e"), [2, 5]);
     assert_eq!(overlapping("a"), [2]);
     assert_eq!(overlapping("a!"), [4]);
@@ -88,7 +93,7 @@ fn an_operation_that_finishes_during_a_listing_still_governs_it() {
     assert!(!ledger.overlay(&path(""), Some(later)).governed.contains("a"));
     ledger.end_listing(stamp);
     ledger.end_listing(later);
-    assert!(ledger.finished.is_empty());
+    assert!(ledger.finished.ops.is_empty() && ledger.finished.order.is_empty());
 }
 
 #[test]
@@ -222,13 +227,14 @@ fn any_entry() -> impl Strategy<Value = Entry> {
     ]
 }
 
-/// Whether two ledgers say the same. A slot may be named by a frozen version alone; then only its count is kept.
+/// Returns true if two ledgers say the same.
 fn same(one: &Ledger, other: &Ledger) -> bool {
-    let names =
-        |ledger: &Ledger| -> BTreeMap<_, _> { ledger.slots.iter().map(|(slot, used)| (*slot, used.count)).collect() };
+    let names = |ledger: &Ledger| -> BTreeMap<_, _> {
+        ledger.slots.iter().map(|(slot, used)| (*slot, (used.count, used.checksum))).collect()
+    };
     one.files == other.files
         && one.directories.keys().eq(other.directories.keys())
-        && one.ops == other.ops
+        && one.queue.iter().eq(other.queue.iter())
         && one.unconfirmed == other.unconfirmed
         && names(one) == names(other)
 }
@@ -256,7 +262,7 @@ fn makes_sense(ledger: &Ledger, entry: &Entry) -> bool {
                 QueuedOp::RenameDirectory { from, to } => !to.is_within(from) && !from.is_within(to) && free(to),
                 _ => true,
             };
-            fits && !ledger.ops.contains_key(op) && op.0 > ledger.last_op
+            fits && ledger.queue.get(*op).is_none() && op.0 > ledger.last_op
         }
         _ => true,
     }
@@ -278,4 +284,105 @@ proptest! {
         }
         prop_assert!(same(&ledger, &copy), "{:?}\n{:?}", ledger.snapshot(), copy.snapshot());
     }
+}
+
+/// Lays changes over a listing by a walk over the whole queue.
+fn overlay_by_walk(ledger: &Ledger, directory: &PlainPath, since: u64) -> Overlay {
+    let finished = ledger.finished.ops.iter().filter(|(_, (stamp, _))| *stamp >= since);
+    let mut ops: Vec<_> = finished.map(|(op, (_, what))| (*op, what, false)).collect();
+    ops.extend(ledger.queue.iter().map(|(op, what)| (op, what, true)));
+    ops.sort_unstable_by_key(|(op, ..)| std::cmp::Reverse(*op));
+    let (mut walk, mut filled) = (Walk::new(directory), Vec::<PlainPath>::new());
+    for (_, what, is_queued) in ops {
+        let waits = |place: &&PlainPath| what.paths().any(|path| path.is_within(place) || place.is_within(path));
+        filled.iter().filter(|place| is_queued && waits(place)).for_each(|place| walk.is_stale(place.clone()));
+        filled.extend(walk.step_back(what, is_queued).into_iter().map(|moved| moved.filled));
+    }
+    let mut overlay = walk.finish();
+    let key = PathKey::new(directory);
+    let mut add = |at: &PathKey, child| overlay.add_child(key.relative(at), child);
+    ledger.places.range(key.below()).for_each(|(at, file)| add(at, LocalChild::File(*file)));
+    ledger.specials.range(key.below()).for_each(|(at, _)| add(at, LocalChild::Special));
+    ledger.directories.range(key.below()).for_each(|(at, _)| add(at, LocalChild::Directory));
+    overlay
+}
+
+fn is_same_overlay(mut one: Overlay, mut other: Overlay) -> bool {
+    for overlay in [&mut one, &mut other] {
+        overlay.stale.sort();
+        overlay.stale.dedup();
+    }
+    (one.sources, one.stale, one.governed, one.arrived, one.children)
+        == (other.sources, other.stale, other.governed, other.arrived, other.children)
+}
+
+proptest! {
+    #[test]
+    fn overlay_is_the_one_that_a_walk_over_the_whole_queue_gives(
+        entries in proptest::collection::vec((any_entry(), any::<u8>()), 0..60),
+    ) {
+        let mut ledger = Ledger::default();
+        let mut stamps = vec![u64::MAX];
+        for (entry, listing) in entries {
+            if listing % 8 == 0 {
+                stamps.push(ledger.begin_listing());
+            }
+            if makes_sense(&ledger, &entry) {
+                // An entry that doesn't fit is refused and changes nothing.
+                let _ = ledger.apply(&entry);
+            }
+        }
+        for directory in ["", "a", "b", "a/b", "b/a", "a/a", "b/b"].map(path) {
+            for since in &stamps {
+                let (fast, slow) = (ledger.overlay(&directory, Some(*since)), overlay_by_walk(&ledger, &directory, *since));
+                prop_assert!(is_same_overlay(fast, slow), "{directory:?} since {since}: {:?}", ledger.snapshot());
+            }
+        }
+    }
+}
+
+/// Returns the shortest of several times that `run` takes.
+fn shortest(mut run: impl FnMut()) -> Duration {
+    let time = |_| {
+        let began = Instant::now();
+        run();
+        began.elapsed()
+    };
+    (0..7).map(time).min().unwrap()
+}
+
+/// A ledger with so many queued removals and as many pending files below `far/`, and two of each in `near`.
+fn crowded(files: u64) -> Ledger {
+    let mut ledger = Ledger::default();
+    for file in 1..=files {
+        let (at, op) = (format!("far/{}/{file}", file % 100), file);
+        let what = QueuedOp::Delete { file: FileNo(file), path: path(&at) };
+        apply(&mut ledger, vec![track(file, &at), queue(op, what), track(files + file, &format!("{at}.new"))]);
+    }
+    let what = QueuedOp::Delete { file: FileNo(3 * files), path: path("near/a") };
+    apply(&mut ledger, vec![track(3 * files, "near/a"), queue(2 * files, what), track(3 * files + 1, "near/b")]);
+    ledger
+}
+
+#[test]
+fn cost_of_operations_does_not_depend_on_unrelated_ones() {
+    let steps = |files: u64| {
+        let mut ledger = crowded(files);
+        let near = path("near");
+        shortest(|| {
+            for _ in 0..200 {
+                let taken = ledger.queue_mut().take_ready(OpKind::Batched, 4);
+                assert_eq!(taken.len(), 4);
+                taken.iter().for_each(|(op, _)| ledger.queue_mut().release(*op));
+                let stamp = ledger.begin_listing();
+                let (near, root) = (ledger.overlay(&near, Some(stamp)), ledger.overlay(&path(""), Some(stamp)));
+                assert_eq!((near.children.len(), root.children.len()), (1, 2));
+                ledger.end_listing(stamp);
+                assert!(ledger.queue().name_changes() > files && ledger.queue().of_file(FileNo(7)).count() == 1);
+                assert_eq!(ledger.queue().after(Some(OpNo(files - 1))).count(), 2);
+            }
+        })
+    };
+    let (few, many) = (steps(100), steps(10_000));
+    assert!(many < few * 8, "{few:?} with 100 others, {many:?} with 10,000");
 }

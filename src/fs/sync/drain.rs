@@ -1,0 +1,125 @@
+//! Waits until pending changes are at the remote: `flush`, and the end of a mount.
+
+use crate::fs::content::edit::Edit;
+use crate::fs::ids::{FileNo, OpNo};
+use crate::fs::journal::queue::PathSet;
+use crate::fs::options::Drained;
+use crate::fs::sync::Sync;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A flush that waits checks this often if uploads advance, at most and at least.
+const STALL_CHECK: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// What a flush waits for.
+struct Remaining {
+    /// Files with the generation that they had, newest first.
+    files: Vec<(u64, Arc<Edit>)>,
+    /// The last operation.
+    last: Option<OpNo>,
+}
+
+impl Sync {
+    /// Waits until all that was pending when it was called is at the source, or the deadline is over.
+    pub(crate) async fn flush(&self, deadline: Option<Duration>) -> Drained {
+        let over = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        self.flush_until(over).await
+    }
+
+    /// Flushes for as long as the source takes something: ends early when no upload has advanced and nothing was
+    /// committed for `stalled`.
+    pub(crate) async fn flush_unless_stalled(&self, stalled: Duration) -> Drained {
+        let over = async {
+            let achieved = || self.schedule.progress();
+            let (mut last, mut since) = (achieved(), Instant::now());
+            loop {
+                tokio::time::sleep((stalled / 4).clamp(STALL_CHECK.0, STALL_CHECK.1)).await;
+                let now = achieved();
+                if now != last {
+                    (last, since) = (now, Instant::now());
+                } else if since.elapsed() >= stalled {
+                    return;
+                }
+            }
+        };
+        self.flush_until(over).await
+    }
+
+    async fn flush_until(&self, over: impl Future<Output = ()>) -> Drained {
+        let before = self.schedule.counters().flushed;
+        let mut remaining = self.remaining();
+        self.schedule.clear_failures();
+        remaining.files.iter().for_each(|(_, edit)| self.schedule.flush_early(edit));
+        self.schedule.wake();
+        let mut progress = self.schedule.changes();
+        let mut stop = self.stop.subscribe();
+        let work = async {
+            while !self.is_flushed(&mut remaining) {
+                if progress.changed().await.is_err() {
+                    return;
+                }
+            }
+            self.find_committed_twins().await;
+        };
+        // Everything that isn't done by then is counted below.
+        tokio::select! {
+            () = work => {}
+            () = over => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+        // A file that waits for its `close` is no failure of a flush.
+        let pending = self.schedule.dirty_files().len() as u64 + self.journal.ledger().queue().name_changes();
+        let counters = self.schedule.counters();
+        Drained { flushed: counters.flushed - before, pending, conflicts: counters.conflicts }
+    }
+
+    fn remaining(&self) -> Remaining {
+        let dirty = self.schedule.edits().into_iter().rev().filter(|edit| edit.is_dirty());
+        let files = dirty.map(|edit| (edit.generation(), edit)).collect();
+        let last = self.journal.ledger().queue().iter().next_back().map(|(op, _)| op);
+        Remaining { files, last }
+    }
+
+    /// Returns true if all of it is at the remote, or waits for the user: parked, or after something that is. It is asked
+    /// after each change, so files that are committed are looked at once only.
+    fn is_flushed(&self, remaining: &mut Remaining) -> bool {
+        while remaining.files.last().is_some_and(|(generation, edit)| edit.has_committed(*generation)) {
+            remaining.files.pop();
+        }
+        let Some(waiting) = self.waiting_for_user(remaining.last) else { return false };
+        let is_undone = |(generation, edit): &(u64, Arc<Edit>)| {
+            !edit.has_committed(*generation)
+                && self.schedule.is_to_be_flushed(edit.file)
+                && !self.schedule.is_parked(edit)
+                && !waiting.contains(&edit.file)
+        };
+        !remaining.files.iter().rev().any(is_undone)
+    }
+
+    /// Returns the files whose commits are parked, or come after something that is. `None`: an operation up to `last`
+    /// will be carried out.
+    fn waiting_for_user(&self, last: Option<OpNo>) -> Option<HashSet<FileNo>> {
+        let ledger = self.journal.ledger();
+        let mut files = HashSet::new();
+        if !self.schedule.has_parked_ops() {
+            let is_later = ledger.queue().iter().next().is_none_or(|(op, _)| Some(op) > last);
+            return is_later.then_some(files);
+        }
+        let mut waiting = PathSet::default();
+        for (op, what) in ledger.queue().iter() {
+            if self.schedule.is_op_parked(op) || what.paths().any(|path| waiting.overlaps(path)) {
+                what.paths().for_each(|path| waiting.insert(path));
+                files.extend(what.put_file());
+            } else if Some(op) <= last {
+                return None;
+            }
+        }
+        Some(files)
+    }
+}
