@@ -403,6 +403,12 @@ impl Ledger {
         self.files.is_empty() && self.queue.is_empty() && self.slots.is_empty()
     }
 
+    /// Returns true if an operation that overlaps the path finished since the look at the source that got this stamp
+    /// began. The look must be in progress.
+    pub(crate) fn any_finished(&self, path: &PlainPath, since: u64) -> bool {
+        self.finished.overlapping(path, since).next().is_some()
+    }
+
     /// Whether the rename of a directory that is queued will bring the source what is at the path.
     fn is_to_be_moved_to(&self, path: &PlainPath) -> bool {
         let brings = |what: &QueuedOp| matches!(what, QueuedOp::RenameDirectory { to, .. } if path.is_within(to));

@@ -2,8 +2,9 @@
 //!
 //! A Hub keeps `a` and `a/b` beside each other, so no commit is refused for that. After a new name was committed it is
 //! looked up whether the source has the other kind under it: a folder where a file was made, or a file where a folder
-//! above the new name is. Each such name is counted as a conflict, once. `flush` looks before it answers, everything
-//! else is looked up in the background.
+//! above the new name is. Where it has, it is looked up whether it still has the kind that was made: this mount may
+//! have put the one in the place of the other since. Each name that has both is counted as a conflict, once. `flush`
+//! looks before it answers, everything else is looked up in the background.
 //!
 //! Of two mounts, the one whose commit came later finds the other's, so one of them reports it. The exception is a file
 //! in a folder that was made here less than a minute ago, see [`NEW_FOLDER`].
@@ -11,6 +12,7 @@
 use crate::fs::errno::Error;
 use crate::fs::lock::lock;
 use crate::fs::sync::Sync;
+use crate::fs::tree::listing::Listing;
 use crate::fs::tree::twins::Taken;
 use crate::store::PlainPath;
 use std::sync::Weak;
@@ -49,13 +51,16 @@ impl Sync {
 
     async fn look_up(&self, taken: Taken<'_>) -> Result<(), Error> {
         let Some(group) = &taken.group else { return Ok(()) };
-        let changing: Vec<_> =
-            group.files.iter().chain(&group.folders).filter(|path| self.is_changing(path)).cloned().collect();
-        let found = self.view.twins(&group.files, &group.folders).await?;
+        let look = Listing::begin(&self.journal);
+        let mut found = self.view.twins(&group.files, &group.folders).await?;
+        if !found.is_empty() {
+            // Each of them has the other kind. Does it still have its own?
+            let (files, folders): (Vec<_>, Vec<_>) = found.into_iter().partition(|path| group.files.contains(path));
+            found = self.view.twins(&folders, &files).await?;
+        }
         self.schedule.looked_up();
-        // What was found may be what a queued change of ours is about to remove.
-        let (unclear, twins): (Vec<_>, Vec<_>) =
-            found.iter().partition(|path| changing.contains(path) || self.is_changing(path));
+        // One of the two may be what a change of ours has removed since the look began, or is about to remove.
+        let (unclear, twins): (Vec<_>, Vec<_>) = found.iter().partition(|path| self.is_changed(path, &look));
         if unclear.is_empty() {
             taken.done();
         }
@@ -63,11 +68,12 @@ impl Sync {
         Ok(())
     }
 
-    /// Returns true if a change of this name, or of one above or below it, is on its way to the source.
-    fn is_changing(&self, path: &PlainPath) -> bool {
+    /// Returns true if a change of this name, or of one above or below it, is on its way to the source, or was carried
+    /// out since the look began.
+    fn is_changed(&self, path: &PlainPath, look: &Listing<'_>) -> bool {
         let ledger = self.journal.ledger();
         let is_parked = |op| self.schedule.op_status(op).failure.is_some_and(|(_, parked, _)| parked);
-        ledger.queue().any_overlapping(path, |op| !is_parked(op))
+        ledger.queue().any_overlapping(path, |op| !is_parked(op)) || ledger.any_finished(path, look.stamp)
     }
 
     /// Looks for twins in the background until the mount stops.

@@ -103,6 +103,7 @@ async fn folder_whose_look_fails_keeps_no_other_from_being_looked_up() {
     let mount = Mount::new().await;
     let bad = format!("{BAD_LOOK}/n");
     for at in ["a/n", &bad, "z/n"] {
+        mount.view.put_foreign(at, b"ours");
         mount.view.put_foreign(&format!("{at}/i"), b"theirs");
         mount.vfs.twins.note_made(&path(at));
     }
@@ -173,6 +174,33 @@ async fn file_whose_removal_is_queued_is_no_twin_of_folder_in_its_place() {
     // Looked up again once it is removed.
     assert_eq!(conflicts(&mount).await, 0);
     mount.view.put_foreign("n", b"theirs");
-    mount.vfs.twins.note_moved_folder(&path("n"));
+    mount.write("n/i", b"ours").await.unwrap();
     assert_eq!(conflicts(&mount).await, 1);
+}
+
+#[tokio::test]
+async fn file_that_a_folder_replaced_before_its_look_is_no_twin() {
+    let mount = Mount::new().await;
+    mount.write("n", b"file").await.unwrap();
+    mount.flush().await;
+    mount.unlink("n").await.unwrap();
+    mount.mkdir("n").await.unwrap();
+    mount.write("n/i", b"below").await.unwrap();
+    mount.flush().await;
+    mount.vfs.twins.note_made(&path("n"));
+    assert_eq!(conflicts(&mount).await, 0);
+}
+
+#[tokio::test]
+async fn folder_that_a_file_replaced_before_its_look_is_no_twin() {
+    let mount = Mount::new().await;
+    mount.mkdir("n").await.unwrap();
+    mount.write("n/i", b"below").await.unwrap();
+    mount.flush().await;
+    mount.unlink("n/i").await.unwrap();
+    mount.rmdir("n").await.unwrap();
+    mount.write("n", b"file").await.unwrap();
+    mount.flush().await;
+    mount.vfs.twins.note_made(&path("n/i"));
+    assert_eq!(conflicts(&mount).await, 0);
 }

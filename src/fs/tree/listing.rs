@@ -34,14 +34,14 @@ const SLOW_LISTING: Duration = Duration::from_millis(250);
 /// ... so that it takes up one part of the time in so many.
 const SLOW_LISTING_SHARE: u32 = 4;
 
-/// A listing of the source while it is under way.
-struct Listing<'a> {
+/// A look at the source while it is in progress. The ledger remembers the operations that finish meanwhile.
+pub(crate) struct Listing<'a> {
     journal: &'a Journal,
-    stamp: u64,
+    pub(crate) stamp: u64,
 }
 
 impl<'a> Listing<'a> {
-    fn begin(journal: &'a Journal) -> Self {
+    pub(crate) fn begin(journal: &'a Journal) -> Self {
         Self { journal, stamp: journal.ledger().begin_listing() }
     }
 }

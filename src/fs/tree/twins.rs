@@ -175,12 +175,6 @@ impl Twins {
         made.waiting.drain(..count).map(|group| Taken { twins: self, group: Some(group) }).collect()
     }
 
-    /// Returns how many names were reported.
-    #[cfg(test)]
-    pub(crate) fn reported(&self) -> u64 {
-        lock(&self.reported).len() as u64
-    }
-
     /// Returns true the first time.
     pub(crate) fn report(&self, path: &PlainPath) -> bool {
         let mut reported = lock(&self.reported);
