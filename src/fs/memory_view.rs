@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::sync::{RwLock, RwLockWriteGuard};
@@ -71,6 +71,7 @@ pub(crate) struct MemoryView {
     reads: Arc<RwLock<()>>,
     /// Held by a test to keep answers of listings waiting.
     listings: RwLock<()>,
+    sealer: Arc<Binder>,
     key: bool,
 }
 
@@ -78,7 +79,7 @@ impl MemoryView {
     /// An empty source; `key`: it says that it has one.
     pub(crate) fn new(key: bool) -> Arc<Self> {
         let (commits, reads, listings) = (RwLock::default(), Arc::default(), RwLock::default());
-        Arc::new(Self { state: Arc::default(), commits, reads, listings, key })
+        Arc::new(Self { state: Arc::default(), commits, reads, listings, sealer: Arc::default(), key })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -148,6 +149,16 @@ impl MemoryView {
     /// Refuses uploads that hold this content.
     pub(crate) fn poison(&self, content: &[u8]) {
         self.state().poison = Some(content_hash(content));
+    }
+
+    /// Takes that back.
+    pub(crate) fn unpoison(&self) {
+        self.state().poison = None;
+    }
+
+    /// Has nothing sealed for the journal, or takes that back.
+    pub(crate) fn refuse_to_seal(&self, refuse: bool) {
+        self.sealer.fails.store(refuse, Relaxed);
     }
 
     /// Makes a path one of the plaintext side.
@@ -289,11 +300,16 @@ impl State {
             return Outcome::Conflict { found: self.found(path) };
         }
         match &op.change {
+            // A damaged file may be another program's good data.
+            Change::Put { .. } if self.damaged.iter().any(|at| at == path) && self.files.contains_key(path) => {
+                Outcome::Failed(Error::Unauthentic(CryptoError::Unauthentic))
+            }
             Change::Put { stored, mtime } => {
                 self.files.insert(path.to_owned(), File { hash: stored.version.hash, mtime: *mtime });
                 Outcome::Done(Some(stored.version))
             }
             Change::Delete => {
+                self.damaged.retain(|at| at != path);
                 self.files.remove(path);
                 Outcome::Done(None)
             }
@@ -401,10 +417,17 @@ impl PutSession for Session {
 }
 
 /// Binds to the place, as the real one does, and hides nothing.
-struct Binder;
+#[derive(Default)]
+struct Binder {
+    /// Nothing can be sealed.
+    fails: AtomicBool,
+}
 
 impl Sealer for Binder {
     fn seal(&self, journal: &[u8; 32], sequence: u64, payload: &[u8]) -> Result<Vec<u8>, Error> {
+        if self.fails.load(Relaxed) {
+            return Err(Error::Unauthentic(CryptoError::Unauthentic));
+        }
         Ok([&journal[..], &sequence.to_le_bytes(), payload].concat())
     }
 
@@ -417,7 +440,7 @@ impl Sealer for Binder {
 
 /// The sealer of the view, for tests of the journal alone.
 pub(crate) fn sealer() -> Arc<dyn Sealer> {
-    Arc::new(Binder)
+    Arc::new(Binder::default())
 }
 
 #[async_trait]
@@ -513,7 +536,7 @@ impl View for MemoryView {
     }
 
     fn sealer(&self) -> Arc<dyn Sealer> {
-        sealer()
+        self.sealer.clone()
     }
 
     async fn revision(&self) -> Result<Option<String>, Error> {

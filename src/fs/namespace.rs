@@ -164,13 +164,14 @@ impl Namespace {
     /// Returns what the Hub has at `path`, for a new file at a path that has no file here. If the only queued operation
     /// there is a removal that isn't being carried out, returns that one, too. The caller appends [`finished`] for it,
     /// and then reports it with [`Self::op_cancelled`]. The new file then replaces the old one in one step, and no
-    /// crash leaves neither.
+    /// crash leaves neither. A damaged file can't be replaced, so its removal is carried out first.
     pub(crate) fn take_over(&self, ledger: &Ledger, path: &PlainPath) -> (Remote, Option<OpNo>) {
         let overlapping: Vec<_> = ledger.queue().overlapping(path).map(|(op, what)| (op, what.clone())).collect();
         if let [(op, QueuedOp::Delete { file, path: at })] = &overlapping[..]
             && at == path
             && !self.schedule.is_running(*op)
             && let Some(record) = ledger.file(*file)
+            && !matches!(record.remote, Remote::Unreadable(_) | Remote::Unhashed)
         {
             return (record.remote.replaced(), Some(*op));
         }
@@ -397,7 +398,7 @@ impl Namespace {
             if kind == FileKind::Directory {
                 self.directories.load_below(source).await?;
             } else {
-                self.directories.measure_if_possible(source).await;
+                self.directories.measure(&[source]).await?;
             }
             if let Some(target) = target {
                 if lock(&self.tree).node(target).is_ok_and(Node::is_directory) {
@@ -432,7 +433,8 @@ impl Namespace {
         if source.read_only {
             return Err(Error::Denied("plaintext files of a mount with a key are read-only"));
         }
-        if source.edit.is_none() && source.version.is_none() {
+        // The source moves only what it can prove to be a file's content.
+        if source.edit.is_none() && (source.version.is_none() || !matches!(source.len, Len::Known(_))) {
             return Err(Error::Damaged);
         }
         let target_file = plan.target_file(&tree);

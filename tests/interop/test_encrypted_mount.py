@@ -372,9 +372,15 @@ def test_every_altered_header_byte_is_eio(hub, api, key, mount, tmp_path):
         assert path.stat().st_size == 0, "a size is shown only when it is authentic"
         assert error_of(lambda: read_all(path)) == errno.EIO, f"header byte {i}"
         assert error_of(lambda: open(path, "wb")) == errno.EIO, "and nothing overwrites it silently"
+        assert error_of(lambda: os.rename(path, m.point / "moved")) == errno.EIO, "and no rename removes it"
     assert (m.point / "source").read_bytes() == b"content"
-    os.unlink(m.point / "h00")
-    (m.point / "h00").write_bytes(b"free again")
+    # Most removals wait for the first one when their names are taken again.
+    for i in range(70):
+        os.unlink(m.point / f"h{i:02}")
+        (m.point / f"h{i:02}").write_bytes(b"free again")
+    m.stop()
+    m = mount("--encryption-key-file", key, "--cache-dir", tmp_path / "third-cache")
+    assert tree(m.point) == {"source": b"content", **{f"h{i:02}": b"free again" for i in range(70)}}
     m.stop()
 
 

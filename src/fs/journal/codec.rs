@@ -91,6 +91,10 @@ impl Writer {
                 self.0.extend_from_slice(&hash.0);
             }
             Remote::Unhashed => self.u8(3),
+            Remote::Unreadable(hash) => {
+                self.u8(4);
+                self.0.extend_from_slice(&hash.0);
+            }
         }
     }
     fn records<'a>(&mut self, records: impl ExactSizeIterator<Item = (u64, &'a RecordRef)>) {
@@ -360,6 +364,7 @@ impl<'a> Reader<'a> {
             1 => Remote::Own(self.version()?, self.u64()?),
             2 => Remote::Replaced(Hash(self.array()?)),
             3 => Remote::Unhashed,
+            4 => Remote::Unreadable(Hash(self.array()?)),
             _ => return Err(Malformed),
         })
     }
@@ -510,6 +515,7 @@ pub(crate) mod tests {
             Just(Remote::Absent),
             Just(Remote::Unhashed),
             any::<[u8; 32]>().prop_map(|hash| Remote::Replaced(Hash(hash))),
+            any::<[u8; 32]>().prop_map(|hash| Remote::Unreadable(Hash(hash))),
             (version(), any::<u64>()).prop_map(|(version, len)| Remote::Own(version, len)),
         ]
     }

@@ -27,6 +27,9 @@ pub(crate) enum Remote {
     Own(Version, u64),
     /// Content of a file that this one replaced here: may be overwritten, mustn't be moved along.
     Replaced(Hash),
+    /// Content of a file that was removed here and is damaged, or may be: its header could not be read. May be removed,
+    /// mustn't be overwritten.
+    Unreadable(Hash),
     /// An object without a hash: can't be compared.
     Unhashed,
 }
@@ -37,7 +40,7 @@ impl Remote {
         match self {
             Self::Absent => Expect::Absent,
             Self::Own(version, _) => Expect::Is(version.hash),
-            Self::Replaced(hash) => Expect::Is(*hash),
+            Self::Replaced(hash) | Self::Unreadable(hash) => Expect::Is(*hash),
             Self::Unhashed => Expect::Any,
         }
     }
@@ -701,7 +704,7 @@ impl Ledger {
     fn supersede(&mut self, what: &QueuedOp) {
         let version = |file: &FileNo| match self.files.get(file)?.remote {
             Remote::Own(version, _) => Some(version.hash),
-            Remote::Replaced(hash) => Some(hash),
+            Remote::Replaced(hash) | Remote::Unreadable(hash) => Some(hash),
             Remote::Absent | Remote::Unhashed => None,
         };
         let compared: Vec<_> = match what {
@@ -932,7 +935,7 @@ pub(crate) fn track(
 pub(crate) fn remote_of(version: Option<Version>, len: Len) -> Remote {
     match (version, len) {
         (Some(version), Len::Known(len)) => Remote::Own(version, len),
-        (Some(version), Len::Unread | Len::Damaged) => Remote::Replaced(version.hash),
+        (Some(version), Len::Unread | Len::Damaged) => Remote::Unreadable(version.hash),
         (None, _) => Remote::Unhashed,
     }
 }

@@ -403,7 +403,7 @@ fn prepare(ledger: &Ledger, what: &QueuedOp) -> Step {
             let change = match record.remote {
                 Remote::Absent => return Step::Nothing(after_local_move(ledger, *file, *replaced)),
                 Remote::Own(..) => Change::Rename { to: to.clone(), expect_to: left_by(ledger, *replaced).expect() },
-                Remote::Replaced(_) | Remote::Unhashed => Change::Delete,
+                Remote::Replaced(_) | Remote::Unreadable(_) | Remote::Unhashed => Change::Delete,
             };
             Op { path: from.clone(), expect, change }
         }

@@ -607,6 +607,67 @@ async fn a_damaged_file_is_shown_but_nothing_overwrites_it() {
     assert_eq!(mount.remote(), map(&[("good", b"good")]));
 }
 
+/// Removes a file at a Hub that carries out nothing yet.
+async fn removed_later(mount: &Mount, path: &str) {
+    mount.view.refuse_for_now(path);
+    mount.unlink(path).await.unwrap();
+    mount.vfs.flush(Some(Duration::from_millis(50))).await;
+}
+
+#[tokio::test]
+async fn new_file_in_place_of_damaged_one_whose_removal_waits_is_committed() {
+    for rename in [false, true] {
+        let mount = Mount::new().await;
+        mount.view.put_foreign("bad", b"garbage");
+        mount.view.set_damaged("bad");
+        removed_later(&mount, "bad").await;
+        if rename {
+            mount.write("new", b"good").await.unwrap();
+            mount.rename("new", "bad").await.unwrap();
+        } else {
+            mount.write("bad", b"draft").await.unwrap();
+            mount.unlink("bad").await.unwrap();
+            mount.write("bad", b"good").await.unwrap();
+        }
+        mount.view.allow("bad");
+        let drained = mount.vfs.flush(Some(Duration::from_secs(20))).await;
+        assert_eq!((drained.pending, mount.vfs.status().parked_files, drained.conflicts), (0, 0, 0));
+        assert_eq!(mount.remote(), map(&[("bad", b"good")]));
+    }
+}
+
+#[tokio::test]
+async fn new_file_in_place_of_one_that_turns_out_damaged_after_its_removal_is_committed() {
+    let mount = Mount::new().await;
+    mount.view.hide_sizes();
+    mount.view.put_foreign("bad", b"garbage");
+    assert_eq!(mount.names("").await, ["bad"]);
+    mount.view.set_damaged("bad");
+    removed_later(&mount, "bad").await;
+    mount.write("bad", b"good").await.unwrap();
+    mount.view.allow("bad");
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("bad", b"good")]));
+}
+
+#[tokio::test]
+async fn rename_of_a_file_that_is_damaged_or_cannot_be_read_is_refused() {
+    let mount = Mount::with(|options| options.metadata_ttl = Duration::from_secs(60)).await;
+    mount.view.hide_sizes();
+    mount.view.put_foreign("bad", b"garbage");
+    mount.view.put_foreign("unread", b"content");
+    mount.view.set_damaged("bad");
+    refused!(mount.rename("bad", "moved").await, EIO);
+    mount.view.set_offline(true);
+    refused!(mount.rename("unread", "moved").await, EIO);
+    mount.view.set_offline(false);
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("bad", b"garbage"), ("unread", b"content")]));
+    mount.rename("unread", "moved").await.unwrap();
+    mount.flush().await;
+    assert_eq!(mount.remote(), map(&[("bad", b"garbage"), ("moved", b"content")]));
+}
+
 #[tokio::test]
 async fn a_read_only_mount_changes_nothing() {
     let mount = Mount::with(|options| options.read_only = true).await;
