@@ -11,6 +11,7 @@ mod posix;
 mod power;
 mod room;
 mod semantics;
+mod stress;
 mod twins;
 
 use bench::Mount;

@@ -946,6 +946,25 @@ impl Schedule {
     }
 }
 
+#[cfg(test)]
+impl Schedule {
+    /// Returns true if no file is to be flushed and no operation is being carried out.
+    pub(crate) fn is_idle(&self) -> bool {
+        let is_clean = self.dirty_files().is_empty();
+        let work = lock(&self.work);
+        is_clean && work.busy.is_empty() && work.commit_queued.is_empty() && work.running.is_empty()
+    }
+}
+
+#[cfg(test)]
+impl std::fmt::Debug for Schedule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let dirty: Vec<_> = self.dirty_files().iter().map(|edit| edit.file).collect();
+        let Work { busy, commit_queued, running, .. } = &*lock(&self.work);
+        write!(f, "dirty {dirty:?}, busy {busy:?}, commits queued {commit_queued:?}, running {running:?}")
+    }
+}
+
 /// Returns true if another retry is useless: the error is permanent, or the Hub has refused the change [`REFUSALS`] times.
 fn is_final(error: &Error, attempts: u32) -> bool {
     let refused = matches!(error, Error::Store(store::Error::Refused(_)));

@@ -97,7 +97,10 @@ impl Sync {
     }
 
     async fn add(&self, session: &dyn PutSession, edit: Arc<Edit>) -> Result<Option<(FrozenFile, Stored)>, Error> {
-        let Some(frozen) = self.freeze(edit).await? else { return Ok(None) };
+        let Some(frozen) = self.freeze(edit.clone()).await? else {
+            self.forget_removed(&edit);
+            return Ok(None);
+        };
         if let Some(stored) = frozen.stored {
             return Ok(Some((frozen, stored)));
         }
@@ -107,6 +110,15 @@ impl Sync {
         let stored = session.add(content).await?;
         tracing::debug!(hash = %stored.version.hash, bytes = frozen.frozen.len, "uploaded");
         Ok(Some((frozen, stored)))
+    }
+
+    /// Has a file not flushed any more that has lost its name. A write that came to its end after the removal may have
+    /// touched it since.
+    fn forget_removed(&self, edit: &Edit) {
+        let has_name = self.journal.ledger().file(edit.file).is_some_and(|record| record.path.is_some());
+        if !has_name {
+            self.schedule.forget(edit.file);
+        }
     }
 
     /// The version to send: the one frozen before, if nothing changed since.
