@@ -1,91 +1,92 @@
-//! What can go wrong in a mount, and the one table that says which errno the kernel gets for it.
+//! Errors of a mount, and the one table that maps them to the errno that the kernel gets.
 //!
-//! The table is exhaustive on purpose: a new error variant below must be given its number here, where the choice can be reviewed. Transient trouble is `EIO`, never `EAGAIN`: programs don't retry regular files.
+//! The table is exhaustive on purpose: each new variant must be given its number here, where the choice can be
+//! reviewed. Transient failures are `EIO`, never `EAGAIN`, because programs don't retry operations on regular files.
 
 use crate::store::{self, Cause};
 use std::io;
 
-/// What can go wrong in a mount, before it becomes an errno. Texts name no plaintext path.
+/// An error of a mount, before it becomes an errno. The texts contain no plaintext paths.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// From the source.
+    /// An error of the remote.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// Local staging or journal.
+    /// An I/O error of the local staging or journal.
     #[error("staging: {0}")]
     Staging(#[source] io::Error),
-    /// Local staging or journal that can't be used as it is; nothing of it was changed.
+    /// Local staging or a journal that can't be used as it is. Nothing in it was changed.
     #[error("journal {path}: {why}")]
     Journal {
         /// The file.
         path: String,
-        /// What is wrong with it, and what to do.
+        /// The fault, and the next step.
         why: String,
     },
-    /// Another daemon has this source open.
+    /// Another daemon has mounted this remote.
     #[error("this source is mounted already by process {0}")]
     Busy(u32),
-    /// The FUSE device or the mount call.
+    /// An error of the FUSE device or of the mount call.
     #[error("cannot mount: {0}")]
     Mount(String),
     /// The mount point is in use.
     #[error("the mount is busy: files in it are open")]
     MountBusy,
-    /// Nothing has this name, or the inode is gone.
+    /// The name doesn't exist, or the inode was removed.
     #[error("no such file or directory")]
     NotFound,
-    /// The inode that the kernel means isn't what the name stands for any more: it looks the name up again.
+    /// The name no longer stands for the inode that the kernel means. The kernel then looks the name up again.
     #[error("replaced or removed by somebody else")]
     Stale,
-    /// The name is taken.
+    /// The name already exists.
     #[error("it exists already")]
     Exists,
-    /// A directory was needed.
+    /// The operation needs a directory.
     #[error("not a directory")]
     NotDirectory,
-    /// A file was needed.
+    /// The operation needs a file.
     #[error("is a directory")]
     IsDirectory,
-    /// A directory that has entries.
+    /// The directory has entries.
     #[error("directory not empty")]
     NotEmpty,
-    /// An argument that makes no sense: which.
+    /// An invalid argument, with the reason.
     #[error("invalid argument: {0}")]
     Invalid(&'static str),
-    /// A name that isn't UTF-8.
+    /// The name isn't UTF-8.
     #[error("the name is not UTF-8")]
     NameEncoding,
-    /// What the format can't keep, or the mode of the mount doesn't do.
+    /// An operation that the format can't store, or that the mount's mode doesn't support.
     #[error("not permitted: {0}")]
     NotPermitted(&'static str),
-    /// A plaintext entry of a mount with a key, or a name whose files are not uploaded.
+    /// An access to a plaintext entry of a mount with a key, or to a name whose files are not uploaded.
     #[error("access denied: {0}")]
     Denied(&'static str),
-    /// The mount or the source is read-only.
+    /// The mount or the remote is read-only.
     #[error("the mount is read-only")]
     ReadOnlyMount,
-    /// A handle that isn't open, or not for this.
+    /// The handle isn't open, or not open for this operation.
     #[error("bad file handle")]
     BadHandle,
-    /// An operation this filesystem doesn't have.
+    /// An operation that this filesystem doesn't have.
     #[error("not supported")]
     NotSupported,
-    /// No such extended attribute.
+    /// The extended attribute doesn't exist.
     #[error("no such attribute")]
     NoAttribute,
-    /// Larger than a file may be.
+    /// The size exceeds the largest possible file.
     #[error("file too large")]
     TooLarge,
-    /// An own file whose header doesn't authenticate, or an object without content.
+    /// A file of ours whose header doesn't authenticate, or an object without content.
     #[error("the stored file is damaged")]
     Damaged,
-    /// What kept a file from being flushed.
+    /// The error that prevented a file from being flushed.
     #[error(transparent)]
     Flush(std::sync::Arc<Error>),
-    /// Somebody else changed the same thing, and the mount was told to leave such cases to its user.
+    /// Another client changed the file too, and the mount's policy leaves conflicts to the user.
     #[error("changed elsewhere too")]
     Conflict,
-    /// A deadline was over.
+    /// A deadline has passed.
     #[error("timed out")]
     TimedOut,
     /// The daemon is shutting down.
@@ -100,7 +101,7 @@ impl From<io::Error> for Error {
 }
 
 impl Error {
-    /// The errno for it.
+    /// Returns the errno of an error.
     pub fn errno(&self) -> i32 {
         match self {
             Self::Store(e) => of_store(e),
@@ -131,7 +132,7 @@ impl Error {
         }
     }
 
-    /// Whether the same operation may succeed later without anybody changing anything.
+    /// Returns true if the operation may succeed when it is repeated later without any change.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Store(e) => e.is_transient(),
@@ -156,7 +157,8 @@ fn of_store(error: &store::Error) -> i32 {
     }
 }
 
-/// Only a full disk is told apart: any other local fault says nothing that the caller could use.
+/// Returns the errno of an I/O error. Only a full disk or quota and a too large file are distinguished, because a
+/// caller can't act on any other local error.
 fn of_io(error: &io::Error) -> i32 {
     match error.kind() {
         io::ErrorKind::StorageFull => libc::ENOSPC,
