@@ -1,4 +1,4 @@
-//! Refuses changes on a mount that takes none.
+//! Refuses changes on a mount that accepts none.
 
 use crate::fs::errno::Error;
 use std::sync::atomic::{AtomicBool, Ordering};
