@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How a file was opened.
+/// Flags with which a file was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Access {
     /// For reading.
@@ -21,12 +21,12 @@ pub struct Access {
     pub write: bool,
     /// Every write goes to the end.
     pub append: bool,
-    /// Cut it to nothing.
+    /// Truncate the file to zero bytes.
     pub truncate: bool,
 }
 
 impl Access {
-    /// From the flags of `open(2)`.
+    /// Returns the access that the flags of `open(2)` ask for.
     pub fn from_flags(flags: i32) -> Self {
         let mode = flags & libc::O_ACCMODE;
         Self {
@@ -37,7 +37,7 @@ impl Access {
         }
     }
 
-    /// Whether it changes anything.
+    /// Returns true if opening or using the handle can change the file.
     pub(crate) fn changes(&self) -> bool {
         self.write || self.truncate
     }
@@ -47,12 +47,12 @@ impl Access {
 pub(crate) struct FileHandle {
     pub(crate) ino: Ino,
     pub(crate) access: Access,
-    /// The version it reads, and the inode's epoch when it was pinned.
+    /// The version that the handle reads, and the inode's epoch when it was pinned.
     pub(crate) pinned: Mutex<Option<Pinned>>,
     pub(crate) ahead: Readahead,
 }
 
-/// A version that a handle stays with.
+/// The version that a handle continues to read.
 #[derive(Clone)]
 pub(crate) struct Pinned {
     pub(crate) epoch: u64,
@@ -60,20 +60,21 @@ pub(crate) struct Pinned {
 }
 
 impl FileHandle {
-    /// A handle that has read nothing.
+    /// Returns a handle that has read nothing.
     pub(crate) fn new(ino: Ino, access: Access) -> Self {
         Self { ino, access, pinned: Mutex::new(None), ahead: Readahead::default() }
     }
 }
 
-/// A directory as it was when it was opened: paging through it is stable whatever happens meanwhile.
+/// An open directory, with the entries that it had when it was opened. Paging through them is stable, whatever
+/// changes meanwhile.
 pub(crate) struct DirectoryHandle {
     pub(crate) ino: Ino,
     pub(crate) entries: Vec<Listed>,
 }
 
 impl DirectoryHandle {
-    /// Entries from `offset` on, each with the offset of the next.
+    /// Returns the entries from `offset` on, each with the offset of the next one.
     pub(crate) fn from(&self, offset: u64) -> impl Iterator<Item = (&Listed, u64)> {
         let from = usize::try_from(offset).unwrap_or(usize::MAX).min(self.entries.len());
         self.entries[from..].iter().zip(offset.saturating_add(1)..)
@@ -87,11 +88,11 @@ pub struct Listed {
     pub ino: Ino,
     /// Its name.
     pub name: String,
-    /// What it is.
+    /// Its kind.
     pub kind: FileKind,
 }
 
-/// All open handles. Each map has its own lock, held only to look up.
+/// All open handles. Each map has its own lock, which is held only for the access to the map.
 #[derive(Default)]
 pub(crate) struct Handles {
     next: AtomicU64,
@@ -111,12 +112,12 @@ impl Handles {
         no
     }
 
-    /// An open file.
+    /// Returns an open file.
     pub(crate) fn file(&self, no: HandleNo) -> Result<Arc<FileHandle>, Error> {
         lock(&self.files).get(&no).cloned().ok_or(Error::BadHandle)
     }
 
-    /// Takes an open file away.
+    /// Removes an open file and returns it.
     pub(crate) fn remove_file(&self, no: HandleNo) -> Result<Arc<FileHandle>, Error> {
         lock(&self.files).remove(&no).ok_or(Error::BadHandle)
     }
@@ -128,33 +129,34 @@ impl Handles {
         no
     }
 
-    /// An open directory.
+    /// Returns an open directory.
     pub(crate) fn directory(&self, no: HandleNo) -> Result<Arc<DirectoryHandle>, Error> {
         lock(&self.directories).get(&no).cloned().ok_or(Error::BadHandle)
     }
 
-    /// Takes an open directory away.
+    /// Removes an open directory and returns it.
     pub(crate) fn remove_directory(&self, no: HandleNo) -> Result<Arc<DirectoryHandle>, Error> {
         lock(&self.directories).remove(&no).ok_or(Error::BadHandle)
     }
 
-    /// Frees the read-ahead buffers of files that nobody has read for a while.
+    /// Frees the read-ahead buffers of files that have not been read for a while.
     pub(crate) fn cool_down(&self) {
         lock(&self.files).values().for_each(|handle| handle.ahead.cool_down());
     }
 }
 
-/// What `open` tells the front end.
+/// The reply to `open`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opened {
     /// The handle.
     pub handle: HandleNo,
-    /// The kernel's pages are of this very content: it may keep them.
+    /// True if the kernel's cached pages are of exactly this content, so that the kernel may keep them.
     pub keep_cache: bool,
 }
 
 impl Opened {
-    /// Decides on the pages; `cached` is what they hold and becomes what they will hold.
+    /// Decides if the kernel may keep its pages. `cached` is the content that they hold. It is set to the content
+    /// that they will hold.
     pub(crate) fn new(handle: HandleNo, cached: &mut Option<Cached>, now: Option<Cached>) -> Self {
         let keep_cache = now.is_some() && *cached == now;
         *cached = now;
