@@ -9,7 +9,7 @@ impl Ino {
     pub const ROOT: Self = Self(1);
 }
 
-/// What an inode is.
+/// The kind of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileKind {
     /// A directory.
@@ -28,7 +28,7 @@ pub enum FileKind {
     BlockDevice,
 }
 
-/// See the module.
+/// A file that only this machine has, because a bucket can't store it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Special {
     /// A symbolic link, with its target as it was given.
@@ -44,7 +44,7 @@ pub enum Special {
 }
 
 impl Special {
-    /// What `stat` calls it.
+    /// Returns the kind that `stat` reports.
     pub fn kind(&self) -> FileKind {
         match self {
             Self::Link(_) => FileKind::Link,
@@ -55,7 +55,7 @@ impl Special {
         }
     }
 
-    /// Size as `stat` tells it: that of a link's target.
+    /// Returns the size that `stat` reports: for a link, the length of its target.
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Link(target) => target.len() as u64,
@@ -63,7 +63,7 @@ impl Special {
         }
     }
 
-    /// A device's number.
+    /// Returns the number of a device, or 0.
     pub(crate) fn device(&self) -> u32 {
         match self {
             Self::CharDevice(number) | Self::BlockDevice(number) => *number,
@@ -72,27 +72,27 @@ impl Special {
     }
 }
 
-/// A handle's number; never reused.
+/// The number of a handle. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HandleNo(pub u64);
 
-/// A file that the ledger knows, by number; never reused within a journal.
+/// The number of a file in the ledger. Never reused within a journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct FileNo(pub(crate) u64);
 
-/// A queued operation; higher is later.
+/// The number of a queued operation. A higher number is a later operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct OpNo(pub(crate) u64);
 
-/// What becomes of two changes of the same thing.
+/// The way to resolve a conflict of a local change with another client's change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnConflict {
-    /// Both are kept.
+    /// Keep both versions.
     #[default]
     KeepBoth,
-    /// Ours replaces theirs.
+    /// Our change replaces theirs.
     Overwrite,
-    /// Ours is parked until the user decides.
+    /// Our change is parked until the user decides.
     Fail,
 }
