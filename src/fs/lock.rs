@@ -1,18 +1,18 @@
-//! Locks of the filesystem, each with a rank, so that a wrong order is found by any test that passes by.
+//! Locks of the filesystem, each with a rank, so that any test that takes locks in a wrong order fails.
 //!
 //! Two threads that take two locks in opposite orders can wait for each other without end. [`Rank`] is therefore one
-//! order for all locks of `fs`: a thread takes a lock only if its rank is higher than that of every lock that it holds.
-//! In debug builds each thread keeps a list of the locks that it holds, and taking one out of order panics with both
-//! names. In release builds [`Mutex`] is the standard one and nothing else.
+//! order for all locks of `fs`: a thread takes a lock only if its rank is higher than that of every lock that it
+//! holds. In debug builds, each thread keeps a list of the locks that it holds. Taking a lock out of order panics
+//! with both names. In release builds, [`Mutex`] is the standard mutex and nothing else.
 //!
-//! A panic in a detached task is easy to miss. After the first violation of a process, taking any lock panics with the
-//! same message, so a test or a daemon can't continue as if nothing had happened.
+//! A panic in a detached task is easy to miss. After the first violation in a process, taking any lock panics with
+//! the message of that violation. So a test or a daemon can't continue as if nothing had happened.
 //!
-//! **Async locks.** A file's draft and a directory's gate are async: they are held across awaits, and the task that
-//! holds one moves between threads. A list per thread can't follow them, so they have no rank here. What is checked
-//! is the other half of the rule: a task that waits for one of them (or for the journal) must hold no [`Mutex`], see
-//! [`before_wait`]. The half that remains is simple enough to be kept by reading. A task holds at most one draft, and
-//! takes no gate under it.
+//! **Async locks.** A file's draft and a directory's gate are async locks. They are held across awaits, and the task
+//! that holds one moves between threads. A list per thread can't track them, so they have no rank here. Only one half
+//! of their rule is checked: a task that waits for one of them (or for the journal) must hold no [`Mutex`], see
+//! [`before_wait`]. The other half is simple enough to be kept by reading: a task holds at most one draft, and takes
+//! no gate while it holds one.
 
 use std::sync::PoisonError;
 #[cfg(debug_assertions)]
@@ -24,13 +24,13 @@ use {std::any::type_name, std::cell::RefCell, std::panic::Location, std::sync::O
 pub(crate) enum Rank {
     /// Threads of the journal, while they are joined.
     Threads,
-    /// Files that the flusher has to look at.
+    /// Files that the schedule has to check.
     Dirty,
     /// The inode table.
     Tree,
     /// Length, times and generations of one edit.
     Meta,
-    /// Slots that accepted changes will take.
+    /// Slots that are promised to accepted changes.
     Promises,
     /// The ledger and the queue of the journal.
     Journal,
@@ -63,7 +63,7 @@ impl Rank {
     ];
 }
 
-/// A mutex with a [`Rank`], given as a number because a parameter of a type can't be an enum.
+/// A mutex with a [`Rank`]. The rank is given as a number, because a type parameter can't be an enum.
 #[derive(Default)]
 pub(crate) struct Mutex<T, const RANK: u8 = { Rank::Leaf as u8 }>(std::sync::Mutex<T>);
 
@@ -73,7 +73,7 @@ impl<T, const RANK: u8> Mutex<T, RANK> {
     }
 }
 
-/// The guard of a [`Mutex`]. It can't move to another thread, so it can't be held across an await of a spawned task.
+/// The guard of a [`Mutex`]. It can't move to another thread, so a spawned task can't hold it across an await.
 pub(crate) struct MutexGuard<'a, T, const RANK: u8 = { Rank::Leaf as u8 }> {
     value: std::sync::MutexGuard<'a, T>,
     held: Held,
@@ -92,10 +92,11 @@ impl<T, const RANK: u8> std::ops::DerefMut for MutexGuard<'_, T, RANK> {
     }
 }
 
-/// Locks. A panic under a lock has answered its own request with an error, so it doesn't poison the lock for others.
+/// Locks a mutex. Ignores poisoning: the request that panicked under the lock already got an error, and others can go
+/// on.
 #[cfg_attr(debug_assertions, track_caller)]
 pub(crate) fn lock<T, const RANK: u8>(mutex: &Mutex<T, RANK>) -> MutexGuard<'_, T, RANK> {
-    // Checked first: a violation is reported where it would have been a deadlock.
+    // The check comes first, so that a violation is reported instead of a deadlock.
     let held = Held::enter::<T>(RANK);
     MutexGuard { value: mutex.0.lock().unwrap_or_else(PoisonError::into_inner), held }
 }
@@ -109,13 +110,13 @@ impl Condvar {
         self.0.notify_all();
     }
 
-    /// Lets go of the lock, waits to be notified, and locks again.
+    /// Releases the lock, waits for a notification, and locks again.
     pub(crate) fn wait<'a, T, const RANK: u8>(&self, guard: MutexGuard<'a, T, RANK>) -> MutexGuard<'a, T, RANK> {
         let MutexGuard { value, held } = guard;
         MutexGuard { value: self.0.wait(value).unwrap_or_else(PoisonError::into_inner), held }
     }
 
-    /// Waits while `condition` holds, but not longer than `timeout`.
+    /// Waits while `condition` is true, but not longer than `timeout`.
     pub(crate) fn wait_timeout_while<T, const RANK: u8>(
         &self,
         guard: MutexGuard<'_, T, RANK>,
@@ -127,7 +128,7 @@ impl Condvar {
     }
 }
 
-/// Checks that the thread holds no [`Mutex`]. Called before a wait that another task has to end.
+/// Checks that the thread holds no [`Mutex`]. The caller is about to wait for another task.
 #[cfg_attr(debug_assertions, track_caller)]
 pub(crate) fn before_wait(what: &'static str) {
     #[cfg(debug_assertions)]
@@ -139,7 +140,7 @@ pub(crate) fn before_wait(what: &'static str) {
     let _ = what;
 }
 
-/// The mark of a lock that the thread holds; nothing in release builds.
+/// The mark of a lock that the thread holds. It is empty in release builds.
 struct Held {
     #[cfg(debug_assertions)]
     rank: Rank,
@@ -156,7 +157,7 @@ impl Held {
 #[cfg(debug_assertions)]
 struct Name {
     rank: Rank,
-    /// Type of what is locked.
+    /// The type of the locked value.
     what: &'static str,
     at: &'static Location<'static>,
 }
@@ -177,7 +178,8 @@ thread_local! {
 #[cfg(debug_assertions)]
 static VIOLATION: OnceLock<String> = OnceLock::new();
 
-/// Panics where `check` finds a violation, or an earlier one was found. A panic that is in progress isn't made worse.
+/// Panics if `check` finds a violation, or if one was found earlier in the process. Does nothing while the thread is
+/// already panicking.
 #[cfg(debug_assertions)]
 fn check(check: impl FnOnce(&mut Vec<Name>) -> Result<(), String>) {
     // A thread that is ending may have dropped its list already.
@@ -193,7 +195,7 @@ fn check(check: impl FnOnce(&mut Vec<Name>) -> Result<(), String>) {
     }
 }
 
-/// Adds a lock to those that are held.
+/// Adds a lock to the list of held locks. Fails if the order is violated.
 #[cfg(debug_assertions)]
 fn push(held: &mut Vec<Name>, name: Name) -> Result<(), String> {
     let outcome = match held.iter().find(|earlier| earlier.rank >= name.rank) {
@@ -204,7 +206,7 @@ fn push(held: &mut Vec<Name>, name: Name) -> Result<(), String> {
     outcome
 }
 
-/// Removes a lock from those that are held. Guards may be dropped in any order.
+/// Removes a lock from the list of held locks. Guards may be dropped in any order.
 #[cfg(debug_assertions)]
 fn pop(held: &mut Vec<Name>, rank: Rank) {
     if let Some(at) = held.iter().rposition(|name| name.rank == rank) {
@@ -241,14 +243,14 @@ mod tests {
     }
 
     #[test]
-    fn ranks_are_listed_in_their_order() {
+    fn rank_list_matches_discriminants() {
         for (at, rank) in Rank::ALL.into_iter().enumerate() {
             assert_eq!(rank as usize, at);
         }
     }
 
     #[test]
-    fn a_lock_of_a_lower_or_equal_rank_than_one_held_is_refused_with_both_names() {
+    fn lock_of_rank_not_above_held_one_is_refused_with_both_names() {
         for (first, second) in [(Rank::Journal, Rank::Meta), (Rank::Journal, Rank::Journal)] {
             let mut held = Vec::new();
             assert_eq!(push(&mut held, name(Rank::Tree)), Ok(()));
@@ -260,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_was_released_out_of_order_is_not_held() {
+    fn lock_released_out_of_order_is_no_longer_held() {
         let (tree, journal) = (Mutex::<_, { Rank::Tree as u8 }>::new(1), Mutex::<_, { Rank::Journal as u8 }>::new(2));
         for _ in 0..2 {
             let first = lock(&tree);
