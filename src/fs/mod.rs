@@ -1,27 +1,27 @@
-//! A view as a filesystem: inodes, handles, staging and journal, uploads; and the front ends that only translate.
+//! Presents a [`crate::store::View`] as a filesystem: inodes, handles, local staging, a journal of pending changes,
+//! and uploads.
 //!
-//! Does no crypto and no HTTP: all of that is behind [`crate::store::View`]. [`Vfs`] holds the public operations and
-//! delegates each of them to the owner of the state that it concerns. An owner sees only the parts that it names in its
-//! fields:
+//! This layer does no crypto and no HTTP: the view does both. [`Vfs`] holds the public operations. It delegates each
+//! operation to the owner of the state that it concerns. An owner sees only the parts that it names in its fields:
 //!
-//! | module | owns |
-//! |---|---|
-//! | `tree` | the inode table, listings of the remote with local changes laid over them, extended attributes |
-//! | `handle` | open files and directories |
-//! | `content` | contents of files: reading, local edits, copies, the limit of disk space |
-//! | `namespace` | operations on names; links, pipes, sockets and devices, which only this machine has |
-//! | `journal` | pending changes, kept so that no crash loses them |
-//! | `sync` | uploads, commits, conflicts, reading back, and what the user decides of them |
-//! | `persist` | what happens every second: syncing, and bringing open files into the journal |
-//! | `slots`, `staging` | the pool of staging slots, and the folder that holds pool and journal |
-//! | `front` | FUSE |
-//! | `lock` | the order of all locks |
-//! | `errno` | the one table of error numbers |
-//! | `ids`, `options` | numbers and plain data |
+//! || module | owns |
+//! ||---|---|
+//! || `tree` | the inode table, listings of the remote merged with local changes, extended attributes |
+//! || `handle` | open files and directories |
+//! || `content` | contents of files: reads, local edits, copies, the limit of disk space |
+//! || `namespace` | operations on names; links, pipes, sockets and devices, which exist on this machine only |
+//! || `journal` | pending changes, stored so that no crash loses them |
+//! || `sync` | uploads, commits, conflicts, read-backs, and the user's decisions about pending changes |
+//! || `persist` | the periodic jobs: syncing every second, and journaling the writes to open files |
+//! || `slots`, `staging` | the pool of staging slots, and the folder that holds pool and journal |
+//! || `front` | FUSE |
+//! || `lock` | the order of all locks |
+//! || `errno` | the table of error numbers |
+//! || `ids`, `options` | numbers and plain data |
 //!
-//! Two kinds of lock are async and are held across awaits: a directory's gate, and then a file's draft. All other locks
-//! come after them, are held for a short time and never across an await. Their order is that of `lock::Rank`, which
-//! debug builds check.
+//! Two kinds of lock are async and are held across awaits: first a directory's gate, then a file's draft. All other
+//! locks come after them in the lock order. They are held for a short time and never across an await. Their order is
+//! that of `lock::Rank`, which debug builds check.
 
 mod content;
 mod errno;
@@ -101,12 +101,13 @@ pub struct Vfs {
 }
 
 impl Vfs {
-    /// Finds a name and makes the kernel's reference to it: give it back with [`Self::forget`].
+    /// Looks up a name and adds one kernel reference to its inode. The caller drops the reference with
+    /// [`Self::forget`].
     pub async fn lookup(&self, parent: Ino, name: &str) -> Result<Attr, Error> {
         self.directories.lookup(parent, name).await
     }
 
-    /// Gives `count` references of the kernel back.
+    /// Drops `count` references of the kernel.
     pub fn forget(&self, ino: Ino, count: u64) {
         self.directories.forget(ino, count)
     }
@@ -117,27 +118,29 @@ impl Vfs {
         self.directories.absent_for(parent)
     }
 
-    /// What `stat` tells. What may have changed at the source is looked at again.
+    /// Returns the attributes of an inode. Revalidates what may have changed at the remote.
     pub async fn getattr(&self, ino: Ino) -> Result<Attr, Error> {
         self.contents.getattr(ino).await
     }
 
-    /// Changes attributes. All but the size, and the time of a file that isn't committed yet, are remembered in memory only.
+    /// Changes attributes. The size is always stored, and so is the modification time of a file that isn't committed
+    /// yet. All other attributes are kept in memory only.
     pub async fn setattr(&self, ino: Ino, set: SetAttr) -> Result<Attr, Error> {
         self.contents.setattr(ino, set).await
     }
 
-    /// The target of a symbolic link.
+    /// Returns the target of a symbolic link.
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>, Error> {
         self.names.readlink(ino)
     }
 
-    /// Opens a directory: what it holds now is what paging shows.
+    /// Opens a directory. The handle shows the entries that the directory has now, even if they change later.
     pub async fn opendir(&self, ino: Ino) -> Result<HandleNo, Error> {
         self.directories.opendir(ino).await
     }
 
-    /// Hands the entries of an open directory from `offset` on to `sink`, until it is full. An entry's own offset is its place plus one.
+    /// Passes the entries of an open directory to `sink`, starting at `offset`, until `sink` is full. An entry's own
+    /// offset is its position plus one.
     pub fn readdir(&self, handle: HandleNo, offset: u64, sink: impl FnMut(&Listed, u64) -> bool) -> Result<(), Error> {
         self.directories.readdir(handle, offset, sink)
     }
@@ -147,8 +150,11 @@ impl Vfs {
         self.directories.measure_page(handle, offset).await
     }
 
-    /// As [`Self::readdir`], with attributes as far as they are known. Each entry that was taken is a reference to be given back, dots excepted.
-    /// What was removed since is left out. An entry without a known size is uncertain, so that whoever asks for it alone gets the error.
+    /// Passes entries with their attributes to `sink`, as [`Self::readdir`] does with entries alone. Attributes are
+    /// those that are known. Each entry that `sink` accepts counts as one kernel reference that must be dropped,
+    /// except for `.` and `..`. Entries that were removed since the directory was opened are left out. An entry
+    /// without a known size is marked as uncertain, so that the kernel asks for it alone, and that request gets the
+    /// error.
     pub fn readdirplus(
         &self,
         handle: HandleNo,
@@ -163,32 +169,33 @@ impl Vfs {
         self.directories.releasedir(handle)
     }
 
-    /// Creates and opens a file, or opens the one that is there. The attributes are a reference of the kernel.
+    /// Creates and opens a file, or opens the existing one. The attributes count as one kernel reference.
     pub async fn create(&self, parent: Ino, name: &str, create: Create) -> Result<(Attr, Opened), Error> {
         self.names.create(parent, name, create).await
     }
 
-    /// Makes an empty file and closes it. The attributes are a reference of the kernel.
+    /// Creates an empty file and closes it. The attributes count as one kernel reference.
     pub async fn make_closed(&self, parent: Ino, name: &str, birth: Birth) -> Result<Attr, Error> {
         self.names.make_closed(parent, name, birth).await
     }
 
-    /// Makes a directory; it exists here only until something in it is committed. The attributes are a reference of the kernel.
+    /// Creates a directory. It exists on this machine only, until something in it is committed. The attributes count
+    /// as one kernel reference.
     pub async fn mkdir(&self, parent: Ino, name: &str, birth: Birth) -> Result<Attr, Error> {
         self.names.mkdir(parent, name, birth).await
     }
 
-    /// Makes a special file. The attributes are a reference of the kernel.
+    /// Creates a special file. The attributes count as one kernel reference.
     pub async fn make_special(&self, parent: Ino, name: &str, special: Special, birth: Birth) -> Result<Attr, Error> {
         self.names.make_special(parent, name, special, birth).await
     }
 
-    /// Makes a file with the content of another. The attributes are a reference of the kernel.
+    /// Creates a file with the content of another file. The attributes count as one kernel reference.
     pub async fn link(&self, original: Ino, parent: Ino, name: &str) -> Result<Attr, Error> {
         self.names.link(original, parent, name).await
     }
 
-    /// Removes a file's name. What is open stays readable.
+    /// Removes a file's name. Open handles can still read the file.
     pub async fn unlink(&self, parent: Ino, name: &str) -> Result<(), Error> {
         self.names.unlink(parent, name).await
     }
@@ -198,7 +205,8 @@ impl Vfs {
         self.names.rmdir(parent, name).await
     }
 
-    /// Moves a file or a directory. `replace`: what is at the target goes, if it is of the same kind and, for a directory, empty.
+    /// Moves a file or a directory. With `replace`, removes an existing target if it is of the same kind and, for a
+    /// directory, empty.
     pub async fn rename(
         &self,
         parent: Ino,
@@ -215,12 +223,12 @@ impl Vfs {
         self.contents.open(ino, access).await
     }
 
-    /// Reads; fewer bytes than asked for only at the end of the file.
+    /// Reads from a file. Returns fewer bytes than requested only at the end of the file.
     pub async fn read(&self, handle: HandleNo, offset: u64, len: usize) -> Result<Bytes, Error> {
         self.contents.read(handle, offset, len).await
     }
 
-    /// Writes all of `data`. With `append`, `offset` counts for nothing.
+    /// Writes all of `data`. With `append`, `offset` is ignored.
     pub async fn write(&self, handle: HandleNo, offset: u64, data: Bytes) -> Result<usize, Error> {
         self.contents.write(handle, offset, data).await
     }
@@ -230,33 +238,37 @@ impl Vfs {
         self.contents.truncate(ino, len).await
     }
 
-    /// Makes a range zeros, or the file longer. No space is reserved: what is written later may still find the disk full.
+    /// Fills a range with zeros, or extends the file. Reserves no space: a later write may still find the disk full.
     pub async fn allocate(&self, handle: HandleNo, offset: u64, len: u64, how: Allocate) -> Result<(), Error> {
         self.contents.allocate(handle, offset, len, how).await
     }
 
-    /// Copies the first `len` bytes of a file into another, if that is all of it and the other is empty, without moving them; else
-    /// `NotSupported`. Gives how many that were.
+    /// Copies the first `len` bytes of a file into another file without moving bytes. Works only if `len` covers the
+    /// whole file and the target is empty, else fails with `NotSupported`. Returns the number of bytes that were
+    /// copied.
     pub async fn copy_whole(&self, from: HandleNo, to: HandleNo, len: u64) -> Result<u32, Error> {
         self.contents.copy_whole(from, to, len).await
     }
 
-    /// How long the source may take over what a handle has written, at a MiB a second on top of the deadline.
+    /// Returns how long the remote may take to store what a handle has written: the deadline, plus one second per
+    /// MiB.
     pub fn patience(&self, handle: HandleNo) -> Duration {
         self.contents.patience(handle)
     }
 
-    /// What `close` of any descriptor does: all that was written is where `kill -9` can't reach it; in streaming mode, at the source.
+    /// Persists all writes, as every `close` of a descriptor does. After that, `kill -9` doesn't lose them. In
+    /// streaming mode, commits them to the remote.
     pub async fn flush_file(&self, handle: HandleNo) -> Result<(), Error> {
         self.contents.flush_file(handle).await
     }
 
-    /// All that was written to the file is safe from a power cut; with `--fsync remote`, at the source.
+    /// Makes all writes to the file durable, so that a power cut doesn't lose them. With `--fsync remote`, commits
+    /// them to the remote.
     pub async fn fsync(&self, handle: HandleNo) -> Result<(), Error> {
         self.contents.fsync(handle).await
     }
 
-    /// All operations on names so far are safe from a power cut.
+    /// Makes all operations on names so far durable, so that a power cut doesn't lose them.
     pub async fn fsyncdir(&self) -> Result<(), Error> {
         self.contents.fsyncdir().await
     }
@@ -266,17 +278,17 @@ impl Vfs {
         self.contents.release(handle).await
     }
 
-    /// Closes a handle that nobody will hear of.
+    /// Closes a handle whose number was never returned to the kernel.
     pub async fn abandon(&self, handle: HandleNo) {
         self.contents.abandon(handle).await
     }
 
-    /// The value of an extended attribute.
+    /// Returns the value of an extended attribute.
     pub fn getxattr(&self, ino: Ino, name: &str) -> Result<Vec<u8>, Error> {
         self.attributes.getxattr(ino, name)
     }
 
-    /// The names of the extended attributes that were set, each ended by NUL.
+    /// Returns the names of the extended attributes that users have set, each terminated by NUL.
     pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>, Error> {
         self.attributes.listxattr(ino)
     }
@@ -291,44 +303,46 @@ impl Vfs {
         self.attributes.removexattr(ino, name)
     }
 
-    /// Waits until all that was pending when it was called is at the source, or the deadline is over.
+    /// Waits until all changes that were pending at the call are at the remote, or until the deadline has passed.
     pub async fn flush(&self, deadline: Option<Duration>) -> Drained {
         self.sync.flush(deadline).await
     }
 
-    /// Flushes for as long as the source takes something: ends early when no upload has advanced and nothing was
-    /// committed for `stalled`.
+    /// Flushes for as long as there is progress. Ends early when, for `stalled`, no upload has advanced and no commit
+    /// has succeeded.
     pub async fn flush_unless_stalled(&self, stalled: Duration) -> Drained {
         self.sync.flush_unless_stalled(stalled).await
     }
 
-    /// What isn't at the source, in the order of its numbers: at most `limit` of those behind `after`.
+    /// Returns the pending changes in the order of their numbers: at most `limit` of those after `after`.
     pub fn pending(&self, after: Option<PendingNo>, limit: usize) -> Vec<Pending> {
         self.sync.pending(after, limit)
     }
 
-    /// Tries these again at once, whatever kept them; where they meet a conflict, `wish` goes before the mount's policy. Says how many of them
-    /// are pending.
+    /// Retries these changes immediately, whatever the reason that delayed them. `wish` overrides the mount's policy
+    /// if they meet a conflict. Returns how many of them are pending.
     pub fn retry(&self, numbers: &[PendingNo], wish: Option<OnConflict>) -> usize {
         self.sync.retry(numbers, wish)
     }
 
-    /// Opens a pending file for reading. Needs no network for what is local: all that was written here, and what was fetched beside it.
+    /// Opens a pending file for reading. Local data needs no network: everything that was written here, and the parts
+    /// of the remote version that were fetched along with it.
     pub fn open_pending(&self, number: PendingNo) -> Result<PendingFile, Error> {
         self.sync.open_pending(number)
     }
 
-    /// Gives up what is pending, in this order; `drop_order` is a good one. One answer each: why it was not given up, if so.
+    /// Discards pending changes in the given order; `drop_order` computes a suitable one. Returns one result for
+    /// each: `None`, or the reason why it was not discarded.
     pub async fn drop_pending(&self, numbers: &[PendingNo]) -> Result<Vec<Option<Error>>, Error> {
         self.sync.drop_pending(numbers).await
     }
 
-    /// Persists and flushes everything, then refuses new work. All of it together takes about as long as the deadline
-    /// says. What isn't on the Hub by then stays in the journal.
+    /// Persists and flushes everything, then refuses new work. All steps together take about as long as `deadline`.
+    /// Changes that aren't on the Hub by then stay in the journal.
     pub async fn shutdown(&self, deadline: Duration) -> Drained {
         self.gate.stop();
         let began = Instant::now();
-        // Whoever holds a file may wait for a Hub that hangs.
+        // A task that holds a file may be waiting for a Hub that hangs.
         self.persister.persist_all(deadline).await;
         let mut drained = self.flush(Some(deadline.saturating_sub(began.elapsed()))).await;
         // A streaming file that is still open isn't on the Hub either.
@@ -337,20 +351,20 @@ impl Vfs {
         drained
     }
 
-    /// For `status`.
+    /// Returns the figures that `status` shows.
     pub fn status(&self) -> Status {
         let hidden = self.view.hidden().total().saturating_add(self.directories.covered());
         Status { unreadable_entries: hidden, ..self.sync.status() }
     }
 
-    /// Stops everything where it is, as far as that can be done without killing the process.
+    /// Stops all tasks at their current state, as far as possible without killing the process.
     #[cfg(test)]
     fn kill(&self) {
         self.sync.stop();
         self.journal.close();
     }
 
-    /// Stops everything without waiting, when there is nothing left to write to.
+    /// Stops all tasks without waiting, for use when the disk accepts no more writes.
     #[cfg(test)]
     fn abandon_all(&self) {
         self.sync.stop();
@@ -362,7 +376,7 @@ impl Vfs {
         self.options.reply_timeout()
     }
 
-    /// How the mount behaves.
+    /// Returns the settings of the mount.
     pub fn options(&self) -> &Options {
         &self.options
     }
