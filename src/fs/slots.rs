@@ -1,8 +1,9 @@
-//! The staging pool: one file of equal slots, and which of them are free.
+//! The staging pool: one file of slots of equal size, and a map of the free ones.
 //!
-//! A slot is never rewritten while anything may still name it: the journal hands slots back through [`Pool::free`] only when the entry that
-//! no longer names them is durable, and an upload pins the slots it reads. Space is reserved before a slot is given out, so a full disk
-//! is reported before anything is written. What the allocation map was is learnt from the journal at start ([`Pool::open`]).
+//! Local changes are staged in slots before they are uploaded. A slot is never rewritten while anything may still
+//! name it. The journal frees slots with [`Pool::free`] only after the entry that no longer names them is durable. An
+//! upload pins the slots that it reads. Disk space is reserved before a slot is allocated, so a full disk is reported
+//! before anything is written. At start, the allocation map is rebuilt from the journal ([`Pool::open`]).
 
 use crate::disk::{Beyond, Disk, DiskFile, Existing};
 use crate::fs::lock::{Mutex, Rank, lock};
@@ -12,43 +13,44 @@ use std::io;
 use std::path::Path;
 use tokio::sync::watch;
 
-/// Slots by which the file grows (4 MiB): few enough that a small mount stays small, many enough that reserving costs nothing.
+/// Number of slots by which the file grows (4 MiB). It is small enough that a small mount stays small, and large
+/// enough that reserving costs almost nothing.
 pub(crate) const GROWTH: u64 = 64;
-/// Free slots at the end of the file that may stay (64 MiB) before it is cut.
+/// Number of free slots that may stay at the end of the file (64 MiB) before the file is truncated.
 pub(crate) const SLACK: u64 = 1024;
 
-/// See the module.
+/// The staging pool. See the module.
 pub(crate) struct Pool {
     file: Box<dyn DiskFile>,
     slot_len: usize,
     state: Mutex<State, { Rank::Pool as u8 }>,
-    /// Counts whenever slots were freed.
+    /// A counter that changes whenever slots are freed.
     freed: watch::Sender<u64>,
 }
 
-/// Stands for a checksum that isn't known (one slot in 2^32 has it by chance, and goes unchecked).
+/// The value for an unknown checksum. One slot in 2^32 has this checksum by chance and is not checked.
 const NO_CHECKSUM: u32 = 0;
 
 #[derive(Default)]
 struct State {
-    /// Slots below `end` that are free.
+    /// Free slots below `end`.
     free: BTreeSet<u64>,
-    /// First slot never given out since the file was cut last.
+    /// First slot that was not allocated since the file was truncated last.
     end: u64,
-    /// Slots that the disk has room for.
+    /// Number of slots for which disk space is reserved.
     reserved: u64,
     /// Checksums of written slots.
     checksums: HashMap<u64, u32>,
-    /// How many readers need a slot's bytes to stay.
+    /// Number of readers that need the bytes of a slot.
     pins: HashMap<u64, u32>,
-    /// Freed while pinned.
+    /// Slots that were freed while they were pinned.
     doomed: BTreeSet<u64>,
-    /// See [`Pool::keep_small`].
+    /// True if at most [`GROWTH`] free slots may stay at the end, see [`Pool::keep_small`].
     is_small: bool,
 }
 
 impl Pool {
-    /// Opens or makes the pool; `used` slots hold something. The file is as long as it was until [`Pool::cut`].
+    /// Opens or creates the pool. `used` are the slots that hold data. The file keeps its length until [`Pool::cut`].
     pub(crate) fn open(
         disk: &dyn Disk,
         path: &Path,
@@ -63,8 +65,9 @@ impl Pool {
         Ok(Self { file, slot_len, state: Mutex::new(state), freed: watch::channel(0).0 })
     }
 
-    /// Gives back what is behind the last slot in use. Only once nothing durable names anything there: a journal whose newest records a power cut
-    /// may still undo could name slots that they have freed.
+    /// Truncates the file after the last slot in use. The caller must make sure that nothing durable names a slot
+    /// past it: while a power cut can still undo the newest records of the journal, older records could name slots
+    /// that the undone ones freed.
     pub(crate) fn cut(&self) -> io::Result<()> {
         let mut state = lock(&self.state);
         self.file.set_len(state.end.saturating_mul(self.slot_len as u64))?;
@@ -77,7 +80,7 @@ impl Pool {
         self.file.sync_data()
     }
 
-    /// The checksum of what was written to a slot.
+    /// Returns the checksum of the bytes that were written to a slot.
     pub(crate) fn checksum(&self, slot: SlotId) -> u32 {
         lock(&self.state).checksums.get(&slot.0).copied().unwrap_or(NO_CHECKSUM)
     }
@@ -104,21 +107,22 @@ impl Pool {
         Pins { pool: self.clone(), slots: slots.to_vec() }
     }
 
-    /// Bytes of a slot.
+    /// Returns the size of a slot, bytes.
     pub(crate) fn slot_len(&self) -> u64 {
         self.slot_len as u64
     }
 
-    /// Resolves when slots have been freed since it was called.
+    /// Returns a future that resolves when slots are freed after this call.
     pub(crate) fn freed(&self) -> impl Future<Output = ()> + use<> {
         let mut freed = self.freed.subscribe();
         async move {
-            // The pool can't go while somebody waits for it; if it did, there would be nothing to wait for.
+            // The caller holds the pool, so it can't be dropped during the wait. If it were dropped, there would be
+            // nothing to wait for.
             let _ = freed.changed().await;
         }
     }
 
-    /// Lets at most [`GROWTH`] free slots stay at the end of the file: there is a limit of disk space.
+    /// Limits the free slots at the end of the file to [`GROWTH`]. Called if the mount has a limit of disk space.
     pub(crate) fn keep_small(&self) {
         lock(&self.state).is_small = true;
     }
@@ -129,14 +133,14 @@ impl Pool {
         (state.end - state.free.len() as u64, state.reserved)
     }
 
-    /// Slots in use.
+    /// Returns the number of slots in use.
     #[cfg(test)]
     pub(crate) fn used(&self) -> u64 {
         let state = lock(&self.state);
         state.end - state.free.len() as u64
     }
 
-    /// Gives the end of the file back to the disk.
+    /// Truncates free slots at the end of the file.
     fn trim(&self, state: &mut State) {
         while state.end > 0 && state.free.last() == Some(&(state.end - 1)) {
             state.free.pop_last();
@@ -144,7 +148,7 @@ impl Pool {
         }
         let slack = if state.is_small { GROWTH } else { SLACK };
         if state.reserved > state.end + slack || (state.end == 0 && state.reserved > GROWTH) {
-            // Only an attempt: a file that stays long is no fault.
+            // A failure is harmless: the file only stays longer.
             if self.file.set_len(state.end * self.slot_len as u64).is_ok() {
                 state.reserved = state.end;
             }
@@ -157,11 +161,11 @@ impl Pool {
         offset.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no such slot"))
     }
 
-    /// Reserves disk space for `slots` slots in all.
+    /// Reserves disk space so that the file has `slots` slots in total.
     fn reserve(&self, from: u64, slots: u64) -> io::Result<()> {
         let len = self.slot_len as u64;
         match self.file.allocate(from * len, (slots - from) * len, Beyond::Lengthens) {
-            // A file system that can't reserve: the write itself will tell.
+            // If the file system can't reserve space, the write itself reports a full disk.
             Err(error) if error.kind() == io::ErrorKind::Unsupported => self.file.set_len(slots * len),
             outcome => outcome,
         }
@@ -198,7 +202,8 @@ impl SlotIo for Pool {
     fn read(&self, slot: SlotId, out: &mut [u8]) -> io::Result<()> {
         let offset = self.offset(slot, out.len())?;
         self.file.read_exact_at(out, offset)?;
-        // Sealed slots have a tag of their own; plain ones have nothing else between a damaged pool and their reader.
+        // Sealed slots have a tag of their own. For plain slots, this checksum is the only check against a damaged
+        // pool.
         let written = self.checksum(slot);
         if written != NO_CHECKSUM && written != checksum(out) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a staging slot is damaged"));
@@ -214,7 +219,7 @@ impl SlotIo for Pool {
     }
 }
 
-/// Keeps slots from being given out again.
+/// A guard that keeps slots from being allocated again.
 pub(crate) struct Pins {
     pool: std::sync::Arc<Pool>,
     slots: Vec<SlotId>,
@@ -236,7 +241,8 @@ impl Drop for Pins {
     }
 }
 
-/// CRC-32C: tells a slot that a power cut tore from a whole one; no protection against anybody.
+/// Returns the CRC-32C of a slot. It distinguishes a slot that a power cut tore from a whole one. It doesn't protect
+/// against an attacker.
 pub(crate) fn checksum(bytes: &[u8]) -> u32 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
@@ -255,14 +261,14 @@ mod tests {
     }
 
     #[test]
-    fn slots_named_by_the_journal_are_not_given_out() {
+    fn slots_named_by_journal_are_not_allocated() {
         let (_dir, pool) = pool(&[0, 2, 3]);
         let got: Vec<_> = (0..3).map(|_| pool.allocate().unwrap().0).collect();
         assert_eq!(got, [1, 4, 5]);
     }
 
     #[test]
-    fn a_pinned_slot_is_not_given_out_again_until_it_is_unpinned() {
+    fn freed_pinned_slot_is_allocated_again_only_after_last_unpin() {
         let (_dir, pool) = pool(&[]);
         let slot = pool.allocate().unwrap();
         let last = pool.allocate().unwrap();
@@ -277,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_reads_back_and_has_the_checksum_of_its_bytes() {
+    fn written_slot_reads_back_with_checksum_of_its_bytes() {
         let (_dir, pool) = pool(&[]);
         let slot = pool.allocate().unwrap();
         pool.write(slot, &[7; 16]).unwrap();
@@ -288,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_slot_is_refused() {
+    fn damaged_slot_is_refused() {
         let (dir, pool) = pool(&[]);
         let slot = pool.allocate().unwrap();
         pool.write(slot, &[7; 16]).unwrap();
@@ -298,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_of_other_lengths_and_places_are_refused() {
+    fn slot_of_wrong_length_or_position_is_refused() {
         let (_dir, pool) = pool(&[]);
         let slot = pool.allocate().unwrap();
         assert!(pool.write(slot, &[0; 15]).is_err());
@@ -306,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_pool_gives_its_disk_space_back() {
+    fn empty_pool_frees_its_disk_space() {
         let (dir, pool) = pool(&[]);
         let slots: Vec<_> = (0..GROWTH * 2).map(|_| pool.allocate().unwrap()).collect();
         assert_eq!(pool.used(), GROWTH * 2);
