@@ -1,4 +1,4 @@
-//! The folder of a source's journal and pool, and the lock that keeps a second daemon out of it.
+//! The folder that holds the journal and the pool of one remote. A file lock keeps a second daemon out of it.
 
 use crate::disk::{Disk, make_folder};
 use crate::fs::errno::Error;
@@ -8,18 +8,19 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// The folder, locked while this lives.
+/// The folder. It is locked while this value lives.
 pub(crate) struct Folder {
     path: PathBuf,
     _lock: File,
 }
 
 impl Folder {
-    /// Makes and locks the folder of a source below `cache_dir`. The lock is on the real disk, whatever `disk` is.
+    /// Creates and locks the folder of a remote below `cache_dir`. The lock is on the real disk, whatever `disk` is.
     pub(crate) fn open(disk: &dyn Disk, cache_dir: &Path, identity: &[u8; 32]) -> Result<Self, Error> {
         let name: String = identity.iter().map(|byte| format!("{byte:02x}")).collect();
         let path = cache_dir.join("staging").join(name);
-        // Each of them, as an earlier daemon may have died between making and syncing it.
+        // All of them are synced, because an earlier daemon may have died after it created one and before it synced
+        // it.
         for folder in [cache_dir, &cache_dir.join("staging"), &path] {
             make_folder(disk, folder)?;
         }
@@ -42,13 +43,13 @@ impl Folder {
         Ok(Self { path, _lock: file })
     }
 
-    /// Where it is.
+    /// Returns the path of the folder.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// Who holds the lock; 0 where it hasn't said so yet.
+/// Returns the process id in the lock file, or 0 if the process that holds the lock hasn't written it yet.
 fn owner(file: &mut File) -> u32 {
     let mut text = String::new();
     let read = file.take(16).read_to_string(&mut text);
@@ -62,7 +63,7 @@ mod tests {
     use crate::disk::sim::SimDisk;
 
     #[test]
-    fn a_new_folder_survives_a_power_cut() {
+    fn new_folder_survives_power_cut() {
         let dir = tempfile::tempdir().unwrap();
         for seed in 1..50 {
             let disk = SimDisk::new(dir.path());
@@ -73,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_daemon_is_told_who_has_the_source() {
+    fn second_daemon_is_refused_with_pid_of_first() {
         let dir = tempfile::tempdir().unwrap();
         let first = Folder::open(&RealDisk, dir.path(), &[1; 32]).unwrap();
         match Folder::open(&RealDisk, dir.path(), &[1; 32]) {
