@@ -10,15 +10,16 @@ use std::time::{Duration, SystemTime};
 
 /// Size of a block in `statfs`, bytes.
 pub const STATFS_BLOCK: u32 = 4096;
-/// Blocks in all, and free ones (4 PiB): a bucket has no size, and programs refuse to copy into what looks full.
+/// Total and free blocks in `statfs` (4 PiB). A bucket has no size limit, and programs refuse to copy into a
+/// filesystem that looks full.
 pub const STATFS_BLOCKS: u64 = 1 << 40;
 /// Longest name, bytes.
 pub const STATFS_NAME: u32 = crate::fs::tree::listing::NAME_MAX as u32;
 
-/// Granularity of every time that is shown: that of the source, so that an upload changes none.
+/// Granularity of all times that are shown. It is that of the remote, so that an upload changes none of them.
 pub const TIME_GRANULARITY: Duration = MTIME_GRANULARITY;
 
-/// What `setattr` is to change.
+/// The attributes that `setattr` changes. `None` leaves an attribute as it is.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SetAttr {
     /// Permission bits.
@@ -36,13 +37,13 @@ pub struct SetAttr {
 }
 
 impl Contents {
-    /// What `stat` tells. What may have changed at the source is looked at again.
+    /// Returns the attributes of an inode. Revalidates what may have changed at the remote.
     pub(crate) async fn getattr(&self, ino: Ino) -> Result<Attr, Error> {
         let parent = {
             let tree = lock(&self.tree);
             let node = tree.node(ino)?;
             let clean = node.as_file().map_or(true, |file| file.edit.is_none());
-            // What was removed, or replaced while it was open, has no state at the source any more.
+            // A file that was removed, or replaced while it was open, has no state at the remote any more.
             node.place.as_ref().filter(|_| clean && tree.path(ino).is_ok()).map(|(parent, _)| *parent)
         };
         if let Some(parent) = parent {
@@ -52,7 +53,8 @@ impl Contents {
         lock(&self.tree).attr(ino, &self.options)
     }
 
-    /// Changes attributes. All but the size, and the time of a file that isn't committed yet, are remembered in memory only.
+    /// Changes attributes. The size is always stored, and so is the modification time of a file that isn't committed
+    /// yet. All other attributes are kept in memory only.
     pub(crate) async fn setattr(&self, ino: Ino, set: SetAttr) -> Result<Attr, Error> {
         self.gate.check_writable()?;
         if let Some(len) = set.len {
