@@ -1,4 +1,4 @@
-//! Contents of files: reading, local edits, copies, and the disk space that they may take.
+//! Contents of files: reads, local edits, copies, and the limit of their disk space.
 
 pub(crate) mod attr;
 pub(crate) mod copy;
