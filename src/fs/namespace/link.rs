@@ -1,4 +1,4 @@
-//! `link`: a second name, which is a copy that moves no bytes (see [`crate::fs::content::copy`]).
+//! `link`: creates a second name. It is a copy that moves no bytes (see [`crate::fs::content::copy`]).
 
 use crate::fs::content::copy::{LOCAL_COPY, Original, Unnamed, fill, frozen_of, state_of};
 use crate::fs::content::edit::Edit;
@@ -16,7 +16,7 @@ use std::time::SystemTime;
 use time::OffsetDateTime;
 
 impl Namespace {
-    /// Makes an empty file and closes it. The attributes are a reference of the kernel.
+    /// Creates an empty file and closes it. The attributes count as one kernel reference.
     pub(crate) async fn make_closed(&self, parent: Ino, name: &str, birth: Birth) -> Result<Attr, Error> {
         let create = Create { exclusive: true, birth, ..Create::default() };
         let (attr, opened) = self.create(parent, name, create).await?;
@@ -24,7 +24,7 @@ impl Namespace {
         Ok(attr)
     }
 
-    /// Makes a file with the content of another. The attributes are a reference of the kernel.
+    /// Creates a file with the content of another file. The attributes count as one kernel reference.
     pub(crate) async fn link(&self, original: Ino, parent: Ino, name: &str) -> Result<Attr, Error> {
         self.check_new_name(parent, name)?;
         let path = lock(&self.tree).path(parent)?.join(name)?;
@@ -64,7 +64,9 @@ impl Namespace {
         tree.attr(ino, &self.options)
     }
 
-    /// A symbolic link, which never changes, is as good as its copy; a second pipe, socket or device would be another one.
+    /// Returns the symbolic link at an inode, or `None` for a regular file. A copy of a symbolic link serves as well
+    /// as the original, because links never change. For a pipe, socket or device this fails: a second one would be a
+    /// different object.
     fn symbolic_link(&self, ino: Ino) -> Result<Option<Special>, Error> {
         match lock(&self.tree).node(ino)?.as_special() {
             None => Ok(None),
@@ -95,9 +97,10 @@ impl Namespace {
         self.hang_copy(&mut tree, original, parent, name, edit)
     }
 
-    /// Copies what isn't at the source. It gets its name when it is whole.
+    /// Links a file whose content isn't at the remote, by copying it. The copy gets its name when it is complete.
     async fn link_local(&self, original: Ino, parent: Ino, name: &str, from: &Edit) -> Result<Arc<Edit>, Error> {
-        // Before the lock, without which the original couldn't be uploaded.
+        // Space is reserved before the draft is locked. While the lock is held, the original couldn't be uploaded to
+        // free space.
         let len = if from.len() <= LOCAL_COPY { from.len() } else { 0 };
         let _room = self.quota.reserve_room(len, len).await?;
         let reader = from.reader().await;
@@ -146,7 +149,7 @@ impl Namespace {
         Ok((ticket, file))
     }
 
-    /// Hangs a copy into the tree; it looks like what it was made of, which counts as changed.
+    /// Inserts a copy into the tree. It gets the attributes of its original. The original counts as changed.
     fn hang_copy(
         &self,
         tree: &mut Tree,
@@ -167,8 +170,9 @@ impl Namespace {
     }
 }
 
-/// Whether a directory belongs to the object store of a git repository. There `git clone` gives up over a link that isn't one, but copies
-/// where links are refused; and every new object is linked to its final name, or, where that is refused, renamed, which costs nothing.
+/// Returns true if a directory belongs to the object store of a git repository. There, `git clone` aborts if a link
+/// turns out to be a copy, but it copies by itself if links are refused. Git also links each new object to its final
+/// name. If that is refused, it renames the object, which costs nothing.
 fn is_git_objects(tree: &Tree, directory: Ino) -> bool {
     let mut at = directory;
     while let Ok(Some((parent, name))) = tree.node(at).map(|node| &node.place) {
