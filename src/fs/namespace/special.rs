@@ -1,7 +1,8 @@
-//! What a bucket has no place for: symbolic links, pipes, sockets and device nodes.
+//! Files that a bucket can't store: symbolic links, pipes, sockets and device nodes.
 //!
-//! They exist on this machine only, as empty directories do: in the tree, and by path in the journal (sealed there on a mount with a key), so
-//! they outlive the mount and cost the source no object. Where the source has a file or directory of the same name, that is shown instead.
+//! They exist on this machine only, as empty directories do. They are in the tree, and by path in the journal (sealed
+//! there on a mount with a key). So they outlive the mount, and no object at the remote is needed. If the remote has
+//! a file or directory of the same name, that one is shown instead.
 
 use crate::fs::errno::Error;
 use crate::fs::ids::Ino;
@@ -12,11 +13,11 @@ use crate::fs::namespace::Namespace;
 use crate::fs::namespace::keep_directory;
 use crate::fs::tree::inode::{Attr, Birth, Node, Tree};
 
-/// Longest target of a symbolic link, bytes: what the kernel takes.
+/// Longest target of a symbolic link, bytes. The kernel has this limit.
 const TARGET_MAX: usize = 4095;
 
 impl Namespace {
-    /// Makes a special file. The attributes are a reference of the kernel.
+    /// Creates a special file. The attributes count as one kernel reference.
     pub(crate) async fn make_special(
         &self,
         parent: Ino,
@@ -33,7 +34,7 @@ impl Namespace {
         self.make_here(parent, name, birth, node, |path| Entry::Special { path, special }).await
     }
 
-    /// The target of a symbolic link.
+    /// Returns the target of a symbolic link.
     pub(crate) fn readlink(&self, ino: Ino) -> Result<Vec<u8>, Error> {
         match lock(&self.tree).node(ino)?.as_special() {
             Some(Special::Link(target)) => Ok(target.clone()),
@@ -41,7 +42,7 @@ impl Namespace {
         }
     }
 
-    /// Entries that take a special file's name away.
+    /// Returns the entries that remove a special file's name.
     pub(crate) fn forget_special(
         &self,
         ledger: &Ledger,
