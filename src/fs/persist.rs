@@ -1,7 +1,8 @@
-//! Limits what a crash loses: syncs journal and pool every second, and brings open files into the journal.
+//! Limits the data that a crash can lose. Syncs journal and pool every second, and records the writes to open files
+//! in the journal.
 //!
-//! Syncing is a task of its own, so that no file delays it. A file whose draft is held, because a read or an upload waits
-//! for the network, delays only itself.
+//! Syncing is a task of its own, so that no file delays it. A file whose draft is locked, because a read or an upload
+//! waits for the network, delays only itself.
 
 use crate::fs::content::edit::Edit;
 use crate::fs::content::quota::Quota;
@@ -15,14 +16,14 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Journal and pool are synced this often, so that a power cut loses at most what a second brought.
+/// Interval of syncing journal and pool: a power cut loses at most the changes of one second.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
-/// Writes to a file that stays open reach the journal at the latest after so many ticks.
+/// Ticks between two times at which the writes to open files are recorded in the journal.
 const PERSIST_TICKS: u64 = 5;
-/// Longest time that files which are held may keep a loop from its next turn, for each of its jobs.
+/// Longest time that locked files may delay the loop, for each of its jobs.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// See the module.
+/// Runs the periodic jobs. See the module.
 pub(crate) struct Persister {
     pub(crate) journal: Arc<Journal>,
     pub(crate) pool: Arc<Pool>,
@@ -33,7 +34,7 @@ pub(crate) struct Persister {
 }
 
 impl Persister {
-    /// Starts the loops. They end when the mount stops, or when nothing else holds this any more.
+    /// Starts the loops. They end when the mount stops, or when nothing else holds this value.
     pub(crate) fn run(self: &Arc<Self>) {
         tokio::spawn(Self::sync_loop(Arc::downgrade(&self.journal), self.sync.stopped()));
         tokio::spawn(Self::persist_loop(Arc::downgrade(self), self.sync.stopped()));
@@ -51,7 +52,7 @@ impl Persister {
         while ticked(&mut stop).await {
             let Some(this) = this.upgrade() else { return };
             ticks += 1;
-            // What isn't evicted now is evicted by a later tick.
+            // Content that isn't evicted now is evicted at a later tick.
             let _ = tokio::time::timeout(PATIENCE, this.quota.collect()).await;
             if ticks % PERSIST_TICKS == 0 {
                 this.persist_together(PATIENCE).await;
@@ -60,13 +61,13 @@ impl Persister {
         }
     }
 
-    /// Brings everything that was written into the journal, as far as that is possible in `patience` or a little more.
+    /// Records all writes in the journal, as far as that is possible within `patience` or a little more.
     pub(crate) async fn persist_all(&self, patience: Duration) {
         self.persist_together(patience.max(PATIENCE)).await;
     }
 
-    /// Brings everything that was written into the journal, as far as that is possible in the given time: files
-    /// that are held keep no other waiting.
+    /// Records all writes in the journal, as far as that is possible within `patience`. A locked file doesn't delay
+    /// the others.
     pub(crate) async fn persist_together(&self, patience: Duration) {
         let unsettled = self.schedule.take_unsettled();
         futures::future::join_all(unsettled.iter().map(|edit| self.persist(edit, patience))).await;
