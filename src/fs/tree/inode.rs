@@ -1,8 +1,9 @@
-//! The inode table: what the kernel and we call a file, and where it hangs in the tree.
+//! The inode table: the inodes that the kernel and this filesystem know, and their positions in the tree.
 //!
-//! Pure memory behind one lock, held for short and never across an await. An inode number is given once and its kind never changes; a name
-//! that becomes another kind, or another version while handles are open, gets a new inode. An inode lives while it has a place in a directory, the
-//! kernel remembers it (lookup count) or a handle is open.
+//! The table is pure memory with one lock, which is held briefly and never across an await. An inode number is never
+//! reused, and its kind never changes. A name gets a new inode if its kind changes, or if its version changes while
+//! handles are open. An inode stays in the table while it has a name in a directory, while the kernel has references
+//! to it (lookup count), or while a handle is open.
 
 use crate::fs::content::edit::Edit;
 use crate::fs::errno::Error;
@@ -18,12 +19,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use time::OffsetDateTime;
 
-/// A special file has no content; the kernel never asks for it.
+/// The error for access to a special file's content. The kernel never asks for it.
 const NO_CONTENT: Error = Error::Invalid("a special file has no content");
-/// Blocks are reported in units of this many bytes.
+/// Unit in which `stat` reports blocks, bytes.
 const BLOCK: u64 = 512;
 
-/// What a new entry gets from whoever makes it; what is missing it has as all others do.
+/// Mode and owner of a new entry. `None` stands for the mount's default.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Birth {
     /// Permission bits.
@@ -32,18 +33,18 @@ pub struct Birth {
     pub owner: Option<(u32, u32)>,
 }
 
-/// What `stat` tells.
+/// The attributes that `stat` reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attr {
     /// The inode.
     pub ino: Ino,
-    /// What it is.
+    /// Its kind.
     pub kind: FileKind,
     /// Plaintext size in bytes.
     pub len: u64,
     /// Blocks of 512 bytes.
     pub blocks: u64,
-    /// Last access, as set by hand: reading doesn't change it.
+    /// Last access, as set by the user: reading doesn't change it.
     pub atime: SystemTime,
     /// Last change of the content.
     pub mtime: SystemTime,
@@ -51,22 +52,22 @@ pub struct Attr {
     pub ctime: SystemTime,
     /// Permission bits.
     pub mode: u16,
-    /// Names.
+    /// Number of names.
     pub nlink: u32,
     /// Owner.
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// A device's number.
+    /// The number of a device.
     pub device: u32,
-    /// Whether the size is known: else it must not be cached.
+    /// True if the size is known. Otherwise, it must not be cached.
     pub is_certain: bool,
 }
 
 /// The set-group-ID bit of a mode.
 const SET_GROUP_ID: u16 = 0o2000;
 
-/// Attributes that live in memory only.
+/// Attributes that override the defaults. They are kept in memory only and are lost at unmount.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Looks {
     pub(crate) mode: Option<u16>,
@@ -80,79 +81,80 @@ pub(crate) struct Looks {
 /// A directory's state.
 pub(crate) struct Directory {
     pub(crate) children: BTreeMap<String, Ino>,
-    /// How many of them are directories.
+    /// Number of children that are directories.
     subdirectories: u32,
-    /// When the source was listed last.
+    /// Time of the last listing of the remote.
     pub(crate) loaded: Option<Instant>,
-    /// How long that took.
+    /// Duration of that listing.
     pub(crate) took: Duration,
-    /// When a listing for a missed name failed last.
+    /// Time of the last failure of a listing for a missed name.
     pub(crate) failed: Option<Instant>,
-    /// Stored entries that can't be shown and yet are there.
+    /// Stored entries that exist but can't be shown.
     pub(crate) unreadable: u64,
-    /// It has a plaintext side in a view with a key.
+    /// True if the directory is on the plaintext side of a view with a key.
     pub(crate) read_only: bool,
-    /// One listing at a time.
+    /// The lock that allows one listing at a time.
     pub(crate) gate: Arc<tokio::sync::Mutex<()>>,
     pub(crate) mtime: SystemTime,
 }
 
 /// A file's state.
 pub(crate) struct File {
-    /// The content at the source, as last seen or committed.
+    /// The content at the remote, as last listed or committed.
     pub(crate) version: Option<Version>,
     pub(crate) len: Len,
     pub(crate) mtime: Option<OffsetDateTime>,
     pub(crate) mtime_source: MtimeSource,
     pub(crate) read_only: bool,
-    /// Its number in the ledger; stale when the ledger has no such record any more.
+    /// The file's number in the ledger. It is stale if the ledger has no such record any more.
     pub(crate) file: Option<FileNo>,
-    /// Local content.
+    /// The local content, if any.
     pub(crate) edit: Option<Arc<Edit>>,
-    /// Counts our own changes of `version`: handles follow those, but stay with their version when somebody else makes one.
+    /// A counter of our own changes of `version`. Handles switch to those versions. They stay with their version if
+    /// another client changes the file.
     pub(crate) epoch: u64,
-    /// What the kernel's page cache was filled from.
+    /// The content from which the kernel's page cache was filled.
     pub(crate) cached: Option<Cached>,
 }
 
-/// Where a file's `mtime` comes from.
+/// The origin of a file's `mtime`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MtimeSource {
-    /// A listing.
+    /// The time is from a listing.
     Remote,
-    /// A change made in this mount. The remote object may have a newer time, so that other clients see that it was
-    /// replaced.
+    /// The time is that of a change in this mount. The remote object may have a newer time, so that other clients
+    /// notice the replacement.
     Local {
         /// The time that listings show for the version.
         remote: Option<OffsetDateTime>,
     },
 }
 
-/// What the pages that the kernel holds of a file belong to.
+/// The content to which the kernel's cached pages of a file belong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cached {
-    /// A version of the source.
+    /// A version of the remote.
     Version(Version),
-    /// Local content, which changes through the kernel only.
+    /// Local content, which changes only through the kernel.
     Edit(FileNo),
 }
 
-/// What an inode is.
+/// The kind of an inode, with the state of that kind.
 pub(crate) enum Body {
     Directory(Directory),
     File(File),
-    /// What only this machine has, and when it was made.
+    /// A file that only this machine has, and its creation time.
     Special(Special, SystemTime),
 }
 
 /// An inode.
 pub(crate) struct Node {
-    /// Parent and name; none for the root and for what was removed.
+    /// Parent and name. `None` for the root and for inodes that were removed.
     pub(crate) place: Option<(Ino, String)>,
     pub(crate) lookups: u64,
-    /// Somebody else took its name away; the kernel may not have heard of it.
+    /// True if another client removed the name. The kernel may not know that yet.
     pub(crate) lost: bool,
-    /// Open handles, and those that write.
+    /// Number of open handles. The next field counts those that write.
     pub(crate) opens: u32,
     pub(crate) writers: u32,
     pub(crate) looks: Looks,
@@ -174,7 +176,7 @@ impl Directory {
 }
 
 impl Node {
-    /// A directory that nobody has listed yet.
+    /// Returns a directory that was never listed.
     pub(crate) fn directory(read_only: bool) -> Self {
         let directory = Directory {
             children: BTreeMap::new(),
@@ -190,7 +192,7 @@ impl Node {
         Self::new(Body::Directory(directory))
     }
 
-    /// A file as the source has it.
+    /// Returns a file as the remote has it.
     pub(crate) fn file(version: Option<Version>, len: Len, mtime: Option<OffsetDateTime>, read_only: bool) -> Self {
         let mtime_source = MtimeSource::Remote;
         let file =
@@ -198,7 +200,7 @@ impl Node {
         Self::new(Body::File(file))
     }
 
-    /// A file with local content.
+    /// Returns a file with local content.
     pub(crate) fn edited(edit: Arc<Edit>) -> Self {
         let mut node = Self::file(None, Len::Known(0), None, false);
         if let Body::File(file) = &mut node.body {
@@ -208,7 +210,7 @@ impl Node {
         node
     }
 
-    /// A link, a pipe, a socket or a device.
+    /// Returns a link, a pipe, a socket or a device.
     pub(crate) fn special(special: Special) -> Self {
         Self::new(Body::Special(special, SystemTime::now()))
     }
@@ -218,7 +220,7 @@ impl Node {
         Self { place: None, lookups: 0, lost: false, opens: 0, writers: 0, looks, xattrs, body }
     }
 
-    /// What it is.
+    /// Returns the kind.
     pub(crate) fn kind(&self) -> FileKind {
         match &self.body {
             Body::Directory(_) => FileKind::Directory,
@@ -227,7 +229,7 @@ impl Node {
         }
     }
 
-    /// What only this machine has.
+    /// Returns the special file, if it is one.
     pub(crate) fn as_special(&self) -> Option<&Special> {
         match &self.body {
             Body::Special(special, _) => Some(special),
@@ -235,7 +237,7 @@ impl Node {
         }
     }
 
-    /// The file, or `IsDirectory`; `Invalid` for what has no content of its own.
+    /// Returns the file's state. Fails with `IsDirectory`, or with `Invalid` for a special file.
     pub(crate) fn as_file(&self) -> Result<&File, Error> {
         match &self.body {
             Body::File(file) => Ok(file),
@@ -244,7 +246,7 @@ impl Node {
         }
     }
 
-    /// See [`Node::as_file`].
+    /// Returns the file's state, as [`Node::as_file`] does.
     pub(crate) fn as_file_mut(&mut self) -> Result<&mut File, Error> {
         match &mut self.body {
             Body::File(file) => Ok(file),
@@ -253,7 +255,7 @@ impl Node {
         }
     }
 
-    /// The directory, or `NotDirectory`.
+    /// Returns the directory's state, or `NotDirectory`.
     pub(crate) fn as_directory(&self) -> Result<&Directory, Error> {
         match &self.body {
             Body::Directory(directory) => Ok(directory),
@@ -261,7 +263,7 @@ impl Node {
         }
     }
 
-    /// See [`Node::as_directory`].
+    /// Returns the directory's state, as [`Node::as_directory`] does.
     pub(crate) fn as_directory_mut(&mut self) -> Result<&mut Directory, Error> {
         match &mut self.body {
             Body::Directory(directory) => Ok(directory),
@@ -269,7 +271,7 @@ impl Node {
         }
     }
 
-    /// Whether it is a directory.
+    /// Returns true if it is a directory.
     pub(crate) fn is_directory(&self) -> bool {
         matches!(self.body, Body::Directory(_))
     }
@@ -279,62 +281,62 @@ impl Node {
     }
 }
 
-/// The inode table behind its lock.
+/// The inode table with its lock.
 pub(crate) type InodeTable = Mutex<Tree, { Rank::Tree as u8 }>;
 
-/// See the module.
+/// The inode table. See the module.
 pub(crate) struct Tree {
     nodes: HashMap<Ino, Node>,
     next: u64,
-    /// What has no time of its own gets the time of the mount.
+    /// Start of the mount: the time of all entries without a time of their own.
     started: SystemTime,
-    /// Bytes of all extended attributes.
+    /// Total size of all extended attributes, bytes.
     xattr_bytes: usize,
 }
 
 impl Tree {
-    /// A root that nobody has listed yet.
+    /// Returns a table with a root that was never listed.
     pub(crate) fn new() -> Self {
         let nodes = HashMap::from([(Ino::ROOT, Node::directory(false))]);
         Self { nodes, next: Ino::ROOT.0 + 1, started: SystemTime::now(), xattr_bytes: 0 }
     }
 
-    /// An inode.
+    /// Returns an inode.
     pub(crate) fn node(&self, ino: Ino) -> Result<&Node, Error> {
         self.nodes.get(&ino).ok_or(Error::NotFound)
     }
 
-    /// See [`Tree::node`].
+    /// Returns an inode for changing.
     pub(crate) fn node_mut(&mut self, ino: Ino) -> Result<&mut Node, Error> {
         self.nodes.get_mut(&ino).ok_or(Error::NotFound)
     }
 
-    /// A directory's state.
+    /// Returns a directory's state.
     pub(crate) fn directory(&self, ino: Ino) -> Result<&Directory, Error> {
         self.node(ino)?.as_directory()
     }
 
-    /// A directory's state.
+    /// Returns a directory's state for changing.
     pub(crate) fn directory_mut(&mut self, ino: Ino) -> Result<&mut Directory, Error> {
         self.node_mut(ino)?.as_directory_mut()
     }
 
-    /// A file's state.
+    /// Returns a file's state.
     pub(crate) fn file(&self, ino: Ino) -> Result<&File, Error> {
         self.node(ino)?.as_file()
     }
 
-    /// A file's state.
+    /// Returns a file's state for changing.
     pub(crate) fn file_mut(&mut self, ino: Ino) -> Result<&mut File, Error> {
         self.node_mut(ino)?.as_file_mut()
     }
 
-    /// The child of a name.
+    /// Returns the child with a name.
     pub(crate) fn child(&self, parent: Ino, name: &str) -> Result<Option<Ino>, Error> {
         Ok(self.directory(parent)?.children.get(name).copied())
     }
 
-    /// The inode at a path, as far as it is in the table.
+    /// Returns the inode at a path, if it is in the table.
     pub(crate) fn find(&self, path: &PlainPath) -> Option<Ino> {
         let mut at = Ino::ROOT;
         for name in path.as_str().split('/').filter(|name| !name.is_empty()) {
@@ -343,7 +345,7 @@ impl Tree {
         Some(at)
     }
 
-    /// Where an inode is now; `NotFound` for what was removed, or lies in something that was.
+    /// Returns the present path of an inode. Fails with `NotFound` if the inode or one of its ancestors was removed.
     pub(crate) fn path(&self, ino: Ino) -> Result<PlainPath, Error> {
         let mut names = Vec::new();
         let mut at = ino;
@@ -359,7 +361,7 @@ impl Tree {
         Ok(path)
     }
 
-    /// Whether `ino` is `above` or lies below it.
+    /// Returns true if `ino` is `above` or below it.
     pub(crate) fn is_within(&self, ino: Ino, above: Ino) -> bool {
         let mut at = Some(ino);
         while let Some(now) = at {
@@ -371,7 +373,7 @@ impl Tree {
         false
     }
 
-    /// All inodes below a directory, parents first.
+    /// Returns all inodes below a directory, parents first.
     pub(crate) fn below(&self, ino: Ino) -> Vec<Ino> {
         let mut found = Vec::new();
         let mut open = vec![ino];
@@ -385,7 +387,7 @@ impl Tree {
         found
     }
 
-    /// Hangs a new node into a directory.
+    /// Inserts a new node into a directory.
     pub(crate) fn insert(&mut self, parent: Ino, name: &str, mut node: Node) -> Result<Ino, Error> {
         let ino = Ino(self.next);
         self.directory_mut(parent)?.add(name, ino, node.is_directory());
@@ -395,7 +397,7 @@ impl Tree {
         Ok(ino)
     }
 
-    /// Takes a name away. The inode stays while somebody needs it.
+    /// Removes a name. The inode stays in the table while it is needed.
     pub(crate) fn remove(&mut self, parent: Ino, name: &str) -> Option<Ino> {
         let ino = self.child(parent, name).ok()??;
         let is_directory = self.nodes.get(&ino).is_some_and(Node::is_directory);
@@ -407,8 +409,8 @@ impl Tree {
         Some(ino)
     }
 
-    /// The same for a name that somebody else took away, and all that is below it: what the kernel still believes to be there must not be
-    /// changed any more, since nothing would come of it.
+    /// Removes an entry that another client removed, and marks its whole subtree as lost. The kernel may still have
+    /// these inodes. Later changes to them fail, because they would have no effect.
     pub(crate) fn lose(&mut self, parent: Ino, name: &str) {
         if let Ok(Some(ino)) = self.child(parent, name) {
             for ino in std::iter::once(ino).chain(self.below(ino)) {
@@ -420,7 +422,7 @@ impl Tree {
         self.remove(parent, name);
     }
 
-    /// Moves an inode; what was at the target is removed.
+    /// Moves an inode. Removes the entry at the target.
     pub(crate) fn relocate(&mut self, ino: Ino, parent: Ino, name: &str) -> Result<(), Error> {
         self.directory(parent)?;
         let is_directory = self.node(ino)?.is_directory();
@@ -433,7 +435,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Drops a node, and what hangs below it, that nobody needs.
+    /// Drops a node and its descendants, as far as they aren't needed.
     fn sweep(&mut self, ino: Ino) {
         let mut open = vec![ino];
         while let Some(at) = open.pop() {
@@ -452,24 +454,24 @@ impl Tree {
         }
     }
 
-    /// Bytes of all extended attributes.
+    /// Returns the total size of all extended attributes, bytes.
     pub(crate) fn xattr_bytes(&self) -> usize {
         self.xattr_bytes
     }
 
-    /// Those of an inode took `before` bytes, and take `after` now.
+    /// Records that the attributes of an inode took `before` bytes and take `after` bytes now.
     pub(crate) fn count_xattrs(&mut self, before: usize, after: usize) {
         self.xattr_bytes = self.xattr_bytes - before + after;
     }
 
-    /// The kernel learns of an inode once more.
+    /// Adds one kernel reference.
     pub(crate) fn remember(&mut self, ino: Ino) {
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.lookups += 1;
         }
     }
 
-    /// The kernel forgets it `count` times.
+    /// Drops `count` kernel references.
     pub(crate) fn forget(&mut self, ino: Ino, count: u64) {
         if let Some(node) = self.nodes.get_mut(&ino).filter(|_| ino != Ino::ROOT) {
             node.lookups = node.lookups.saturating_sub(count);
@@ -477,7 +479,7 @@ impl Tree {
         }
     }
 
-    /// A handle was opened.
+    /// Counts a handle that was opened.
     pub(crate) fn opened(&mut self, ino: Ino, writes: bool) -> Result<(), Error> {
         let node = self.node_mut(ino)?;
         node.opens += 1;
@@ -485,7 +487,7 @@ impl Tree {
         Ok(())
     }
 
-    /// A handle was closed.
+    /// Counts a handle that was closed.
     pub(crate) fn closed(&mut self, ino: Ino, writes: bool) {
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.opens = node.opens.saturating_sub(1);
@@ -496,7 +498,8 @@ impl Tree {
         }
     }
 
-    /// What a new entry of a directory looks like. A directory with the set-group-ID bit hands its group down, and the bit to directories.
+    /// Returns the attributes of a new entry of a directory. A directory with the set-group-ID bit passes its group
+    /// on to new entries, and the bit to new directories.
     pub(crate) fn looks_for(
         &self,
         parent: Ino,
@@ -515,7 +518,7 @@ impl Tree {
         })
     }
 
-    /// What `stat` tells of an inode.
+    /// Returns the attributes that `stat` reports.
     pub(crate) fn attr(&self, ino: Ino, options: &Options) -> Result<Attr, Error> {
         let node = self.node(ino)?;
         let (len, mtime, nlink, is_certain, mode) = match &node.body {
@@ -556,7 +559,7 @@ impl Tree {
 }
 
 impl File {
-    /// The size, and whether it is known.
+    /// Returns the size, and true if it is known.
     pub(crate) fn size(&self) -> (u64, bool) {
         match (&self.edit, self.len) {
             (Some(edit), _) => (edit.len(), true),
@@ -578,8 +581,7 @@ impl File {
     }
 
     /// Returns true if a listing that shows `listed` for the same version leaves the time as it is. A listing with
-    /// another time than the first
-    /// one shows a change that another client made.
+    /// another time than the first one shows a change that another client made.
     pub(crate) fn keeps_mtime(&mut self, listed: Option<OffsetDateTime>) -> bool {
         match &mut self.mtime_source {
             MtimeSource::Remote => false,
@@ -593,10 +595,10 @@ fn shown(time: SystemTime) -> SystemTime {
     stored_mtime(time).into()
 }
 
-/// A name came or went.
+/// Records that a name was added to a directory or removed from it.
 pub(crate) fn touch(tree: &mut Tree, directory: Ino) {
     if let Ok(node) = tree.node_mut(directory) {
-        // A time that was set by hand ends with the next change.
+        // A time that was set by the user is replaced at the next change.
         (node.looks.mtime, node.looks.ctime) = (None, None);
     }
     if let Ok(directory) = tree.directory_mut(directory) {
@@ -613,7 +615,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_inode_lives_while_the_kernel_or_a_handle_needs_it() {
+    fn removed_inode_stays_while_kernel_or_handle_needs_it() {
         let mut tree = Tree::new();
         let ino = tree.insert(Ino::ROOT, "a", file()).unwrap();
         tree.remember(ino);
@@ -627,7 +629,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_directory_takes_unneeded_children_with_it_and_keeps_needed_ones() {
+    fn removed_directory_drops_unneeded_children_only() {
         let mut tree = Tree::new();
         let dir = tree.insert(Ino::ROOT, "d", Node::directory(false)).unwrap();
         let kept = tree.insert(dir, "kept", file()).unwrap();
@@ -642,7 +644,7 @@ mod tests {
     }
 
     #[test]
-    fn relocating_replaces_the_target_and_keeps_the_number() {
+    fn relocated_inode_replaces_target_and_keeps_number() {
         let mut tree = Tree::new();
         let dir = tree.insert(Ino::ROOT, "d", Node::directory(false)).unwrap();
         let a = tree.insert(Ino::ROOT, "a", file()).unwrap();
@@ -660,7 +662,7 @@ mod tests {
     }
 
     #[test]
-    fn forgetting_more_than_was_remembered_is_harmless() {
+    fn forgetting_more_references_than_counted_is_harmless() {
         let mut tree = Tree::new();
         let ino = tree.insert(Ino::ROOT, "a", file()).unwrap();
         tree.forget(ino, 7);
