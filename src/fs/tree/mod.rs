@@ -1,4 +1,4 @@
-//! The inode table, and the listings of the remote that fill it.
+//! The inode table, and the remote listings that fill it.
 
 pub(crate) mod inode;
 pub(crate) mod listing;
@@ -11,7 +11,8 @@ use crate::fs::ids::Ino;
 use crate::fs::journal::ledger::{Entry, Ledger};
 use inode::Tree;
 
-/// The source has directories only as long as something is in them; here one stays until it is removed.
+/// Returns the entry that keeps a directory when `leaving`, its last child, leaves it. The remote has a directory
+/// only while something is in it. On this machine, a directory stays until it is removed.
 pub(crate) fn keep_directory(
     ledger: &Ledger,
     tree: &Tree,
