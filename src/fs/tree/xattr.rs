@@ -1,7 +1,9 @@
-//! Extended attributes: two that tell how a file is stored, and those that users set, which are kept in memory.
+//! Extended attributes: two of our own that describe how a file is stored, and those that users set.
 //!
-//! Only `user.*`: what other namespaces mean (capabilities, access lists, labels) this filesystem doesn't do, so it doesn't pretend to keep it.
-//! Ours are not listed: a copying tool would carry them to a place where they are wrong, or fail to set them.
+//! Only `user.*` is supported, and values are kept in memory. Attributes of other namespaces have a meaning
+//! (capabilities, access lists, labels) that this filesystem doesn't implement, so it doesn't store them. Our own
+//! attributes are not listed, because a copying tool would copy them to a file for which they are wrong, or fail to
+//! set them.
 
 use crate::fs::errno::Error;
 use crate::fs::gate::WriteGate;
@@ -15,43 +17,43 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// 0 or 1: whether the entry is stored encrypted.
+/// 1 if the entry is stored encrypted, else 0.
 const ENCRYPTED: &str = "user.hf.encrypted";
-/// The Xet hash of the stored object, while the source has the file's content.
+/// The Xet hash of the stored object, while the remote has the file's content.
 const HASH: &str = "user.hf.hash";
-/// What ours begin with.
+/// Prefix of our own attributes.
 const OURS: &str = "user.hf.";
-/// The one namespace that is kept.
+/// Prefix of the one namespace that is supported.
 const USER: &str = "user.";
-/// Bytes of names and values of one inode (64 KiB, the kernel's own limit for a list and for a value).
+/// Limit of names and values of one inode (64 KiB, the kernel's own limit for a list and for a value).
 const INODE_BYTES: usize = 64 << 10;
-/// Bytes of all of them together (64 MiB): they are memory, and stay until the mount ends.
+/// Limit of all attributes of the mount (64 MiB). They stay in memory until the mount ends.
 const MOUNT_BYTES: usize = 64 << 20;
 
 /// The attributes that users have set on an inode.
 #[derive(Debug, Default)]
 pub(crate) struct Xattrs(BTreeMap<String, Vec<u8>>);
 
-/// What `setxattr` is to do where the attribute is there, or isn't.
+/// The behaviour of `setxattr`, depending on whether the attribute exists.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SetXattr {
-    /// Make it or replace it.
+    /// Create or replace it.
     #[default]
     Any,
-    /// Fail where it is there.
+    /// Fail if it exists.
     Create,
-    /// Fail where it isn't.
+    /// Fail if it doesn't exist.
     Replace,
 }
 
 impl Xattrs {
-    /// Bytes that they take.
+    /// Returns the size of all names and values, bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.0.iter().map(|(name, value)| name.len() + value.len()).sum()
     }
 }
 
-/// Extended attributes of inodes.
+/// The extended attributes of inodes.
 pub(crate) struct Attributes {
     pub(crate) view: Arc<dyn View>,
     pub(crate) tree: Arc<InodeTable>,
@@ -59,7 +61,7 @@ pub(crate) struct Attributes {
 }
 
 impl Attributes {
-    /// The value of an extended attribute.
+    /// Returns the value of an extended attribute.
     pub(crate) fn getxattr(&self, ino: Ino, name: &str) -> Result<Vec<u8>, Error> {
         let tree = lock(&self.tree);
         let node = tree.node(ino)?;
@@ -86,7 +88,7 @@ impl Attributes {
         }
     }
 
-    /// The names of the extended attributes that were set, each ended by NUL.
+    /// Returns the names of the extended attributes that users have set, each terminated by NUL.
     pub(crate) fn listxattr(&self, ino: Ino) -> Result<Vec<u8>, Error> {
         let tree = lock(&self.tree);
         Ok(tree.node(ino)?.xattrs.0.keys().flat_map(|name| name.bytes().chain([0])).collect())
