@@ -1,4 +1,4 @@
-//! The requests of the kernel, one method each: decode, call [`Vfs`], encode.
+//! The requests of the kernel, with one method each: decode, call [`Vfs`], encode.
 
 use crate::fs::front::request::{Desk, Repeatable, errno};
 use crate::fs::{
@@ -20,18 +20,19 @@ use std::time::{Duration, SystemTime};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-/// Largest write and read-ahead of the kernel, bytes: one copy of it lives per write under way.
+/// Largest write and read-ahead of the kernel, bytes. Each write in flight holds one copy of its data.
 const MAX_IO: u32 = 1 << 20;
-/// Requests that the kernel sends without a process waiting for each.
+/// Number of requests that the kernel may send without a process that waits for each.
 const MAX_BACKGROUND: u16 = 64;
-/// Bytes of writes under way (64 MiB).
+/// Limit of the data of writes in flight (64 MiB).
 const WRITES: usize = 64 << 20;
-/// How long a thread waits for room when that many are; then the write fails, so that the mount never stands still.
+/// Longest wait of a thread for space below that limit. After it, the write fails, so that the mount never stops
+/// replying.
 const WRITE_PATIENCE: Duration = Duration::from_secs(2);
-/// Optimal size of a read or write, bytes: a record.
+/// Optimal size of a read or write, bytes: one record.
 const BLOCK_SIZE: u32 = 65536;
 
-/// See the module.
+/// The FUSE requests. See the module.
 pub(crate) struct Adapter {
     desk: Desk,
     direct_io: bool,
@@ -59,7 +60,7 @@ impl Adapter {
         }
     }
 
-    /// Answers a request that makes nothing which would have to be undone.
+    /// Replies to a request that creates nothing that would have to be undone.
     fn answer<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
@@ -72,7 +73,7 @@ impl Adapter {
         self.answer(work, |done| empty(reply, done));
     }
 
-    /// Answers with an entry, whose reference is given back if the kernel doesn't get it.
+    /// Replies with an entry. Drops its reference if the kernel doesn't get the reply.
     fn answer_entry(
         &self,
         missed_in: Option<Ino>,
@@ -85,7 +86,7 @@ impl Adapter {
 
     fn entry(&self, missed_in: Option<Ino>, reply: ReplyEntry) -> impl FnOnce(Result<Attr, Errno>) + Send + 'static {
         let (ttl, vfs) = (self.ttl(), self.vfs());
-        // An entry without a number tells the kernel that it may remember the absence.
+        // An entry without an inode number tells the kernel that it may cache the absence.
         let absent_for = move || missed_in.map_or(Duration::ZERO, |parent| vfs.absent_for(parent));
         move |done: Result<Attr, Errno>| match done {
             Ok(attr) => reply.entry(&ttl_of(&attr, ttl), &file_attr(&attr), Generation(0)),
@@ -105,7 +106,7 @@ fn empty(reply: ReplyEmpty, done: Result<(), Errno>) {
     }
 }
 
-/// A name as the source can have it.
+/// Returns a name as UTF-8, the only form that the remote can store.
 fn utf8(name: &OsStr) -> Result<String, Error> {
     name.to_str().map(str::to_owned).ok_or(Error::NameEncoding)
 }
@@ -167,7 +168,7 @@ fn file_type(kind: FileKind) -> FileType {
     }
 }
 
-/// What a new entry gets: the mode, which the kernel has masked, and the owner of the process.
+/// Returns the attributes of a new entry: the mode, which the kernel has masked, and the owner of the process.
 fn birth(req: &Request, mode: Option<u32>) -> Birth {
     Birth { mode: mode.map(permissions), owner: Some((req.uid(), req.gid())) }
 }
@@ -179,8 +180,8 @@ fn time(time: TimeOrNow) -> SystemTime {
     }
 }
 
-/// Returns the time that the kernel sent. It sends negative seconds and nanoseconds after them; fuser 0.18 takes
-/// the nanoseconds for some before them.
+/// Returns the time that the kernel sent. The kernel sends negative seconds with nanoseconds that count forward;
+/// fuser 0.18 counts those nanoseconds backward.
 fn from_kernel(time: SystemTime) -> SystemTime {
     let epoch = SystemTime::UNIX_EPOCH;
     let Ok(before) = epoch.duration_since(time) else { return time };
@@ -188,12 +189,12 @@ fn from_kernel(time: SystemTime) -> SystemTime {
     epoch.checked_sub(before - nanos).and_then(|time| time.checked_add(nanos)).unwrap_or(time)
 }
 
-/// Permission bits of a mode; always 12 bits.
+/// Returns the permission bits of a mode: always 12 bits.
 fn permissions(mode: u32) -> u16 {
     (mode & 0o7777) as u16
 }
 
-/// An extended attribute's value or size, as asked for.
+/// Replies with an extended attribute's value or with its size, as requested.
 fn xattr(reply: ReplyXattr, size: u32, value: Result<Vec<u8>, Error>) {
     match value {
         Err(error) => reply.error(errno(&error)),
@@ -205,7 +206,8 @@ fn xattr(reply: ReplyXattr, size: u32, value: Result<Vec<u8>, Error>) {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Without the first the kernel would mix pages of two versions; without the second `open` would cut files before we could refuse.
+        // Without the first, the kernel would mix pages of two versions. Without the second, `open` would truncate
+        // files before we could refuse.
         let needed = InitFlags::FUSE_AUTO_INVAL_DATA | InitFlags::FUSE_ATOMIC_O_TRUNC;
         config.add_capabilities(needed).map_err(|missing| {
             io::Error::new(io::ErrorKind::Unsupported, format!("the kernel's FUSE lacks {missing:?}"))
@@ -218,7 +220,7 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_READDIRPLUS_AUTO,
         ];
         for flag in wanted {
-            // An older kernel does without.
+            // An older kernel works without it.
             let _ = config.add_capabilities(flag);
         }
         if self.direct_io {
@@ -231,7 +233,7 @@ impl Filesystem for Adapter {
             let _ = config.set_max_readahead(nearest);
         }
         let _ = config.set_max_background(MAX_BACKGROUND);
-        // The kernel then rounds times that are set, as a local file system would.
+        // The kernel then rounds the times that programs set, as a local file system would.
         let _ = config.set_time_granularity(TIME_GRANULARITY);
         Ok(())
     }
@@ -418,7 +420,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        // The buffer is lent: it must be copied before this returns, and so many copies there may be.
+        // The buffer is borrowed, so it must be copied before this function returns. The semaphore limits the copies.
         let room = self.writes.clone().acquire_many_owned(data.len().min(WRITES) as u32);
         let room = match self.desk.runtime.block_on(async { tokio::time::timeout(WRITE_PATIENCE, room).await }) {
             Ok(Ok(room)) => room,
@@ -436,7 +438,7 @@ impl Filesystem for Adapter {
             Ok(written)
         };
         self.answer(work, move |done| match done {
-            // At most what one request carries.
+            // Not longer than one request.
             Ok(written) => reply.written(written as u32),
             Err(error) => reply.error(error),
         });
@@ -480,7 +482,7 @@ impl Filesystem for Adapter {
                 Ok(handle) => reply.opened(FileHandle(handle.0), FopenFlags::empty()),
                 Err(error) => reply.error(error),
             },
-            // It was made a moment ago and nobody else knows its number.
+            // The handle was created a moment ago, and its number was never returned.
             |vfs, handle| async move { drop(vfs.releasedir(handle)) },
         );
     }
@@ -499,7 +501,7 @@ impl Filesystem for Adapter {
         let (vfs, ttl) = (self.vfs(), self.ttl());
         let deadline = self.desk.deadline(None);
         self.desk.runtime.spawn(async move {
-            // Sizes that can't be had in time are left uncertain, so the page itself is never late.
+            // Sizes that can't be read in time are left uncertain, so the page itself is never late.
             let (patience, handle) = (deadline / 2, HandleNo(fh.0));
             let measured = tokio::time::timeout(patience, vfs.measure_page(handle, offset)).await;
             let done = measured.unwrap_or(Ok(())).and_then(|()| {
@@ -622,7 +624,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        // Other modes shift what follows, or ask for what a bucket doesn't have.
+        // Other modes shift the data after the range, or need a feature that a bucket doesn't have.
         let how = match mode {
             0 => Allocate::Extend,
             libc::FALLOC_FL_KEEP_SIZE => Allocate::Reserve,
@@ -652,20 +654,21 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        // What isn't the copy of a whole file the kernel does itself, by reading and writing, when it hears EOPNOTSUPP.
+        // All but the copy of a whole file is left to the kernel. When it gets EOPNOTSUPP, it reads and writes by
+        // itself.
         if offset_in != 0 || offset_out != 0 {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let vfs = self.vfs();
         let work = async move { vfs.copy_whole(HandleNo(fh_in.0), HandleNo(fh_out.0), len).await };
         self.answer(work, |done| match done {
-            // Answers have 32 bits; a file that is longer isn't copied this way.
+            // Replies have 32 bits. A longer file isn't copied this way.
             Ok(copied) => reply.written(copied),
             Err(error) => reply.error(error),
         });
     }
 
-    // What follows the kernel does by itself once it was told, with these numbers, that we don't.
+    // The kernel implements these operations by itself once it got these error numbers.
 
     fn getlk(
         &self,
@@ -728,11 +731,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn time_of_kernel_is_seconds_and_nanoseconds_after_them(seconds in -1_000_000_000_000..1_000_000_000_000i64, nanos in 0..1_000_000_000u32) {
+        fn kernel_time_is_seconds_plus_later_nanoseconds(
+            seconds in -1_000_000_000_000..1_000_000_000_000i64,
+            nanos in 0..1_000_000_000u32,
+        ) {
             let (epoch, whole) = (SystemTime::UNIX_EPOCH, seconds.unsigned_abs());
             let fraction = Duration::from_nanos(nanos.into());
-            // As fuser gives it.
-            let given = if seconds < 0 { epoch - Duration::new(whole, nanos) } else { epoch + Duration::new(whole, nanos) };
+            // The form in which fuser passes it.
+            let since = Duration::new(whole, nanos);
+            let given = if seconds < 0 { epoch - since } else { epoch + since };
             let meant = if seconds < 0 { epoch - Duration::from_secs(whole) + fraction } else { given };
             prop_assert_eq!(from_kernel(given), meant);
         }
