@@ -1,7 +1,8 @@
-//! The FUSE front end: decodes, calls [`Vfs`], encodes. Every request is answered from an async task.
+//! The FUSE front end: decodes requests, calls [`Vfs`], and encodes replies. Each request is processed in an async
+//! task.
 //!
-//! The kernel is spoken to directly, without libfuse; where mounting needs privilege that this process lacks, the system's `fusermount3` does it.
-//! A reply that is dropped unsent answers `EIO`, so a task that panics answers too.
+//! It talks to the kernel directly, without libfuse. If mounting needs a privilege that this process lacks, the
+//! system's `fusermount3` does it. A reply that is dropped unsent returns `EIO`, so a task that panics replies, too.
 
 mod adapter;
 
@@ -15,16 +16,16 @@ use std::process::Command;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// FUSE options.
+/// Options of a FUSE mount.
 #[derive(Clone, Debug)]
 pub struct FuseOptions {
     /// Name shown in the mount table (never a plaintext path).
     pub source_name: String,
-    /// Let other users in.
+    /// Allow access by other users.
     pub allow_other: bool,
     /// Mount read-only.
     pub read_only: bool,
-    /// Threads reading /dev/fuse.
+    /// Number of threads that read /dev/fuse.
     pub threads: usize,
     /// Bypass the page cache.
     pub direct_io: bool,
@@ -37,7 +38,7 @@ pub struct FuseMount {
 }
 
 impl FuseMount {
-    /// Mounts; returns when the kernel can send requests.
+    /// Mounts. Returns when the kernel can send requests.
     pub async fn mount(vfs: Arc<Vfs>, mountpoint: &Path, options: FuseOptions) -> Result<Self, Error> {
         check(mountpoint)?;
         let path = mountpoint.to_owned();
@@ -58,13 +59,14 @@ impl FuseMount {
         Ok(Self { mountpoint, ended })
     }
 
-    /// Resolves when the kernel has unmounted it, by whomever (`umount`, `fusermount -u`, [`FuseMount::unmount`]).
+    /// Resolves when the filesystem is unmounted, by any means (`umount`, `fusermount -u`, [`FuseMount::unmount`]).
     pub async fn unmounted(&self) {
-        // The sender is dropped without a word only where its thread panicked: that is an end too.
+        // The sender is dropped without a value only if its thread panicked. That is an end, too.
         let _ = self.ended.clone().wait_for(|ended| *ended).await;
     }
 
-    /// Unmounts; [`Error::MountBusy`] where files are open, unless `lazy`: then it vanishes now and ends when they are closed.
+    /// Unmounts. Fails with [`Error::MountBusy`] if files are open. With `lazy`, the mount disappears immediately and
+    /// ends when they are closed.
     pub async fn unmount(&self, lazy: bool) -> Result<(), Error> {
         if *self.ended.borrow() {
             return Ok(());
@@ -86,7 +88,7 @@ impl Drop for FuseMount {
 }
 
 fn config(options: &FuseOptions) -> Config {
-    // Commas and spaces would end the field in the mount table's option text.
+    // Commas and spaces would end the field in the option text of the mount table.
     let name = options.source_name.replace([',', ' ', '\t', '\n', '\\'], "_");
     let mut config = Config::default();
     config.mount_options = vec![
@@ -104,9 +106,8 @@ fn config(options: &FuseOptions) -> Config {
 /// Type that the mount table shows after `fuse.`.
 const SUBTYPE: &str = "hf-mount";
 
-/// Returns the option that makes the mount table show the type `fuse.hf-mount`. Linux takes it since 5.4. An older
-/// kernel would refuse the whole
-/// mount, so it gets the form that only `fusermount3` reads.
+/// Returns the option that makes the mount table show the type `fuse.hf-mount`. Linux accepts it since 5.4. An older
+/// kernel would refuse the whole mount, so it gets the form that only `fusermount3` reads.
 fn subtype(release: &std::ffi::CStr) -> MountOption {
     let release = release.to_string_lossy();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
@@ -116,7 +117,7 @@ fn subtype(release: &std::ffi::CStr) -> MountOption {
     }
 }
 
-/// What can be said before trying.
+/// Checks the conditions that can be checked before mounting.
 fn check(mountpoint: &Path) -> Result<(), Error> {
     let metadata = std::fs::metadata(mountpoint)
         .map_err(|error| Error::Mount(format!("mount point {}: {error}", mountpoint.display())))?;
@@ -144,11 +145,12 @@ fn explain(mountpoint: &Path, error: &io::Error) -> Error {
     })
 }
 
-/// Unmounts. Blocks: the kernel may still send requests meanwhile, so never from a task that has to answer them.
+/// Unmounts. Blocks, because the kernel may send requests meanwhile. So a task that has to reply to them must not
+/// call this.
 fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
     let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
     match rustix::mount::unmount(mountpoint, flags) {
-        // Not a mount point any more: somebody was faster.
+        // It is not a mount point any more: another process has unmounted it.
         Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(()),
         Err(rustix::io::Errno::BUSY) => Err(Error::MountBusy),
         Err(rustix::io::Errno::PERM) => unmount_as_user(mountpoint, lazy),
@@ -168,7 +170,7 @@ fn unmount_as_user(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
     }
 }
 
-/// Takes a mount whose daemon is gone out of the mount table.
+/// Removes the mount of a dead daemon from the mount table.
 pub fn detach(mountpoint: &Path) -> Result<(), Error> {
     unmount(mountpoint, true)
 }
@@ -178,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kernels_before_5_4_are_not_given_a_subtype_that_they_would_refuse() {
+    fn kernel_before_5_4_gets_no_subtype_option() {
         for (release, taken) in [
             (c"6.18.44-fc-v669", true),
             (c"5.4.0-26-generic", true),
