@@ -1,4 +1,4 @@
-//! One task per request, and a deadline on every answer.
+//! Runs one task per request, and enforces a deadline for every reply.
 
 use crate::fs::{Error, Vfs, or_longest_wait};
 use crate::store::deadline::within;
@@ -10,24 +10,23 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-/// How long after a late answer the kernel's own second try of the same request may come. It comes within a
-/// millisecond; a second is for
-/// a machine that is busy.
+/// Time after a late reply in which the kernel's own retry of the request may arrive. It arrives within a
+/// millisecond; a second allows for a busy machine.
 const SECOND_TRY: Duration = Duration::from_secs(1);
-/// Late answers that are remembered.
+/// Limit of the late replies that are remembered.
 const MAX_LATE: usize = 256;
 
-/// A request that the kernel sends a second time, when the first one failed, before it lets the program have the error.
+/// A request that the kernel repeats once after an error, before it returns the error to the program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Repeatable {
-    /// Bytes of an open file: after a failed read-ahead the kernel reads the one page that it needs.
+    /// Bytes of an open file. After a failed read-ahead, the kernel reads the one page that it needs.
     Read { handle: u64, bytes: Range<u64> },
-    /// A name that the kernel knows already: when it can't check it again, it forgets it and looks it up.
+    /// A name that the kernel has cached. If it can't revalidate the name, it drops it and looks it up again.
     Lookup { parent: u64, name: String },
 }
 
 impl Repeatable {
-    /// Returns true if `self` asks for a part of what `first` asked for.
+    /// Returns true if `self` requests a part of what `first` requested.
     fn repeats(&self, first: &Self) -> bool {
         match (self, first) {
             (Self::Read { handle, bytes }, Self::Read { handle: of, bytes: all }) => {
@@ -38,9 +37,8 @@ impl Repeatable {
     }
 }
 
-/// Requests whose deadline was over not long ago. A program that reads one page must not wait for two deadlines,
-/// so the kernel's second
-/// try is answered immediately.
+/// Requests whose deadline passed recently. A program that reads one page must not wait for two deadlines, so the
+/// kernel's retry gets its reply immediately.
 #[derive(Default)]
 struct Late(crate::fs::lock::Mutex<Vec<(Instant, Repeatable)>>);
 
@@ -53,7 +51,7 @@ impl Late {
         }
     }
 
-    /// Returns true if this is a second try, once for each late answer.
+    /// Returns true if this is a retry. Does so once for each late reply.
     fn take(&self, request: &Repeatable) -> bool {
         let mut late = crate::fs::lock::lock(&self.0);
         late.retain(|(at, _)| at.elapsed() < SECOND_TRY);
@@ -62,7 +60,7 @@ impl Late {
     }
 }
 
-/// Where answers are worked out.
+/// The context in which requests are processed.
 #[derive(Clone)]
 pub(crate) struct Desk {
     pub(crate) vfs: Arc<Vfs>,
@@ -70,7 +68,7 @@ pub(crate) struct Desk {
     late: Arc<Late>,
 }
 
-/// The number of an error for the kernel.
+/// Returns the errno of an error.
 pub(crate) fn errno(error: &Error) -> Errno {
     Errno::from_i32(error.errno())
 }
@@ -80,7 +78,7 @@ impl Desk {
         Self { vfs, runtime, late: Arc::default() }
     }
 
-    /// Answers a request that the kernel may send twice. `reply` as of [`Desk::answer`].
+    /// Processes a request that the kernel may send twice. `reply` and `undo` are those of [`Desk::answer`].
     pub(crate) fn answer_once<T, W, U>(
         &self,
         request: Repeatable,
@@ -97,7 +95,7 @@ impl Desk {
         }
         let (late, began, deadline) = (self.late.clone(), Instant::now(), self.deadline(None));
         let reply = move |done: Result<T, Errno>| {
-            // An answer that took most of the time failed for want of it, whichever part noticed first.
+            // A failure after most of the time was caused by the deadline, whichever part noticed it first.
             if done.as_ref().is_err_and(|error| error.code() == libc::EIO) && began.elapsed() > deadline / 2 {
                 late.note(request);
             }
@@ -106,15 +104,14 @@ impl Desk {
         self.answer(None, work, reply, undo);
     }
 
-    /// The time an answer may take.
+    /// Returns the time that a reply may take.
     pub(crate) fn deadline(&self, deadline: Option<Duration>) -> Duration {
         deadline.map_or_else(|| self.vfs.reply_deadline(), or_longest_wait)
     }
 
-    /// Answers with what `work` gives. When the deadline is over the kernel gets `EIO`. The work isn't dropped,
-    /// since half an operation is worse
-    /// than a late one: its waits for the source end by the same deadline, and what it made for the kernel is
-    /// handed to `undo`.
+    /// Replies with the result of `work`. When the deadline has passed, the kernel gets `EIO`. The work isn't
+    /// dropped, because half an operation is worse than a late one. Its waits for the remote end by the same
+    /// deadline. Then `undo` gets its result, and releases what the work created for the kernel.
     pub(crate) fn answer<T, W, U>(
         &self,
         deadline: Option<Duration>,
@@ -133,7 +130,7 @@ impl Desk {
                 Ok(done) => reply(done.map_err(|error| note(&error))),
                 Err(_) => {
                     reply(Err(Errno::EIO));
-                    tracing::warn!("a request was answered with an error because its deadline was over");
+                    tracing::warn!("a request failed because its deadline has passed");
                     if let Ok(made) = work.await {
                         undo(vfs, made).await;
                     }
@@ -156,7 +153,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn second_try_of_late_request_is_recognised_once_and_for_a_second() {
+    async fn retry_of_late_request_is_recognised_once_within_a_second() {
         let read = |bytes| Repeatable::Read { handle: 1, bytes };
         let lookup = |name: &str| Repeatable::Lookup { parent: 1, name: name.to_owned() };
         let late = Late::default();
