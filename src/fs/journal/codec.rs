@@ -1,7 +1,8 @@
-//! Journal entries as bytes. Little-endian; a text or a list is its count as u32, then its elements; an option is a byte 0 or 1.
+//! Encodes journal entries as bytes, and decodes them. Numbers are little-endian. A text or a list is its count as
+//! u32, followed by its elements. An option is a byte 0 or 1, followed by the value if there is one.
 //!
-//! What is read may come from a damaged disk: every count is compared with the bytes that are left before anything is allocated, and nothing
-//! may follow the last entry but zeros.
+//! The bytes may come from a damaged disk. So every count is compared with the remaining length before anything is
+//! allocated, and only zeros may follow the last entry.
 
 use crate::fs::ids::{FileNo, OpNo, Special};
 use crate::fs::journal::ledger::Unconfirmed;
@@ -13,21 +14,22 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use time::OffsetDateTime;
 
-/// Bytes that are no entries.
+/// The error for bytes that aren't journal entries.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a journal entry")]
 pub(crate) struct Malformed;
 
 type Result<T> = std::result::Result<T, Malformed>;
 
-/// Encodes the entries of one journal record. A zero byte can't begin an entry, so the record may be padded with them.
+/// Encodes the entries of one journal record. No entry begins with a zero byte, so the record may be padded with
+/// zeros.
 pub(crate) fn encode(entries: &[Entry]) -> Vec<u8> {
     let mut out = Writer(Vec::with_capacity(256));
     entries.iter().for_each(|entry| out.entry(entry));
     out.0
 }
 
-/// Decodes what [`encode`] made, padding included.
+/// Decodes the output of [`encode`], including padding.
 pub(crate) fn decode(bytes: &[u8]) -> Result<Vec<Entry>> {
     let mut input = Reader(bytes);
     let mut entries = Vec::new();
@@ -105,7 +107,7 @@ impl Writer {
             self.0.extend_from_slice(&record.binding.0);
         }
     }
-    /// Slot numbers as runs of neighbours: files are mostly written in one go.
+    /// Writes slot numbers as runs of consecutive numbers, because files are mostly written sequentially.
     fn slots(&mut self, slots: &[SlotId]) {
         let mut runs: Vec<(u64, u64)> = Vec::new();
         for slot in slots {
@@ -317,7 +319,7 @@ impl<'a> Reader<'a> {
     fn u64(&mut self) -> Result<u64> {
         self.array().map(u64::from_le_bytes)
     }
-    /// A count of elements of at least `each` bytes, which must be there.
+    /// Reads a count of elements of at least `each` bytes. Fails if fewer bytes remain.
     fn count(&mut self, each: usize) -> Result<usize> {
         let count = self.u32()? as usize;
         let needed = count.checked_mul(each).ok_or(Malformed)?;
@@ -492,7 +494,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Slots in one list, at most: a file of 16 TiB.
+/// Limit of the slots in one list: a file of 16 TiB.
 const MAX_SLOTS: u64 = 1 << 28;
 
 #[cfg(test)]
@@ -619,30 +621,34 @@ pub(crate) mod tests {
 
     proptest! {
         #[test]
-        fn entries_decode_to_themselves_with_any_padding(entries in proptest::collection::vec(entry(), 0..4), pad in 0..40usize) {
+        fn encoded_entries_with_padding_decode_to_themselves(
+            entries in proptest::collection::vec(entry(), 0..4),
+            pad in 0..40usize,
+        ) {
             let mut bytes = encode(&entries);
             bytes.resize(bytes.len() + pad, 0);
             prop_assert_eq!(decode(&bytes).unwrap(), entries);
         }
 
         #[test]
-        fn cut_entries_are_rejected(entry in entry(), at in any::<prop::sample::Index>()) {
+        fn truncated_entries_are_rejected(entry in entry(), at in any::<prop::sample::Index>()) {
             let bytes = encode(&[entry]);
             let cut = 1 + at.index(bytes.len() - 1);
             if cut < bytes.len() {
-                // What was cut may have been zeros only; then the rest can't decode to the whole either.
+                // The bytes that were cut off may have been zeros only. Then the rest can't decode to the whole entry
+                // either.
                 prop_assert_ne!(decode(&bytes[..cut]).map(|entries| encode(&entries)), Ok(bytes.clone()));
             }
         }
 
         #[test]
-        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn arbitrary_bytes_decode_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = decode(&bytes);
         }
     }
 
     #[test]
-    fn a_run_of_slots_that_would_fill_memory_is_rejected() {
+    fn huge_run_of_slots_is_rejected() {
         let mut out = Writer(Vec::new());
         out.u8(4);
         out.u64(1);
