@@ -1,4 +1,5 @@
-//! Pending changes, kept so that no crash loses them: the ledger is the state, the journal file makes it durable.
+//! Pending changes, stored so that no crash loses them. The ledger is the state, and the journal file makes it
+//! durable.
 
 pub(crate) mod codec;
 pub(crate) mod file;
