@@ -4,20 +4,20 @@
 //! This layer does no crypto and no HTTP: the view does both. [`Vfs`] holds the public operations. It delegates each
 //! operation to the owner of the state that it concerns. An owner sees only the parts that it names in its fields:
 //!
-//! || module | owns |
-//! ||---|---|
-//! || `tree` | the inode table, listings of the remote merged with local changes, extended attributes |
-//! || `handle` | open files and directories |
-//! || `content` | contents of files: reads, local edits, copies, the limit of disk space |
-//! || `namespace` | operations on names; links, pipes, sockets and devices, which exist on this machine only |
-//! || `journal` | pending changes, stored so that no crash loses them |
-//! || `sync` | uploads, commits, conflicts, read-backs, and the user's decisions about pending changes |
-//! || `persist` | the periodic jobs: syncing every second, and journaling the writes to open files |
-//! || `slots`, `staging` | the pool of staging slots, and the folder that holds pool and journal |
-//! || `front` | FUSE |
-//! || `lock` | the order of all locks |
-//! || `errno` | the table of error numbers |
-//! || `ids`, `options` | numbers and plain data |
+//! | module | owns |
+//! |---|---|
+//! | `tree` | the inode table, listings of the remote merged with local changes, extended attributes |
+//! | `handle` | open files and directories |
+//! | `content` | contents of files: reads, local edits, copies, the limit of disk space |
+//! | `namespace` | operations on names; links, pipes, sockets and devices, which exist on this machine only |
+//! | `journal` | pending changes, stored so that no crash loses them |
+//! | `sync` | uploads, commits, conflicts, read-backs, and the user's decisions about pending changes |
+//! | `persist` | the periodic jobs: syncing every second, and journaling the writes to open files |
+//! | `slots`, `staging` | the pool of staging slots, and the folder that holds pool and journal |
+//! | `front` | FUSE |
+//! | `lock` | the order of all locks |
+//! | `errno` | the table of error numbers |
+//! | `ids`, `options` | numbers and plain data |
 //!
 //! Two kinds of lock are async and are held across awaits: first a directory's gate, then a file's draft. All other
 //! locks come after them in the lock order. They are held for a short time and never across an await. Their order is
