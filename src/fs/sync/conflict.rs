@@ -1,20 +1,24 @@
-//! What happens where the source holds something else than an operation expected.
+//! Resolves an operation for which the remote has something other than the operation expected.
 //!
-//! First, what looks like a conflict may be our own doing: an answer was lost, or the daemon was killed before it could note one. What carries the
-//! hash that we sent is ours. Then the mount's policy decides ([`OnConflict`]):
+//! An apparent conflict may be caused by our own earlier attempt: its response was lost, or the daemon was killed
+//! before it could record the result. So a version with the hash that we sent counts as ours. In all other cases the
+//! mount's policy decides ([`OnConflict`]):
 //!
-//! | operation | found | keep both | overwrite | fail |
-//! |---|---|---|---|---|
-//! | commit | another version | ours goes to `name (conflict <host> <time>).ext` | ours replaces it | parked |
-//! | commit | nothing more | ours is put back | ours is put back | parked |
-//! | removal | another version | it stays | it is removed | parked |
-//! | rename | another version at the source | it stays there; ours appears at the new name | it is removed; ours appears at the new name | parked |
-//! | rename | nothing at the source | ours appears at the new name | the same | parked |
-//! | rename | another version at the target | that one goes to a conflict name, ours takes the place | ours replaces it | parked |
-//! | directory rename | files where ours go | as a rename of each file | as a rename of each file | parked |
+//! | operation | found | keep both | overwrite |
+//! |---|---|---|---|
+//! | commit | another version | ours goes to `name (conflict <host> <time>).ext` | ours replaces it |
+//! | commit | no version any more | ours is restored | ours is restored |
+//! | removal | another version | it stays | it is removed |
+//! | rename | another version at the old name | it stays; ours gets the new name | it is removed; ours gets the new name |
+//! | rename | no version at the old name | ours gets the new name | ours gets the new name |
+//! | rename | another version at the target | it goes to a conflict name, ours replaces it | ours replaces it |
+//! | directory rename | files at the new names of ours | as a rename of each file | as a rename of each file |
 //!
-//! Where a directory can't be renamed as a whole its files are, one by one. What can't be moved at all (a name that its format can't store, an
-//! object without a hash) stays at the old name, and it is said so: the operation never stays in the queue for that.
+//! With the policy `fail`, the operation is parked in each of these cases.
+//!
+//! If a directory can't be renamed as a whole, its files are renamed one by one. A file that can't be moved at all
+//! (its format can't store the new name, or the object has no hash) stays at the old name, which is logged. The
+//! operation doesn't stay in the queue for such files.
 
 use crate::fs::errno::Error;
 use crate::fs::ids::OnConflict;
@@ -35,17 +39,18 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-/// Numbers tried to find a conflict name that is free.
+/// Number of attempts to find a free conflict name.
 const TRIES: u32 = 100;
-/// Files of a directory that are moved in one batch.
+/// Number of files of a directory that are moved in one batch.
 const BATCH: usize = 256;
-/// Times that the files of a directory are listed and moved before it is left for later: somebody keeps changing them.
+/// Number of times that the files of a directory are listed and moved. After that, other clients seem to be changing
+/// them, and the operation is retried later.
 const ROUNDS: usize = 4;
-/// Bytes of a host's name that go into a file name.
+/// Bytes of the host name that go into a conflict name.
 const HOST_LEN: usize = 32;
 
 impl Sync {
-    /// Resolves a conflict of an operation, or leaves it to be tried again.
+    /// Resolves a conflict of an operation, or leaves the operation for a retry.
     pub(crate) async fn resolve(self: &Arc<Self>, op: OpNo, what: QueuedOp, request: &Op, found: Option<Hash>) {
         let policy = self.schedule.overridden(op, what.put_file()).unwrap_or(self.options.on_conflict);
         let outcome = match &what {
@@ -80,17 +85,18 @@ impl Sync {
     ) -> Result<(), Error> {
         let now = self.journal.ledger().file(file).and_then(|record| record.path.clone());
         if now.as_ref() != Some(path) {
-            // Moved already, so the place is not ours to dispute; or removed, and the removal is in the queue.
+            // The file was moved already, so its path is free for the other version. Or it was removed, and the
+            // removal is in the queue.
             self.put_anew(op, what, file);
             return Ok(());
         }
         match (policy, found) {
             (OnConflict::Fail, _) => {
-                // Parked before it leaves the queue, or it would be queued again in between.
+                // Parked before it leaves the queue. Otherwise it could be queued again in between.
                 self.schedule.file_failed(file, generation, Arc::new(Error::Conflict));
                 self.finish(op, what, Vec::new());
             }
-            // Removed by somebody else: there is no second version to keep, ours is put where it belongs.
+            // Another client removed the file. There is no second version to keep, so ours is committed again.
             (_, None) => self.put_anew(op, what, file),
             (OnConflict::KeepBoth, Some(_)) => {
                 self.note_conflict(path);
@@ -121,7 +127,7 @@ impl Sync {
         Ok(())
     }
 
-    /// Has the operation carried out again, over `theirs`.
+    /// Schedules the operation again, so that it replaces `theirs`.
     fn overwrite(&self, op: OpNo, file: FileNo, path: &PlainPath, theirs: Hash) -> Result<(), Error> {
         self.note_overwritten(path);
         self.journal.append(Purpose::Relief, vec![Entry::Remote { file, remote: Remote::Replaced(theirs) }])?;
@@ -131,36 +137,36 @@ impl Sync {
 
     pub(crate) fn note_overwritten(&self, path: &PlainPath) {
         self.schedule.conflict();
-        tracing::warn!(path = self.view.log_name(path), "changed by somebody else meanwhile; ours replaces it");
+        tracing::warn!(path = self.view.log_name(path), "changed by another client meanwhile; ours replaces it");
     }
 
-    /// Says so, and looks at the directory again.
+    /// Counts and logs a conflict, and invalidates the listing of the directory.
     pub(crate) fn note_conflict(&self, path: &PlainPath) {
         self.schedule.conflict();
-        tracing::warn!(path = self.view.log_name(path), "changed by somebody else meanwhile; both versions are kept");
+        tracing::warn!(path = self.view.log_name(path), "changed by another client meanwhile; both versions are kept");
         if let Some((parent, _)) = path.split() {
             self.directories.look_again(&parent);
         }
     }
 
-    /// Says that what somebody removed is there again.
+    /// Logs that a version was restored after another client removed it.
     pub(crate) fn note_put_back(&self, path: &PlainPath) {
         tracing::warn!(
             path = self.view.log_name(path),
-            "removed by somebody else in the moment of its commit; put back"
+            "removed by another client at the moment of its commit; restored"
         );
         if let Some((parent, _)) = path.split() {
             self.directories.look_again(&parent);
         }
     }
 
-    /// The commit is made again, for a path at which nothing is.
+    /// Commits the file again, for a path that has no file at the remote.
     fn put_anew(&self, op: OpNo, what: &QueuedOp, file: FileNo) {
         self.finish(op, what, vec![Entry::Remote { file, remote: Remote::Absent }]);
         self.flush_again(file);
     }
 
-    /// Has a file's local content flushed without waiting for quiet.
+    /// Flushes a file's local content without waiting for a quiet time.
     pub(crate) fn flush_soon(&self, file: FileNo) {
         if let Some(edit) = self.schedule.edit(file) {
             self.schedule.touch(&edit);
@@ -196,7 +202,7 @@ impl Sync {
         Ok(())
     }
 
-    /// `name (conflict <host> <time>).ext`, storable and free.
+    /// Returns a free name of the form `name (conflict <host> <time>).ext` that can be stored.
     fn conflict_name(&self, parent: &PlainPath, name: &str, taken: impl Fn(&str) -> bool) -> Result<String, Error> {
         let time = OffsetDateTime::now_utc().format(format_description!("[year][month][day]T[hour][minute][second]Z"));
         let time = time.unwrap_or_default();
@@ -213,7 +219,7 @@ impl Sync {
 
     pub(crate) async fn look(&self, path: &PlainPath) -> Result<Found, Error> {
         Ok(match self.view.stat(path).await? {
-            // Keys with this one as a folder are no obstacle.
+            // Keys below this path (that is, a directory) don't prevent a file at it.
             None | Some(Listed { kind: Kind::Directory { .. }, .. }) => Found::Nothing,
             Some(Listed { kind: Kind::File { version: Some(version), .. }, .. }) => Found::Content(version.hash),
             Some(_) => Found::Other,
@@ -241,7 +247,7 @@ impl Sync {
         };
         let source = self.look(from).await?;
         let Remote::Own(version, len) = record.remote else {
-            // Only what was replaced was to be removed; whatever is there now isn't that.
+            // Only the version that the move replaced was to be removed. Another version is there now.
             self.remove_theirs(from, source, policy).await?;
             self.finish(op, what, local);
             return Ok(());
@@ -249,7 +255,7 @@ impl Sync {
         let ours = Found::Content(version.hash);
         let target = self.look(to).await?;
         if target == ours {
-            // The answer was lost after the first half.
+            // The response was lost after the first half.
             if source == ours {
                 self.ask(Op { path: from.clone(), expect: Expect::Is(version.hash), change: Change::Delete }).await?;
             }
@@ -261,7 +267,7 @@ impl Sync {
             return self.clear_target(op, to, target, replaced).await;
         }
         if policy == OnConflict::Fail {
-            // It may be over already.
+            // The rename may be complete already.
             return Err(if is_taken || source != ours { Error::Conflict } else { Error::TimedOut });
         }
         let expect = match target {
@@ -279,7 +285,7 @@ impl Sync {
             self.ask(Op { path: to.clone(), expect, change }).await?;
         }
         match source {
-            // Ours, at its old name still.
+            // Ours, still at its old name.
             _ if source == ours => {
                 self.ask(Op { path: from.clone(), expect: Expect::Is(version.hash), change: Change::Delete }).await?;
             }
@@ -287,7 +293,7 @@ impl Sync {
             theirs => self.remove_theirs(from, theirs, policy).await?,
         }
         if dirty {
-            // What is to be committed finds there what was found now.
+            // The commit that follows expects the version that was found here.
             let remote = if let Found::Content(hash) = target { Remote::Replaced(hash) } else { Remote::Absent };
             let emptied = replaced.map(|file| Entry::Remote { file, remote: Remote::Absent });
             self.finish(op, what, [Entry::Remote { file, remote }].into_iter().chain(emptied).collect());
@@ -297,13 +303,13 @@ impl Sync {
         Ok(())
     }
 
-    /// The source has the file's version at its new place.
+    /// Finishes a rename: the remote has the file's version at its new path.
     fn finish_rename(&self, op: OpNo, what: &QueuedOp, file: FileNo, replaced: Option<FileNo>) {
         self.finish_as(op, what, |ledger| renamed(ledger, op, file, replaced).into_iter().collect());
         self.read_back_later(op);
     }
 
-    /// Deals with what somebody else left at a place that was to become empty.
+    /// Handles another client's version at a path that was to become empty.
     async fn remove_theirs(&self, path: &PlainPath, theirs: Found, policy: OnConflict) -> Result<(), Error> {
         match (theirs, policy) {
             (Found::Nothing, _) => Ok(()),
@@ -319,7 +325,7 @@ impl Sync {
         }
     }
 
-    /// A directory can't be renamed as a whole: its files are, one by one.
+    /// Moves the files of a directory one by one, because the directory can't be renamed as a whole.
     pub(crate) async fn resolve_directory(
         &self,
         op: OpNo,
@@ -348,7 +354,8 @@ impl Sync {
             }
         }
         if stuck.is_empty() {
-            // Nothing is left to move; this tells the store that an earlier attempt at the whole is over.
+            // No file is left to move. This rename ends an earlier attempt to move the whole directory, which the
+            // store may remember.
             let change = Change::RenameDirectory { to: to.clone() };
             if let Err(error) = self.ask(Op { path: from.clone(), expect: Expect::Any, change }).await {
                 tracing::debug!(%error, "a directory was moved file by file");
@@ -364,7 +371,7 @@ impl Sync {
             }
             self.directories.look_again(path);
         }
-        // What stays is read back where it stays.
+        // Files that stay are read back at their old paths.
         self.finish_as(op, what, |ledger| {
             let meant = |path: &PlainPath| path.rebase(from, to);
             stuck.iter().filter_map(|path| Some(notes_moved(ledger, &meant(path)?, path))).flatten().collect()
@@ -372,7 +379,7 @@ impl Sync {
         Ok(())
     }
 
-    /// Our files at the source below a directory, by path; `None`: one that can't be moved.
+    /// Returns our files at the remote below a directory, by path. `None` marks a file that can't be moved.
     async fn files_below(&self, directory: &PlainPath) -> Result<BTreeMap<PlainPath, Option<Hash>>, Error> {
         let mut files = BTreeMap::new();
         let mut open = vec![directory.clone()];
@@ -428,10 +435,11 @@ impl Sync {
         Ok(moved)
     }
 
-    /// Makes room at `to` for a file of a directory that moves, so that the next round can move it. Says whether that was possible.
+    /// Frees `to` for a file of a directory that is being moved, so that the next round can move it. Returns false if
+    /// that isn't possible.
     async fn clear_for(&self, path: &PlainPath, ours: Hash, to: &PlainPath, policy: OnConflict) -> Result<bool, Error> {
         match self.look(to).await? {
-            // The file itself was changed or removed: the next round sees what it is now.
+            // The file itself was changed or removed. The next round sees its present state.
             Found::Nothing => {}
             Found::Other => return Ok(false),
             Found::Content(hash) if hash == ours => {
@@ -447,7 +455,7 @@ impl Sync {
         Ok(true)
     }
 
-    /// Moves a foreign version away from where a rename is to put ours, and has the rename tried again.
+    /// Moves another client's version away from the target of a rename, and schedules the rename again.
     async fn clear_target(
         &self,
         op: OpNo,
@@ -467,7 +475,7 @@ impl Sync {
         Ok(())
     }
 
-    /// Gives a foreign version a conflict name.
+    /// Renames another client's version to a conflict name.
     async fn move_aside(&self, path: &PlainPath, theirs: Hash) -> Result<(), Error> {
         self.note_conflict(path);
         let path_now = self.free_conflict_path(path, &HashSet::new())?;
@@ -475,12 +483,12 @@ impl Sync {
         let Some(version) = self.ask(Op { path: path.clone(), expect: Expect::Is(theirs), change }).await? else {
             return Ok(());
         };
-        // Another mount may have chosen the same name.
+        // Another mount may have chosen the same conflict name.
         let mtime = OffsetDateTime::now_utc();
         self.note_commits(vec![Unconfirmed { path: path_now, version, len: None, mtime, replaced: false }])
     }
 
-    /// Commits a version of ours under a conflict name beside `path`.
+    /// Commits our version under a conflict name in the folder of `path`.
     pub(crate) async fn put_aside(
         &self,
         path: &PlainPath,
@@ -494,7 +502,7 @@ impl Sync {
             let put = Op { path: aside.clone(), expect: Expect::Absent, change };
             match self.view.commit(std::slice::from_ref(&put)).await.into_iter().next() {
                 Some(Outcome::Done(_) | Outcome::Moved(_)) => return Ok(aside),
-                // Another mount took it a moment ago.
+                // Another mount took this name just before.
                 Some(Outcome::Conflict { .. }) => drop(taken.insert(aside)),
                 Some(Outcome::Failed(error)) => return Err(error.into()),
                 None => return Err(Error::TimedOut),
@@ -502,7 +510,7 @@ impl Sync {
         }
     }
 
-    /// A conflict name for what lies at `path`, beside it.
+    /// Returns a free conflict name for the version at `path`, in the same folder.
     fn free_conflict_path(&self, path: &PlainPath, taken: &HashSet<PlainPath>) -> Result<PlainPath, Error> {
         let (parent, name) = path.split().ok_or(Error::Invalid("the root is no file"))?;
         let directory = lock(&self.tree).find(&parent);
@@ -513,7 +521,7 @@ impl Sync {
         Ok(parent.join(&aside)?)
     }
 
-    /// One operation by itself; a conflict is an error that makes the whole be looked at again.
+    /// Commits a single operation. A conflict is returned as an error, so that the whole change is retried.
     pub(crate) async fn ask(&self, op: Op) -> Result<Option<Version>, Error> {
         match self.view.commit(std::slice::from_ref(&op)).await.into_iter().next() {
             Some(Outcome::Done(version)) => Ok(version),
