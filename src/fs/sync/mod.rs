@@ -1,4 +1,4 @@
-//! Uploads pending contents, commits pending changes, and compares with the Hub what was committed.
+//! Uploads pending contents, commits pending changes, and reads commits back from the Hub.
 
 pub(crate) mod commit;
 pub(crate) mod conflict;
@@ -24,7 +24,7 @@ use schedule::Schedule;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// Brings pending changes to the remote. Each file of this module is one step of that way.
+/// The synchronization of pending changes with the remote. Each file of this module is one step of it.
 pub(crate) struct Sync {
     view: Arc<dyn View>,
     options: Arc<Options>,
@@ -42,7 +42,7 @@ pub(crate) struct Sync {
 }
 
 impl Sync {
-    /// Makes one that does nothing until [`Sync::run`].
+    /// Returns a value that does nothing until [`Sync::run`].
     pub(crate) fn new(contents: Arc<Contents>, twins: Arc<Twins>) -> Self {
         let parts = &*contents;
         Self {
@@ -61,7 +61,7 @@ impl Sync {
         }
     }
 
-    /// Starts the loops. They end when the mount stops, or when nothing else holds this any more.
+    /// Starts the loops. They end when the mount stops, or when nothing else holds this value.
     pub(crate) fn run(self: &Arc<Self>) {
         let stop = || self.stop.subscribe();
         tokio::spawn(Self::upload_loop(Arc::downgrade(self), self.schedule.clone(), stop()));
@@ -70,12 +70,12 @@ impl Sync {
         tokio::spawn(Self::twins_loop(Arc::downgrade(self), stop()));
     }
 
-    /// Counts files and changes of names that the Hub doesn't have, files that are open for writing included.
+    /// Counts files and changes of names that the Hub doesn't have. Files that are open for writing are included.
     pub(crate) fn pending_changes(&self) -> u64 {
         self.schedule.pending().0 + self.journal.ledger().queue().name_changes()
     }
 
-    /// Returns all of `status` that isn't about listings.
+    /// Returns the parts of `status` that don't concern listings.
     pub(crate) fn status(&self) -> Status {
         let (files, pending_bytes, parked) = self.schedule.pending();
         let queued = self.journal.ledger().queue().name_changes();
@@ -108,7 +108,7 @@ impl Sync {
     }
 }
 
-/// What lies at a path of the remote.
+/// The entry at a path of the remote.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Found {
     Nothing,
