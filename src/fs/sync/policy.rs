@@ -1,25 +1,26 @@
 //! Decides which local content is uploaded.
 //!
-//! What isn't uploaded is *kept*: it is in staging and journal as all local content is, so it outlives the mount, but
-//! no flush concerns it. A file is kept while its name says so and the Hub has never had it. Once it has another name,
-//! it is uploaded.
+//! Content that isn't uploaded is *kept*. It is in staging and journal like all local content, so it outlives the
+//! mount, but no flush concerns it. A file is kept while its name is on the list and the Hub has never had the file.
+//! Once the file is renamed to another name, it is uploaded.
 
 use crate::fs::errno::Error;
 use crate::store::PlainPath;
 
-/// Names that desktop programs leave in every folder and that do not belong in a bucket. So is each that begins with
-/// [`FILTERED_PREFIX`].
+/// Names that desktop programs create in every folder and that do not belong in a bucket. Names that begin with
+/// [`FILTERED_PREFIX`] are treated like them.
 const FILTERED: [&str; 7] =
     [".DS_Store", ".Spotlight-V100", ".Trashes", ".fseventsd", "__MACOSX", "Thumbs.db", "desktop.ini"];
 const FILTERED_PREFIX: &str = "._";
 
-/// The error for a change that would take a file of the Hub out of it, or a copy at the Hub under such a name.
+/// The error for a change that would remove a file from the Hub because of its new name, or copy a file at the Hub to
+/// such a name.
 pub(crate) const KEPT_HERE: Error = Error::Denied("files of that name are kept on this machine and not uploaded");
 
-/// See the module.
+/// The rule that decides which files are kept. See the module.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Policy {
-    /// Keep the files of [`FILTERED`] names, and what is in folders of such names.
+    /// Keep files with [`FILTERED`] names, and all files in folders with such names.
     pub(crate) filter_os_files: bool,
 }
 
@@ -36,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_desktop_programs_are_kept_at_any_depth() {
+    fn desktop_file_names_are_kept_at_any_depth() {
         let path = |text| PlainPath::new(text).unwrap();
         let policy = Policy { filter_os_files: true };
         for kept in [".DS_Store", "a/.DS_Store", "._a", "a/._b/c", "__MACOSX/a", "Thumbs.db"] {
