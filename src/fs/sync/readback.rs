@@ -1,16 +1,23 @@
-//! Reading commits back: the Hub has no conditional commit, so a change made elsewhere in the very moment of ours may have replaced it (DESIGN,
-//! promise 5).
+//! Reads commits back after some time, to find changes that another client made at the moment of our commit.
 //!
-//! What was committed stays *unconfirmed* in the journal until its path was compared once more, at least [`crate::fs::Options::read_back_after`] later; also
-//! across restarts. A later change of ours to that version confirms nothing and is compared itself, so it takes the note's place; one to
-//! what somebody put there meanwhile doesn't. Many paths are compared by one request: as renames of files to themselves, which change
-//! nothing (but for a missing sidecar, which it brings back) and compare all the same.
+//! The Hub has no conditional commit. So a change that another client makes between our check and our commit may be
+//! replaced by our commit, or may replace it (DESIGN, promise 5).
 //!
-//! A version that is gone altogether was removed by somebody who saw it, or by somebody who compared with the one before. The second can't be
-//! where our commit replaced nothing; else it is put back.
+//! After a commit, the journal marks its version as *unconfirmed*. It stays so until its path was compared once more,
+//! at least [`crate::fs::Options::read_back_after`] later, also across restarts. A later change of ours to that
+//! version doesn't confirm it. That change is read back itself, so its mark replaces this one. A later change of ours
+//! to a version that another client put there meanwhile leaves the mark in place.
 //!
-//! Each commit is read back once, and so is what is kept under another name: two mounts may choose the same. Putting a version back over
-//! another one begins no new term: two mounts that would both overwrite don't do so for ever.
+//! One request compares many paths. It renames each file to itself, which compares the hash and changes nothing,
+//! except that a missing sidecar is restored.
+//!
+//! If our version was removed, there are two possibilities: another client saw our version and removed it, or it
+//! removed the version before ours and hit ours. If our commit replaced nothing, only the first is possible, and the
+//! file stays removed. Otherwise our version is restored.
+//!
+//! Each commit is read back once. A version that is kept under a conflict name is read back, too, because two mounts
+//! may choose the same name. A version that was restored over another one isn't read back again. Otherwise two mounts
+//! that both overwrite would do so without end.
 
 use crate::fs::errno::Error;
 use crate::fs::ids::{FileNo, OnConflict, OpNo};
@@ -28,28 +35,30 @@ use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
-/// Commits that wait to be read back, at most: some hundred bytes each. Beyond that a commit isn't.
+/// Limit of the commits that wait for their read-back. Each takes some hundred bytes. Commits beyond the limit aren't
+/// read back.
 pub(crate) const MAX_UNCONFIRMED: usize = 65_536;
-/// Paths compared by one request: what the Hub takes in one.
+/// Number of paths that one request compares. The Hub accepts as many in one request.
 const BATCH: usize = 1000;
-/// Files of one renamed directory that are read back, at most: others have to find room, too.
+/// Limit of the files of one renamed directory that are read back, so that space is left for other commits.
 const MAX_MOVED: usize = 8192;
-/// Notes of one record of the journal.
+/// Number of unconfirmed commits in one journal record.
 const PORTION: usize = 1000;
-/// How often it is looked whether something is due.
+/// Interval of the check for commits that are due.
 const LOOK: Duration = Duration::from_secs(1);
-/// Pause after a comparison that could not be made.
+/// Pause after a comparison that failed.
 const PAUSE: Duration = Duration::from_secs(60);
 
-/// The first look comes after a tenth of the time: what overwrote a new file may be gone when the second one comes, and what is gone then can't be
-/// told from what somebody removed. It confirms nothing.
+/// The first or the second comparison of a commit. The first one comes after a tenth of the time and confirms
+/// nothing. It is needed because a version that replaced a new file may be removed before the second one comes. At
+/// that time, it can't be distinguished from a removal of our version.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Look {
     First,
     Last,
 }
 
-/// When what is to be read back.
+/// The commits that wait for their read-back, by time.
 #[derive(Default)]
 pub(crate) struct ReadBacks {
     first: Mutex<BTreeSet<(Instant, OpNo)>>,
@@ -65,7 +74,7 @@ impl ReadBacks {
         self.of(look).insert((at, op));
     }
 
-    /// What is due, at most a batch.
+    /// Returns the commits that are due, at most one batch.
     fn take_due(&self, look: Look) -> Vec<OpNo> {
         let mut waiting = self.of(look);
         let now = Instant::now();
@@ -80,8 +89,9 @@ impl ReadBacks {
     }
 }
 
-/// The note of a file's commit that operation `op` made, at the place that the file has by now; none where another operation that names the file
-/// is queued: it will be compared with what this one made, whatever the paths were called when the two were queued.
+/// Returns the entry that marks the commit of a file by operation `op` as unconfirmed, at the file's present path.
+/// Returns `None` if another operation on the file is queued. That operation is compared with the result of this one,
+/// whatever the paths were when the two were queued.
 pub(crate) fn note(
     ledger: &Ledger,
     op: OpNo,
@@ -98,14 +108,14 @@ pub(crate) fn note(
 }
 
 impl Sync {
-    /// Has the commit that an operation made read back later.
+    /// Schedules the read-back of the commit that an operation made.
     pub(crate) fn read_back_later(&self, op: OpNo) {
         let after = self.options.read_back_after;
         self.read_backs.add(Look::First, Instant::now() + after / 10, op);
         self.read_backs.add(Look::Last, Instant::now() + after, op);
     }
 
-    /// Has commits that no operation of the queue made read back later, as far as there is room.
+    /// Schedules the read-back of commits that no queued operation made, as far as the limit permits.
     pub(crate) fn note_commits(&self, commits: Vec<Unconfirmed>) -> Result<(), Error> {
         self.note_commits_if(&commits, |_, _| true)
     }
@@ -128,7 +138,8 @@ impl Sync {
         Ok(())
     }
 
-    /// Has the files of a directory that operation `op` moved read back, but for those that changed here since, and those that are to be anyway.
+    /// Schedules the read-back of the files of a directory that operation `op` moved. Skips files that changed here
+    /// since, and files whose read-back is scheduled already.
     pub(crate) fn note_moved(&self, op: OpNo, moved: Vec<MovedFile>) {
         if moved.len() > MAX_MOVED {
             tracing::warn!(files = moved.len() - MAX_MOVED, "files of a renamed directory are not read back: too many");
@@ -153,7 +164,7 @@ impl Sync {
         }
     }
 
-    /// Reads back what is due until the mount stops.
+    /// Reads back the commits that are due, until the mount stops.
     pub(crate) async fn confirm_loop(sync: Weak<Self>, mut stop: watch::Receiver<bool>) {
         loop {
             {
@@ -167,7 +178,7 @@ impl Sync {
         }
     }
 
-    /// Reads back what is due.
+    /// Reads back the commits that are due.
     pub(crate) async fn confirm_due(&self) {
         for look in [Look::First, Look::Last] {
             loop {
@@ -205,7 +216,7 @@ impl Sync {
         self.confirm(confirmed);
     }
 
-    /// Deals with what a comparison has found; says whether the commit needn't be looked at again.
+    /// Handles the result of a comparison. Returns true if the commit doesn't need another one.
     async fn compared(&self, look: Look, op: OpNo, commit: &Unconfirmed, outcome: Outcome) -> bool {
         if matches!(outcome, Outcome::Conflict { .. }) && !self.is_still_to_compare(look, op, commit) {
             return false;
@@ -219,7 +230,7 @@ impl Sync {
         };
         if let Err(error) = &known {
             tracing::debug!(%error, "a commit can't be read back now");
-            // After the first look comes another one in any case.
+            // After the first comparison the second one follows in any case.
             if look == Look::Last {
                 self.read_backs.add(look, Instant::now() + PAUSE, op);
             }
@@ -227,8 +238,8 @@ impl Sync {
         known.is_ok()
     }
 
-    /// Whether the commit is to be compared at that path even now. Else the source may have carried out a change of ours before it compared:
-    /// what it found says nothing of others.
+    /// Returns true if the commit is still to be compared at that path. If it isn't, the remote may have carried out
+    /// a change of ours before the comparison. Then the result doesn't show a change of another client.
     fn is_still_to_compare(&self, look: Look, op: OpNo, commit: &Unconfirmed) -> bool {
         let Sorted { compare, settled, later } = self.sort(vec![op]);
         self.confirm(settled);
@@ -263,25 +274,25 @@ impl Sync {
             Ok((there.map(|op| Entry::Confirmed { op }).collect(), ()))
         });
         if let Err(error) = noted {
-            tracing::warn!(%error, "cannot note that commits were read back");
+            tracing::warn!(%error, "cannot record that commits were read back");
         }
     }
 
-    /// Our version isn't there, and no other that has a hash.
+    /// Handles a path that has neither our version nor another one with a hash.
     async fn missing(&self, commit: &Unconfirmed) -> Result<(), Error> {
         match self.look(&commit.path).await? {
             Found::Nothing => self.removed(commit).await,
             Found::Other => self.keep_aside(commit).await,
-            // It has come since: to be compared once more.
+            // The version appeared after the comparison, so the path has to be compared once more.
             Found::Content(_) => Err(Error::TimedOut),
         }
     }
 
-    /// Nothing is left of our version.
+    /// Handles a path that has nothing any more.
     async fn removed(&self, commit: &Unconfirmed) -> Result<(), Error> {
         if !commit.replaced {
-            // Others may remove what they see: it isn't put back.
-            tracing::info!(path = self.view.log_name(&commit.path), "removed by somebody else since its commit");
+            // Another client may remove a version that it sees, so ours isn't restored.
+            tracing::info!(path = self.view.log_name(&commit.path), "removed by another client since its commit");
             return Ok(());
         }
         if self.options.on_conflict == OnConflict::Fail {
@@ -292,18 +303,20 @@ impl Sync {
         self.note_commits(vec![Unconfirmed { replaced: false, ..commit.clone() }])
     }
 
-    /// Another version is where ours was.
+    /// Handles a path that has another version.
     async fn overwritten(&self, commit: &Unconfirmed, theirs: Hash) -> Result<(), Error> {
         let since = ours_since(&self.journal.ledger(), commit, theirs);
         match since {
-            // Nothing was there when it came, and nothing else was seen there in between: ours had been removed, as others may.
+            // Nothing was there before our commit, and nothing else was seen there since. So another client removed
+            // ours, as it may.
             Some(Since { replaced: false }) if !commit.replaced => Ok(()),
             None if self.options.on_conflict == OnConflict::Overwrite => {
                 self.put_back(commit, Expect::Is(theirs)).await?;
                 self.note_overwritten(&commit.path);
                 Ok(())
             }
-            // Also where conflicts are to be parked: nothing local is left. Under another name both are there to be looked at.
+            // This also applies if conflicts are to be parked, because nothing local is left. Under a conflict name,
+            // the user can see both versions.
             _ => self.keep_aside(commit).await,
         }
     }
@@ -313,7 +326,7 @@ impl Sync {
         self.ask(Op { path: commit.path.clone(), expect, change }).await.map(drop)
     }
 
-    /// Our version gets a conflict name.
+    /// Commits our version under a conflict name.
     async fn keep_aside(&self, commit: &Unconfirmed) -> Result<(), Error> {
         let path = self.put_aside(&commit.path, self.stored(commit).await?, commit.mtime).await?;
         self.note_conflict(&commit.path);
@@ -333,14 +346,15 @@ impl Sync {
     }
 }
 
-/// A version that this mount committed after one that isn't there any more.
+/// A version that this mount committed after one that was replaced or removed since.
 #[derive(Clone, Copy)]
 struct Since {
-    /// Something was at the path before.
+    /// True if the path had a version before.
     replaced: bool,
 }
 
-/// Whether the version found is our own: what somebody had put in the place of `commit` was changed here, or what they had removed was made anew.
+/// Returns a value if the version that was found is our own: this mount changed the version that another client had
+/// put in place of `commit`, or created the file again after the other client had removed it.
 fn ours_since(ledger: &Ledger, commit: &Unconfirmed, found: Hash) -> Option<Since> {
     let noted = ledger.unconfirmed().at(&commit.path).find(|(_, other)| other.version.hash == found);
     if let Some((_, other)) = noted {
@@ -354,7 +368,8 @@ fn ours_since(ledger: &Ledger, commit: &Unconfirmed, found: Hash) -> Option<Sinc
     ledger.files_within(&commit.path).any(|(_, record)| is_it(record)).then_some(Since { replaced: true })
 }
 
-/// What else of ours is noted at the path of a version that is there now was overwritten.
+/// Returns entries for our other unconfirmed commits at the path of `found`. The version of `found` is there now, so
+/// they were overwritten. The entries mark them as commits that replaced something.
 fn others_were_overwritten(ledger: &Ledger, found: &Unconfirmed) -> Vec<Entry> {
     let noted = ledger.unconfirmed().at(&found.path);
     let others = noted.filter(|(_, commit)| commit.version.hash != found.version.hash && !commit.replaced);
@@ -363,7 +378,8 @@ fn others_were_overwritten(ledger: &Ledger, found: &Unconfirmed) -> Vec<Entry> {
         .collect()
 }
 
-/// Entries that take the notes of what is at or below a path elsewhere: what was to move there doesn't.
+/// Returns entries that move the unconfirmed commits at or below a path to another path. Used for files that stay
+/// although their directory moves.
 pub(crate) fn notes_moved(ledger: &Ledger, from: &PlainPath, to: &PlainPath) -> Vec<Entry> {
     let notes = ledger.unconfirmed().within(from);
     let moved = notes.filter_map(|(op, commit)| {
@@ -373,17 +389,17 @@ pub(crate) fn notes_moved(ledger: &Ledger, from: &PlainPath, to: &PlainPath) -> 
     moved.collect()
 }
 
-/// What is to become of commits that are due.
+/// Commits that are due, by the next step.
 #[derive(Default)]
 struct Sorted {
     compare: Vec<(OpNo, Unconfirmed)>,
     /// A local change will be compared instead.
     settled: Vec<OpNo>,
-    /// Their directory is on its way elsewhere.
+    /// Their directory is being moved.
     later: Vec<OpNo>,
 }
 
-/// Whether the version was changed here, and that isn't committed yet.
+/// Returns true if the version was changed here and the change isn't committed yet.
 fn is_edited(ledger: &Ledger, commit: &Unconfirmed) -> bool {
     let hash = commit.version.hash;
     ledger.files_within(&commit.path).any(|(_, record)| {
@@ -395,7 +411,7 @@ fn is_edited(ledger: &Ledger, commit: &Unconfirmed) -> bool {
 
 #[cfg(test)]
 impl Sync {
-    /// As if every commit that is to be read back had been compared, with that outcome.
+    /// Handles `outcome` as the result of the second comparison for each of the commits.
     pub(crate) async fn all_compared(&self, commits: Vec<(OpNo, Unconfirmed)>, outcome: impl Fn() -> Outcome) {
         for (op, commit) in commits {
             self.compared(Look::Last, op, &commit, outcome()).await;
