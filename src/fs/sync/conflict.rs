@@ -9,7 +9,7 @@
 //! | commit | another version | ours goes to `name (conflict <host> <time>).ext` | ours replaces it |
 //! | commit | no version any more | ours is restored | ours is restored |
 //! | removal | another version | it stays | it is removed |
-//! | rename | another version at the old name | it stays; ours gets the new name | it is removed; ours gets the new name |
+//! | rename | another version at old name | it stays; ours gets the new name | it is removed; ours gets the new name |
 //! | rename | no version at the old name | ours gets the new name | ours gets the new name |
 //! | rename | another version at the target | it goes to a conflict name, ours replaces it | ours replaces it |
 //! | directory rename | files at the new names of ours | as a rename of each file | as a rename of each file |
