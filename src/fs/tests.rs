@@ -1,4 +1,4 @@
-//! The filesystem without a kernel: operations on [`Vfs`] against sources that can be watched and broken.
+//! Tests of the filesystem without a kernel: operations on [`Vfs`] against remotes that tests can inspect and break.
 
 mod bench;
 mod confirm;
