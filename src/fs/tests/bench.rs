@@ -1,4 +1,4 @@
-//! A mount to test on: paths instead of inodes, and restarts.
+//! A mount for tests. It takes paths instead of inodes, and it can be restarted.
 
 use crate::fs::memory_view::MemoryView;
 use crate::fs::{
@@ -11,10 +11,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Long enough that nothing is flushed unless a test asks.
+/// A time that is long enough that nothing is flushed unless a test requests it.
 const NEVER: Duration = Duration::from_secs(3600);
 
-/// Options of tests: everything is looked up every time, nothing is flushed by itself.
+/// Returns the options of tests: names are always looked up at the remote, and nothing is flushed automatically.
 pub(in crate::fs) fn options(cache_dir: &Path) -> Options {
     Options {
         cache_dir: cache_dir.to_owned(),
@@ -38,7 +38,7 @@ pub(in crate::fs) fn options(cache_dir: &Path) -> Options {
     }
 }
 
-/// See the module.
+/// A mount for tests. See the module.
 pub(in crate::fs) struct Mount<V: ?Sized = MemoryView> {
     pub(in crate::fs) vfs: Arc<Vfs>,
     pub(in crate::fs) view: Arc<V>,
@@ -63,7 +63,7 @@ impl Mount {
         Self { vfs, view, dir, options }
     }
 
-    /// What `kill -9` and a new start make of it: nothing is settled, flushed or synced.
+    /// Returns the mount after `kill -9` and a new start. Nothing is persisted, flushed or synced before.
     pub(in crate::fs) async fn killed(self) -> Self {
         let Self { vfs, view, dir, options } = self;
         vfs.kill();
@@ -78,7 +78,7 @@ impl Mount {
         panic!("the old daemon doesn't let go of its folder");
     }
 
-    /// What the source has.
+    /// Returns the files of the remote.
     pub(in crate::fs) fn remote(&self) -> BTreeMap<String, Vec<u8>> {
         self.view.files()
     }
@@ -190,7 +190,8 @@ impl<V: ?Sized> Mount<V> {
         Ok(())
     }
 
-    /// Copies a whole file as `cp` does: in one go where that is possible, else by reading and writing. Says whether it was in one go.
+    /// Copies a whole file as `cp` does: by one call if possible, else by reading and writing. Returns true if it was
+    /// one call.
     pub(in crate::fs) async fn copy(&self, from: &str, to: &str) -> Result<bool, Error> {
         let reader = self.open(from, libc::O_RDONLY).await?;
         let content = self.read_all(reader).await?;
@@ -246,7 +247,8 @@ impl<V: ?Sized> Mount<V> {
         self.list(path).await.unwrap().into_iter().map(|entry| entry.name).collect()
     }
 
-    /// Everything in the mount: files with their content, symbolic links with their target, directories with `None`.
+    /// Returns everything in the mount: files with their content, symbolic links with their target, directories with
+    /// `None`.
     pub(in crate::fs) async fn tree(&self) -> BTreeMap<String, Option<Vec<u8>>> {
         let mut found = BTreeMap::new();
         let mut open = vec![String::new()];
@@ -269,13 +271,13 @@ impl<V: ?Sized> Mount<V> {
         found
     }
 
-    /// Flushes everything; panics if something stays.
+    /// Flushes everything. Panics if something stays pending.
     pub(in crate::fs) async fn flush(&self) {
         let drained = self.vfs.flush(Some(Duration::from_secs(20))).await;
         assert_eq!(drained.pending, 0, "{:?}", self.vfs.status());
     }
 
-    /// Waits until no slot is in use: they are freed in the background, once what freed them is durable.
+    /// Waits until no slot is in use. Slots are freed in the background, once the change that freed them is durable.
     pub(in crate::fs) async fn staging_empties(&self) {
         for _ in 0..2000 {
             self.vfs.journal.synced(self.vfs.journal.last()).await.unwrap();
