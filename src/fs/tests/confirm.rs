@@ -1,4 +1,5 @@
-//! Commits are read back: what somebody overwrote in the moment of ours isn't lost in silence.
+//! Commits are read back, so that a version that another client overwrote at the moment of our commit isn't lost
+//! silently.
 
 use super::Mount;
 use crate::fs::ids::OpNo;
@@ -22,7 +23,7 @@ impl<V: View> Mount<V> {
         self.vfs.journal.ledger().unconfirmed().len()
     }
 
-    /// Reads back what is due, until nothing is left.
+    /// Reads back the commits that are due, until none is left.
     pub(super) async fn confirm(&self) {
         for _ in 0..2000 {
             self.vfs.sync.confirm_due().await;
@@ -36,20 +37,20 @@ impl<V: View> Mount<V> {
 }
 
 impl Mount {
-    /// The same mount, killed and started with other options.
+    /// Kills the mount and starts it with other options.
     async fn restarted(mut self, change: impl FnOnce(&mut Options)) -> Self {
         change(&mut self.options);
         self.killed().await
     }
 
-    /// The same, with all that was committed read back.
+    /// Kills the mount, starts it again, and reads all commits back.
     async fn read_back(self) -> Self {
         let mount = self.restarted(at_once).await;
         mount.confirm().await;
         mount
     }
 
-    /// What is to be read back, as a comparison asks for it.
+    /// Returns the commits to read back, in the form that a comparison needs.
     fn asked(&self) -> Vec<(OpNo, Unconfirmed)> {
         self.vfs.journal.ledger().unconfirmed().all().map(|(op, commit)| (op, commit.clone())).collect()
     }
@@ -65,13 +66,13 @@ impl Mount {
     }
 }
 
-/// The conflict copy's content, where there is one.
+/// Returns the conflict copy's content, if there is one.
 fn copy(mount: &Mount) -> Option<Vec<u8>> {
     mount.remote().into_iter().find(|(path, _)| path.contains(" (conflict ")).map(|(_, content)| content)
 }
 
 #[tokio::test]
-async fn a_commit_that_was_overwritten_is_noticed_and_goes_by_the_policy() {
+async fn overwritten_commit_is_detected_and_follows_policy() {
     for (policy, at_path, copied) in [
         (OnConflict::KeepBoth, &b"theirs"[..], Some(b"ours".to_vec())),
         (OnConflict::Overwrite, b"ours", None),
@@ -85,7 +86,7 @@ async fn a_commit_that_was_overwritten_is_noticed_and_goes_by_the_policy() {
         mount.write("a", b"ours").await.unwrap();
         mount.flush().await;
         mount.view.put_foreign("a", b"theirs");
-        // The note survives, and is taken up at the next start.
+        // The unconfirmed commit survives the restart, and the next start continues with it.
         let mount = mount.restarted(at_once).await;
         assert_eq!(mount.unconfirmed(), 1);
         mount.confirm().await;
@@ -96,7 +97,7 @@ async fn a_commit_that_was_overwritten_is_noticed_and_goes_by_the_policy() {
 }
 
 #[tokio::test]
-async fn a_rename_that_was_overwritten_is_noticed_too() {
+async fn overwritten_rename_is_detected() {
     let mount = Mount::with(later).await;
     mount.view.put_foreign("a", b"ours");
     mount.rename("a", "b").await.unwrap();
@@ -107,7 +108,7 @@ async fn a_rename_that_was_overwritten_is_noticed_too() {
 }
 
 #[tokio::test]
-async fn what_is_as_it_was_committed_is_confirmed_and_nothing_is_changed() {
+async fn unchanged_commits_are_confirmed_without_changes() {
     let mount = Mount::with(later).await;
     for file in 0..5 {
         mount.write(&format!("f{file}"), b"ours").await.unwrap();
@@ -127,7 +128,7 @@ async fn what_is_as_it_was_committed_is_confirmed_and_nothing_is_changed() {
 }
 
 #[tokio::test]
-async fn nothing_is_read_back_before_its_time() {
+async fn commit_is_not_read_back_before_due_time() {
     let mount = Mount::with(later).await;
     mount.write("a", b"ours").await.unwrap();
     mount.flush().await;
@@ -138,7 +139,7 @@ async fn nothing_is_read_back_before_its_time() {
 }
 
 #[tokio::test]
-async fn what_others_remove_later_stays_removed() {
+async fn file_removed_later_by_other_client_stays_removed() {
     let mount = Mount::with(later).await;
     mount.write("a", b"ours").await.unwrap();
     mount.flush().await;
@@ -149,10 +150,10 @@ async fn what_others_remove_later_stays_removed() {
 }
 
 #[tokio::test]
-async fn our_own_later_changes_are_no_foreign_ones() {
+async fn later_changes_of_same_mount_are_not_conflicts() {
     let mount = Mount::with(later).await;
     mount.view.put_foreign("d/x", b"x");
-    // What replaced something is put back if it is missing.
+    // A version that replaced another one is restored if it is missing.
     for path in ["edited", "moved", "gone", "dirty"] {
         mount.view.put_foreign(path, b"base");
         mount.write(path, path.as_bytes()).await.unwrap();
@@ -172,7 +173,7 @@ async fn our_own_later_changes_are_no_foreign_ones() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_back_stays_unconfirmed() {
+async fn commit_stays_unconfirmed_while_remote_is_offline() {
     let mount = Mount::with(later).await;
     mount.write("a", b"ours").await.unwrap();
     mount.flush().await;
@@ -185,12 +186,12 @@ async fn what_cannot_be_read_back_stays_unconfirmed() {
     mount.confirm().await;
 }
 
-/// Everything that is at the source under any name, without the names.
+/// Returns the contents of all files at the remote, without names.
 fn contents(mount: &Mount) -> Vec<Vec<u8>> {
     mount.remote().into_values().collect()
 }
 
-/// A mount that committed `ours` over another version at `d/a`.
+/// Returns a mount that committed `ours` over another version at `d/a`.
 async fn committed(policy: OnConflict) -> Mount {
     let mount = Mount::with(|options| {
         later(options);
@@ -204,7 +205,7 @@ async fn committed(policy: OnConflict) -> Mount {
 }
 
 #[tokio::test]
-async fn what_a_removal_of_the_version_before_took_along_is_put_back() {
+async fn version_removed_in_place_of_its_predecessor_is_restored() {
     for (policy, put_back) in [(OnConflict::KeepBoth, true), (OnConflict::Overwrite, true), (OnConflict::Fail, false)] {
         let mount = committed(policy).await;
         mount.view.delete_foreign("d/a");
@@ -212,7 +213,7 @@ async fn what_a_removal_of_the_version_before_took_along_is_put_back() {
         assert_eq!(contents(&mount), [b"ours"], "{policy:?}");
         assert_eq!(mount.remote().contains_key("d/a"), put_back, "{policy:?}");
         assert_eq!(mount.names("d").await.len(), 1);
-        // Whoever removes it again has seen it.
+        // The client that removes it again has seen it.
         let path = mount.remote().into_keys().next().unwrap();
         mount.view.delete_foreign(&path);
         let mount = mount.read_back().await;
@@ -221,7 +222,7 @@ async fn what_a_removal_of_the_version_before_took_along_is_put_back() {
 }
 
 #[tokio::test]
-async fn what_replaced_ours_may_be_changed_here_before_ours_is_read_back() {
+async fn overwritten_version_is_kept_though_its_replacement_was_changed_here() {
     for (change, policy) in
         pairs(["edit", "remove", "rename", "replace", "move"], [OnConflict::KeepBoth, OnConflict::Overwrite])
     {
@@ -242,7 +243,7 @@ async fn what_replaced_ours_may_be_changed_here_before_ours_is_read_back() {
         let mount = mount.read_back().await;
         let after = contents(&mount);
         assert!(after.contains(&b"ours".to_vec()), "{change}, {policy:?}: {:?}", mount.remote());
-        // What was made of theirs here is a version of ours, too. A name that was moved on is theirs.
+        // A version that this mount made from theirs is ours, too. If only the name was moved, the version is theirs.
         let made_here = before.iter().filter(|content| change == "edit" && content.ends_with(b"more"));
         assert!(made_here.clone().all(|content| after.contains(content)), "{change}, {policy:?}: {:?}", mount.remote());
     }
@@ -253,7 +254,7 @@ fn pairs<A: Copy, B: Copy, const N: usize, const M: usize>(a: [A; N], b: [B; M])
 }
 
 #[tokio::test]
-async fn a_new_file_that_others_removed_and_that_is_made_anew_here_is_the_only_one() {
+async fn recreated_file_after_foreign_removal_has_no_copy() {
     let mount = Mount::with(later).await;
     mount.write("a", b"first").await.unwrap();
     mount.flush().await;
@@ -265,7 +266,7 @@ async fn a_new_file_that_others_removed_and_that_is_made_anew_here_is_the_only_o
 }
 
 #[tokio::test]
-async fn a_new_file_that_was_overwritten_is_kept_whatever_was_made_of_what_overwrote_it() {
+async fn overwritten_new_file_is_kept_whatever_happened_to_its_replacement() {
     for change in ["edit", "remove", "remove and make anew", "rename", "replace", "move"] {
         let mount = Mount::with(later).await;
         mount.view.put_foreign("d/other", b"another");
@@ -295,7 +296,7 @@ async fn a_new_file_that_was_overwritten_is_kept_whatever_was_made_of_what_overw
 }
 
 #[tokio::test]
-async fn what_others_made_of_a_file_before_its_directory_was_renamed_is_what_was_moved() {
+async fn directory_rename_moves_earlier_foreign_change() {
     for policy in [OnConflict::KeepBoth, OnConflict::Overwrite] {
         let mount = Mount::with(|options| {
             later(options);
@@ -314,7 +315,7 @@ async fn what_others_made_of_a_file_before_its_directory_was_renamed_is_what_was
 }
 
 #[tokio::test]
-async fn a_directory_that_is_renamed_after_a_restart_is_read_back_though_nobody_looked_at_it() {
+async fn unlisted_directory_renamed_after_restart_is_read_back() {
     let mount = Mount::with(later).await;
     mount.view.put_foreign("d/x/y", b"ours");
     mount.view.refuse_for_now("");
@@ -328,7 +329,7 @@ async fn a_directory_that_is_renamed_after_a_restart_is_read_back_though_nobody_
 }
 
 #[tokio::test]
-async fn a_version_is_kept_once_though_its_directory_was_renamed_after_its_commit() {
+async fn version_is_kept_once_after_rename_of_its_directory() {
     let mount = committed(OnConflict::KeepBoth).await;
     mount.rename("d", "e").await.unwrap();
     mount.flush().await;
@@ -338,7 +339,7 @@ async fn a_version_is_kept_once_though_its_directory_was_renamed_after_its_commi
 }
 
 #[tokio::test]
-async fn a_directory_rename_that_is_given_up_leaves_its_files_to_be_read_back_where_they_are() {
+async fn files_of_dropped_directory_rename_are_read_back_at_old_paths() {
     for overwritten in [false, true] {
         let mount = committed(OnConflict::KeepBoth).await;
         mount.view.refuse_for_now("");
@@ -356,7 +357,7 @@ async fn a_directory_rename_that_is_given_up_leaves_its_files_to_be_read_back_wh
 }
 
 #[tokio::test]
-async fn what_comes_while_it_is_looked_what_is_missing_is_compared_once_more() {
+async fn version_that_appears_during_comparison_is_compared_again() {
     let mount = committed(OnConflict::KeepBoth).await;
     let asked = mount.asked();
     mount.view.put_foreign("d/a", b"theirs");
@@ -365,7 +366,7 @@ async fn what_comes_while_it_is_looked_what_is_missing_is_compared_once_more() {
 }
 
 #[tokio::test]
-async fn a_change_here_that_is_not_committed_yet_does_not_stand_for_what_it_never_saw() {
+async fn uncommitted_change_does_not_confirm_older_commit() {
     let mount = committed(OnConflict::KeepBoth).await;
     mount.view.put_foreign("d/a", b"theirs");
     assert_eq!(mount.read("d/a").await.unwrap(), b"theirs");
@@ -375,7 +376,7 @@ async fn a_change_here_that_is_not_committed_yet_does_not_stand_for_what_it_neve
 }
 
 #[tokio::test]
-async fn a_commit_is_read_back_where_its_directory_has_gone() {
+async fn commit_is_read_back_at_new_path_of_its_directory() {
     let mount = Mount::with(later).await;
     mount.view.put_foreign("d/a", b"base");
     let view = mount.view.clone();
@@ -393,7 +394,7 @@ async fn a_commit_is_read_back_where_its_directory_has_gone() {
 }
 
 #[tokio::test]
-async fn what_a_queued_change_is_compared_with_is_not_read_back_wherever_its_directory_has_gone() {
+async fn version_expected_by_queued_change_is_not_read_back() {
     let mount = Mount::with(later).await;
     mount.view.put_foreign("d/a", b"base");
     let view = mount.view.clone();
@@ -411,13 +412,13 @@ async fn what_a_queued_change_is_compared_with_is_not_read_back_wherever_its_dir
 }
 
 #[tokio::test]
-async fn what_our_own_change_did_before_it_was_compared_is_no_surprise() {
+async fn own_change_before_comparison_is_not_conflict() {
     for change in ["remove", "rename", "edit", "move"] {
         let mount = Mount::with(later).await;
         mount.view.put_foreign("d/a", b"base");
         mount.write_at("d/a", 0, b"ours").await.unwrap();
         mount.flush().await;
-        // The comparison has been asked for,
+        // The comparison has been requested.
         let asked = mount.asked();
         assert_eq!(asked.len(), 1);
         match change {
@@ -428,7 +429,7 @@ async fn what_our_own_change_did_before_it_was_compared_is_no_surprise() {
         }
         mount.flush().await;
         let before = mount.remote();
-        // and the source carries it out after what was asked later.
+        // The remote carries it out after the later change.
         mount
             .vfs
             .sync
@@ -442,7 +443,7 @@ async fn what_our_own_change_did_before_it_was_compared_is_no_surprise() {
 }
 
 #[tokio::test]
-async fn files_of_a_renamed_directory_are_read_back() {
+async fn files_of_renamed_directory_are_read_back() {
     let mount = Mount::with(later).await;
     mount.view.put_foreign("d/x/y", b"ours");
     mount.rename("d", "e").await.unwrap();
@@ -453,8 +454,8 @@ async fn files_of_a_renamed_directory_are_read_back() {
 }
 
 #[tokio::test]
-async fn a_new_file_that_was_overwritten_is_kept_though_what_overwrote_it_is_gone_in_the_end() {
-    // The first look comes after half a second; nobody waits for the second one.
+async fn overwritten_new_file_is_kept_though_replacement_is_removed_later() {
+    // The first comparison comes after half a second. The test doesn't wait for the second one.
     let mount = Mount::with(|options| options.read_back_after = Duration::from_secs(5)).await;
     mount.write("a", b"ours").await.unwrap();
     mount.flush().await;
@@ -468,7 +469,7 @@ async fn a_new_file_that_was_overwritten_is_kept_though_what_overwrote_it_is_gon
 }
 
 #[tokio::test]
-async fn a_copy_that_was_kept_is_read_back_too() {
+async fn kept_conflict_copy_is_read_back() {
     let mount = committed(OnConflict::KeepBoth).await;
     mount.view.put_foreign("d/a", b"theirs");
     let mount = mount.read_back().await;
@@ -482,7 +483,7 @@ async fn a_copy_that_was_kept_is_read_back_too() {
 }
 
 #[tokio::test]
-async fn a_rename_that_met_a_conflict_is_read_back_and_so_is_what_made_room() {
+async fn rename_with_conflict_and_its_conflict_copy_are_read_back() {
     let mount = Mount::with(later).await;
     mount.view.put_foreign("a", b"ours");
     let view = mount.view.clone();
@@ -497,7 +498,7 @@ async fn a_rename_that_met_a_conflict_is_read_back_and_so_is_what_made_room() {
 }
 
 #[tokio::test]
-async fn files_of_a_renamed_directory_that_changed_here_before_a_kill_are_no_conflicts() {
+async fn files_changed_in_renamed_directory_before_kill_are_not_conflicts() {
     let mount = Mount::with(later).await;
     for path in ["d/edited", "d/moved", "d/removed", "d/still"] {
         mount.view.put_foreign(path, b"theirs");
@@ -509,7 +510,7 @@ async fn files_of_a_renamed_directory_that_changed_here_before_a_kill_are_no_con
     mount.unlink("e/removed").await.unwrap();
     mount.vfs.flush(Some(Duration::from_millis(100))).await;
     let before = mount.tree().await;
-    // The inodes are there before the operations go on, and know nothing of what is to come.
+    // The inodes exist before the operations continue, and have no record of the later result.
     let mount = mount.killed().await;
     assert_eq!(mount.tree().await, before);
     mount.view.allow("");
