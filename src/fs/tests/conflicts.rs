@@ -1,4 +1,4 @@
-//! Others change the source meanwhile: both versions are kept, and nothing of theirs is overwritten.
+//! Other clients change the remote concurrently: both versions are kept, and none of theirs is overwritten.
 
 use super::Mount;
 use crate::fs::OnConflict::{Fail, KeepBoth, Overwrite};
@@ -12,7 +12,7 @@ fn is_conflict_copy(name: &str, of: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_foreign_change_below_an_edit_keeps_both() {
+async fn foreign_change_of_edited_file_keeps_both_versions() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a.txt", b"base");
     mount.write_at("a.txt", 0, b"ours").await.unwrap();
@@ -29,7 +29,7 @@ async fn a_foreign_change_below_an_edit_keeps_both() {
 }
 
 #[tokio::test]
-async fn a_file_made_on_both_sides_keeps_both() {
+async fn file_created_on_both_sides_keeps_both_versions() {
     let mount = Mount::new().await;
     mount.write("a", b"ours").await.unwrap();
     mount.view.put_foreign("a", b"theirs");
@@ -40,7 +40,7 @@ async fn a_file_made_on_both_sides_keeps_both() {
 }
 
 #[tokio::test]
-async fn a_foreign_change_of_a_file_that_we_remove_survives() {
+async fn foreign_change_of_removed_file_survives() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"base");
     mount.view.set_offline(true);
@@ -57,7 +57,7 @@ async fn a_foreign_change_of_a_file_that_we_remove_survives() {
 }
 
 #[tokio::test]
-async fn a_foreign_removal_of_a_file_that_we_remove_is_no_conflict() {
+async fn foreign_removal_of_removed_file_is_not_conflict() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"base");
     let held = mount.view.hold_commits().await;
@@ -69,7 +69,7 @@ async fn a_foreign_removal_of_a_file_that_we_remove_is_no_conflict() {
 }
 
 #[tokio::test]
-async fn a_foreign_change_of_a_file_that_we_rename_stays_and_ours_appears_at_the_new_name() {
+async fn foreign_change_of_renamed_file_stays_at_old_name() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"ours");
     let held = mount.view.hold_commits().await;
@@ -82,7 +82,7 @@ async fn a_foreign_change_of_a_file_that_we_rename_stays_and_ours_appears_at_the
 }
 
 #[tokio::test]
-async fn a_foreign_file_where_we_rename_to_is_kept_beside() {
+async fn foreign_file_at_rename_target_gets_conflict_name() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"ours");
     let held = mount.view.hold_commits().await;
@@ -99,7 +99,7 @@ async fn a_foreign_file_where_we_rename_to_is_kept_beside() {
 }
 
 #[tokio::test]
-async fn a_lost_answer_is_no_conflict() {
+async fn lost_response_is_not_conflict() {
     let mount = Mount::new().await;
     mount.view.put_foreign("old", b"old");
     mount.view.put_foreign("gone", b"gone");
@@ -118,7 +118,7 @@ async fn a_lost_answer_is_no_conflict() {
 }
 
 #[tokio::test]
-async fn operations_that_were_cut_off_are_repeated_until_they_are_done() {
+async fn interrupted_operations_are_repeated_until_done() {
     let mount = Mount::with(|options| options.flush_debounce = Duration::from_millis(1)).await;
     mount.view.put_foreign("a", b"a");
     mount.view.put_foreign("b", b"b");
@@ -138,8 +138,8 @@ async fn operations_that_were_cut_off_are_repeated_until_they_are_done() {
     assert_eq!(mount.remote().into_iter().collect::<Vec<_>>(), [("c".to_owned(), b"b".to_vec())]);
 }
 
-/// Ours was changed below `work` while the source was changed below `foreign`; what the source has after a flush, and the mount. Conflict copies
-/// are called `…*`.
+/// Performs `work` on the mount and `foreign` at the remote, concurrently, starting from the files `base`. Returns
+/// the files of the remote after a flush, and the mount. Conflict copies are called `…*`.
 async fn clash<W, F>(policy: OnConflict, base: &[&str], work: W, foreign: F) -> (BTreeMap<String, String>, Mount)
 where
     W: AsyncFnOnce(&Mount),
@@ -167,8 +167,8 @@ fn source(files: &[(&str, &str)]) -> BTreeMap<String, String> {
     files.iter().map(|(path, content)| ((*path).to_owned(), (*content).to_owned())).collect()
 }
 
-/// Checks the state, the count of conflicts and what is parked; then that a mount which parked it still has its own view of things, and
-/// can go on once the foreign change is gone.
+/// Checks the remote's files, the number of conflicts and the parked changes. If a change is parked, also checks that
+/// the mount still shows its own state, and that it can continue once the foreign change is removed.
 fn check(
     policy: OnConflict,
     (found, mount): &(BTreeMap<String, String>, Mount),
@@ -191,7 +191,7 @@ fn check(
 }
 
 #[tokio::test]
-async fn a_commit_that_meets_another_version_goes_by_the_policy() {
+async fn commit_over_other_version_follows_policy() {
     for (policy, expected, count) in [
         (KeepBoth, &[("a", "theirs"), ("a*", "ours a")][..], 1),
         (Overwrite, &[("a", "ours a")], 1),
@@ -206,7 +206,7 @@ async fn a_commit_that_meets_another_version_goes_by_the_policy() {
 }
 
 #[tokio::test]
-async fn a_commit_that_meets_a_removal_goes_by_the_policy() {
+async fn commit_after_foreign_removal_follows_policy() {
     for (policy, expected) in [(KeepBoth, &[("a", "ours a")][..]), (Overwrite, &[("a", "ours a")]), (Fail, &[])] {
         let work = async |mount: &Mount| mount.write_at("a", 0, b"ours").await.unwrap();
         let outcome = clash(policy, &["a"], work, |mount| mount.view.delete_foreign("a")).await;
@@ -215,7 +215,7 @@ async fn a_commit_that_meets_a_removal_goes_by_the_policy() {
 }
 
 #[tokio::test]
-async fn a_removal_that_meets_another_version_goes_by_the_policy() {
+async fn removal_of_other_version_follows_policy() {
     for (policy, expected, count) in
         [(KeepBoth, &[("a", "theirs")][..], 1), (Overwrite, &[], 1), (Fail, &[("a", "theirs")], 0)]
     {
@@ -228,7 +228,7 @@ async fn a_removal_that_meets_another_version_goes_by_the_policy() {
 }
 
 #[tokio::test]
-async fn a_rename_that_meets_another_version_at_its_source_goes_by_the_policy() {
+async fn rename_of_other_version_follows_policy() {
     for (policy, expected, count) in [
         (KeepBoth, &[("a", "theirs"), ("b", "base a")][..], 1),
         (Overwrite, &[("b", "base a")], 1),
@@ -241,7 +241,7 @@ async fn a_rename_that_meets_another_version_at_its_source_goes_by_the_policy() 
 }
 
 #[tokio::test]
-async fn a_rename_that_meets_another_version_at_its_target_goes_by_the_policy() {
+async fn rename_onto_other_version_follows_policy() {
     for (policy, expected, count) in [
         (KeepBoth, &[("b", "base a"), ("b*", "theirs")][..], 1),
         (Overwrite, &[("b", "base a")], 1),
@@ -257,7 +257,7 @@ async fn a_rename_that_meets_another_version_at_its_target_goes_by_the_policy() 
 }
 
 #[tokio::test]
-async fn a_rename_whose_source_is_gone_goes_by_the_policy() {
+async fn rename_of_removed_file_follows_policy() {
     for (policy, expected, count) in
         [(KeepBoth, &[("b", "base a")][..], 1), (Overwrite, &[("b", "base a")], 1), (Fail, &[], 0)]
     {
@@ -268,7 +268,7 @@ async fn a_rename_whose_source_is_gone_goes_by_the_policy() {
 }
 
 #[tokio::test]
-async fn a_directory_rename_that_meets_files_at_its_target_goes_by_the_policy() {
+async fn directory_rename_onto_files_follows_policy() {
     for (policy, expected, count) in [
         (KeepBoth, &[("e/only", "other"), ("e/x", "base d/x"), ("e/x*", "theirs"), ("e/y/z", "base d/y/z")][..], 1),
         (Overwrite, &[("e/only", "other"), ("e/x", "base d/x"), ("e/y/z", "base d/y/z")], 1),
@@ -290,7 +290,7 @@ async fn a_directory_rename_that_meets_files_at_its_target_goes_by_the_policy() 
 }
 
 #[tokio::test]
-async fn what_was_written_below_a_renamed_directory_is_not_held_up_by_a_conflict_in_it() {
+async fn conflict_in_renamed_directory_does_not_block_writes_below_it() {
     let work = async |mount: &Mount| {
         mount.rename("d", "e").await.unwrap();
         mount.write_at("e/x", 0, b"ours").await.unwrap();
@@ -302,7 +302,7 @@ async fn what_was_written_below_a_renamed_directory_is_not_held_up_by_a_conflict
 }
 
 #[tokio::test]
-async fn a_parked_conflict_goes_on_when_the_foreign_change_is_undone() {
+async fn parked_conflict_continues_after_foreign_change_is_undone() {
     let work = async |mount: &Mount| mount.rename("d", "e").await.unwrap();
     let (_, mount) = clash(Fail, &["d/x"], work, |mount| mount.view.put_foreign("e/x", b"theirs")).await;
     mount.view.delete_foreign("e/x");
@@ -311,7 +311,7 @@ async fn a_parked_conflict_goes_on_when_the_foreign_change_is_undone() {
 }
 
 #[tokio::test]
-async fn a_name_that_format_1_cannot_store_is_refused_at_once() {
+async fn name_that_format_1_cannot_store_is_refused_immediately() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"a");
     mount.view.put_foreign("d/x", b"x");
@@ -328,7 +328,7 @@ async fn a_name_that_format_1_cannot_store_is_refused_at_once() {
 }
 
 #[tokio::test]
-async fn what_was_removed_from_a_place_does_not_show_in_the_directory_that_was_moved_there() {
+async fn entries_removed_from_path_do_not_reappear_in_directory_moved_there() {
     let mount = Mount::new().await;
     for path in ["e/old", "e/x", "d/x", "d/y"] {
         mount.view.put_foreign(path, path.as_bytes());
@@ -343,7 +343,7 @@ async fn what_was_removed_from_a_place_does_not_show_in_the_directory_that_was_m
 }
 
 #[tokio::test]
-async fn what_is_open_for_writing_keeps_its_name_whatever_others_do_to_it() {
+async fn file_open_for_writing_keeps_name_after_foreign_change() {
     for (foreign, expected) in [(Some(&b"theirs"[..]), 2), (None, 1)] {
         let mount = Mount::new().await;
         mount.view.put_foreign("d/a", b"base");
@@ -352,7 +352,7 @@ async fn what_is_open_for_writing_keeps_its_name_whatever_others_do_to_it() {
             Some(content) => mount.view.put_foreign("d/a", content),
             None => mount.view.delete_foreign("d/a"),
         }
-        // Both directories are listed anew.
+        // Both directories are listed again.
         assert_eq!(mount.names("").await, ["d"]);
         assert_eq!(mount.names("d").await, ["a"]);
         mount.put(handle, 0, b"ours").await.unwrap();
@@ -365,12 +365,12 @@ async fn what_is_open_for_writing_keeps_its_name_whatever_others_do_to_it() {
 }
 
 #[tokio::test]
-async fn a_file_that_others_removed_is_not_opened_for_writing_by_a_kernel_that_did_not_hear_of_it() {
+async fn open_for_writing_by_stale_kernel_entry_fails_with_estale() {
     let mount = Mount::new().await;
     mount.view.put_foreign("d/a", b"base");
     mount.view.put_foreign("e/b", b"base");
     let inos = [mount.find("d/a").await.unwrap(), mount.find("e/b").await.unwrap()];
-    // A reference of the kernel, as its cache of names keeps one.
+    // Adds a reference of the kernel, as its cache of names would.
     for (ino, parent, name) in [(inos[0], "d", "a"), (inos[1], "e", "b")] {
         assert_eq!(mount.vfs.lookup(mount.find(parent).await.unwrap(), name).await.unwrap().ino, ino);
     }
@@ -384,7 +384,7 @@ async fn a_file_that_others_removed_is_not_opened_for_writing_by_a_kernel_that_d
         assert_eq!(mount.vfs.open(ino, access).await.unwrap_err().errno(), libc::ESTALE);
         assert_eq!(mount.vfs.truncate(ino, 1).await.unwrap_err().errno(), libc::ESTALE);
     }
-    // One that was removed here can be opened anew, by its descriptor.
+    // A file that was removed by this mount can be opened again by its descriptor.
     mount.view.put_foreign("c", b"base");
     let ino = mount.find("c").await.unwrap();
     let handle = mount.open("c", libc::O_RDWR).await.unwrap();
@@ -395,7 +395,7 @@ async fn a_file_that_others_removed_is_not_opened_for_writing_by_a_kernel_that_d
 }
 
 #[tokio::test]
-async fn what_was_open_for_writing_and_was_not_changed_shows_what_others_made_of_it() {
+async fn unchanged_file_shows_foreign_change_after_last_writer_closes() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"base");
     mount.view.put_foreign("b", b"base");
