@@ -1,10 +1,10 @@
-//! The daemon is killed: what was acknowledged is there again, in order.
+//! The daemon is killed. All acknowledged changes are there again after a restart, in order.
 
 use super::Mount;
 use std::time::Duration;
 
 #[tokio::test]
-async fn what_was_closed_survives_a_kill_and_is_flushed_later() {
+async fn closed_file_survives_kill_and_is_flushed_later() {
     let mount = Mount::new().await;
     let data = vec![b'x'; 150_000];
     mount.view.put_foreign("edited", &data);
@@ -25,7 +25,7 @@ async fn what_was_closed_survives_a_kill_and_is_flushed_later() {
 }
 
 #[tokio::test]
-async fn operations_on_names_survive_a_kill() {
+async fn name_operations_survive_kill() {
     let mount = Mount::new().await;
     for path in ["a", "b", "d/1", "d/2", "r/x", "r/y/z"] {
         mount.view.put_foreign(path, path.as_bytes());
@@ -56,7 +56,7 @@ async fn operations_on_names_survive_a_kill() {
 }
 
 #[tokio::test]
-async fn a_kill_after_the_commit_but_before_its_note_is_no_conflict() {
+async fn kill_between_commit_and_its_journal_entry_is_not_conflict() {
     let mount = Mount::new().await;
     mount.write("a", b"ours").await.unwrap();
     mount.view.set_trouble(Some(crate::fs::memory_view::Trouble::LostAnswer));
@@ -69,7 +69,7 @@ async fn a_kill_after_the_commit_but_before_its_note_is_no_conflict() {
 }
 
 #[tokio::test]
-async fn a_foreign_change_while_the_daemon_was_dead_is_a_conflict() {
+async fn foreign_change_while_daemon_is_dead_is_conflict() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"base");
     mount.write_at("a", 0, b"ours").await.unwrap();
@@ -80,7 +80,7 @@ async fn a_foreign_change_while_the_daemon_was_dead_is_a_conflict() {
     assert_eq!(mount.remote().len(), 2);
 }
 
-/// Killed with the commit of `a` in the queue.
+/// Returns a mount that was killed with the commit of `a` in the queue.
 async fn killed_before_the_commit() -> Mount {
     let mount = Mount::new().await;
     mount.write("a", b"first").await.unwrap();
@@ -101,7 +101,7 @@ async fn killed_before_the_commit() -> Mount {
 }
 
 #[tokio::test]
-async fn a_file_whose_commit_was_queued_at_a_kill_can_be_changed_and_flushed_again() {
+async fn file_with_commit_queued_at_kill_can_be_changed_and_flushed_again() {
     let mount = killed_before_the_commit().await;
     mount.write_at("a", 0, b"later").await.unwrap();
     mount.flush().await;
@@ -112,7 +112,7 @@ async fn a_file_whose_commit_was_queued_at_a_kill_can_be_changed_and_flushed_aga
 }
 
 #[tokio::test]
-async fn a_queued_commit_that_meets_a_foreign_file_after_a_kill_keeps_both() {
+async fn queued_commit_onto_foreign_file_after_kill_keeps_both_versions() {
     let mount = killed_before_the_commit().await;
     mount.view.put_foreign("a", b"theirs");
     mount.flush().await;
@@ -121,12 +121,12 @@ async fn a_queued_commit_that_meets_a_foreign_file_after_a_kill_keeps_both() {
     assert_eq!((remote.len(), mount.vfs.status().conflicts), (2, 1));
 }
 
-/// What `directory` shows where all that is pending is committed while it is being listed.
+/// Returns the entries that `directory` shows if all pending changes are committed during its listing.
 async fn listed_during_a_flush(mount: &Mount, directory: &str) -> Vec<String> {
     let held = mount.view.hold_listings().await;
     let listed = mount.names(directory);
     let flushed = async {
-        // The listing has looked; its answer is on the way.
+        // The remote has read the listing, but its response hasn't arrived.
         mount.flush().await;
         let journal = &mount.vfs.journal;
         while journal.ledger().files().count() > 0 {
@@ -138,13 +138,13 @@ async fn listed_during_a_flush(mount: &Mount, directory: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_file_that_is_committed_while_its_directory_is_first_listed_after_a_kill_is_shown() {
+async fn file_committed_during_first_listing_after_kill_is_shown() {
     let mount = killed_before_the_commit().await;
     assert_eq!(listed_during_a_flush(&mount, "").await, ["a"]);
 }
 
 #[tokio::test]
-async fn a_file_that_is_renamed_while_its_directory_is_first_listed_after_a_kill_is_shown() {
+async fn file_renamed_during_first_listing_after_kill_is_shown() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"a");
     mount.view.refuse_for_now("a");
@@ -155,7 +155,7 @@ async fn a_file_that_is_renamed_while_its_directory_is_first_listed_after_a_kill
 }
 
 #[tokio::test]
-async fn a_directory_whose_first_file_is_committed_while_it_is_listed_is_shown() {
+async fn directory_whose_first_file_is_committed_during_listing_is_shown() {
     for kill in [false, true] {
         let mut mount = Mount::with(|options| options.metadata_ttl = Duration::ZERO).await;
         mount.mkdir("d").await.unwrap();
@@ -167,7 +167,7 @@ async fn a_directory_whose_first_file_is_committed_while_it_is_listed_is_shown()
     }
 }
 
-/// `a` is at the source, nobody here knows, and nothing more can be done to it there for now.
+/// Returns a mount whose commit of `a` was carried out without a response. All further changes of `a` fail for now.
 async fn committed_without_an_answer(kill: bool) -> Mount {
     let mount = Mount::new().await;
     mount.write("a", b"ours").await.unwrap();
@@ -184,7 +184,7 @@ async fn committed_without_an_answer(kill: bool) -> Mount {
 }
 
 #[tokio::test]
-async fn a_file_that_is_removed_while_its_commit_is_in_doubt_stays_removed() {
+async fn file_removed_during_unresolved_commit_stays_removed() {
     for (kill, kill_later) in [(false, false), (false, true), (true, false), (true, true)] {
         let mut mount = committed_without_an_answer(kill).await;
         mount.unlink("a").await.unwrap();
@@ -200,7 +200,7 @@ async fn a_file_that_is_removed_while_its_commit_is_in_doubt_stays_removed() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_replaced_while_its_commit_is_in_doubt_stays_replaced() {
+async fn file_replaced_during_unresolved_commit_stays_replaced() {
     for kill in [false, true] {
         let mut mount = committed_without_an_answer(kill).await;
         mount.write("b", b"new").await.unwrap();
@@ -217,7 +217,7 @@ async fn a_file_that_is_replaced_while_its_commit_is_in_doubt_stays_replaced() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_removed_while_nobody_knows_of_its_commit_is_removed_at_the_source() {
+async fn file_removed_after_unacknowledged_commit_is_removed_at_remote() {
     for killed in [false, true] {
         let mut mount = Mount::new().await;
         mount.write("a", b"ours").await.unwrap();
@@ -240,7 +240,7 @@ async fn a_file_that_is_removed_while_nobody_knows_of_its_commit_is_removed_at_t
 }
 
 #[tokio::test]
-async fn a_listing_that_is_older_than_the_commit_of_a_restored_file_shows_the_file() {
+async fn listing_older_than_commit_of_restored_file_shows_file() {
     let mount = killed_before_the_commit().await;
     let view = mount.view.clone();
     let held = view.hold_listings().await;
@@ -255,7 +255,7 @@ async fn a_listing_that_is_older_than_the_commit_of_a_restored_file_shows_the_fi
 }
 
 #[tokio::test]
-async fn a_removed_file_that_was_open_leaves_nothing_behind() {
+async fn removed_open_file_frees_staging_after_kill() {
     let mount = Mount::new().await;
     mount.write("a", &[1; 100_000]).await.unwrap();
     let _handle = mount.open("a", libc::O_RDWR).await.unwrap();
@@ -266,7 +266,7 @@ async fn a_removed_file_that_was_open_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn many_kills_lose_nothing() {
+async fn repeated_kills_lose_nothing() {
     let mut mount = Mount::new().await;
     for round in 0..8u8 {
         for file in 0..4u8 {
@@ -289,7 +289,7 @@ async fn many_kills_lose_nothing() {
 }
 
 #[tokio::test]
-async fn shutting_down_flushes_and_refuses_new_work() {
+async fn shutdown_flushes_and_refuses_new_work() {
     let mount = Mount::new().await;
     mount.write("a", b"1").await.unwrap();
     let handle = mount.open("open", libc::O_WRONLY | libc::O_CREAT).await.unwrap();
@@ -301,7 +301,7 @@ async fn shutting_down_flushes_and_refuses_new_work() {
 }
 
 #[tokio::test]
-async fn what_a_shutdown_could_not_flush_is_there_at_the_next_start() {
+async fn changes_not_flushed_by_shutdown_are_restored_at_next_start() {
     let mount = Mount::new().await;
     mount.write("a", b"1").await.unwrap();
     mount.view.set_offline(true);
