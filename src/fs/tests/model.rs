@@ -1,5 +1,6 @@
-//! Random histories of operations against an obvious tree in memory: same outcomes, same tree, and after a flush the same source, whatever
-//! flushes, kills and foreign listings come between.
+//! Runs random histories of operations on a mount and on a simple tree in memory. Both must return the same results
+//! and show the same tree. After a flush, the remote must have the same files, whatever flushes, kills and listings
+//! of other clients occur in between.
 
 use super::Mount;
 use crate::fs::{Error, drop_order};
@@ -50,20 +51,20 @@ pub(super) enum Step {
     },
     Check,
     Flush,
-    /// Starts a flush that goes on during what follows.
+    /// Starts a flush that continues during the following steps.
     FlushMeanwhile,
     Kill,
 }
 
-/// What the target of every symbolic link is.
+/// Target of every symbolic link.
 const TARGET: &str = "elsewhere";
-/// How [`Mount::tree`] shows one.
+/// The form in which [`Mount::tree`] shows a symbolic link.
 const LINK: &[u8] = b"-> elsewhere";
 
-/// A directory is `None`, a symbolic link is [`LINK`].
+/// Entries by path. A directory is `None`, a symbolic link is [`LINK`].
 pub(super) type Tree = BTreeMap<String, Option<Vec<u8>>>;
 
-/// The obvious filesystem; errors are errno numbers.
+/// The simple filesystem in memory. Its errors are errno numbers.
 #[derive(Clone, Default)]
 pub(super) struct Model(pub(super) Tree);
 
@@ -196,7 +197,7 @@ impl Model {
 }
 
 fn path() -> impl Strategy<Value = String> {
-    // Few names, so that they meet.
+    // There are few names, so that operations often use the same one.
     "[ab](/[ab]){0,2}"
 }
 
@@ -204,7 +205,7 @@ fn step() -> impl Strategy<Value = Step> {
     step_at(path)
 }
 
-/// A step on such paths.
+/// Returns a step on paths of the given strategy.
 pub(super) fn step_at<P: Strategy<Value = String> + 'static>(path: impl Fn() -> P) -> impl Strategy<Value = Step> {
     let len = prop_oneof![4 => 0..40usize, 1 => 65_000..70_000usize];
     let offset = prop_oneof![4 => 0..50u64, 1 => 65_500..66_000u64];
@@ -218,7 +219,8 @@ pub(super) fn step_at<P: Strategy<Value = String> + 'static>(path: impl Fn() -> 
         2 => (path(), path()).prop_filter("one file", |(a, b)| a != b).prop_map(|(from, to)| Step::Copy { from, to }),
         4 => path().prop_map(|path| Step::Mkdir { path }),
         2 => path().prop_map(|path| Step::Rmdir { path }),
-        5 => (path(), path(), prop::bool::weighted(0.9)).prop_map(|(from, to, replace)| Step::Rename { from, to, replace }),
+        5 => (path(), path(), prop::bool::weighted(0.9))
+            .prop_map(|(from, to, replace)| Step::Rename { from, to, replace }),
         2 => Just(Step::Check),
         1 => Just(Step::Flush),
         2 => Just(Step::FlushMeanwhile),
@@ -242,7 +244,7 @@ pub(super) async fn perform<V: ?Sized>(mount: &Mount<V>, step: &Step) -> Result<
     }
 }
 
-/// A tree that fits a message: lengths and a checksum in the place of contents.
+/// Returns a tree that fits into a message: it shows lengths and checksums instead of contents.
 pub(super) fn outline(tree: &Tree) -> Vec<String> {
     let content = |content: &Option<Vec<u8>>| match content {
         Some(link) if link == LINK => "link".to_owned(),
@@ -256,7 +258,8 @@ pub(super) fn outline_files(files: BTreeMap<String, Vec<u8>>) -> Vec<String> {
     outline(&files.into_iter().map(|(path, content)| (path, Some(content))).collect())
 }
 
-/// Which of several missing or unfit parents is found first is the kernel's affair.
+/// Maps `ENOTDIR` to `ENOENT`. If several parents are missing or unsuitable, the order of the kernel's checks decides
+/// which error is returned.
 pub(super) fn absence(errno: i32) -> i32 {
     if errno == libc::ENOTDIR { libc::ENOENT } else { errno }
 }
@@ -291,7 +294,7 @@ async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// What somebody else does meanwhile.
+/// A change by another client.
 #[derive(Clone, Debug)]
 enum Foreign {
     Put { path: String },
@@ -305,7 +308,7 @@ fn foreign() -> impl Strategy<Value = Foreign> {
     ]
 }
 
-/// Both sides change things without knowing of each other, then all is flushed.
+/// Changes by both sides that don't know of each other. A flush follows them.
 #[derive(Clone, Debug)]
 struct Round {
     ours: Vec<Step>,
@@ -319,23 +322,23 @@ fn round() -> impl Strategy<Value = Round> {
     (ours, theirs, any::<bool>()).prop_map(|(ours, theirs, kill)| Round { ours, theirs, kill })
 }
 
-/// The contents of all files.
+/// Returns the contents of all files.
 fn contents(files: impl IntoIterator<Item = Vec<u8>>) -> BTreeSet<Vec<u8>> {
     files.into_iter().collect()
 }
 
-/// Symbolic links stay here, whatever becomes of the source.
+/// Returns true if the step concerns the remote. Symbolic links stay on this machine.
 fn is_for_the_source(step: &Step) -> bool {
     !matches!(step, Step::Symlink { .. })
 }
 
-/// Whether a key of the source hides others: a file with the name of a directory.
+/// Returns true if a key of the remote hides others: a file has the same name as a directory.
 fn has_shadows(remote: &BTreeMap<String, Vec<u8>>) -> bool {
     let above = |path: &str| path.match_indices('/').map(|(at, _)| path[..at].to_owned()).collect::<Vec<_>>();
     remote.keys().any(|path| above(path).iter().any(|folder| remote.contains_key(folder)))
 }
 
-/// What both sides have written last is at the source in the end, under whatever names, and nothing stays pending.
+/// Checks that the last writes of both sides end up at the remote, under any names, and that nothing stays pending.
 async fn run_with_others(rounds: Vec<Round>) -> Result<(), TestCaseError> {
     let mut mount = Mount::new().await;
     let mut number = 0u32;
@@ -347,7 +350,7 @@ async fn run_with_others(rounds: Vec<Round>) -> Result<(), TestCaseError> {
         let before = contents(mount.remote().into_values());
         mount.view.refuse_for_now("");
         for step in ours.iter().filter(|step| is_for_the_source(step)) {
-            // What fails fails; others may have taken the name.
+            // Steps may fail, because another client may have taken the name.
             let _ = match step {
                 Step::Write { path, .. } => mount.write(path, &unique("ours")).await,
                 other => perform(&mount, other).await,
@@ -385,7 +388,7 @@ async fn run_with_others(rounds: Vec<Round>) -> Result<(), TestCaseError> {
         }
         let tree = mount.tree().await;
         if tree.iter().any(|(path, content)| content.is_none() && remote.contains_key(path)) {
-            // A directory of ours hides a file of theirs, as everywhere.
+            // A directory of ours hides another client's file. That is normal.
             return Ok(());
         }
         let shown = tree.into_iter().filter_map(|(path, content)| Some((path, content?))).collect();
@@ -394,7 +397,7 @@ async fn run_with_others(rounds: Vec<Round>) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// Whatever was done: once all of it is given up, the mount shows the source, and the source is as it was.
+/// Checks that after all changes are discarded, the mount shows the remote's files, and the remote is unchanged.
 async fn run_and_give_up(first: Vec<Step>, then: Vec<Step>, kill: bool) -> Result<(), TestCaseError> {
     let mut mount = Mount::new().await;
     for step in first.iter().filter(|step| is_for_the_source(step)) {
@@ -416,7 +419,8 @@ async fn run_and_give_up(first: Vec<Step>, then: Vec<Step>, kill: bool) -> Resul
     drop_order(&mut numbers);
     let refused: Vec<_> = mount.vfs.drop_pending(&numbers).await.unwrap().into_iter().flatten().collect();
     if !refused.is_empty() {
-        // Refusing is right where something under way or local builds on it; then nothing of that may be lost.
+        // A refusal is correct if a change in flight or a local change depends on the discarded one. Then nothing of
+        // that may be lost.
         mount.view.allow("");
         let shown = mount.tree().await;
         mount.flush().await;
@@ -436,7 +440,7 @@ async fn run_and_give_up(first: Vec<Step>, then: Vec<Step>, kill: bool) -> Resul
     Ok(())
 }
 
-/// A few tenths of a second each; more on request.
+/// Returns the number of cases. The default takes some tenths of a second per test. `PROPTEST_CASES` overrides it.
 pub(super) fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(64)
 }
@@ -445,19 +449,19 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 400, ..ProptestConfig::default() })]
 
     #[test]
-    fn histories_match_the_model(steps in proptest::collection::vec(step(), 1..40)) {
+    fn random_history_matches_model(steps in proptest::collection::vec(step(), 1..40)) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(run(steps))?;
     }
 
     #[test]
-    fn nothing_that_two_sides_wrote_is_lost(rounds in proptest::collection::vec(round(), 1..4)) {
+    fn random_writes_of_two_sides_are_all_kept(rounds in proptest::collection::vec(round(), 1..4)) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(run_with_others(rounds))?;
     }
 
     #[test]
-    fn what_is_given_up_leaves_what_the_source_has(
+    fn discarded_changes_leave_remote_state(
         first in proptest::collection::vec(step(), 0..15),
         then in proptest::collection::vec(step(), 1..15),
         kill in any::<bool>(),
