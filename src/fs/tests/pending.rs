@@ -1,4 +1,4 @@
-//! What is pending can be seen, tried again, read and given up, one by one; and nothing else ever gives it up.
+//! Pending changes can be listed, retried, read and discarded one by one. Nothing else ever discards them.
 
 use super::Mount;
 use crate::fs::memory_view::Trouble;
@@ -18,7 +18,7 @@ impl Mount {
         found.unwrap_or_else(|| panic!("{path} is not pending: {pending:?}")).number
     }
 
-    /// Waits until no attempt at the source is under way.
+    /// Waits until no request to the remote is in flight.
     async fn is_quiet(&self) {
         let is_trying = || self.vfs.journal.ledger().queue().iter().any(|(op, _)| self.vfs.schedule.is_running(op));
         while is_trying() {
@@ -44,7 +44,7 @@ impl Mount {
         self.vfs.drop_pending(&numbers).await.unwrap()
     }
 
-    /// Has a flush fail in passing.
+    /// Runs a flush that fails with a transient error.
     async fn fail_to_flush(&self) {
         self.view.set_offline(true);
         self.vfs.flush(Some(Duration::from_millis(50))).await;
@@ -70,7 +70,7 @@ fn refusal(outcome: Result<(), Error>) -> &'static str {
 }
 
 #[tokio::test]
-async fn every_pending_thing_is_listed_with_how_far_it_is() {
+async fn pending_changes_are_listed_with_their_state() {
     let mount = Mount::new().await;
     for path in ["gone", "old", "d/x"] {
         mount.view.put_foreign(path, b"base");
@@ -95,7 +95,7 @@ async fn every_pending_thing_is_listed_with_how_far_it_is() {
     assert_eq!(all[0].state, PendingState::Dirty);
     assert!(all.iter().all(|pending| pending.since.is_some()));
     assert_eq!(mount.vfs.status().pending_files, 4);
-    // In pages it is the same.
+    // Listing in pages returns the same changes.
     let mut paged = Vec::new();
     while let [next] = &mount.vfs.pending(paged.last().map(|pending: &Pending| pending.number), 1)[..] {
         paged.push(next.clone());
@@ -107,7 +107,7 @@ async fn every_pending_thing_is_listed_with_how_far_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn listing_what_is_pending_beside_writers_ends() {
+async fn listing_pending_changes_with_concurrent_writers_ends() {
     let mount = Arc::new(Mount::new().await);
     mount.write("first", b"1").await.unwrap();
     let writer = |writer: u32| {
@@ -139,7 +139,7 @@ async fn listing_what_is_pending_beside_writers_ends() {
 }
 
 #[tokio::test]
-async fn a_failure_is_told_with_its_attempts_and_a_refusal_parks() {
+async fn failed_change_reports_attempts_and_refused_change_is_parked() {
     let mount = Mount::new().await;
     mount.write("a", b"1").await.unwrap();
     mount.fail_to_flush().await;
@@ -151,7 +151,7 @@ async fn a_failure_is_told_with_its_attempts_and_a_refusal_parks() {
     let told = mount.pending().remove(0);
     assert_eq!(told.state, PendingState::Parked);
     assert_eq!(mount.vfs.status().parked_files, 1);
-    // Parked stays parked, until it is tried again.
+    // A parked change stays parked until it is retried.
     mount.view.set_trouble(None);
     mount.vfs.schedule.wake();
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -164,14 +164,14 @@ async fn a_failure_is_told_with_its_attempts_and_a_refusal_parks() {
 }
 
 #[tokio::test]
-async fn a_refused_change_of_names_is_parked_blocks_no_other_and_a_flush_does_not_wait_for_it() {
+async fn refused_name_change_is_parked_and_blocks_neither_others_nor_flush() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"a");
     mount.view.put_foreign("b", b"b");
     mount.names("").await;
     mount.view.refuse("a");
     mount.rename("a", "c").await.unwrap();
-    // It waits behind the parked one.
+    // It waits for the parked one.
     mount.write_at("c", 0, b"later").await.unwrap();
     mount.unlink("b").await.unwrap();
     mount.write("new", b"new").await.unwrap();
@@ -186,7 +186,7 @@ async fn a_refused_change_of_names_is_parked_blocks_no_other_and_a_flush_does_no
 }
 
 #[tokio::test]
-async fn one_file_that_no_upload_takes_does_not_keep_its_company_back() {
+async fn refused_upload_of_one_file_does_not_block_its_batch() {
     let mount = Mount::new().await;
     for file in 0..20u8 {
         mount.write(&format!("f{file}"), &[file; 10]).await.unwrap();
@@ -200,7 +200,7 @@ async fn one_file_that_no_upload_takes_does_not_keep_its_company_back() {
 }
 
 #[tokio::test]
-async fn a_pending_file_reads_whole_while_the_source_is_away() {
+async fn pending_file_reads_complete_while_remote_is_offline() {
     let mount = Mount::new().await;
     let data: Vec<u8> = (0..200_000u32).map(|i| (i * 7) as u8).collect();
     mount.write("a", &data).await.unwrap();
@@ -211,14 +211,14 @@ async fn a_pending_file_reads_whole_while_the_source_is_away() {
         mount.killed().await
     };
     assert_eq!(mount.whole(mount.number_of("a")).await.unwrap(), data);
-    // What was never fetched can't be had, and that is an error.
+    // Content that was never fetched isn't available, which is an error.
     assert!(mount.whole(mount.number_of("edited")).await.is_err());
     mount.view.set_offline(false);
     assert_eq!(mount.whole(mount.number_of("edited")).await.unwrap().len(), 100_000);
 }
 
 #[tokio::test]
-async fn a_pending_file_that_changes_while_it_is_read_is_an_error() {
+async fn pending_file_changed_during_read_returns_error() {
     let mount = Mount::new().await;
     mount.write("a", &[1; 1000]).await.unwrap();
     let file = mount.vfs.open_pending(mount.number_of("a")).unwrap();
@@ -228,7 +228,7 @@ async fn a_pending_file_that_changes_while_it_is_read_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_dropped_edit_shows_what_the_source_has_and_a_dropped_new_file_is_gone() {
+async fn dropped_edit_shows_remote_version_and_dropped_new_file_disappears() {
     let mount = Mount::new().await;
     mount.view.put_foreign("edited", b"base");
     mount.view.put_foreign("replaced", b"theirs");
@@ -254,7 +254,7 @@ async fn a_dropped_edit_shows_what_the_source_has_and_a_dropped_new_file_is_gone
 }
 
 #[tokio::test]
-async fn what_is_open_for_writing_or_being_committed_is_not_dropped() {
+async fn drop_refuses_file_open_for_writing_or_being_committed() {
     let mount = Mount::new().await;
     let handle = mount.open("a", libc::O_RDWR | libc::O_CREAT).await.unwrap();
     mount.put(handle, 0, b"1").await.unwrap();
@@ -274,7 +274,7 @@ async fn what_is_open_for_writing_or_being_committed_is_not_dropped() {
 }
 
 #[tokio::test]
-async fn a_dropped_file_whose_commit_is_queued_is_never_committed() {
+async fn dropped_file_with_queued_commit_is_never_committed() {
     let mount = Mount::new().await;
     mount.view.refuse_for_now("a");
     mount.write("a", b"1").await.unwrap();
@@ -290,7 +290,7 @@ async fn a_dropped_file_whose_commit_is_queued_is_never_committed() {
 }
 
 #[tokio::test]
-async fn dropped_changes_of_names_are_undone() {
+async fn dropped_name_changes_are_undone() {
     let mount = Mount::new().await;
     for path in ["gone", "a", "b", "d/x", "d/y/z", "r/only"] {
         mount.view.put_foreign(path, path.as_bytes());
@@ -324,7 +324,7 @@ async fn dropped_changes_of_names_are_undone() {
 }
 
 #[tokio::test]
-async fn a_change_that_others_build_on_is_not_undone_before_them() {
+async fn drop_refuses_change_with_dependents() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"a");
     mount.view.put_foreign("x", b"x");
@@ -337,7 +337,7 @@ async fn a_change_that_others_build_on_is_not_undone_before_them() {
     mount.write("a", b"new").await.unwrap();
     assert!(refusal(mount.give_up("a").await.and(mount.give_up("b").await)).contains("later"));
     assert!(refusal(mount.give_up("b").await).contains("later"));
-    // All at once goes, in the right order.
+    // Discarding all of them together works, in the right order.
     for refused in mount.give_up_all().await {
         assert!(refused.is_none(), "{refused:?}");
     }
@@ -353,7 +353,7 @@ async fn a_change_that_others_build_on_is_not_undone_before_them() {
 }
 
 #[tokio::test]
-async fn a_name_that_was_taken_again_keeps_a_change_from_being_undone() {
+async fn drop_refuses_change_whose_old_name_is_taken() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"a");
     mount.view.put_foreign("gone", b"gone");
@@ -372,7 +372,7 @@ async fn a_name_that_was_taken_again_keeps_a_change_from_being_undone() {
 }
 
 #[tokio::test]
-async fn what_waits_for_a_decision_is_decided_by_a_retry() {
+async fn retry_with_policy_resolves_parked_conflict() {
     for (wish, theirs_stay) in [(OnConflict::KeepBoth, true), (OnConflict::Overwrite, false)] {
         let mount = Mount::with(|options| options.on_conflict = OnConflict::Fail).await;
         mount.view.put_foreign("a", b"base");
@@ -397,7 +397,7 @@ impl Mount {
         self.vfs.schedule.turns.load(Ordering::Relaxed)
     }
 
-    /// Removes `path`, and waits until that has failed at the source.
+    /// Removes `path`, and waits until the removal has failed at the remote.
     async fn fail_to_unlink(&self, path: &str) {
         self.unlink(path).await.unwrap();
         while self.pending().iter().any(|pending| pending.path == path && pending.attempts == 0) {
@@ -406,11 +406,11 @@ impl Mount {
     }
 }
 
-/// Time in which the first retry of a failed operation is due, and then some.
+/// Time after which the first retry of a failed operation is certainly due.
 const PAST_THE_RETRY: Duration = Duration::from_millis(1500);
 
 #[tokio::test]
-async fn a_failed_removal_whose_name_is_taken_again_leaves_nothing_to_retry() {
+async fn failed_removal_is_cancelled_when_name_is_created_again() {
     let file = async |mount: &Mount, path: &str| mount.write(path, b"new").await.unwrap();
     let renamed = async |mount: &Mount, path: &str| {
         mount.write("other", b"new").await.unwrap();
@@ -436,7 +436,7 @@ async fn a_failed_removal_whose_name_is_taken_again_leaves_nothing_to_retry() {
 }
 
 #[tokio::test]
-async fn a_retry_that_was_taken_back_does_not_keep_the_commit_loop_busy() {
+async fn cancelled_retry_does_not_keep_commit_loop_busy() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"old");
     mount.view.refuse_for_now("a");
@@ -451,7 +451,7 @@ async fn a_retry_that_was_taken_back_does_not_keep_the_commit_loop_busy() {
 }
 
 #[tokio::test]
-async fn a_retry_that_is_due_while_a_batch_is_committed_waits_for_it_without_turns() {
+async fn due_retry_waits_for_batch_in_flight_without_busy_loop() {
     let mount = Mount::new().await;
     for path in ["a", "b"] {
         mount.view.put_foreign(path, b"old");
@@ -465,12 +465,12 @@ async fn a_retry_that_is_due_while_a_batch_is_committed_waits_for_it_without_tur
     while !mount.vfs.journal.ledger().queue().iter().any(|(op, _)| mount.vfs.schedule.is_running(op)) {
         tokio::task::yield_now().await;
     }
-    // Else the retry would be part of the batch.
+    // Otherwise the retry would be part of the batch.
     assert!(failed.elapsed() < Duration::from_millis(900), "this machine is too slow for this test");
     let before = mount.turns();
     tokio::time::sleep(PAST_THE_RETRY).await;
     assert!(mount.turns() - before < 10, "{} turns", mount.turns() - before);
-    // What was due is tried when the batch has ended, without a flush.
+    // The due operation is retried when the batch has ended, without a flush.
     mount.view.allow("a");
     drop(held);
     while !mount.remote().is_empty() {
