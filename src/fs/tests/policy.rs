@@ -50,7 +50,7 @@ async fn kept_file_is_uploaded_once_it_has_another_name() {
 }
 
 #[tokio::test]
-async fn file_is_kept_under_such_a_name_only_if_the_source_never_had_it() {
+async fn file_with_filtered_name_is_kept_only_if_remote_never_had_it() {
     let mount = Mount::new().await;
     mount.view.put_foreign("there", b"there");
     mount.view.put_foreign("d/x", b"x");
@@ -61,7 +61,7 @@ async fn file_is_kept_under_such_a_name_only_if_the_source_never_had_it() {
         assert_eq!(mount.rename(from, "._moved").await.unwrap_err().errno(), libc::EACCES);
     }
     assert_eq!(mount.link("there", "._linked").await.unwrap_err().errno(), libc::EACCES);
-    // What is there already is a file like others, until it is removed.
+    // A file that is at the remote already is treated like any other, until it is removed.
     mount.write_at("Thumbs.db", 0, b"T").await.unwrap();
     mount.flush().await;
     assert_eq!(mount.remote()["Thumbs.db"], b"Theirs");
@@ -73,7 +73,7 @@ async fn file_is_kept_under_such_a_name_only_if_the_source_never_had_it() {
 }
 
 #[tokio::test]
-async fn unfiltered_mount_uploads_what_was_kept() {
+async fn unfiltered_mount_uploads_kept_files() {
     let mut mount = Mount::new().await;
     mount.write(".DS_Store", b"desktop").await.unwrap();
     mount.options.filter_os_files = false;
@@ -83,7 +83,7 @@ async fn unfiltered_mount_uploads_what_was_kept() {
 }
 
 #[tokio::test]
-async fn remote_file_that_kept_file_hides_is_counted_and_keeps_its_folder() {
+async fn remote_file_hidden_by_kept_file_is_counted_and_keeps_folder() {
     let mount = Mount::new().await;
     mount.mkdir("d").await.unwrap();
     for name in ["d/.DS_Store", "d/Thumbs.db"] {
@@ -101,11 +101,11 @@ async fn remote_file_that_kept_file_hides_is_counted_and_keeps_its_folder() {
 }
 
 #[tokio::test]
-async fn file_that_is_renamed_to_kept_name_during_upload_is_kept() {
+async fn file_renamed_to_filtered_name_during_upload_is_kept() {
     let mount = Mount::new().await;
     mount.write("a", b"content").await.unwrap();
     let edit = mount.vfs.schedule.edits().remove(0);
-    // The journal knows the new name before the policy is applied.
+    // The journal has the new name before the policy is applied.
     let path = PlainPath::new(".DS_Store").unwrap();
     mount.vfs.journal.append(Purpose::Work, vec![Entry::Move { file: edit.file, path: Some(path) }]).unwrap();
     let drained = mount.vfs.flush(Some(Duration::from_secs(20))).await;
@@ -114,7 +114,7 @@ async fn file_that_is_renamed_to_kept_name_during_upload_is_kept() {
 }
 
 #[tokio::test]
-async fn file_whose_commit_was_queued_is_not_kept() {
+async fn file_with_queued_commit_is_not_kept() {
     let mount = Mount::new().await;
     mount.write("a", b"content").await.unwrap();
     let edit = mount.vfs.schedule.edits().remove(0);
