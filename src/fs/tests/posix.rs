@@ -1,4 +1,4 @@
-//! What POSIX has and a bucket hasn't: special files, extended attributes, owners, copies, holes.
+//! Features of POSIX that a bucket doesn't have: special files, extended attributes, owners, copies, holes.
 
 use super::Mount;
 use crate::fs::memory_view::Trouble;
@@ -17,7 +17,7 @@ macro_rules! refused {
 }
 
 #[tokio::test]
-async fn special_files_outlive_the_mount_and_cost_the_source_nothing() {
+async fn special_files_outlive_mount_and_need_no_remote_object() {
     let mount = Mount::new().await;
     mount.mkdir("d").await.unwrap();
     mount.symlink("d/link", "../a").await.unwrap();
@@ -39,7 +39,7 @@ async fn special_files_outlive_the_mount_and_cost_the_source_nothing() {
 }
 
 #[tokio::test]
-async fn special_files_move_with_their_directory_and_are_removed_and_replaced_like_others() {
+async fn special_files_are_moved_removed_and_replaced_like_files() {
     let mount = Mount::new().await;
     mount.view.put_foreign("d/file", b"1");
     mount.symlink("d/link", "x").await.unwrap();
@@ -70,7 +70,7 @@ async fn special_files_move_with_their_directory_and_are_removed_and_replaced_li
 }
 
 #[tokio::test]
-async fn a_file_of_the_source_is_shown_in_the_place_of_a_special_one() {
+async fn remote_file_is_shown_instead_of_special_file() {
     let mount = Mount::new().await;
     mount.symlink("a", "x").await.unwrap();
     mount.view.put_foreign("a", b"theirs");
@@ -94,7 +94,7 @@ async fn a_file_of_the_source_is_shown_in_the_place_of_a_special_one() {
 }
 
 #[tokio::test]
-async fn what_is_made_belongs_to_its_maker_and_directories_hand_their_group_down() {
+async fn new_entry_has_owner_of_process_and_group_of_setgid_directory() {
     let mount = Mount::new().await;
     let birth = |mode| Birth { mode: Some(mode), owner: Some((7, 8)) };
     let made = mount.vfs.mkdir(Ino::ROOT, "d", birth(0o750)).await.unwrap();
@@ -111,7 +111,7 @@ async fn what_is_made_belongs_to_its_maker_and_directories_hand_their_group_down
 }
 
 #[tokio::test]
-async fn extended_attributes_of_users_are_kept_and_bounded() {
+async fn user_extended_attributes_are_kept_and_bounded() {
     let mount = Mount::new().await;
     mount.write("a", b"").await.unwrap();
     let ino = mount.find("a").await.unwrap();
@@ -133,14 +133,14 @@ async fn extended_attributes_of_users_are_kept_and_bounded() {
     assert_eq!(crate::fs::lock::lock(&mount.vfs.tree).xattr_bytes(), 106);
 }
 
-/// Whether the last commits put nothing that was uploaded for them.
+/// Returns the number of puts in the commits since the last call.
 fn puts(mount: &Mount) -> usize {
     let commits = mount.view.take_commits();
     commits.iter().flatten().filter(|op| matches!(op.change, Change::Put { .. })).count()
 }
 
 #[tokio::test]
-async fn a_link_is_a_copy_by_hash_that_reads_nothing() {
+async fn link_is_copy_by_hash_without_reads() {
     let mount = Mount::new().await;
     let content = vec![b'x'; 200_000];
     mount.view.put_foreign("a", &content);
@@ -161,7 +161,7 @@ async fn a_link_is_a_copy_by_hash_that_reads_nothing() {
 }
 
 #[tokio::test]
-async fn a_copy_that_is_committed_while_it_is_open_keeps_its_content() {
+async fn copy_committed_while_open_keeps_content() {
     let mount = Mount::new().await;
     let content = vec![b'x'; 200_000];
     mount.view.put_foreign("a", &content);
@@ -180,7 +180,7 @@ async fn a_copy_that_is_committed_while_it_is_open_keeps_its_content() {
 }
 
 #[tokio::test]
-async fn a_link_to_what_is_not_at_the_source_yet_is_copied_here_and_survives_a_kill() {
+async fn link_of_uncommitted_file_is_copied_locally_and_survives_kill() {
     let mount = Mount::new().await;
     let content: Vec<u8> = (0..3_000_000u32).map(|i| (i / 7) as u8).collect();
     mount.write("a", &content).await.unwrap();
@@ -195,7 +195,7 @@ async fn a_link_to_what_is_not_at_the_source_yet_is_copied_here_and_survives_a_k
 }
 
 #[tokio::test]
-async fn a_link_that_was_not_committed_survives_a_kill() {
+async fn uncommitted_link_survives_kill() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"content");
     mount.link("a", "b").await.unwrap();
@@ -207,7 +207,7 @@ async fn a_link_that_was_not_committed_survives_a_kill() {
 }
 
 #[tokio::test]
-async fn a_link_is_refused_where_the_copy_would_be_another_thing() {
+async fn link_is_refused_if_copy_would_not_be_equivalent() {
     let mount = Mount::new().await;
     mount.special("fifo", Special::Fifo).await.unwrap();
     refused!(mount.link("fifo", "b").await, EPERM);
@@ -228,7 +228,7 @@ async fn a_link_is_refused_where_the_copy_would_be_another_thing() {
 }
 
 #[tokio::test]
-async fn copying_a_whole_file_sends_its_hash_and_the_time_that_was_set() {
+async fn whole_file_copy_sends_hash_and_set_time() {
     let mount = Mount::new().await;
     let content = vec![b'x'; 100_000];
     mount.view.put_foreign("a", &content);
@@ -249,7 +249,7 @@ async fn copying_a_whole_file_sends_its_hash_and_the_time_that_was_set() {
 }
 
 #[tokio::test]
-async fn a_copy_that_the_source_refuses_is_sent_whole() {
+async fn copy_refused_by_remote_is_uploaded_whole() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"content");
     mount.link("a", "b").await.unwrap();
@@ -269,7 +269,7 @@ async fn a_copy_that_the_source_refuses_is_sent_whole() {
 }
 
 #[tokio::test]
-async fn a_copy_survives_a_kill_and_an_edit() {
+async fn copy_survives_kill_and_edit() {
     let mount = Mount::new().await;
     let content = vec![b'x'; 200_000];
     mount.view.put_foreign("a", &content);
@@ -287,7 +287,7 @@ async fn a_copy_survives_a_kill_and_an_edit() {
 }
 
 #[tokio::test]
-async fn allocating_extends_and_punches_holes() {
+async fn fallocate_extends_and_punches_holes() {
     let mount = Mount::new().await;
     let size = 200_000u64;
     mount.write("a", &vec![b'x'; size as usize]).await.unwrap();
