@@ -1,4 +1,5 @@
-//! The same over the real view, with a key and without, and the embedded Hub by HTTP: each on a machine of its own, whose power is cut.
+//! Runs power-cut histories over the real view, with a key and without, and over the embedded Hub by HTTP. Each is on
+//! a machine of its own, whose power is cut.
 
 use super::{Event, Far, Step, block_on, cases, event, history};
 use crate::store::testing::power::{Machine, open_on};
@@ -8,7 +9,7 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// An event of either machine.
+/// Returns an event of either machine.
 fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         30 => event(),
@@ -23,7 +24,7 @@ fn any_event() -> impl Strategy<Value = Event> {
 struct Hub {
     machine: Machine,
     with_key: bool,
-    /// What its next end does to its disk.
+    /// The effect of its next end on its disk.
     seed: u64,
 }
 
@@ -80,7 +81,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 100, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_mount_and_its_hub_get_over_the_cuts_of_both(
+    fn mount_and_hub_recover_from_power_cuts_of_both(
         events in proptest::collection::vec(any_event(), 1..30),
         with_key in any::<bool>(),
     ) {
