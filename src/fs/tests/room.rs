@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 
 const SLOT: usize = 65_536;
 
-/// Disk space for a pool of 64 slots and a journal, in bytes.
+/// Disk space for a pool of 64 slots and a journal, bytes.
 const LIMIT: u64 = 6 << 20;
 
-/// Limits disk space to [`LIMIT`], and waits for it to half a second.
+/// Limits disk space to [`LIMIT`], and the wait for it to half a second.
 fn tight(options: &mut Options) {
     options.max_pending = Some(LIMIT);
     options.reply_deadline = Duration::from_millis(700);
 }
 
-/// Bytes that the files of a mount's staging folder take on disk.
+/// Returns the bytes that the files of a mount's staging folder take on disk.
 fn on_disk(mount: &Mount) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let mut folders = vec![mount.options.cache_dir.clone()];
@@ -34,13 +34,13 @@ fn on_disk(mount: &Mount) -> u64 {
     bytes
 }
 
-/// Lists the root, so that names are found while the remote is away; pair it with a long TTL.
+/// Lists the root, then disconnects the remote, so that names are still found. The mount needs a long TTL.
 async fn unplug(mount: &Mount) {
     mount.names("").await;
     mount.view.set_offline(true);
 }
 
-/// [`tight`], and listings stay valid.
+/// Sets the limits of [`tight`], with listings that stay valid.
 fn tight_and_listed(options: &mut Options) {
     tight(options);
     options.metadata_ttl = Duration::from_secs(3600);
@@ -51,7 +51,7 @@ fn errno(outcome: Result<impl Sized, crate::fs::Error>) -> i32 {
 }
 
 #[tokio::test]
-async fn writers_are_slowed_down_to_what_the_source_takes() {
+async fn writers_are_slowed_down_to_speed_of_remote() {
     let mount = Mount::with(|options| {
         tight(options);
         options.reply_deadline = Duration::from_secs(30);
@@ -69,7 +69,7 @@ async fn writers_are_slowed_down_to_what_the_source_takes() {
 }
 
 #[tokio::test]
-async fn with_the_source_away_writers_get_enospc_in_time_and_older_data_stays() {
+async fn writer_with_offline_remote_gets_enospc_in_time_and_old_data_stays() {
     let mount = Mount::with(tight).await;
     mount.write("old", &vec![1; 48 * SLOT]).await.unwrap();
     mount.view.set_offline(true);
@@ -79,7 +79,7 @@ async fn with_the_source_away_writers_get_enospc_in_time_and_older_data_stays() 
     assert!(began.elapsed() < Duration::from_secs(20));
     mount.close(handle).await.unwrap();
     assert_eq!(mount.read("old").await.unwrap(), vec![1; 48 * SLOT]);
-    // Removing makes room again.
+    // Removing a file frees space again.
     mount.view.set_offline(false);
     mount.flush().await;
     mount.write("new", &vec![2; 48 * SLOT]).await.unwrap();
@@ -111,7 +111,7 @@ async fn deadline_of_zero_lets_a_writer_wait_for_space() {
 }
 
 #[tokio::test]
-async fn a_file_that_can_never_fit_is_refused_at_once() {
+async fn file_larger_than_limit_is_refused_immediately() {
     let mount = Mount::with(|options| {
         tight(options);
         options.reply_deadline = Duration::from_secs(3600);
@@ -123,12 +123,12 @@ async fn a_file_that_can_never_fit_is_refused_at_once() {
     mount.close(handle).await.unwrap();
     assert_eq!(errno(mount.truncate("large", 20 << 20).await), libc::ENOSPC);
     assert_eq!(mount.read("large").await.unwrap(), vec![1; 65 * SLOT]);
-    // Emptying it needs no room.
+    // Emptying it needs no space.
     mount.truncate("large", 0).await.unwrap();
 }
 
 #[tokio::test]
-async fn committed_content_of_open_files_gives_way_least_recently_touched_first() {
+async fn committed_content_of_open_files_is_evicted_least_recently_used_first() {
     let mount = Mount::with(|options| {
         tight(options);
         options.reply_deadline = Duration::from_secs(30);
@@ -144,7 +144,7 @@ async fn committed_content_of_open_files_gives_way_least_recently_touched_first(
     assert!(mount.vfs.pool.used() >= 48);
     mount.write("third", &vec![3; 28 * SLOT]).await.unwrap();
     mount.flush().await;
-    // The first was given back, the second is still here.
+    // The first one was evicted, the second one is still here.
     let staged = |ino| {
         let edit = crate::fs::lock::lock(&mount.vfs.tree).file(ino).unwrap().edit.clone().unwrap();
         let ledger = mount.vfs.journal.ledger();
@@ -167,7 +167,7 @@ async fn committed_content_of_open_files_gives_way_least_recently_touched_first(
 }
 
 #[tokio::test]
-async fn what_was_given_back_is_still_known_after_a_kill_and_a_compaction() {
+async fn evicted_file_is_readable_after_kill_and_compaction() {
     let mount = Mount::with(tight).await;
     let handle = mount.open("a", libc::O_RDWR | libc::O_CREAT).await.unwrap();
     mount.put(handle, 0, &vec![1; 3 * SLOT]).await.unwrap();
@@ -177,7 +177,7 @@ async fn what_was_given_back_is_still_known_after_a_kill_and_a_compaction() {
     assert_eq!(edit.evict(&mount.vfs.journal, &mount.vfs.pool, again).await.unwrap(), 3);
     mount.put(handle, 0, b"2").await.unwrap();
     mount.vfs.flush_file(handle).await.unwrap();
-    // Each start compacts: twice, so that a snapshot of a snapshot is read.
+    // Each start compacts the journal. Two starts read a snapshot of a snapshot.
     let mount = mount.killed().await.killed().await;
     let mut expected = vec![1; 3 * SLOT];
     expected[0] = b'2';
@@ -187,7 +187,7 @@ async fn what_was_given_back_is_still_known_after_a_kill_and_a_compaction() {
 }
 
 #[tokio::test]
-async fn pending_limit_counts_what_an_edited_file_still_fetches() {
+async fn pending_limit_counts_unfetched_part_of_edited_file() {
     let mount = Mount::with(tight_and_listed).await;
     mount.view.put_foreign("large", &vec![1; 40 * SLOT]);
     let large = mount.open("large", libc::O_RDWR).await.unwrap();
@@ -198,7 +198,7 @@ async fn pending_limit_counts_what_an_edited_file_still_fetches() {
     let other = mount.open("other", libc::O_RDWR | libc::O_CREAT).await.unwrap();
     assert_eq!(errno(mount.put(other, 0, &vec![3; 30 * SLOT]).await), libc::ENOSPC);
     mount.put(other, 0, &vec![3; 20 * SLOT]).await.unwrap();
-    // A file that is closed and removed frees what was promised to it.
+    // A file that is closed and removed frees the space that was promised to it.
     mount.close(large).await.unwrap();
     mount.view.set_offline(false);
     mount.flush().await;
@@ -250,7 +250,7 @@ async fn pending_limit_counts_gaps_zeroed_ranges_and_links() {
 }
 
 #[tokio::test]
-async fn staging_limit_refuses_no_write_and_evicts_what_is_uploaded_oldest_first() {
+async fn staging_limit_refuses_no_write_and_evicts_oldest_uploaded_content_first() {
     const LIMIT: u64 = 8 << 20;
     let mount = Mount::with(|options| {
         options.max_staging = Some(LIMIT);
@@ -280,14 +280,14 @@ async fn staging_limit_refuses_no_write_and_evicts_what_is_uploaded_oldest_first
 
     mount.view.set_offline(false);
     mount.flush().await;
-    // The older one is enough.
+    // Evicting the older one is sufficient.
     used_is(1).await;
     assert!(on_disk(&mount) <= LIMIT, "the pool gives its space back");
     assert_eq!(mount.read_all(old).await.unwrap(), vec![1; 200 * SLOT]);
 }
 
 #[tokio::test]
-async fn eviction_skips_files_whose_readers_wait_for_the_source() {
+async fn eviction_skips_files_whose_readers_wait_for_remote() {
     let mount = Mount::with(|options| {
         options.max_staging = Some(1);
         options.metadata_ttl = Duration::from_secs(3600);
