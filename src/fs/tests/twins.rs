@@ -1,4 +1,4 @@
-//! Files and folders of one name.
+//! Files and folders of the same name.
 
 use super::Mount;
 use crate::fs::Error;
@@ -9,7 +9,7 @@ fn path(text: &str) -> PlainPath {
     PlainPath::new(text).unwrap()
 }
 
-/// Flushes, and returns how many conflicts were counted by then.
+/// Flushes, and returns the number of conflicts that were counted by then.
 async fn conflicts(mount: &Mount) -> u64 {
     mount.vfs.flush(Some(std::time::Duration::from_secs(20))).await.conflicts
 }
@@ -17,7 +17,7 @@ async fn conflicts(mount: &Mount) -> u64 {
 const ALIAS: &str = "n (conflict with folder)";
 
 #[tokio::test]
-async fn file_beside_folder_opens_and_renames_and_goes_under_its_alias() {
+async fn file_beside_folder_is_usable_under_its_alias() {
     let mount = Mount::new().await;
     for name in ["n", "m", "o"] {
         mount.view.put_foreign(name, b"file");
@@ -59,7 +59,7 @@ async fn folder_committed_beside_foreign_file_is_one_conflict() {
     mount.write("n/deep/i", b"ours").await.unwrap();
     mount.write("n/deep/j", b"ours").await.unwrap();
     mount.view.put_foreign("n", b"theirs");
-    // The folder keeps its name before its first file is committed, too.
+    // The folder also keeps its name before its first file is committed.
     assert_eq!(mount.names("").await, ["n", ALIAS]);
     assert_eq!(mount.read(ALIAS).await.unwrap(), b"theirs");
     assert_eq!(conflicts(&mount).await, 1);
@@ -68,14 +68,14 @@ async fn folder_committed_beside_foreign_file_is_one_conflict() {
 }
 
 #[tokio::test]
-async fn names_that_others_made_are_no_conflict_of_this_mount() {
+async fn names_created_by_other_clients_are_not_conflicts() {
     let mount = Mount::new().await;
     mount.view.put_foreign("n", b"theirs");
     mount.view.put_foreign("n/i", b"theirs");
     mount.write("n/j", b"ours").await.unwrap();
     mount.write("other", b"ours").await.unwrap();
     assert_eq!(mount.names("").await, ["n", ALIAS, "other"]);
-    // Ours is below a file's name, whoever came first.
+    // Ours is below a file's name, whichever came first.
     assert_eq!(conflicts(&mount).await, 1);
     let mount = Mount::new().await;
     mount.view.put_foreign("n", b"theirs");
@@ -85,7 +85,7 @@ async fn names_that_others_made_are_no_conflict_of_this_mount() {
 }
 
 #[tokio::test]
-async fn folder_that_pending_file_hides_is_counted_and_keeps_its_parent() {
+async fn folder_hidden_by_pending_file_is_counted_and_keeps_parent() {
     let mount = Mount::new().await;
     mount.mkdir("d").await.unwrap();
     mount.write("d/n", b"ours").await.unwrap();
@@ -99,7 +99,7 @@ async fn folder_that_pending_file_hides_is_counted_and_keeps_its_parent() {
 }
 
 #[tokio::test]
-async fn folder_whose_look_fails_keeps_no_other_from_being_looked_up() {
+async fn failed_check_of_folder_does_not_block_others() {
     let mount = Mount::new().await;
     let bad = format!("{BAD_LOOK}/n");
     for at in ["a/n", &bad, "z/n"] {
@@ -109,7 +109,8 @@ async fn folder_whose_look_fails_keeps_no_other_from_being_looked_up() {
     }
     assert!(mount.vfs.sync.find_twins().await.is_err());
     assert_eq!(mount.vfs.status().conflicts, 2);
-    // The folders were asked for together, and are halved until the bad one waits alone.
+    // The folders are looked up together. After each failure they are halved, until the bad one is in a group of its
+    // own.
     for _ in 0..3 {
         assert!(mount.vfs.sync.find_twins().await.is_err());
     }
@@ -151,7 +152,7 @@ async fn hidden_folder_of_removed_directory_is_not_counted() {
     mount.view.put_foreign("d/n/i", b"theirs");
     assert_eq!(mount.names("d").await, ["n", "x"]);
     assert_eq!(mount.vfs.status().unreadable_entries, 1);
-    // The directory isn't listed again before it goes.
+    // The directory isn't listed again before it is removed.
     mount.unlink("d/n").await.unwrap();
     ["d/x", "d/n/i"].iter().for_each(|at| mount.view.delete_foreign(at));
     assert_eq!(mount.names("").await, Vec::<String>::new());
@@ -159,7 +160,7 @@ async fn hidden_folder_of_removed_directory_is_not_counted() {
 }
 
 #[tokio::test]
-async fn file_whose_removal_is_queued_is_no_twin_of_folder_in_its_place() {
+async fn file_with_queued_removal_is_not_twin_of_its_folder() {
     let mount = Mount::new().await;
     mount.write("n", b"ours").await.unwrap();
     mount.flush().await;
@@ -171,7 +172,7 @@ async fn file_whose_removal_is_queued_is_no_twin_of_folder_in_its_place() {
     assert!(mount.remote().contains_key("n"), "it is still there when it is looked up");
     assert_eq!(mount.vfs.status().conflicts, 0);
     mount.view.allow("n");
-    // Looked up again once it is removed.
+    // The name is looked up again after the file is removed.
     assert_eq!(conflicts(&mount).await, 0);
     mount.view.put_foreign("n", b"theirs");
     mount.write("n/i", b"ours").await.unwrap();
