@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 /// Size of a block in `statfs`, bytes.
 pub const STATFS_BLOCK: u32 = 4096;
 /// Total and free blocks in `statfs` (4 PiB). A bucket has no size limit, and programs refuse to copy into a
-/// filesystem that looks full.
+/// filesystem that seems to be full.
 pub const STATFS_BLOCKS: u64 = 1 << 40;
 /// Longest name, bytes.
 pub const STATFS_NAME: u32 = crate::fs::tree::listing::NAME_MAX as u32;
