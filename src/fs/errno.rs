@@ -35,7 +35,7 @@ pub enum Error {
     /// The name doesn't exist, or the inode was removed.
     #[error("no such file or directory")]
     NotFound,
-    /// The name no longer stands for the inode that the kernel means. The kernel then looks the name up again.
+    /// The name no longer stands for the inode that the kernel means. The kernel then repeats the lookup.
     #[error("replaced or removed by somebody else")]
     Stale,
     /// The name already exists.
