@@ -21,7 +21,7 @@ const MAX_LATE: usize = 256;
 pub(crate) enum Repeatable {
     /// Bytes of an open file. After a failed read-ahead, the kernel reads the one page that it needs.
     Read { handle: u64, bytes: Range<u64> },
-    /// A name that the kernel has cached. If it can't revalidate the name, it drops it and looks it up again.
+    /// A name that the kernel has cached. If it can't revalidate the name, it drops it and sends a new lookup.
     Lookup { parent: u64, name: String },
 }
 
