@@ -92,8 +92,8 @@ impl<T, const RANK: u8> std::ops::DerefMut for MutexGuard<'_, T, RANK> {
     }
 }
 
-/// Locks a mutex. Ignores poisoning: the request that panicked under the lock already got an error, and others can go
-/// on.
+/// Locks a mutex. Ignores poisoning: the request that panicked under the lock already got an error, and the others
+/// can continue.
 #[cfg_attr(debug_assertions, track_caller)]
 pub(crate) fn lock<T, const RANK: u8>(mutex: &Mutex<T, RANK>) -> MutexGuard<'_, T, RANK> {
     // The check comes first, so that a violation is reported instead of a deadlock.
