@@ -78,7 +78,7 @@ use tree::twins::Twins;
 use tree::xattr::Attributes;
 
 /// The filesystem. Starts with [`Vfs::start`] and ends with [`Vfs::shutdown`].
-#[allow(dead_code, reason = "tests look at all parts")]
+#[allow(dead_code, reason = "tests use all parts")]
 pub struct Vfs {
     view: Arc<dyn View>,
     options: Arc<Options>,
@@ -101,8 +101,7 @@ pub struct Vfs {
 }
 
 impl Vfs {
-    /// Looks up a name and adds one kernel reference to its inode. The caller drops the reference with
-    /// [`Self::forget`].
+    /// Finds a name and adds one kernel reference to its inode. The caller drops the reference with [`Self::forget`].
     pub async fn lookup(&self, parent: Ino, name: &str) -> Result<Attr, Error> {
         self.directories.lookup(parent, name).await
     }
