@@ -46,7 +46,7 @@ const BATCH: usize = 256;
 /// Number of times that the files of a directory are listed and moved. After that, other clients seem to be changing
 /// them, and the operation is retried later.
 const ROUNDS: usize = 4;
-/// Bytes of the host name that go into a conflict name.
+/// Longest part of the host name that a conflict name contains, bytes.
 const HOST_LEN: usize = 32;
 
 impl Sync {
