@@ -68,14 +68,14 @@ impl Mount {
         let Self { vfs, view, dir, options } = self;
         vfs.kill();
         drop(vfs);
-        // Background tasks let go at their next turn.
+        // Background tasks release the folder at their next turn.
         for _ in 0..1000 {
             match Vfs::start(view.clone() as Arc<dyn View>, options.clone()).await {
                 Err(Error::Busy(_)) => tokio::time::sleep(Duration::from_millis(5)).await,
                 started => return Self { vfs: started.unwrap(), view, dir, options },
             }
         }
-        panic!("the old daemon doesn't let go of its folder");
+        panic!("the old daemon doesn't release its folder");
     }
 
     /// Returns the files of the remote.
