@@ -111,8 +111,8 @@ impl Vfs {
         self.directories.forget(ino, count)
     }
 
-    /// Returns how much longer a name that was missed in a directory counts as missing: the kernel may remember it for
-    /// that time.
+    /// Returns how much longer a name that was missed in a directory counts as missing: the kernel may remember it
+    /// for that time.
     pub fn absent_for(&self, parent: Ino) -> Duration {
         self.directories.absent_for(parent)
     }
@@ -318,8 +318,8 @@ impl Vfs {
         self.sync.pending(after, limit)
     }
 
-    /// Retries these changes immediately, whatever the reason that delayed them. `wish` overrides the mount's policy
-    /// if they meet a conflict. Returns how many of them are pending.
+    /// Retries these changes immediately, whatever the reason that delayed them. Returns how many of them are
+    /// pending. If they meet a conflict, `wish` overrides the mount's policy.
     pub fn retry(&self, numbers: &[PendingNo], wish: Option<OnConflict>) -> usize {
         self.sync.retry(numbers, wish)
     }
