@@ -247,7 +247,7 @@ impl Sync {
         };
         let source = self.look(from).await?;
         let Remote::Own(version, len) = record.remote else {
-            // Only the version that the move replaced was to be removed. Another version is there now.
+            // Only the version that this file had replaced was to be removed. Another version is there now.
             self.remove_theirs(from, source, policy).await?;
             self.finish(op, what, local);
             return Ok(());
