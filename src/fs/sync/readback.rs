@@ -1,7 +1,7 @@
 //! Reads commits back after some time, to find changes that another client made at the moment of our commit.
 //!
-//! The Hub has no conditional commit. So a change that another client makes between our check and our commit may be
-//! replaced by our commit, or may replace it (DESIGN, promise 5).
+//! The Hub has no conditional commit. So another client that changes a path at the moment of our commit may replace
+//! our version without notice (DESIGN, promise 5).
 //!
 //! After a commit, the journal marks its version as *unconfirmed*. It stays so until its path was compared once more,
 //! at least [`crate::fs::Options::read_back_after`] later, also across restarts. A later change of ours to that
