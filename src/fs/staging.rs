@@ -69,7 +69,7 @@ mod tests {
             let disk = SimDisk::new(dir.path());
             let folder = Folder::open(&disk, &dir.path().join("a/cache"), &[1; 32]).unwrap();
             let after = disk.cut(seed, dir.path());
-            assert!(after.sync_folder(folder.path()).is_ok(), "it is gone");
+            assert!(after.sync_folder(folder.path()).is_ok(), "the folder is missing");
         }
     }
 
