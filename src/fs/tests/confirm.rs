@@ -267,7 +267,7 @@ async fn recreated_file_after_foreign_removal_has_no_copy() {
 
 #[tokio::test]
 async fn overwritten_new_file_is_kept_whatever_happened_to_its_replacement() {
-    for change in ["edit", "remove", "remove and make anew", "rename", "replace", "move"] {
+    for change in ["edit", "remove", "remove and create again", "rename", "replace", "move"] {
         let mount = Mount::with(later).await;
         mount.view.put_foreign("d/other", b"another");
         mount.write("d/a", b"ours").await.unwrap();
@@ -282,7 +282,7 @@ async fn overwritten_new_file_is_kept_whatever_happened_to_its_replacement() {
             _ => mount.unlink("d/a").await.unwrap(),
         }
         mount.flush().await;
-        if change == "remove and make anew" {
+        if change == "remove and create again" {
             mount.write("d/a", b"new").await.unwrap();
             mount.flush().await;
         }
