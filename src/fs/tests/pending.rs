@@ -65,7 +65,7 @@ fn refusal(outcome: Result<(), Error>) -> &'static str {
     match outcome {
         Err(Error::NotPermitted(why)) => why,
         Err(other) => panic!("{other}"),
-        Ok(()) => panic!("it was given up"),
+        Ok(()) => panic!("it was discarded"),
     }
 }
 
