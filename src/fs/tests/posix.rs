@@ -82,7 +82,7 @@ async fn remote_file_is_shown_instead_of_special_file() {
     mount.view.put_foreign("a", b"theirs");
     mount.unlink("a").await.unwrap();
     mount.flush().await;
-    assert!(mount.names("").await.is_empty(), "both are gone");
+    assert!(mount.names("").await.is_empty(), "both are removed");
     mount.mkdir("d").await.unwrap();
     mount.symlink("d/a", "x").await.unwrap();
     mount.view.put_foreign("d/a/b", b"theirs");
@@ -244,7 +244,7 @@ async fn whole_file_copy_sends_hash_and_set_time() {
     assert_eq!(mount.view.mtime("b"), OffsetDateTime::from(time));
     assert!(mount.copy("b", "a").await.unwrap(), "also onto what is there");
     mount.write("a", b"dirty").await.unwrap();
-    assert!(!mount.copy("a", "b").await.unwrap(), "what the source doesn't have has to be moved");
+    assert!(!mount.copy("a", "b").await.unwrap(), "content that the remote lacks has to be copied");
     assert_eq!(mount.read("b").await.unwrap(), b"dirty");
 }
 
