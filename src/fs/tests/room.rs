@@ -241,7 +241,7 @@ async fn pending_limit_counts_gaps_zeroed_ranges_and_links() {
     unplug(&mount).await;
     let handle = mount.open("b", libc::O_RDWR | libc::O_CREAT).await.unwrap();
     let far = 30 * SLOT as u64;
-    assert_eq!(errno(mount.put(handle, far, b"behind a gap").await), libc::ENOSPC);
+    assert_eq!(errno(mount.put(handle, far, b"after a gap").await), libc::ENOSPC);
     assert_eq!(errno(mount.vfs.allocate(handle, 0, far, crate::fs::Allocate::Extend).await), libc::ENOSPC);
     let zero = crate::fs::Allocate::Zero { keep_size: false };
     assert_eq!(errno(mount.vfs.allocate(handle, 0, far, zero).await), libc::ENOSPC);
