@@ -1,6 +1,7 @@
 //! Speed of the pure parts of `xet`, as ratios to what the crates beneath allow in the same process.
 //!
-//! `cargo bench --bench xet`. Each line is the median over rounds in which both sides take turns; above 1: we are faster. One core.
+//! `cargo bench --bench xet`. Each line is the median over rounds in which both sides take turns;
+//! above 1: we are faster. One core.
 
 use hfcrypt::xet::chunker::Chunker;
 use hfcrypt::xet::hash::chunk_hash;

@@ -1,11 +1,12 @@
 //! The disk that promises rest on: the files of staging and journal, and those of the embedded Hub.
 //!
-//! What a call changes can be seen at once, and a power cut may undo it, wholly or in parts, until it is synced: a file's bytes and length by
-//! [`DiskFile::sync`] or [`DiskFile::sync_data`], whatever names the file has; names by [`Disk::sync_folder`] of the folder they are in, whatever
-//! is in the file. Nothing is in order but by syncs. [`RealDisk`] is this machine's; tests put one beneath that loses all that it may (`sim`).
+//! What a call changes can be seen at once, and a power cut may undo it, wholly or in parts, until it is synced: a
+//! file's bytes and length by [`DiskFile::sync`] or [`DiskFile::sync_data`], whatever names the file has; names by
+//! [`Disk::sync_folder`] of the folder they are in, whatever is in the file. Nothing is in order but by syncs.
+//! [`RealDisk`] is this machine's; tests put one beneath that loses all that it may (`sim`).
 //!
-//! Locks (`flock`) aren't part of it: they last as long as a process, and are taken on real folders. Offsets and lengths are bytes. All calls
-//! block. Failures are the system's.
+//! Locks (`flock`) aren't part of it: they last as long as a process, and are taken on real folders. Offsets and
+//! lengths are bytes. All calls block. Failures are the system's.
 
 #![cfg_attr(not(feature = "local-hub"), allow(dead_code, reason = "part of it is for the embedded Hub only"))]
 
@@ -23,10 +24,11 @@ use std::path::Path;
 pub(crate) trait Disk: Send + Sync + 'static {
     /// Opens a file for reading.
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
-    /// Opens a file for reading and writing, and makes it (0600) where it is missing. The name is durable once the folder is synced.
+    /// Opens a file for reading and writing, and makes it (0600) where it is missing. The name is
+    /// durable once the folder is synced.
     fn create(&self, path: &Path, existing: Existing) -> io::Result<Box<dyn DiskFile>>;
-    /// Renames a file, in the place of whatever has the new name. After a power cut it has the old name or the new one, which is durable once
-    /// the folder is synced.
+    /// Renames a file, in the place of whatever has the new name. After a power cut it has the old name or the new one,
+    /// which is durable once the folder is synced.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// The same unless the new name is taken; whether it did.
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<bool>;
@@ -59,7 +61,8 @@ pub(crate) trait DiskFile: Send + Sync {
     fn size(&self) -> io::Result<u64>;
     /// Cuts the file, or makes it longer with zeros. Durable once it is synced.
     fn set_len(&self, len: u64) -> io::Result<()>;
-    /// Finds room on disk for a range, so that writing there can't fail for want of it. `Unsupported` where the file system can't.
+    /// Finds room on disk for a range, so that writing there can't fail for want of it.
+    /// `Unsupported` where the file system can't.
     fn allocate(&self, offset: u64, len: u64, beyond: Beyond) -> io::Result<()>;
     /// Makes content and length durable, and with them all that is known of the file.
     fn sync(&self) -> io::Result<()>;
@@ -76,8 +79,8 @@ pub(crate) enum Beyond {
     Reserves,
 }
 
-/// Makes a folder and those above it that are missing, and sees to it that a power cut leaves it there. That a folder exists doesn't say that its
-/// name is on disk: whoever made it may have died before.
+/// Makes a folder and those above it that are missing, and sees to it that a power cut leaves it there. That a folder
+/// exists doesn't say that its name is on disk: whoever made it may have died before.
 pub(crate) fn make_folder(disk: &dyn Disk, path: &Path) -> io::Result<()> {
     let above = match path.parent() {
         Some(above) if above.as_os_str().is_empty() => Path::new("."),

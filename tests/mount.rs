@@ -1,4 +1,5 @@
-//! Real mounts: the kernel, the FUSE front end, staging, a view with a key, the client and the embedded Hub, with the tools that people use.
+//! Real mounts: the kernel, the FUSE front end, staging, a view with a key, the client and the
+//! embedded Hub, with the tools that people use.
 //!
 //! They need /dev/fuse and root, so they are ignored unless asked for: `cargo test --test mount -- --ignored`.
 #![cfg(all(feature = "fuse", feature = "local-hub"))]

@@ -141,7 +141,8 @@ impl From<CacheModeArg> for CacheMode {
     }
 }
 
-/// A number of bytes; `K`, `M`, `G`, `T` count thousands, `Ki`, `Mi`, `Gi`, `Ti` count 1024s, and a `B` may follow. Case doesn't matter.
+/// A number of bytes; `K`, `M`, `G`, `T` count thousands, `Ki`, `Mi`, `Gi`, `Ti` count 1024s, and a
+/// `B` may follow. Case doesn't matter.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);

@@ -5,7 +5,8 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit};
 /// Open files that a mount may need at once: sockets, staging pools, handles.
 const OPEN_FILES: u64 = 65_536;
 
-/// No core dumps (they would hold keys and plaintext), and enough file descriptors. Best effort: none of it can fail the start.
+/// No core dumps (they would hold keys and plaintext), and enough file descriptors. Best effort:
+/// none of it can fail the start.
 pub fn harden() {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     let _ = rustix::process::setrlimit(Resource::Core, none);
@@ -17,7 +18,8 @@ pub fn harden() {
     }
 }
 
-/// When a process was started, in the kernel's ticks since boot; `None`: it is not there. With the pid it names one process for good.
+/// When a process was started, in the kernel's ticks since boot; `None`: it is not there. With the
+/// pid it names one process for good.
 pub fn start_time(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the command in parentheses and may hold anything; field 22 is the 20th behind it.

@@ -2,17 +2,19 @@
 //!
 //! What [`Disk`] promises it keeps, and nothing else. At a cut:
 //!
-//! - Of each file, every sector of 512 bytes is as it was at the file's last sync, or as any write since has left it, each by itself. The
-//!   length is that of the last sync, or any that the file has had since. What was never written reads as zeros.
-//! - Of the changes of names since their folders were synced any set has happened, but that changes of one name happen in their order, and a
-//!   rename all at once. A file's name says nothing of its content, nor that of a folder above.
+//! - Of each file, every sector of 512 bytes is as it was at the file's last sync, or as any write
+//!   since has left it, each by itself. The length is that of the last sync, or any that the file
+//!   has had since. What was never written reads as zeros.
+//! - Of the changes of names since their folders were synced any set has happened, but that changes of one name happen
+//!   in their order, and a rename all at once. A file's name says nothing of its content, nor that of a folder above.
 //!
-//! That is what POSIX allows, and more than most file systems do: ext4 keeps changes of names in order, and without `data=writeback` a new
-//! length only comes with its bytes. Left out: sectors torn within, old bytes of other files where nothing was written, disks that lie about
-//! a sync, syncs that fail.
+//! That is what POSIX allows, and more than most file systems do: ext4 keeps changes of names in order, and without
+//! `data=writeback` a new length only comes with its bytes. Left out: sectors torn within, old bytes of other files
+//! where nothing was written, disks that lie about a sync, syncs that fail.
 //!
-//! A disk is mounted at a root, which each restart chooses anew; that of a machine that is gone fails all calls (EIO), so what is left of the
-//! old process can do no harm. [`SimDisk::kill`] ends only the process: what was written is there, and still not synced.
+//! A disk is mounted at a root, which each restart chooses anew; that of a machine that is gone
+//! fails all calls (EIO), so what is left of the old process can do no harm. [`SimDisk::kill`] ends
+//! only the process: what was written is there, and still not synced.
 
 use super::{Beyond, Disk, DiskFile, Existing};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -344,7 +346,8 @@ impl SimDisk {
         Self { root: root.to_owned(), boot, world: self.world.clone() }
     }
 
-    /// Has the call after `calls` further ones be the last: it is carried out, a write half, and not answered, and all calls after it fail.
+    /// Has the call after `calls` further ones be the last: it is carried out, a write half, and
+    /// not answered, and all calls after it fail.
     pub(crate) fn end_after(&self, calls: u64) {
         let mut state = self.world.state();
         state.last_call = Some(state.calls + calls + 1);

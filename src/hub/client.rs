@@ -1,7 +1,7 @@
 //! The Hub over HTTP (Hub API spec, sections 1 to 4).
 //!
-//! Every answer is checked before it counts: its size, its form, and that it is about what was asked. Memory per call: 32 MiB of listing
-//! or 8 MiB of batch answer at most, and what they parse to.
+//! Every answer is checked before it counts: its size, its form, and that it is about what was asked. Memory per call:
+//! 32 MiB of listing or 8 MiB of batch answer at most, and what they parse to.
 
 use super::retry::Policy;
 use super::token::TokenProvider;
@@ -22,19 +22,21 @@ use url::Url;
 
 pub use super::tokens::bucket_tokens;
 
-/// Largest page of a listing, and largest answer about 1000 paths, in bytes. 5000 entries, the largest page of the API, have 1 KiB keys and
-/// 250 bytes beside them: 6 MiB, and more where keys are escaped.
+/// Largest page of a listing, and largest answer about 1000 paths, in bytes. 5000 entries, the largest page of the API,
+/// have 1 KiB keys and 250 bytes beside them: 6 MiB, and more where keys are escaped.
 const MAX_LISTING: usize = 32 << 20;
 /// Largest answer to a batch, in bytes: 1000 lines that failed, each with its key and a page of reasons.
 const MAX_OUTCOME: usize = 8 << 20;
-/// Largest answer about one thing (a user, a bucket, a token), in bytes. A user with 1000 organisations has about half of it.
+/// Largest answer about one thing (a user, a bucket, a token), in bytes. A user with 1000
+/// organisations has about half of it.
 const MAX_OBJECT: usize = 1 << 20;
 
 /// Entries asked for per page: the API's default, so that no server refuses it.
 const PAGE: usize = 1000;
 /// Paths or operations per request: what the Hub's own clients send.
 const GROUP: usize = 1000;
-/// Most bytes of keys and fields per request, unless one alone is longer. Servers commonly refuse bodies above some MiB.
+/// Most bytes of keys and fields per request, unless one alone is longer. Servers commonly refuse
+/// bodies above some MiB.
 const GROUP_BYTES: usize = 1 << 20;
 /// Most pages of buckets read: nobody has as many, and a Hub that sends pages without end has to stop somewhere.
 const MAX_BUCKET_PAGES: usize = 100;
@@ -52,7 +54,8 @@ impl Client {
         Ok(Self { transport: Arc::new(Transport::new(url, http, token, policy)) })
     }
 
-    /// A raw object read through resolve with a byte range; used for objects without a Xet hash. Exactly these bytes or an error.
+    /// A raw object read through resolve with a byte range; used for objects without a Xet hash.
+    /// Exactly these bytes or an error.
     pub async fn resolve_range(&self, bucket: &BucketId, key: &str, range: Range<u64>) -> Result<Bytes, Error> {
         let Some(last) = range.end.checked_sub(1).filter(|last| *last >= range.start) else { return Ok(Bytes::new()) };
         let path =
@@ -78,7 +81,8 @@ impl Client {
     }
 
     fn url(&self, path: &str) -> Result<Url, Error> {
-        // The base has no slash at its end and the path one at its start: they are joined as text, so that a base with a path keeps it.
+        // The base has no slash at its end and the path one at its start: they are joined as text,
+        // so that a base with a path keeps it.
         let base = self.transport.base.as_str().trim_end_matches('/');
         Url::parse(&format!("{base}{path}")).map_err(|_| Error::Malformed("a request without a URL".to_owned()))
     }
@@ -112,8 +116,8 @@ impl Client {
         }
     }
 
-    /// The error of an answer about a bucket. The Hub says 404, or 401 to strangers, for the id of a repository: worth a question, since
-    /// "not found" would be a lie.
+    /// The error of an answer about a bucket. The Hub says 404, or 401 to strangers, for the id of a repository: worth
+    /// a question, since "not found" would be a lie.
     async fn explain(&self, bucket: &BucketId, answer: &Answer) -> Error {
         let error = answer.refusal(Some(bucket));
         let stranger =
@@ -139,7 +143,8 @@ impl Client {
         model.map(|()| "model").or(dataset.map(|()| "dataset")).or(space.map(|()| "space"))
     }
 
-    /// Fails where a bucket that was to be private isn't: an API that knows neither of the two fields for it would make a public one.
+    /// Fails where a bucket that was to be private isn't: an API that knows neither of the two
+    /// fields for it would make a public one.
     async fn confirm_private(&self, bucket: &BucketId, answer: &Answer) -> Result<(), Error> {
         let id = if bucket.namespace() == "me" { parse::created(&answer.body)? } else { bucket.clone() };
         match self.bucket_info(&id).await?.private {

@@ -1,6 +1,7 @@
 //! What every [`Hub`] has to do, as one list: run against each implementation and each way of setting one up.
 //!
-//! It uses empty files only, so it needs no CAS. Buckets are named after the facts and left behind, except the deleted one.
+//! It uses empty files only, so it needs no CAS. Buckets are named after the facts and left behind,
+//! except the deleted one.
 
 use super::{BatchOp, BucketId, Cursor, EMPTY_FILE, Error, FileEntry, Hub, TreeEntry};
 use crate::xet::{Hash, Scope};

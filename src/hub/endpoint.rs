@@ -16,8 +16,8 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Opens `text`. For `file://` the directory is made where it is missing (0700), served on 127.0.0.1 at a free port, and the client
-    /// uses a random per-process token that never leaves memory; `token` is not used then.
+    /// Opens `text`. For `file://` the directory is made where it is missing (0700), served on 127.0.0.1 at a free
+    /// port, and the client uses a random per-process token that never leaves memory; `token` is not used then.
     pub async fn open(text: &str, token: TokenProvider) -> Result<Self, Error> {
         let http = transport::process_client()?;
         if text.trim().to_ascii_lowercase().starts_with("file:") {

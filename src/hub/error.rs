@@ -11,7 +11,8 @@ pub enum Error {
     /// Not `namespace/name`.
     #[error("invalid bucket id {0:?}: it has the form namespace/name")]
     InvalidId(String),
-    /// An endpoint that is neither `https://`, `http://` nor `file:///dir`, or a directory that can't be opened as a Hub.
+    /// An endpoint that is neither `https://`, `http://` nor `file:///dir`, or a directory that
+    /// can't be opened as a Hub.
     #[error("cannot use endpoint {endpoint:?}: {why}")]
     Endpoint {
         /// As given.
@@ -53,8 +54,9 @@ pub enum Error {
     /// The network failed or stalled, after retries; the request may or may not have been carried out.
     #[error("cannot reach the Hub: {0}")]
     Network(String),
-    /// A batch of several requests that stopped on the way. The first `answered` operations were answered and `outcome` is about them;
-    /// what became of those after them is as `source` says of the request it stopped at, and the rest was not sent.
+    /// A batch of several requests that stopped on the way. The first `answered` operations were
+    /// answered and `outcome` is about them; what became of those after them is as `source` says of
+    /// the request it stopped at, and the rest was not sent.
     #[error("stopped after {answered} operations of a batch: {source}")]
     Partial {
         /// Operations answered, counted from the first one handed in.
@@ -101,8 +103,8 @@ impl Error {
     }
 }
 
-/// What an error answer says, fit for one line of a log or a terminal: `X-Error-Message`, else one of the body's known forms, else a short text
-/// body. `token` is what the request was sent with; an echo of it is blanked.
+/// What an error answer says, fit for one line of a log or a terminal: `X-Error-Message`, else one of the body's known
+/// forms, else a short text body. `token` is what the request was sent with; an echo of it is blanked.
 pub(super) fn words(headers: &HeaderMap, body: &[u8], token: Option<&str>) -> String {
     let header = headers.get("x-error-message").map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let text = header.filter(|text| !text.trim().is_empty()).or_else(|| spoken(body)).unwrap_or_default();

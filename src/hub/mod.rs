@@ -34,27 +34,28 @@ use std::time::Duration;
 
 /// What this project needs of a Hub. One conformance list runs against every implementation (`conformance`).
 ///
-/// All calls are idempotent except [`Hub::create_bucket`] (`Conflict` on repeat unless `exist_ok`). Reads retry by themselves what the API
-/// calls transient; writes only what the Hub has surely not carried out (no connection, 429, 503), so that a change by others in the
-/// meantime isn't undone unseen. Both end at the operation's deadline ([`crate::xet::deadline`]), or after a
-/// bounded time without one. Keys are raw object keys from the bucket root, never
-/// percent-encoded.
+/// All calls are idempotent except [`Hub::create_bucket`] (`Conflict` on repeat unless `exist_ok`).
+/// Reads retry by themselves what the API calls transient; writes only what the Hub has surely not
+/// carried out (no connection, 429, 503), so that a change by others in the meantime isn't undone
+/// unseen. Both end at the operation's deadline ([`crate::xet::deadline`]), or after a bounded time
+/// without one. Keys are raw object keys from the bucket root, never percent-encoded.
 #[async_trait]
 pub trait Hub: Send + Sync + 'static {
     /// The user behind the token.
     async fn whoami(&self) -> Result<Identity, Error>;
-    /// Makes a bucket. `exist_ok`: one that is there already is fine, whether private or not. One that is made is private where asked,
-    /// or this fails.
+    /// Makes a bucket. `exist_ok`: one that is there already is fine, whether private or not. One
+    /// that is made is private where asked, or this fails.
     async fn create_bucket(&self, bucket: &BucketId, private: bool, exist_ok: bool) -> Result<(), Error>;
-    /// What a bucket is. `Error::BucketNotFound`, or `Error::NotABucket` where the id is a repository's. The id may be another than asked
-    /// for: that of a bucket which has moved.
+    /// What a bucket is. `Error::BucketNotFound`, or `Error::NotABucket` where the id is a repository's. The id may be
+    /// another than asked for: that of a bucket which has moved.
     async fn bucket_info(&self, bucket: &BucketId) -> Result<BucketInfo, Error>;
     /// Buckets of a namespace (`me`: one's own).
     async fn list_buckets(&self, namespace: &str) -> Result<Vec<BucketInfo>, Error>;
     /// Deletes a bucket and all in it.
     async fn delete_bucket(&self, bucket: &BucketId) -> Result<(), Error>;
-    /// One page of the entries strictly below `prefix` (no slash at its ends; empty: the root), ascending by key; raw-prefix siblings are
-    /// filtered out. Not recursive: direct children, files and directories. Recursive: all files below. An unknown prefix is empty.
+    /// One page of the entries strictly below `prefix` (no slash at its ends; empty: the root), ascending by key;
+    /// raw-prefix siblings are filtered out. Not recursive: direct children, files and directories. Recursive: all
+    /// files below. An unknown prefix is empty.
     async fn tree_page(
         &self,
         bucket: &BucketId,
@@ -64,14 +65,15 @@ pub trait Hub: Send + Sync + 'static {
     ) -> Result<TreePage, Error>;
     /// The files among `keys` (any number; sent in groups). Missing keys and directories are left out.
     async fn paths_info(&self, bucket: &BucketId, keys: &[String]) -> Result<Vec<FileEntry>, Error>;
-    /// Applies operations in order, in requests of at most 1000. Not transactional: the outcome says which keys failed. `Err` means that the
-    /// outcome of the request is unknown or that it was refused whole ([`Error::is_unanswered`]); where requests before it were answered it
-    /// is [`Error::Partial`], which holds their outcome. A caller that takes `Partial` for any other unanswered error loses nothing.
+    /// Applies operations in order, in requests of at most 1000. Not transactional: the outcome says which keys failed.
+    /// `Err` means that the outcome of the request is unknown or that it was refused whole ([`Error::is_unanswered`]);
+    /// where requests before it were answered it is [`Error::Partial`], which holds their outcome. A caller that takes
+    /// `Partial` for any other unanswered error loses nothing.
     async fn batch(&self, bucket: &BucketId, operations: &[BatchOp]) -> Result<BatchOutcome, Error> {
         self.batch_within(bucket, operations, Duration::MAX).await
     }
-    /// The same where `operations` rest on what was read before: no request is repeated later than `repeat_within` after its first try, though a
-    /// Hub that puts it off (429, 503) may ask for a longer wait.
+    /// The same where `operations` rest on what was read before: no request is repeated later than `repeat_within`
+    /// after its first try, though a Hub that puts it off (429, 503) may ask for a longer wait.
     async fn batch_within(
         &self,
         bucket: &BucketId,
@@ -111,7 +113,8 @@ pub async fn require_bucket(hub: &dyn Hub, bucket: &BucketId, create: bool) -> R
 
 /// Most entries that [`Hub::tree`] holds in memory at once (some 3 GB of them); larger trees are read page by page.
 const MAX_ENTRIES: usize = 10_000_000;
-/// Most pages that [`Hub::tree`] asks for: pages may be small or, after filtering, empty, but a Hub that links them in a circle has to stop.
+/// Most pages that [`Hub::tree`] asks for: pages may be small or, after filtering, empty, but a Hub
+/// that links them in a circle has to stop.
 const MAX_PAGES: usize = 200_000;
 
 /// The hash that stands for the empty file, which the CAS needn't know.

@@ -1,7 +1,8 @@
 //! The API's JSON answers into types (Hub API spec, sections 2 to 4). Pure: bytes in, values out.
 //!
-//! Every answer is hostile: lists have a bound, keys must lie where they were asked for, and errors quote nothing of the answer, for it
-//! may hold tokens. Unknown fields are ignored, unknown entry types are not: leaving one out would cut a listing short in silence.
+//! Every answer is hostile: lists have a bound, keys must lie where they were asked for, and errors
+//! quote nothing of the answer, for it may hold tokens. Unknown fields are ignored, unknown entry
+//! types are not: leaving one out would cut a listing short in silence.
 
 use super::{BatchOutcome, BucketId, BucketInfo, Error, FileEntry, Identity, TreeEntry};
 use crate::xet::{CasToken, Hash, foreign};
@@ -95,7 +96,8 @@ fn placed<'a>(key: &'a str, prefix: &str) -> Place<'a> {
     }
 }
 
-/// Whether an entry may be in such a listing. Keys with empty components have no clear level: taken wherever the Hub puts them.
+/// Whether an entry may be in such a listing. Keys with empty components have no clear level: taken
+/// wherever the Hub puts them.
 fn belongs(entry: &TreeEntry, rest: &str, recursive: bool) -> bool {
     match entry {
         TreeEntry::File(_) if recursive => true,
@@ -156,7 +158,8 @@ pub(super) fn outcome(body: &[u8], keys: &HashSet<&str>, all: bool) -> Result<Ba
     })
 }
 
-/// Whether an answer is of the form that [`outcome`] reads, with failures in it; else it is about the request as a whole.
+/// Whether an answer is of the form that [`outcome`] reads, with failures in it; else it is about
+/// the request as a whole.
 pub(super) fn names_failures(body: &[u8]) -> bool {
     #[derive(Deserialize)]
     struct Answer {
@@ -165,7 +168,8 @@ pub(super) fn names_failures(body: &[u8]) -> bool {
     json::<Answer>("batch answer", body).is_ok_and(|answer| !answer.failed.0.is_empty())
 }
 
-/// The CAS token of a token route's answer: from the body, else from its headers (4.4). `secure`: the endpoint is https, so its CAS must be.
+/// The CAS token of a token route's answer: from the body, else from its headers (4.4). `secure`:
+/// the endpoint is https, so its CAS must be.
 pub(super) fn cas_token(body: &[u8], headers: &HeaderMap, secure: bool) -> Result<CasToken, Error> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]

@@ -62,8 +62,9 @@ impl Policy {
 pub(super) enum Repeat {
     /// Reads: on every transient failure.
     Freely,
-    /// Writes: only where it is certain that the Hub hasn't carried it out, because it never got the request or said so (429, 503). A repeat
-    /// after a lost answer could undo what somebody else did in between, so that is for the caller to judge.
+    /// Writes: only where it is certain that the Hub hasn't carried it out, because it never got
+    /// the request or said so (429, 503). A repeat after a lost answer could undo what somebody
+    /// else did in between, so that is for the caller to judge.
     WhenRefused,
     /// Best-effort questions: never.
     Never,

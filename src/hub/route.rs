@@ -1,4 +1,5 @@
-//! The URLs of the API (Hub API spec, 1.4, 1.5): keys into paths, `Link` headers back into URLs, and which URLs may see the token.
+//! The URLs of the API (Hub API spec, 1.4, 1.5): keys into paths, `Link` headers back into URLs,
+//! and which URLs may see the token.
 //!
 //! Pure. A URL that fails here is `Error::Malformed`.
 
@@ -10,7 +11,8 @@ use url::Url;
 /// What stays as it is in a path segment: the unreserved characters of RFC 3986.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Longest link followed, in bytes. It names a prefix and, as cursor, a key: each up to 4 KiB, and three times that when encoded.
+/// Longest link followed, in bytes. It names a prefix and, as cursor, a key: each up to 4 KiB, and
+/// three times that when encoded.
 const MAX_LINK: usize = 32 * 1024;
 
 /// `/api/buckets/{id}` and what follows.
@@ -35,8 +37,8 @@ pub(super) fn resolve(id: &BucketId, key: &str) -> Option<String> {
     (!matches!(key, "" | "." | "..")).then(|| format!("/buckets/{id}/resolve/{}", encode(key, slash)))
 }
 
-/// Whether a key can go into a path with its slashes as they are: no component that URL parsers drop or resolve. The Hub takes `%2F`
-/// just as well, so all others travel as one segment.
+/// Whether a key can go into a path with its slashes as they are: no component that URL parsers drop or resolve. The
+/// Hub takes `%2F` just as well, so all others travel as one segment.
 fn is_literal(key: &str) -> bool {
     key.split('/').all(|component| !matches!(component, "" | "." | ".."))
 }
@@ -46,7 +48,8 @@ fn encode(key: &str, slash: &str) -> String {
     components.join(slash)
 }
 
-/// `text` as a URL that may be sent the endpoint's token: same scheme, host and port as `base`, nothing in the place of a user name.
+/// `text` as a URL that may be sent the endpoint's token: same scheme, host and port as `base`,
+/// nothing in the place of a user name.
 pub(super) fn same_origin(base: &Url, text: &str) -> Result<Url, Error> {
     if text.len() > MAX_LINK {
         return Err(Error::Malformed("a link of unreasonable length".to_owned()));
@@ -79,8 +82,8 @@ pub(super) fn has_user(url: &Url) -> bool {
     !url.username().is_empty() || url.password().is_some()
 }
 
-/// The target of the first `rel=next` link of an answer to `request`. A `Link` header that can't be read is an error: taking it for "no
-/// further page" would cut the listing short in silence.
+/// The target of the first `rel=next` link of an answer to `request`. A `Link` header that can't be read is an error:
+/// taking it for "no further page" would cut the listing short in silence.
 pub(super) fn next_page(base: &Url, request: &Url, headers: &HeaderMap) -> Result<Option<Url>, Error> {
     let unreadable = || Error::Malformed("an unreadable Link header".to_owned());
     for value in headers.get_all("link") {
@@ -93,7 +96,8 @@ pub(super) fn next_page(base: &Url, request: &Url, headers: &HeaderMap) -> Resul
     Ok(None)
 }
 
-/// The links of one header value (RFC 8288, section 3): target, and whether `rel` names `next`. `None` where it breaks the grammar.
+/// The links of one header value (RFC 8288, section 3): target, and whether `rel` names `next`.
+/// `None` where it breaks the grammar.
 fn links(value: &str) -> Option<Vec<(&str, bool)>> {
     let mut found = Vec::new();
     let mut rest = value.trim_start_matches([' ', '\t', ',']);
@@ -118,7 +122,8 @@ fn links(value: &str) -> Option<Vec<(&str, bool)>> {
     Some(found)
 }
 
-/// One `name[=value]` after a semicolon, and what follows it. Escapes in quoted values are kept as they are: no relation type has any.
+/// One `name[=value]` after a semicolon, and what follows it. Escapes in quoted values are kept as
+/// they are: no relation type has any.
 fn parameter(text: &str) -> Option<(&str, &str, &str)> {
     const BLANK: [char; 2] = [' ', '\t'];
     let text = text.trim_start_matches(BLANK);

@@ -1,4 +1,5 @@
-//! The client against a scripted server: every status, hostile answers, cut and stalled connections, redirects, token refresh.
+//! The client against a scripted server: every status, hostile answers, cut and stalled
+//! connections, redirects, token refresh.
 
 #[cfg(feature = "local-hub")]
 mod full;

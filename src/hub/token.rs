@@ -1,7 +1,8 @@
-//! Where the Hub token comes from (CLI contract: `--token-file`, `--hf-token`, `HF_TOKEN`, the file that `hf auth login` writes).
+//! Where the Hub token comes from (CLI contract: `--token-file`, `--hf-token`, `HF_TOKEN`, the file
+//! that `hf auth login` writes).
 //!
-//! A file is read again for every request, so that a rotated token is taken up without a restart. Token bytes are wiped when dropped
-//! and appear in no error and no log.
+//! A file is read again for every request, so that a rotated token is taken up without a restart. Token bytes are wiped
+//! when dropped and appear in no error and no log.
 
 use super::Error;
 use std::fmt;
@@ -108,7 +109,8 @@ impl TokenProvider {
         }
     }
 
-    /// [`Self::token`] for async callers: a file on a stalled disk blocks no task but the caller's, and no more than [`READERS`] threads.
+    /// [`Self::token`] for async callers: a file on a stalled disk blocks no task but the caller's,
+    /// and no more than [`READERS`] threads.
     pub(super) async fn current(&self) -> Result<Option<Secret>, Error> {
         static READING: Semaphore = Semaphore::const_new(READERS);
         if matches!(self.0, Source::Anonymous | Source::Fixed(_)) {

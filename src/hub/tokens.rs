@@ -1,4 +1,5 @@
-//! CAS tokens of one bucket: cached per scope, refreshed early, asked for once however many want one (Hub API spec, 4.4).
+//! CAS tokens of one bucket: cached per scope, refreshed early, asked for once however many want
+//! one (Hub API spec, 4.4).
 
 use super::{BucketId, Error, Hub};
 use crate::xet;
@@ -8,13 +9,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Mutex;
 
-/// A token counts as expired this long before it is, in seconds: a request under way should end before. What the reference client takes.
+/// A token counts as expired this long before it is, in seconds: a request under way should end
+/// before. What the reference client takes.
 const EARLY: u64 = 30;
 
 /// CAS tokens of one bucket: cached per scope, refreshed 30 s before expiry or when the CAS refused one; single flight.
 ///
-/// What fails in a way that may pass comes out as `xet::Error::Network` or `xet::Error::Status`; all else as `xet::Error::Token` around an
-/// `Arc<hub::Error>`.
+/// What fails in a way that may pass comes out as `xet::Error::Network` or `xet::Error::Status`; all else as
+/// `xet::Error::Token` around an `Arc<hub::Error>`.
 pub fn bucket_tokens(hub: Arc<dyn Hub>, bucket: BucketId) -> Arc<dyn TokenSource> {
     Arc::new(BucketTokens { hub, bucket, read: Mutex::default(), write: Mutex::default(), now: unix_now })
 }
@@ -22,8 +24,8 @@ pub fn bucket_tokens(hub: Arc<dyn Hub>, bucket: BucketId) -> Arc<dyn TokenSource
 struct BucketTokens {
     hub: Arc<dyn Hub>,
     bucket: BucketId,
-    /// Each is held while the Hub is asked: whoever else wants a token waits for that answer. A caller that is dropped while it asks
-    /// leaves the lock to the next one, who asks anew.
+    /// Each is held while the Hub is asked: whoever else wants a token waits for that answer. A caller that is dropped
+    /// while it asks leaves the lock to the next one, who asks anew.
     read: Mutex<Option<Latest>>,
     write: Mutex<Option<Latest>>,
     /// Unix seconds.
@@ -61,8 +63,9 @@ impl TokenSource for BucketTokens {
 }
 
 impl BucketTokens {
-    /// The last answer, if it may serve a caller that came at `asked`: a token that is good for a while, or anything that came while that
-    /// caller waited. So neither a failing Hub nor a clock that is off makes a queue in which each asks for itself.
+    /// The last answer, if it may serve a caller that came at `asked`: a token that is good for a
+    /// while, or anything that came while that caller waited. So neither a failing Hub nor a clock
+    /// that is off makes a queue in which each asks for itself.
     fn usable(
         &self,
         latest: &Latest,

@@ -35,8 +35,8 @@ const MAX_TOLD: usize = 100;
 /// Redirects followed for one request. A moved bucket needs one, one moved twice two.
 const MAX_REDIRECTS: usize = 5;
 
-/// The HTTP client of this process, for the Hub and the CAS: one pool of connections. It follows no redirects and has no overall
-/// deadline; who sends sets both.
+/// The HTTP client of this process, for the Hub and the CAS: one pool of connections. It follows no redirects and has
+/// no overall deadline; who sends sets both.
 pub(super) fn process_client() -> Result<reqwest::Client, Error> {
     static CLIENT: OnceLock<reqwest::Client> = OnceLock::new();
     match CLIENT.get() {

@@ -5,7 +5,8 @@ use std::fmt;
 use std::str::FromStr;
 use time::OffsetDateTime;
 
-/// `namespace/name` of a bucket. Both parts are checked: letters, digits, `-`, `_`, `.`; not empty, not `.` or `..`, at most 96 bytes.
+/// `namespace/name` of a bucket. Both parts are checked: letters, digits, `-`, `_`, `.`; not empty,
+/// not `.` or `..`, at most 96 bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BucketId {
     namespace: String,
@@ -139,8 +140,8 @@ pub struct FileEntry {
 
 /// An entry of a listing.
 ///
-/// Keys are as the Hub stores them, and that may be anything: empty, `.` or `..` components, control characters. Whoever turns them into names
-/// judges them.
+/// Keys are as the Hub stores them, and that may be anything: empty, `.` or `..` components, control characters.
+/// Whoever turns them into names judges them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TreeEntry {
     /// An object.
@@ -164,7 +165,8 @@ impl TreeEntry {
     }
 }
 
-/// Where the next page of a listing is: a URL. Checked to be of the same origin as the endpoint before it is followed with a token.
+/// Where the next page of a listing is: a URL. Checked to be of the same origin as the endpoint
+/// before it is followed with a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor(pub(crate) String);
 

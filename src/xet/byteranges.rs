@@ -1,7 +1,8 @@
 //! `multipart/byteranges` bodies (Xet spec, 10.2): the answer to a request for several ranges of a xorb.
 //!
-//! Parts are found by the lengths in their `Content-Range` headers, never by searching the data for the boundary: stored chunks are
-//! arbitrary bytes and may contain it. Ranges are end exclusive here and inclusive on the wire. Failure: [`Error::Malformed`].
+//! Parts are found by the lengths in their `Content-Range` headers, never by searching the data for
+//! the boundary: stored chunks are arbitrary bytes and may contain it. Ranges are end exclusive
+//! here and inclusive on the wire. Failure: [`Error::Malformed`].
 
 use super::Error;
 use bytes::Bytes;

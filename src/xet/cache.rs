@@ -1,20 +1,25 @@
-//! The disk cache: verified chunks of xorbs ([`ChunkCache`]) or whole files ([`FileCache`]), one folder for all processes of a user.
+//! The disk cache: verified chunks of xorbs ([`ChunkCache`]) or whole files ([`FileCache`]), one
+//! folder for all processes of a user.
 //!
-//! What goes in is what came out of the CAS, and that is what comes out. The cache sits below encryption: on a mount with a key it is handed
-//! ciphertext and knows no key, so **no plaintext of an encrypted source can land here**, whoever calls.
+//! What goes in is what came out of the CAS, and that is what comes out. The cache sits below
+//! encryption: on a mount with a key it is handed ciphertext and knows no key, so **no plaintext of
+//! an encrypted source can land here**, whoever calls.
 //!
 //! # Promises
 //!
-//! - *Never a wrong byte.* Every chunk is hashed at every read, and what names it is under a checksum, too. An entry that fails is dropped, and
-//!   the read is a miss. The checksums are not keyed: whoever can write to the folder (its owner) can forge a chunk *and* its hash. A
-//!   caller who knows what hash a chunk must have compares it with [`Cached::hash`].
-//! - *Never an error, never a wait for a write.* Anything that goes wrong is a miss. Writes go through a bounded queue to one thread; what
-//!   does not fit is dropped. After a failure (full disk, read-only file system) nothing is written for a minute.
-//! - *Bounded*, over all processes together: [`Options::max_bytes`] counts whole blocks, what is being written among them, and a share for
-//!   inode, name and index row. What was used least recently goes first; uses are entered in batches, so the order is exact to half a minute.
-//!   When the disk is nearly full ([`Options::min_free`]), nothing is added and entries are evicted instead.
-//! - *Crash-safe.* `kill -9` at any moment leaves what the next one to open the folder removes. Nothing is synced: a power cut may tear
-//!   entries, which their checksums show.
+//! - *Never a wrong byte.* Every chunk is hashed at every read, and what names it is under a
+//!   checksum, too. An entry that fails is dropped, and the read is a miss. The checksums are not
+//!   keyed: whoever can write to the folder (its owner) can forge a chunk *and* its hash. A caller
+//!   who knows what hash a chunk must have compares it with [`Cached::hash`].
+//! - *Never an error, never a wait for a write.* Anything that goes wrong is a miss. Writes go
+//!   through a bounded queue to one thread; what does not fit is dropped. After a failure (full
+//!   disk, read-only file system) nothing is written for a minute.
+//! - *Bounded*, over all processes together: [`Options::max_bytes`] counts whole blocks, what is being written among
+//!   them, and a share for inode, name and index row. What was used least recently goes first; uses are entered in
+//!   batches, so the order is exact to half a minute. When the disk is nearly full ([`Options::min_free`]), nothing is
+//!   added and entries are evicted instead.
+//! - *Crash-safe.* `kill -9` at any moment leaves what the next one to open the folder removes. Nothing is synced: a
+//!   power cut may tear entries, which their checksums show.
 //! - *Fast to open*: nothing is read but the index's first pages, whatever is inside.
 //!
 //! # The folder
@@ -30,9 +35,10 @@
 //! | `index.sqlite`, `-wal`, `-shm` | which entries there are, their size, their last use, and what is being written by whom |
 //! | `lock`, `scan` | held while writers come and go and the index is opened; held by who compares index and files |
 //!
-//! The index is SQLite in WAL mode. Names on disk alone would do for lookups, but not for the size and the order of use of 150,000 entries
-//! under several processes without walking them all. It is rebuilt from the names and sizes of the files where it is missing or damaged, and
-//! compared with them by the first to open it after a boot or a week, in the background; until a rebuilt one is complete nothing is added.
+//! The index is SQLite in WAL mode. Names on disk alone would do for lookups, but not for the size and the order of use
+//! of 150,000 entries under several processes without walking them all. It is rebuilt from the names and sizes of the
+//! files where it is missing or damaged, and compared with them by the first to open it after a boot or a week, in the
+//! background; until a rebuilt one is complete nothing is added.
 //!
 //! # An entry
 //!
@@ -53,21 +59,23 @@
 //! | 96 + D | 36 C | the table, 256 rows a page: chunk hash (32), length (4, 1 to 131072) |
 //! | 96 + D + 36 C | 40 P | the directory: where the page's chunks begin in the data (8), BLAKE3 of the page (32) |
 //!
-//! A chunk of 1 byte makes a file of 96 + 1 + 36 + 40 = 173 bytes; 1,000 of 64 KiB make 65,536,000 + 96 + 36,000 + 160. A read of one of
-//! those takes the head, the directory, one page (9 KiB) and that chunk; damage anywhere else is not its business. Contexts of the two
-//! BLAKE3 `derive_key` checksums: see `entry.rs`. The table lies behind the data because a file that is being filled doesn't know yet how
-//! many chunks it has; the head is written with it, or last.
+//! A chunk of 1 byte makes a file of 96 + 1 + 36 + 40 = 173 bytes; 1,000 of 64 KiB make 65,536,000 + 96 + 36,000 + 160.
+//! A read of one of those takes the head, the directory, one page (9 KiB) and that chunk; damage anywhere else is not
+//! its business. Contexts of the two BLAKE3 `derive_key` checksums: see `entry.rs`. The table lies behind the data
+//! because a file that is being filled doesn't know yet how many chunks it has; the head is written with it, or last.
 //!
 //! # Writing, step by step
 //!
-//! 1. A transaction takes the ranges that no entry has yet, evicts until they fit (file first, then row) and adds their rows, marked with the
-//!    writer's name. *Killed after it*: the rows of a writer that doesn't hold its lock are removed by who opens next. *Between an eviction and
-//!    its commit*: rows without files; whoever looks them up removes them.
+//! 1. A transaction takes the ranges that no entry has yet, evicts until they fit (file first, then
+//!    row) and adds their rows, marked with the writer's name. *Killed after it*: the rows of a
+//!    writer that doesn't hold its lock are removed by who opens next. *Between an eviction and its
+//!    commit*: rows without files; whoever looks them up removes them.
 //! 2. The file is written in `writing/`. *Killed*: it is swept together with the rows.
-//! 3. A transaction takes the mark away and, before it commits, renames the file. *Killed between*: the row is still marked; row and file are
-//!    removed by who opens next.
-//! 4. *Power cut at any later time*: the file may be shorter than its head says, or zeros, or garbage: it is dropped by the first read. Of the
-//!    index the last transactions may be missing: the scan after the boot takes in or removes what files and index disagree on.
+//! 3. A transaction takes the mark away and, before it commits, renames the file. *Killed between*: the row is still
+//!    marked; row and file are removed by who opens next.
+//! 4. *Power cut at any later time*: the file may be shorter than its head says, or zeros, or
+//!    garbage: it is dropped by the first read. Of the index the last transactions may be missing:
+//!    the scan after the boot takes in or removes what files and index disagree on.
 //!
 //! Entries of one xorb never overlap: an insert stores what is missing, and nothing if nothing is.
 
@@ -176,15 +184,16 @@ impl Drop for Shared {
     }
 }
 
-/// Chunks of xorbs on disk. Cheap to clone; the folder is let go when the last clone is dropped, and what waits to be written with it.
+/// Chunks of xorbs on disk. Cheap to clone; the folder is let go when the last clone is dropped,
+/// and what waits to be written with it.
 #[derive(Clone)]
 pub struct ChunkCache {
     shared: Arc<Shared>,
 }
 
 impl ChunkCache {
-    /// Opens the folder, or makes it. Blocks, for some milliseconds. Fails where there can't be a cache: no permission, a folder of another
-    /// user, a file system without locks.
+    /// Opens the folder, or makes it. Blocks, for some milliseconds. Fails where there can't be a cache: no permission,
+    /// a folder of another user, a file system without locks.
     pub fn open(options: Options) -> Result<Self, Error> {
         Self::open_with(options, Knobs::default())
     }
@@ -202,8 +211,9 @@ impl ChunkCache {
         self.shared.read(move |store| store.chunks(&xorb, chunks)).await?
     }
 
-    /// Keeps consecutive chunks of a xorb, the first of which has index `first`: soon, or not at all. Their hashes are taken at their word here
-    /// and checked at every read. Shares the bytes while they wait: a small slice of a large buffer keeps all of it.
+    /// Keeps consecutive chunks of a xorb, the first of which has index `first`: soon, or not at
+    /// all. Their hashes are taken at their word here and checked at every read. Shares the bytes
+    /// while they wait: a small slice of a large buffer keeps all of it.
     pub async fn insert(&self, xorb: &Hash, first: u32, chunks: &[(Hash, Bytes)]) {
         let chunks: Vec<Cached> =
             chunks.iter().map(|(hash, bytes)| Cached { hash: *hash, bytes: bytes.clone() }).collect();

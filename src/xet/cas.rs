@@ -1,7 +1,7 @@
 //! The CAS as the sessions see it: a small trait, and where its tokens come from.
 //!
-//! Every call may be repeated: all of them are idempotent (content is addressed by hash). Implementations retry what the
-//! protocol says is transient (until the operation's [deadline](super::deadline), or for a bounded time) and map
+//! Every call may be repeated: all of them are idempotent (content is addressed by hash). Implementations retry what
+//! the protocol says is transient (until the operation's [deadline](super::deadline), or for a bounded time) and map
 //! the rest to [`Error`].
 
 use super::reconstruction::Reconstruction;
@@ -43,22 +43,24 @@ impl std::fmt::Debug for CasToken {
 /// Where CAS tokens come from (the Hub's token routes). Caches, refreshes before expiry, single flight.
 #[async_trait]
 pub trait TokenSource: Send + Sync + 'static {
-    /// A token that is good for a while. `refused`: one that the CAS has just answered 401 to; it is not handed out again.
+    /// A token that is good for a while. `refused`: one that the CAS has just answered 401 to; it
+    /// is not handed out again.
     async fn token(&self, scope: Scope, refused: Option<&CasToken>) -> Result<CasToken, Error>;
 }
 
 /// A content-addressed store of xorbs, shards and files.
 #[async_trait]
 pub trait Cas: Send + Sync + 'static {
-    /// Where the bytes of `file` are; `range` is half-open file bytes, `None` the whole file. `Err(RangeNotSatisfiable)` where it
-    /// starts at or behind the end.
+    /// Where the bytes of `file` are; `range` is half-open file bytes, `None` the whole file.
+    /// `Err(RangeNotSatisfiable)` where it starts at or behind the end.
     async fn reconstruction(&self, file: &Hash, range: Option<Range<u64>>) -> Result<Reconstruction, Error>;
-    /// Bytes of a data URL of a reconstruction, exactly `bytes` (end exclusive), which must be one of its ranges. `Err(Forbidden)`, at first or
-    /// in the middle, where the URL has expired: ask for the reconstruction again. Whoever polls it should go on until its end: a
-    /// connection, and its share of what may be in flight, is held meanwhile.
+    /// Bytes of a data URL of a reconstruction, exactly `bytes` (end exclusive), which must be one
+    /// of its ranges. `Err(Forbidden)`, at first or in the middle, where the URL has expired: ask
+    /// for the reconstruction again. Whoever polls it should go on until its end: a connection, and
+    /// its share of what may be in flight, is held meanwhile.
     fn fetch<'a>(&'a self, url: &'a str, bytes: Range<u64>) -> DataStream<'a>;
-    /// All of `ranges` under one data URL, each whole and in the order asked for: in one request where the store can, for ranges that are
-    /// worth less than a request each. They are held in memory, so the caller limits their sum.
+    /// All of `ranges` under one data URL, each whole and in the order asked for: in one request where the store can,
+    /// for ranges that are worth less than a request each. They are held in memory, so the caller limits their sum.
     async fn fetch_many(&self, url: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, Error> {
         let mut all = Vec::with_capacity(ranges.len());
         for range in ranges {

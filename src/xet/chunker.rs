@@ -1,7 +1,7 @@
 //! Content-defined chunking (Xet spec, section 3).
 //!
-//! Lengths are bytes. State survives buffer edges: where the boundaries fall never depends on how a stream is cut into buffers.
-//! Nothing here fails.
+//! Lengths are bytes. State survives buffer edges: where the boundaries fall never depends on how a
+//! stream is cut into buffers. Nothing here fails.
 
 use gearhash::DEFAULT_TABLE;
 
@@ -17,14 +17,16 @@ const SKIPPED: usize = MIN_CHUNK - WINDOW;
 /// A chunk ends where these 16 bits of the rolling hash are clear: once in 64 KiB.
 const MASK: u64 = 0xffff_0000_0000_0000;
 
-/// Stretches that are scanned side by side. Each step of a hash waits for the one before; steps of several stretches don't wait for each other.
+/// Stretches that are scanned side by side. Each step of a hash waits for the one before; steps of
+/// several stretches don't wait for each other.
 const LANES: usize = 4;
-/// Longest stretch in bytes. Long enough that the window hashed before each costs little; four are shorter than what is skipped behind a
-/// boundary, so that hardly anything is scanned in vain.
+/// Longest stretch in bytes. Long enough that the window hashed before each costs little; four are shorter than what is
+/// skipped behind a boundary, so that hardly anything is scanned in vain.
 const STRETCH: usize = 1024;
 /// Shortest stretch that is worth it, in bytes.
 const SHORTEST: usize = 2 * WINDOW;
-/// Bytes of each stretch that are taken in one go: as many as the compiler unrolls. With 4 or 16 it is a third slower (`benches/xet.rs`).
+/// Bytes of each stretch that are taken in one go: as many as the compiler unrolls. With 4 or 16 it
+/// is a third slower (`benches/xet.rs`).
 const UNROLLED: usize = 8;
 
 /// Finds chunk boundaries in a stream.
@@ -42,8 +44,8 @@ impl Chunker {
         Self::default()
     }
 
-    /// Scans `data`, the next bytes of the stream. `Some(n)`: a chunk ends after `n` bytes of `data` (1..=len), call again
-    /// with the rest. `None`: all of it belongs to a chunk that isn't finished.
+    /// Scans `data`, the next bytes of the stream. `Some(n)`: a chunk ends after `n` bytes of `data` (1..=len), call
+    /// again with the rest. `None`: all of it belongs to a chunk that isn't finished.
     pub fn next_boundary(&mut self, data: &[u8]) -> Option<usize> {
         let data = &data[..data.len().min(MAX_CHUNK - self.size)];
         // Three stretches: bytes not worth hashing, bytes that may not end a chunk, bytes that may.
@@ -108,8 +110,8 @@ impl Chunker {
     }
 }
 
-/// The end of the first match, where `lane` has one at `at` and none had one before. Out of the way, so that the loop has nothing per byte but
-/// a step, a test and a branch that is hardly ever taken.
+/// The end of the first match, where `lane` has one at `at` and none had one before. Out of the way, so that the loop
+/// has nothing per byte but a step, a test and a branch that is hardly ever taken.
 #[cold]
 #[inline(never)]
 fn first(lanes: &[&[u8]; LANES], hashes: &[u64; LANES], lane: usize, at: usize) -> usize {
@@ -186,8 +188,8 @@ mod tests {
         noise[last + 1 - WINDOW..=last].to_vec()
     }
 
-    /// Stretches of bytes that differ in how often they match: random, constant, periodic, and matches at every distance: within the bytes
-    /// that are skipped, several in one scan, at its seams and at the edges of the rule.
+    /// Stretches of bytes that differ in how often they match: random, constant, periodic, and matches at every
+    /// distance: within the bytes that are skipped, several in one scan, at its seams and at the edges of the rule.
     fn content() -> impl Strategy<Value = Vec<u8>> {
         let trigger = trigger();
         let gap = prop_oneof![0..300usize, 0..2 * STRETCH, 8_000..8_200usize, 0..20_000usize, 130_900..131_100usize];

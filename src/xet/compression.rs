@@ -1,7 +1,8 @@
 //! Chunk compression (Xet spec, section 6): LZ4 frames, and BG4 regrouping before them.
 //!
-//! Lengths are bytes. The LZ4 *block* codec is a crate's; the frame around it is ours, because only so can a hostile frame be held to
-//! the length that its chunk header promised, and blocks be decoded in place. Failure: [`Error::Malformed`], and the output is left as it was.
+//! Lengths are bytes. The LZ4 *block* codec is a crate's; the frame around it is ours, because only so can a hostile
+//! frame be held to the length that its chunk header promised, and blocks be decoded in place. Failure:
+//! [`Error::Malformed`], and the output is left as it was.
 
 use super::Error;
 use super::chunker::MAX_CHUNK;
@@ -30,7 +31,8 @@ pub enum Policy {
     Auto,
 }
 
-/// Compresses the chunk `raw` into `out` (cleared first) and says which scheme it is in: `None` where `scheme` doesn't shrink it.
+/// Compresses the chunk `raw` into `out` (cleared first) and says which scheme it is in: `None`
+/// where `scheme` doesn't shrink it.
 ///
 /// # Panics
 /// If `raw` is longer than a chunk can be.
@@ -59,8 +61,8 @@ pub fn choose(first_chunk: &[u8]) -> Scheme {
     if bg4_divergence(first_chunk) > BG4_FROM { Scheme::Bg4Lz4 } else { Scheme::Lz4 }
 }
 
-/// Appends exactly `raw_len` decompressed bytes to `out`, or fails and leaves it as it was. Allocates no more than `raw_len`, and as
-/// much again for BG4.
+/// Appends exactly `raw_len` decompressed bytes to `out`, or fails and leaves it as it was. Allocates no more than
+/// `raw_len`, and as much again for BG4.
 pub fn decompress(scheme: Scheme, stored: &[u8], raw_len: usize, out: &mut Vec<u8>) -> Result<(), Error> {
     let start = out.len();
     let result = match scheme {
@@ -283,8 +285,9 @@ const BG4_FROM: f64 = 0.02;
 /// A byte has 0 to 8 bits set.
 const BINS: usize = 9;
 
-/// How far the bit counts of the bytes at one position modulo 4 are from those of all bytes: the largest Kullback-Leibler
-/// divergence over the positions. A position that lacks some bit count altogether doesn't take part, as in the reference.
+/// How far the bit counts of the bytes at one position modulo 4 are from those of all bytes: the
+/// largest Kullback-Leibler divergence over the positions. A position that lacks some bit count
+/// altogether doesn't take part, as in the reference.
 fn bg4_divergence(data: &[u8]) -> f64 {
     let mut counts = [[0u32; BINS]; 4];
     for (i, byte) in data.iter().enumerate() {
@@ -484,8 +487,8 @@ mod tests {
 
     #[test]
     fn short_chunks_near_the_limit_are_judged_as_the_reference_does() {
-        // Nine bit counts, ten of each at every position; the first position leans to bytes without any. Its divergence is 0.026 in a pool
-        // whose total counts the nine ones, and 0.001 in the reference's.
+        // Nine bit counts, ten of each at every position; the first position leans to bytes without any. Its divergence
+        // is 0.026 in a pool whose total counts the nine ones, and 0.001 in the reference's.
         let even: Vec<u8> = (0..9).flat_map(|ones| [(0xff_u16 >> (8 - ones)) as u8; 10]).collect();
         let mut leaning = even.clone();
         leaning[10..16].fill(0);

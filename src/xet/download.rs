@@ -7,19 +7,21 @@
 //! | [`Downloader::download`] | in order, into a writer | every chunk hash and the file hash |
 //! | [`Downloader::download_to`] | in any order, into a [`Place`] | the same |
 //!
-//! A reconstruction carries no chunk hashes. If [`Options::known`] is given they are known of files that were uploaded here, or read whole before,
-//! and of xorbs that an upload was told of, which is proof where the hashes are plain and a second opinion of the CAS where they are
-//! not ([`super::known`]); else a ranged read is as good as TLS and the CAS.
+//! A reconstruction carries no chunk hashes. If [`Options::known`] is given they are known of files that were uploaded
+//! here, or read whole before, and of xorbs that an upload was told of, which is proof where the hashes are plain and a
+//! second opinion of the CAS where they are not ([`super::known`]); else a ranged read is as good as TLS and the CAS.
 //!
-//! Where data is, is asked for by ranges. Answers are kept while they are of use (`answers.rs`). A data URL is signed for exact stretches: what an answer
-//! says lies in one stretch is fetched whole or not at all. So asking for more than is read saves questions and costs bytes:
-//! [`Options::grain`] and [`Options::slack`] say how many. A reader of small neighbouring ranges profits from a larger grain only with a chunk
-//! cache, which then has what was fetched and not read.
+//! Where data is, is asked for by ranges. Answers are kept while they are of use (`answers.rs`). A
+//! data URL is signed for exact stretches: what an answer says lies in one stretch is fetched whole
+//! or not at all. So asking for more than is read saves questions and costs bytes: [`Options::grain`]
+//! and [`Options::slack`] say how many. A reader of small neighbouring ranges profits from a larger
+//! grain only with a chunk cache, which then has what was fetched and not read.
 //!
-//! Long ranges are read in windows. Each is reconstructed, fetched and decoded by a task of its own, so that one that waits for its consumer
-//! holds neither a connection nor a permit of the CAS client; a dropped stream aborts them. Windows give whole chunks: one that lies across the
-//! edge of two windows comes twice and is used once. Offsets are file bytes. Memory: `ahead + 1` windows and one xorb each at worst, and
-//! usually no more than the windows themselves; a [`Downloader::download_to`] needs a few MiB per connection.
+//! Long ranges are read in windows. Each is reconstructed, fetched and decoded by a task of its own, so that one that
+//! waits for its consumer holds neither a connection nor a permit of the CAS client; a dropped stream aborts them.
+//! Windows give whole chunks: one that lies across the edge of two windows comes twice and is used once. Offsets are
+//! file bytes. Memory: `ahead + 1` windows and one xorb each at worst, and usually no more than the windows themselves;
+//! a [`Downloader::download_to`] needs a few MiB per connection.
 
 mod answers;
 mod chunks;
@@ -47,7 +49,8 @@ use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 use window::{Chunk, Manner};
 
-/// File bytes of the first window of a stream; later ones double up to [`Options::window`]. The first byte should come soon.
+/// File bytes of the first window of a stream; later ones double up to [`Options::window`]. The
+/// first byte should come soon.
 const FIRST_WINDOW: u64 = 1024 * 1024;
 /// KiB of raw chunks that may be on their way to the chunk cache; more are not kept.
 const INSERTS: usize = 32 * 1024;
@@ -59,27 +62,31 @@ pub struct Options {
     pub window: u64,
     /// Windows fetched ahead of the consumer.
     pub ahead: usize,
-    /// File bytes asked for in one reconstruction when downloading whole files unordered: their plan is in memory, their data isn't.
+    /// File bytes asked for in one reconstruction when downloading whole files unordered: their
+    /// plan is in memory, their data isn't.
     pub plan: u64,
     /// Stretches fetched at a time when downloading whole files unordered.
     pub connections: usize,
-    /// A read that is shorter asks where all of the aligned blocks of this many bytes are that it touches, so that neighbours need not ask again.
+    /// A read that is shorter asks where all of the aligned blocks of this many bytes are that it
+    /// touches, so that neighbours need not ask again.
     pub grain: u64,
     /// Bytes beyond those read that are fetched rather than asking for a closer answer: worth a round trip.
     pub slack: u64,
     /// How long data URLs are used that don't say how long they are good.
     pub url_life: Duration,
-    /// What ranged reads are checked against, and what whole reads teach. Readers of data that is authenticated otherwise need none.
+    /// What ranged reads are checked against, and what whole reads teach. Readers of data that is
+    /// authenticated otherwise need none.
     pub known: Option<Known>,
     /// Where chunks are looked for before they are fetched, and kept.
     pub chunks: Option<Arc<dyn Chunks>>,
-    /// Streams and ordered downloads of this many bytes or more leave nothing in the chunk cache: they would drive out everything else.
+    /// Streams and ordered downloads of this many bytes or more leave nothing in the chunk cache:
+    /// they would drive out everything else.
     pub bypass: u64,
 }
 
 impl Default for Options {
-    /// Streams are 56 MiB at most, in seven windows; whole files come over four connections. A quarter of a MiB takes about as long as
-    /// a question does.
+    /// Streams are 56 MiB at most, in seven windows; whole files come over four connections. A
+    /// quarter of a MiB takes about as long as a question does.
     fn default() -> Self {
         Self {
             window: 8 * 1024 * 1024,
@@ -127,8 +134,8 @@ impl Downloader {
         Self { engine: Arc::new(Engine { cas, options, answers, inserts: Arc::new(Semaphore::new(INSERTS)) }) }
     }
 
-    /// Exactly the bytes `range` of `file` (which the caller knows to exist), never fewer. The bytes are nobody else's, so
-    /// [`Bytes::try_into_mut`] succeeds. It is one request, all of it in memory: for ranges of some MiB at most.
+    /// Exactly the bytes `range` of `file` (which the caller knows to exist), never fewer. The bytes are nobody else's,
+    /// so [`Bytes::try_into_mut`] succeeds. It is one request, all of it in memory: for ranges of some MiB at most.
     pub async fn read(&self, file: &Hash, range: Range<u64>) -> Result<Bytes, Error> {
         if range.is_empty() {
             return Ok(Bytes::new());
@@ -149,8 +156,8 @@ impl Downloader {
         Ok(bytes.freeze())
     }
 
-    /// The same as an ordered stream of pieces, none of them empty, fetched ahead within bounds. It ends after the first error. Must be polled
-    /// inside a Tokio runtime.
+    /// The same as an ordered stream of pieces, none of them empty, fetched ahead within bounds. It ends after the
+    /// first error. Must be polled inside a Tokio runtime.
     pub fn stream(&self, file: Hash, range: Range<u64>) -> BoxStream<'static, Result<Bytes, Error>> {
         let cursor = Cursor { at: range.start, end: range.end };
         let pieces =
@@ -188,8 +195,8 @@ impl Downloader {
         Ok(())
     }
 
-    /// The chunks of a whole file of `len` bytes, in order and each with its hash; whether they make the file is for the caller to check. Ends
-    /// after the first error. Must be polled inside a Tokio runtime.
+    /// The chunks of a whole file of `len` bytes, in order and each with its hash; whether they make the file is for
+    /// the caller to check. Ends after the first error. Must be polled inside a Tokio runtime.
     pub fn chunks(&self, file: Hash, len: u64) -> BoxStream<'static, Result<Cached, Error>> {
         let mismatch = move || Error::HashMismatch { what: "file", expected: file };
         let mut at = 0;
@@ -215,8 +222,9 @@ impl Downloader {
             .boxed()
     }
 
-    /// A whole file of `len` bytes into `place`, in any order and verified; the chunk cache is neither asked nor filled. On an error the place
-    /// holds anything. A dropped future leaves writers behind that finish the runs of chunks that they have. Must be polled inside a Tokio runtime.
+    /// A whole file of `len` bytes into `place`, in any order and verified; the chunk cache is neither asked nor
+    /// filled. On an error the place holds anything. A dropped future leaves writers behind that finish the runs of
+    /// chunks that they have. Must be polled inside a Tokio runtime.
     pub async fn download_to(&self, file: &Hash, len: u64, place: Arc<dyn Place>) -> Result<(), Error> {
         let (engine, file) = (Arc::clone(&self.engine), *file);
         let placing = tokio::spawn(deadline::inherited(async move { engine.place(&file, len, place).await }));

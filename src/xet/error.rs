@@ -60,7 +60,8 @@ impl Error {
         }
     }
 
-    /// The same error again, for another caller that waits for the same thing. The source of an [`Error::Io`] becomes text.
+    /// The same error again, for another caller that waits for the same thing. The source of an
+    /// [`Error::Io`] becomes text.
     pub fn duplicate(&self) -> Self {
         match self {
             Self::Malformed { what, why } => Self::Malformed { what, why: why.clone() },

@@ -1,7 +1,7 @@
 //! Foreign text made fit for our errors, logs and terminals: what servers say, and names that anybody may have chosen.
 //!
-//! The one set of rules, for all layers above too: nothing that moves a cursor or turns text around, no credentials, no page of markup,
-//! and an end.
+//! The one set of rules, for all layers above too: nothing that moves a cursor or turns text
+//! around, no credentials, no page of markup, and an end.
 
 use serde_json::Value;
 
@@ -14,7 +14,8 @@ const KINDS: [(&str, usize); 3] = [("hf_", 20), ("xet_", 40), ("eyJ", 40)];
 /// Bytes of a token that are a part of it, at the end of a text that was cut.
 const TAIL: usize = 6;
 
-/// `text` with everything escaped that isn't seen as it is: control characters, and marks without width, for direction, for lines.
+/// `text` with everything escaped that isn't seen as it is: control characters, and marks without
+/// width, for direction, for lines.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -29,8 +30,9 @@ pub fn escape(text: &str) -> String {
     out
 }
 
-/// What a server says, on one line of at most [`MAX`] characters: escaped, without `token` (what the request was sent with; servers
-/// echo headers) nor anything that looks like another, and without the queries of URLs, where signatures live.
+/// What a server says, on one line of at most [`MAX`] characters: escaped, without `token` (what
+/// the request was sent with; servers echo headers) nor anything that looks like another, and
+/// without the queries of URLs, where signatures live.
 pub fn tame(text: &str, token: Option<&str>) -> String {
     let text = match token.filter(|token| !token.is_empty()) {
         Some(token) => without(text, token),
@@ -80,8 +82,8 @@ fn without_users(word: &str) -> String {
     out
 }
 
-/// The words in the body of an answer that says no: `error` (text or list), `error_description`, `message`, `errors[].message`; a body that is
-/// neither JSON nor markup is taken as it is. To be tamed.
+/// The words in the body of an answer that says no: `error` (text or list), `error_description`, `message`,
+/// `errors[].message`; a body that is neither JSON nor markup is taken as it is. To be tamed.
 pub fn spoken(body: &[u8]) -> Option<String> {
     let Ok(answer) = serde_json::from_slice::<Value>(body) else {
         let text = String::from_utf8_lossy(body);

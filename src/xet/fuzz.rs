@@ -1,4 +1,5 @@
-//! Bodies of the fuzz targets of the formats: no panic on any input, and what parses is written so that it parses to the same.
+//! Bodies of the fuzz targets of the formats: no panic on any input, and what parses is written so
+//! that it parses to the same.
 //!
 //! Plain tests replay the vectors, whole and damaged, through them.
 
@@ -79,7 +80,8 @@ pub fn compression(data: &[u8]) {
     }
 }
 
-/// Frames of a v2 shard answer, behind a byte that says in pieces of what size they come: that must not change what they say.
+/// Frames of a v2 shard answer, behind a byte that says in pieces of what size they come: that must
+/// not change what they say.
 pub fn ndjson(data: &[u8]) {
     let Some((&step, body)) = data.split_first() else { return };
     let outcome = |step: usize| {
@@ -142,7 +144,8 @@ pub fn stretch(data: &[u8]) {
     }
 }
 
-/// A list of chunks as a disk holds it, under the hash that it has and under another; and all but the checksum of one that was told.
+/// A list of chunks as a disk holds it, under the hash that it has and under another; and all but
+/// the checksum of one that was told.
 pub fn chunk_list(data: &[u8]) {
     let records = data.get(8..).unwrap_or_default().as_chunks::<36>().0;
     let chunks: Vec<_> = records

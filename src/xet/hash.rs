@@ -123,8 +123,8 @@ pub fn chunk_hash(data: &[u8]) -> Hash {
     Hash(*blake3::keyed_hash(&CHUNK_KEY, data).as_bytes())
 }
 
-/// Hashes and lengths of the chunks of all that `content` gives: what [`super::merkle::file_hash`] takes. Blocks; holds two MiB, and 40 bytes per
-/// chunk.
+/// Hashes and lengths of the chunks of all that `content` gives: what [`super::merkle::file_hash`]
+/// takes. Blocks; holds two MiB, and 40 bytes per chunk.
 pub fn chunk_hashes(mut content: impl Read) -> io::Result<Vec<(Hash, u64)>> {
     let mut chunker = Chunker::new();
     let mut hashes = Vec::new();

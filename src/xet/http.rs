@@ -1,4 +1,5 @@
-//! The CAS over HTTP (Xet spec, sections 9-11): v2 with fallback to v1, grants with fallback to direct upload, bounded retries.
+//! The CAS over HTTP (Xet spec, sections 9-11): v2 with fallback to v1, grants with fallback to
+//! direct upload, bounded retries.
 //!
 //! All requests are idempotent (content is addressed by hash), so each is repeated after a transient failure: until the
 //! [deadline](crate::deadline) of the operation, or for [`Options::give_up`] where it has none. Answers are capped
@@ -37,11 +38,13 @@ use tokio::sync::Semaphore;
 const AGENT: &str = concat!("hfcrypt/", env!("CARGO_PKG_VERSION"));
 /// Prefix of xorbs and chunks: the one that the reference client sends.
 const PREFIX: &str = "default";
-/// Largest reconstruction answer in bytes: room for 64 MiB of file in the smallest chunks, each under a URL of 4 KiB of its own.
+/// Largest reconstruction answer in bytes: room for 64 MiB of file in the smallest chunks, each
+/// under a URL of 4 KiB of its own.
 const MAX_RECONSTRUCTION: usize = 32 * 1024 * 1024;
 /// Largest answer in bytes to a request that is answered with a few fields.
 const MAX_REPLY: usize = 64 * 1024;
-/// Largest answer in bytes to a chunk query: the chunks of 22 GiB. A longer one would cost more memory than it is worth.
+/// Largest answer in bytes to a chunk query: the chunks of 22 GiB. A longer one would cost more
+/// memory than it is worth.
 const MAX_DEDUP_ANSWER: usize = 16 * 1024 * 1024;
 
 /// Xorbs sent and ranges fetched at once before anything is known of the link (Xet spec, section 11).
@@ -60,7 +63,8 @@ pub struct Options {
     pub give_up: Duration,
     /// A response or request body that makes no progress for this long is a network error.
     pub idle: Duration,
-    /// How long a shard may be validated: every term of it is checked against its xorb. The v1 route is silent meanwhile.
+    /// How long a shard may be validated: every term of it is checked against its xorb. The v1
+    /// route is silent meanwhile.
     pub shard_patience: Duration,
     /// Requests in flight, over all kinds. Below it, xorbs being sent and data being fetched find their own numbers.
     pub in_flight: usize,
@@ -298,8 +302,8 @@ async fn read_reply<T: for<'de> Deserialize<'de>>(what: &'static str, answer: An
     }
 }
 
-/// Reads the frames of a v2 shard answer up to the terminal one; `false`: no such route. After the 200 only a frame can say that the shard
-/// failed: as status 503 if it may be sent again, else as 422.
+/// Reads the frames of a v2 shard answer up to the terminal one; `false`: no such route. After the 200 only a frame can
+/// say that the shard failed: as status 503 if it may be sent again, else as 422.
 async fn read_frames(mut answer: Answer) -> Result<bool, Failure> {
     match answer.status() {
         200 => (),

@@ -1,7 +1,7 @@
 //! What is known of files and xorbs: the hashes and lengths of their chunks, in order.
 //!
-//! The protocol sends no chunk hashes with a reconstruction, so a ranged read can be checked only against what was learnt otherwise: own
-//! uploads, an earlier whole and verified read, answers to chunk queries.
+//! The protocol sends no chunk hashes with a reconstruction, so a ranged read can be checked only against what was
+//! learnt otherwise: own uploads, an earlier whole and verified read, answers to chunk queries.
 //!
 //! | list | of | learnt from | worth |
 //! |---|---|---|---|
@@ -9,20 +9,24 @@
 //! | [`ChunkList`] | a xorb | answers with plain chunk hashes | proof |
 //! | [`ToldList`] | a xorb | answers with chunk hashes under a key, as the Hub gives them | the word of the CAS, by another way than the data |
 //!
-//! A list proves itself: the Merkle root over it is the hash of the file or the xorb (Xet spec, 4.1-4.3), so it is believed when that was
-//! recomputed and not before, whoever brought it and whatever happened to the disk. But the root over a single chunk is that chunk's
-//! hash, without its length: such a list is not kept on disk, and not believed from there; a xorb's is no more than told.
+//! A list proves itself: the Merkle root over it is the hash of the file or the xorb (Xet spec, 4.1-4.3), so it is
+//! believed when that was recomputed and not before, whoever brought it and whatever happened to the disk. But the root
+//! over a single chunk is that chunk's hash, without its length: such a list is not kept on disk, and not believed from
+//! there; a xorb's is no more than told.
 //!
-//! A list that was told proves nothing. It shows that the data isn't what its uploader registered: damage in the store, in a cache before
-//! it, at the host of a data URL. It does not help against a CAS that lies in both. So nothing is placed by its lengths and what a file's hash proves
-//! isn't held against it; and it is forgotten where it stands against what came twice, or a wrong one would make files unreadable
-//! ([`Known::forget_told`]). It is used until the answer expires.
+//! A list that was told proves nothing. It shows that the data isn't what its uploader registered:
+//! damage in the store, in a cache before it, at the host of a data URL. It does not help against a
+//! CAS that lies in both. So nothing is placed by its lengths and what a file's hash proves isn't
+//! held against it; and it is forgotten where it stands against what came twice, or a wrong one
+//! would make files unreadable ([`Known::forget_told`]). It is used until the answer expires.
 //!
-//! Own uploads leave no lists of xorbs: those of their files have the same hashes, and it would be twice as much on disk.
+//! Own uploads leave no lists of xorbs: those of their files have the same hashes, and it would be
+//! twice as much on disk.
 //!
-//! In memory within a bound, least recently used out first; and, where there is a folder, as one small file per list, within another. Lists of
-//! xorbs, of which others decide how many there are, take at most a quarter of either. Writing is best effort. A file that is damaged is deleted
-//! and unknown from then on. Several processes may share a folder; what one of them adds the others see when they open it again.
+//! In memory within a bound, least recently used out first; and, where there is a folder, as one small file per list,
+//! within another. Lists of xorbs, of which others decide how many there are, take at most a quarter of either. Writing
+//! is best effort. A file that is damaged is deleted and unknown from then on. Several processes may share a folder;
+//! what one of them adds the others see when they open it again.
 //!
 //! A file of the folder is named `f-` or `x-` (file, xorb) and the hash, and holds:
 //!
@@ -233,12 +237,14 @@ impl Known {
         Ok(known)
     }
 
-    /// Learns the chunks of a file, in order. Fails, and learns nothing, if they aren't that file's. Nor are more than [`MAX_LIST`] remembered.
+    /// Learns the chunks of a file, in order. Fails, and learns nothing, if they aren't that
+    /// file's. Nor are more than [`MAX_LIST`] remembered.
     pub fn note_file(&self, file: &Hash, chunks: impl IntoIterator<Item = (Hash, u32)>) -> Result<(), Error> {
         self.note(Kind::File, file, chunks)
     }
 
-    /// Learns the chunks of a xorb, in order, from one who knows their lengths: where it is one chunk, its hash is all that proves it.
+    /// Learns the chunks of a xorb, in order, from one who knows their lengths: where it is one
+    /// chunk, its hash is all that proves it.
     pub fn note_xorb(&self, xorb: &Hash, chunks: impl IntoIterator<Item = (Hash, u32)>) -> Result<(), Error> {
         self.note(Kind::Xorb, xorb, chunks)
     }
@@ -254,8 +260,9 @@ impl Known {
         Ok(())
     }
 
-    /// Learns the chunks of a xorb from an answer to a chunk query: their hashes under `key` (zeros: plain), to be used until `expires` (Unix
-    /// seconds). Fails, and learns nothing, if they aren't that xorb's, where that can be told. Blocks.
+    /// Learns the chunks of a xorb from an answer to a chunk query: their hashes under `key`
+    /// (zeros: plain), to be used until `expires` (Unix seconds). Fails, and learns nothing, if
+    /// they aren't that xorb's, where that can be told. Blocks.
     pub fn note_answer(&self, xorb: &Hash, key: [u8; 32], expires: u64, chunks: &[(Hash, u32)]) -> Result<(), Error> {
         let proven = Name::Proven(Kind::Xorb, *xorb);
         if self.has(&proven) {
@@ -305,7 +312,8 @@ impl Known {
         told.map(|list| list.excerpt(xorb, chunks))
     }
 
-    /// Forgets what was told of a xorb: it stands against data that came twice, so either is wrong, and nobody knows which.
+    /// Forgets what was told of a xorb: it stands against data that came twice, so either is wrong,
+    /// and nobody knows which.
     pub async fn forget_told(&self, xorb: &Hash) {
         let (known, name) = (self.clone(), Name::Told(*xorb));
         self.state().drop_list(&name);

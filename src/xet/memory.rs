@@ -1,7 +1,7 @@
 //! A CAS in memory, for the tests of the sessions.
 //!
-//! It holds uploads to what a server holds them to (Xet spec, 10.6) and answers reconstructions with the codecs of the product, through their
-//! wire form.
+//! It holds uploads to what a server holds them to (Xet spec, 10.6) and answers reconstructions
+//! with the codecs of the product, through their wire form.
 
 use super::cas::DataStream;
 use super::hash::{keyed_chunk_hash, term_hash};

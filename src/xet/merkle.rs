@@ -1,8 +1,8 @@
 //! Aggregated hashes of chunk lists (Xet spec, sections 4.1-4.3).
 //!
-//! [`Tree`] takes chunks one by one and keeps at most nine entries per level, so hashing a file of any length needs a few KiB.
-//! That works because a group's end never depends on what follows it, except for the last group of a level. Lengths are
-//! uncompressed bytes. Nothing here fails.
+//! [`Tree`] takes chunks one by one and keeps at most nine entries per level, so hashing a file of any length needs a
+//! few KiB. That works because a group's end never depends on what follows it, except for the last group of a level.
+//! Lengths are uncompressed bytes. Nothing here fails.
 
 use super::Hash;
 use std::fmt::Write as _;

@@ -1,7 +1,7 @@
 //! The Xet protocol: formats first, then a client of the CAS over a trait.
 //!
-//! Knows nothing of encryption, of paths or of the Hub. The formats ([`hash`], [`chunker`],
-//! [`compression`], [`xorb`], [`shard`], [`merkle`], [`reconstruction`], [`byteranges`], [`plan`]) are pure: one synchronous codec each.
+//! Knows nothing of encryption, of paths or of the Hub. The formats ([`hash`], [`chunker`], [`compression`], [`xorb`],
+//! [`shard`], [`merkle`], [`reconstruction`], [`byteranges`], [`plan`]) are pure: one synchronous codec each.
 
 pub mod body;
 pub mod byteranges;

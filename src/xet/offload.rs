@@ -5,10 +5,12 @@ use std::future::{Future, pending, ready};
 use std::panic::resume_unwind;
 use tokio::sync::oneshot;
 
-/// Work over at most so many bytes is done at once: hashing them takes less than 0.1 ms, about what handing it over is worth.
+/// Work over at most so many bytes is done at once: hashing them takes less than 0.1 ms, about what
+/// handing it over is worth.
 const INLINE: usize = 64 * 1024;
 
-/// Starts `work` now, on a blocking thread if it is over more than a few bytes, and gives its result. Dropping the future doesn't stop it.
+/// Starts `work` now, on a blocking thread if it is over more than a few bytes, and gives its
+/// result. Dropping the future doesn't stop it.
 pub(crate) fn offload<T: Send + 'static>(
     bytes: usize,
     work: impl FnOnce() -> T + Send + 'static,
@@ -27,8 +29,9 @@ pub(crate) fn offload<T: Send + 'static>(
     })
 }
 
-/// The same for work in two steps on one thread, which has the bytes in its cache: gives the result of the first when that is done, and of the
-/// second. Panics of either show in the second only, so that one must not be forgotten while the first is waited for.
+/// The same for work in two steps on one thread, which has the bytes in its cache: gives the result
+/// of the first when that is done, and of the second. Panics of either show in the second only, so
+/// that one must not be forgotten while the first is waited for.
 pub(crate) fn offload_steps<A, B, C>(
     bytes: usize,
     first: impl FnOnce() -> (A, B) + Send + 'static,

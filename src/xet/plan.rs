@@ -1,6 +1,7 @@
 //! Terms and a byte range to what must be fetched (Xet spec, 10.1). Pure; used by the embedded CAS.
 //!
-//! Byte ranges are end exclusive. Failure: [`Error::RangeNotSatisfiable`], and [`Error::Malformed`] where a segment contradicts its xorb.
+//! Byte ranges are end exclusive. Failure: [`Error::RangeNotSatisfiable`], and [`Error::Malformed`]
+//! where a segment contradicts its xorb.
 
 use super::reconstruction::{Fetch, Reconstruction, Term};
 use super::shard::Segment;
@@ -84,7 +85,8 @@ pub fn plan<I: Borrow<XorbIndex>>(
     Ok(Plan { skip, terms, stretches: merge(stretches) })
 }
 
-/// Drops the whole chunks of `segment` outside `wanted`, which is relative to it and not empty. Gives the bytes dropped at the front, and the term.
+/// Drops the whole chunks of `segment` outside `wanted`, which is relative to it and not empty.
+/// Gives the bytes dropped at the front, and the term.
 fn trim(segment: &Segment, wanted: &Range<u64>, xorb: &XorbIndex) -> Result<(u64, Term), Error> {
     let malformed = |why: &str| Error::Malformed { what: "file", why: format!("segment in {}: {why}", segment.xorb) };
     let chunks = xorb.chunks.get(segment.start as usize..segment.end as usize);

@@ -1,7 +1,7 @@
 //! Reconstruction answers (Xet spec, 10.1 and 10.2): JSON to checked types and back.
 //!
-//! Byte ranges are end exclusive here and inclusive on the wire. What parses holds every invariant stated at [`Reconstruction`], so
-//! that a client may size its buffers by it. Failure: [`Error::Malformed`].
+//! Byte ranges are end exclusive here and inclusive on the wire. What parses holds every invariant stated at
+//! [`Reconstruction`], so that a client may size its buffers by it. Failure: [`Error::Malformed`].
 
 use super::chunker::MAX_CHUNK;
 use super::foreign::json_fault;
@@ -13,8 +13,8 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Most terms, and most fetches, of an answer that is accepted: 64 GiB of file at one average chunk per term. Clients ask for
-/// far less at a time.
+/// Most terms, and most fetches, of an answer that is accepted: 64 GiB of file at one average chunk
+/// per term. Clients ask for far less at a time.
 pub const MAX_TERMS: usize = 1 << 20;
 
 /// One term of an answer.
@@ -57,8 +57,8 @@ impl fmt::Debug for Fetch {
 ///
 /// * every term lies in one fetch of its xorb ([`Reconstruction::fetch_of`]);
 /// * fetches ascend by xorb, then chunks; none lies inside another;
-/// * chunk and byte ranges aren't empty, a xorb has at most [`MAX_CHUNKS`] chunks and [`MAX_SERIALISED`] bytes, and lengths are such that
-///   chunks can have;
+/// * chunk and byte ranges aren't empty, a xorb has at most [`MAX_CHUNKS`] chunks and [`MAX_SERIALISED`] bytes, and
+///   lengths are such that chunks can have;
 /// * `skip` is less than the first term's length, and 0 if there is none;
 /// * at most [`MAX_TERMS`] terms and fetches each.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Shards (Xet spec, section 7): upload form, server-stored form, dedup answers.
 //!
-//! Lengths and offsets are bytes unless they are called records or chunks. What parses is well-formed, not true: whether segments
-//! and hashes agree with stored xorbs is for the reader to check. Failure: [`Error::Malformed`].
+//! Lengths and offsets are bytes unless they are called records or chunks. What parses is well-formed, not true:
+//! whether segments and hashes agree with stored xorbs is for the reader to check. Failure: [`Error::Malformed`].
 
 use super::{Error, Hash};
 use std::collections::HashSet;
@@ -119,8 +119,8 @@ type Record = [u8; RECORD_LEN];
 impl Shard {
     /// Parses any form. Counts in headers are capped by the bytes that are there.
     ///
-    /// Of files with the same hash the first is kept. Lookup tables are measured but not read. A footer is also taken where the
-    /// header announces none, as some uploaders send it.
+    /// Of files with the same hash the first is kept. Lookup tables are measured but not read. A footer is also taken
+    /// where the header announces none, as some uploaders send it.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let (header, _) = bytes.split_first_chunk::<RECORD_LEN>().ok_or_else(|| malformed("no header"))?;
         let footer_len = parse_header(header)?;
@@ -433,7 +433,8 @@ fn parse_xorbs(records: &mut Records<'_>) -> Result<Vec<XorbInfo>, Error> {
     Ok(xorbs)
 }
 
-/// Parses the footer at the end of `bytes` and checks that nothing but its lookup tables lies between it and the sections.
+/// Parses the footer at the end of `bytes` and checks that nothing but its lookup tables lies
+/// between it and the sections.
 fn parse_footer(bytes: &[u8], xorbs_at: usize, xorbs_end: usize) -> Result<Footer, Error> {
     let (tables, footer) = bytes[xorbs_end..].split_last_chunk::<FOOTER_LEN>().ok_or_else(|| malformed("no footer"))?;
     let words = footer.as_chunks::<8>().0;

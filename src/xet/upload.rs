@@ -1,17 +1,19 @@
 //! Upload session: chunk, hash, deduplicate, pack, send xorbs in parallel, then the shards (Xet spec, section 8).
 //!
-//! One pass, several blocks of the file side by side, off the async workers: blocks are read and chunk boundaries found in them, in order; then the
-//! same thread, in whose cache the bytes are, hashes their chunks and, if so wanted, compresses them, while another goes on with the next block.
-//! Chunks stored nowhere yet enter the session's xorb, in order. All files share one xorb under construction; a full one is sent by a task of its
-//! own while the next fills. Payloads are never copied after they were read: a xorb's body is slices of the blocks.
+//! One pass, several blocks of the file side by side, off the async workers: blocks are read and chunk boundaries found
+//! in them, in order; then the same thread, in whose cache the bytes are, hashes their chunks and, if so wanted,
+//! compresses them, while another goes on with the next block. Chunks stored nowhere yet enter the session's xorb, in
+//! order. All files share one xorb under construction; a full one is sent by a task of its own while the next fills.
+//! Payloads are never copied after they were read: a xorb's body is slices of the blocks.
 //!
-//! Bounded memory: payload takes at most [`Options::memory`], and reading waits when that is used up; `blocks` says why nobody waits for ever. Beside
-//! it there are 128 KiB per file being added (twice that with a late head), about 70 bytes per chunk of the latest 32 GiB, up to 80 bytes per chunk that
-//! the CAS told of, and what waits for a shard: those are sent on the way, every 8 MiB. So a file of 1 TiB needs no more than one of 32 GiB.
+//! Bounded memory: payload takes at most [`Options::memory`], and reading waits when that is used up; `blocks` says why
+//! nobody waits for ever. Beside it there are 128 KiB per file being added (twice that with a late head), about 70
+//! bytes per chunk of the latest 32 GiB, up to 80 bytes per chunk that the CAS told of, and what waits for a shard:
+//! those are sent on the way, every 8 MiB. So a file of 1 TiB needs no more than one of 32 GiB.
 //!
-//! A dropped [`UploadSession::add`] leaves a consistent session: chunks that were packed are referenced by nobody, or by later files.
-//! Nothing that was added may be committed at the Hub before [`UploadSession::finish`] has returned. Dropping the session ends all
-//! that it has started.
+//! A dropped [`UploadSession::add`] leaves a consistent session: chunks that were packed are referenced by nobody, or
+//! by later files. Nothing that was added may be committed at the Hub before [`UploadSession::finish`] has returned.
+//! Dropping the session ends all that it has started.
 
 mod blocks;
 mod content;
@@ -48,14 +50,14 @@ use tokio::io::AsyncRead;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
 
-/// Most batches of one file on their way behind the one that is packed next: more cores than this gain nothing, since finding boundaries is
-/// serial.
+/// Most batches of one file on their way behind the one that is packed next: more cores than this
+/// gain nothing, since finding boundaries is serial.
 const MOST_PREPARING: usize = 8;
 /// Most batches of one file that are packed together while others are packed too, for longer terms.
 const MOST_TOGETHER: usize = 8;
 
-/// Most bytes of a file that may be filled in at its end. No chunk ends before byte 8192, and whether one ends there depends on the 64 bytes
-/// before: the chunks are the same whatever these first bytes are.
+/// Most bytes of a file that may be filled in at its end. No chunk ends before byte 8192, and whether one ends there
+/// depends on the 64 bytes before: the chunks are the same whatever these first bytes are.
 pub const MAX_LATE_HEAD: usize = MIN_CHUNK - 64;
 
 /// What was uploaded.
@@ -87,18 +89,19 @@ pub struct Report {
 /// Session options.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Xorbs being sent at once, at most. The client finds by itself how many are worth it; memory allows about two full ones, and more if
-    /// they compress.
+    /// Xorbs being sent at once, at most. The client finds by itself how many are worth it; memory allows about two
+    /// full ones, and more if they compress.
     pub xorbs_in_flight: usize,
     /// Bytes of content in memory, at least 16 MiB. Xorbs are cut at a third of it, below their own limit of 64 MiB.
     pub memory: usize,
     /// Whether the CAS is asked for chunks that others have stored. Of no use for ciphertext: no two are alike.
     pub global_dedup: bool,
-    /// Where shards of own uploads are kept, and looked up with `global_dedup`: a folder for one bucket or repository of one CAS. Written in
-    /// any case: terms and chunk hashes of own uploads are there for later sessions.
+    /// Where shards of own uploads are kept, and looked up with `global_dedup`: a folder for one bucket or repository
+    /// of one CAS. Written in any case: terms and chunk hashes of own uploads are there for later sessions.
     pub local: Option<LocalShards>,
-    /// Learns the chunks of the files added, but for those with a late head, and of the xorbs that the CAS tells of where it is asked with
-    /// `global_dedup`: ranged reads can be checked then, of other files too. See [`super::known`] for what each is worth.
+    /// Learns the chunks of the files added, but for those with a late head, and of the xorbs that the CAS tells of
+    /// where it is asked with `global_dedup`: ranged reads can be checked then, of other files too. See
+    /// [`super::known`] for what each is worth.
     pub known: Option<Known>,
 }
 
@@ -177,10 +180,11 @@ impl UploadSession {
         Arc::clone(&self.progress)
     }
 
-    /// Chunks and packs one file. Files may be added concurrently (`&self`). An error of `content` leaves the session usable for others; an
-    /// error of a xorb fails all that follows.
+    /// Chunks and packs one file. Files may be added concurrently (`&self`). An error of `content` leaves the session
+    /// usable for others; an error of a xorb fails all that follows.
     ///
-    /// Every future of `add` must be polled or dropped: one that is kept without being polled holds memory that others may wait for.
+    /// Every future of `add` must be polled or dropped: one that is kept without being polled holds
+    /// memory that others may wait for.
     pub async fn add<R>(&self, mut content: R, policy: Policy) -> Result<Uploaded, Error>
     where
         R: AsyncRead + Send + Unpin,
@@ -190,8 +194,8 @@ impl UploadSession {
         self.add_read(read, batches).await
     }
 
-    /// The same for content that blocking threads read, right to where it stays until it is sent. Reads must not wait for others, as those of a
-    /// pipe do: they would hold memory that others wait for.
+    /// The same for content that blocking threads read, right to where it stays until it is sent. Reads must not wait
+    /// for others, as those of a pipe do: they would hold memory that others wait for.
     pub async fn add_file<R>(&self, content: R, policy: Policy) -> Result<Uploaded, Error>
     where
         R: io::Read + Send + 'static,
@@ -218,10 +222,11 @@ impl UploadSession {
         Ok(uploaded)
     }
 
-    /// The same for content whose first bytes are only known at its end, as a header with a length is: one pass and no staging all the same.
+    /// The same for content whose first bytes are only known at its end, as a header with a length
+    /// is: one pass and no staging all the same.
     ///
-    /// `content` begins with as many placeholder bytes. When it has ended, `head` is asked for those to put in their place, at most
-    /// [`MAX_LATE_HEAD`]. Only the first chunk is kept back for them; it is packed last.
+    /// `content` begins with as many placeholder bytes. When it has ended, `head` is asked for those to put in their
+    /// place, at most [`MAX_LATE_HEAD`]. Only the first chunk is kept back for them; it is packed last.
     pub async fn add_with_late_head<R, H>(&self, mut content: R, head: H, policy: Policy) -> Result<Uploaded, Error>
     where
         R: AsyncRead + Send + Unpin,
@@ -285,8 +290,9 @@ impl UploadSession {
         Ok(draft)
     }
 
-    /// How many batches of a file to pack at once. A file alone has the xorb for itself; of several, each would get a term per batch. What all of
-    /// them keep for that is below a quarter of the memory, however many come: n-th comers keep less than 1/n of an eighth.
+    /// How many batches of a file to pack at once. A file alone has the xorb for itself; of
+    /// several, each would get a term per batch. What all of them keep for that is below a quarter
+    /// of the memory, however many come: n-th comers keep less than 1/n of an eighth.
     fn batches_together(&self) -> usize {
         match self.adding.load(Ordering::Relaxed) {
             0 | 1 => 1,
@@ -366,7 +372,8 @@ impl UploadSession {
         Ok(())
     }
 
-    /// Starts to register what is stored, when it has become much: so that what waits for a shard doesn't grow with the content.
+    /// Starts to register what is stored, when it has become much: so that what waits for a shard
+    /// doesn't grow with the content.
     async fn register_due(&self, packer: &mut Packer) {
         if !packer.is_due() {
             return;
@@ -435,7 +442,8 @@ enum Payload {
 }
 
 impl Payload {
-    /// Pieces of it. `is_all`: there will be no others, so where they are less than three quarters of it they are copied out.
+    /// Pieces of it. `is_all`: there will be no others, so where they are less than three quarters
+    /// of it they are copied out.
     fn pieces(&mut self, parts: &[Range<usize>], is_all: bool) -> Vec<Bytes> {
         let len: usize = parts.iter().map(Range::len).sum();
         let shared = match std::mem::replace(self, Self::Gone) {

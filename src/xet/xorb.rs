@@ -1,8 +1,8 @@
 //! Xorbs (Xet spec, section 5): builder, chunk-stream decoder, footer codec.
 //!
-//! Lengths and offsets are bytes; `stored` ones count headers and compressed payloads, `raw` ones uncompressed bytes. Every count
-//! and length read is hostile until it was checked. Failure: [`Error::Malformed`], or [`Error::HashMismatch`] where sound data is
-//! not the data asked for.
+//! Lengths and offsets are bytes; `stored` ones count headers and compressed payloads, `raw` ones uncompressed bytes.
+//! Every count and length read is hostile until it was checked. Failure: [`Error::Malformed`], or
+//! [`Error::HashMismatch`] where sound data is not the data asked for.
 
 mod scan;
 
@@ -190,7 +190,8 @@ fn header_of(raw_len: usize, scheme: Scheme, stored_len: usize) -> ChunkHeader {
 
 /// As [`Builder`], for payloads that stay where they are: only headers are written, and the body shares the rest.
 ///
-/// A chunk is announced by [`Assembly::push`], and its payload handed in later by [`Assembly::attach`], in the same order.
+/// A chunk is announced by [`Assembly::push`], and its payload handed in later by
+/// [`Assembly::attach`], in the same order.
 #[derive(Default)]
 pub struct Assembly {
     headers: Vec<u8>,
@@ -266,8 +267,8 @@ impl Assembly {
     }
 }
 
-/// Decodes chunks from a byte range of a xorb that starts at a chunk header: calls `each(raw bytes)` per chunk, in order.
-/// Errors on trailing or missing bytes. Allocates at most one chunk at a time, and one more for BG4.
+/// Decodes chunks from a byte range of a xorb that starts at a chunk header: calls `each(raw bytes)` per chunk, in
+/// order. Errors on trailing or missing bytes. Allocates at most one chunk at a time, and one more for BG4.
 pub fn decode_chunks(mut bytes: &[u8], mut each: impl FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error> {
     let mut raw = Vec::new();
     while !bytes.is_empty() {
@@ -277,8 +278,8 @@ pub fn decode_chunks(mut bytes: &[u8], mut each: impl FnMut(&[u8]) -> Result<(),
     Ok(())
 }
 
-/// Server side: verifies a whole upload body (with or without a footer, which is ignored), recomputing every hash, and checks it
-/// against `expected`. Gives the index and the length of the chunk area.
+/// Server side: verifies a whole upload body (with or without a footer, which is ignored), recomputing every hash, and
+/// checks it against `expected`. Gives the index and the length of the chunk area.
 pub fn verify_upload(body: &[u8], expected: &Hash, allow_footer: bool) -> Result<(XorbIndex, usize), Error> {
     let (index, area_len) = scan_upload(body, allow_footer)?;
     if index.hash != *expected {
@@ -379,7 +380,8 @@ pub fn write_footer(index: &XorbIndex) -> Vec<u8> {
 
 /// Parses the footer (version 0 or 1) at the end of a stored xorb.
 ///
-/// Its offsets must agree with the chunk headers, and its chunk hashes with its xorb hash. The chunks themselves are not decoded.
+/// Its offsets must agree with the chunk headers, and its chunk hashes with its xorb hash. The
+/// chunks themselves are not decoded.
 pub fn parse_footer(xorb: &[u8]) -> Result<XorbIndex, Error> {
     if xorb.len() > MAX_SERIALISED {
         return Err(malformed("longer than any xorb"));
@@ -396,11 +398,12 @@ pub fn parse_footer(xorb: &[u8]) -> Result<XorbIndex, Error> {
     Ok(index)
 }
 
-/// Parses an info block by itself (what stands between the chunk area and its length field at the end), for a server that keeps xorbs
-/// as files and doesn't read 64 MiB to find a chunk. `area_len` is the length of the chunk area before it.
+/// Parses an info block by itself (what stands between the chunk area and its length field at the
+/// end), for a server that keeps xorbs as files and doesn't read 64 MiB to find a chunk. `area_len`
+/// is the length of the chunk area before it.
 ///
-/// Chunk hashes and lengths must agree with the xorb hash, as in [`parse_footer`]; that the headers are where the offsets say is
-/// not checked. Version 1 only: version 0 has no lengths.
+/// Chunk hashes and lengths must agree with the xorb hash, as in [`parse_footer`]; that the headers are where the
+/// offsets say is not checked. Version 1 only: version 0 has no lengths.
 pub fn parse_info(info: &[u8], area_len: usize) -> Result<XorbIndex, Error> {
     let footer = Footer::parse(info)?;
     let index = XorbIndex::of(footer.without_headers(area_len)?);

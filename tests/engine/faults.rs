@@ -27,7 +27,8 @@ async fn survived_on(routes: &[&str], fault: Fault) {
     }
 }
 
-/// `fault` for as long as it takes, on each route in turn: what must fail gives an error that `fits`, in time, and harms nothing.
+/// `fault` for as long as it takes, on each route in turn: what must fail gives an error that
+/// `fits`, in time, and harms nothing.
 async fn failed_on(routes: &[&str], fault: Fault, fits: impl Fn(&Error) -> bool) {
     let rig = Rig::open().await;
     let known = rig.fresh();
@@ -199,7 +200,8 @@ async fn a_damaged_answer_is_not_believed_for_ever() {
     let rig = Rig::open().await;
     let content = rig.fresh();
     let file = rig.client.upload(&content).await.unwrap();
-    // Every few bytes of a reconstruction. What still parses may lead anywhere; what is seen to fail, not a second time.
+    // Every few bytes of a reconstruction. What still parses may lead anywhere; what is seen to
+    // fail, not a second time.
     for at in (0..800).step_by(5) {
         let client = rig.fresh_client();
         rig.faults.add(Rule::once(RECONSTRUCTION, Fault::CorruptByte { at }));

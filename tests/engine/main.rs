@@ -1,8 +1,8 @@
 //! Our client against our server, over a network and a store that misbehave.
 //!
-//! Whatever goes wrong, a transfer ends in time: with the right bytes, or with a typed error. After that, as soon as the store is well again, the
-//! same client works at once: no connection, permit or task is stuck. [`faults`] has a test per kind of fault, [`random`] a campaign of
-//! several at once, [`memory`] what a hostile answer may cost.
+//! Whatever goes wrong, a transfer ends in time: with the right bytes, or with a typed error. After that, as soon as
+//! the store is well again, the same client works at once: no connection, permit or task is stuck. [`faults`] has a
+//! test per kind of fault, [`random`] a campaign of several at once, [`memory`] what a hostile answer may cost.
 #![cfg(feature = "local-hub")]
 
 mod faults;
@@ -122,7 +122,8 @@ impl Rig {
     }
 }
 
-/// One [`HttpCas`], and what a program has over it: upload sessions, and a reader that remembers answers and, in a second form, chunk hashes.
+/// One [`HttpCas`], and what a program has over it: upload sessions, and a reader that remembers
+/// answers and, in a second form, chunk hashes.
 struct Client {
     cas: Arc<HttpCas>,
     reader: Downloader,

@@ -6,8 +6,9 @@ use tokio::process::Command;
 
 /// Tells a child process what to do: `read`, `patience` or `write`, and the CAS's URL, token and file.
 const TASK: &str = "HFCRYPT_TEST_ENGINE_TASK";
-/// Peak resident memory of a client in MiB, whatever it is answered. A file of 300 KB is read or written, so nearly all of it is what the
-/// process itself and the longest answer that is believed take: a reconstruction of 32 MiB, and what it parses to.
+/// Peak resident memory of a client in MiB, whatever it is answered. A file of 300 KB is read or
+/// written, so nearly all of it is what the process itself and the longest answer that is believed
+/// take: a reconstruction of 32 MiB, and what it parses to.
 const MOST: u64 = 128;
 /// What a client may take that is answered a range of data: never more than was asked for.
 const MOST_FOR_DATA: u64 = 48;

@@ -102,7 +102,8 @@ fn campaign<S: Strategy>(cases: S, play: impl AsyncFn(&Rig, S::Value)) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let rig = runtime.block_on(Rig::open());
     let cases_wanted = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES);
-    // Shrinking plays a case again and again, and one that hangs takes a minute each time: as much as a patient reader waits for.
+    // Shrinking plays a case again and again, and one that hangs takes a minute each time: as much
+    // as a patient reader waits for.
     let config = Config {
         cases: cases_wanted,
         max_shrink_iters: 60,

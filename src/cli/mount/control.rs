@@ -1,7 +1,8 @@
-//! The daemon's control socket: one JSON request line, one JSON answer line, and behind the answer to `Read` a file's bytes. Mode 0600: answers
-//! hold plaintext paths and contents.
+//! The daemon's control socket: one JSON request line, one JSON answer line, and behind the answer to `Read` a file's
+//! bytes. Mode 0600: answers hold plaintext paths and contents.
 //!
-//! Contents come in frames: a length (u32, little-endian) and so many bytes. A length of 0 ends them, and one more line says how it went.
+//! Contents come in frames: a length (u32, little-endian) and so many bytes. A length of 0 ends
+//! them, and one more line says how it went.
 
 use super::registry::Record;
 use crate::cli::exit::{Exit, Failure, Outcome};

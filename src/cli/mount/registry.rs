@@ -99,7 +99,8 @@ pub(super) fn forget(record: &Record) -> Outcome {
     Ok(())
 }
 
-/// All registered mounts, live ones first, then by mount point. Files that don't parse are left alone: they aren't ours.
+/// All registered mounts, live ones first, then by mount point. Files that don't parse are left
+/// alone: they aren't ours.
 pub(super) fn all() -> Outcome<Vec<Record>> {
     let dir = dirs::pids()?;
     let entries = std::fs::read_dir(&dir).map_err(|e| Failure::from(e).about(dir.display()))?;

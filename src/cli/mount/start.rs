@@ -18,7 +18,8 @@ use tokio::process::Command;
 /// Time that an interrupted daemon has to detach its mount.
 const LAST_WAIT: Duration = Duration::from_secs(2);
 
-/// All that the process which mounts is told. Goes over a pipe: a command line is visible to others and may hold a plaintext path.
+/// All that the process which mounts is told. Goes over a pipe: a command line is visible to others
+/// and may hold a plaintext path.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Orders {
     pub(super) common: CommonArgs,
@@ -98,7 +99,8 @@ pub(super) fn orders(common: &CommonArgs, args: StartArgs) -> Outcome<(Orders, M
     Ok((Orders { common: common.clone(), mount, source, mountpoint }, made))
 }
 
-/// A mount of ours whose daemon died stays in the mount table and answers every access with an error: it is detached first.
+/// A mount of ours whose daemon died stays in the mount table and answers every access with an
+/// error: it is detached first.
 pub(super) fn detach_dead(point: &Path) -> Outcome {
     let Ok(point) = mountpoint::absolute(point) else { return Ok(()) };
     match registry::find(&point)? {

@@ -1,9 +1,9 @@
 //! Who a request comes from, and what the Hub's CAS tokens say.
 //!
-//! Access tokens are stored as BLAKE3 digests only (they are random, so a fast hash is as good as a slow one). CAS tokens are not
-//! stored at all: they carry bucket, scope and expiry under a MAC whose key is in the database, so one from any process that
-//! serves the directory is good in all of them. The two kinds are never taken for each other: an access token has no MAC, and a
-//! CAS token is in no table. Times are Unix seconds.
+//! Access tokens are stored as BLAKE3 digests only (they are random, so a fast hash is as good as a slow one). CAS
+//! tokens are not stored at all: they carry bucket, scope and expiry under a MAC whose key is in the database, so one
+//! from any process that serves the directory is good in all of them. The two kinds are never taken for each other: an
+//! access token has no MAC, and a CAS token is in no table. Times are Unix seconds.
 
 use super::db;
 use crate::xet::Scope;
@@ -11,7 +11,8 @@ use rusqlite::{OptionalExtension, Transaction};
 use std::time::{SystemTime, UNIX_EPOCH};
 use zeroize::Zeroizing;
 
-/// How long a CAS token lives, in seconds: clients refresh up to 60 s early, and a token outlives its revocation by this much.
+/// How long a CAS token lives, in seconds: clients refresh up to 60 s early, and a token outlives
+/// its revocation by this much.
 pub(crate) const CAS_TOKEN_LIFE: u64 = 900;
 /// What a CAS token starts with, so that people and secret scanners can tell it from an access token.
 const CAS_PREFIX: &str = "xet_";

@@ -1,7 +1,7 @@
 //! Request bodies: received whole or block by block, within a memory budget and a deadline, or read away.
 //!
-//! A body that makes no progress is given up, and so is one that comes in drops: from the second minute on it must have come at
-//! [`LEAST_RATE`] on the average. So nobody holds a share of the budget for long. Lengths are bytes.
+//! A body that makes no progress is given up, and so is one that comes in drops: from the second minute on it must have
+//! come at [`LEAST_RATE`] on the average. So nobody holds a share of the budget for long. Lengths are bytes.
 
 use super::budget::{Budget, Busy, Share};
 use axum::body::{Body, BodyDataStream, Bytes};
@@ -10,11 +10,11 @@ use futures::StreamExt;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
-/// How long a body may make no progress, and how long it may take whatever its length. Not above the patience of clients, so that they
-/// see an answer.
+/// How long a body may make no progress, and how long it may take whatever its length. Not above the patience of
+/// clients, so that they see an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Bytes per second below which a client is as good as gone: a xorb of 64 MiB may take half an hour, one of several sent side by side over a
-/// slow line.
+/// Bytes per second below which a client is as good as gone: a xorb of 64 MiB may take half an
+/// hour, one of several sent side by side over a slow line.
 const LEAST_RATE: u64 = 32 * 1024;
 /// Unit of a budget for bodies.
 const KIB: usize = 1024;
@@ -83,7 +83,8 @@ impl Incoming {
         Ok(Received { bytes, _share: share })
     }
 
-    /// Waits for a share of the budget for a body of at most `limit` bytes; `memory`: the bytes that its use takes, by its length.
+    /// Waits for a share of the budget for a body of at most `limit` bytes; `memory`: the bytes
+    /// that its use takes, by its length.
     pub(super) async fn admit(
         &mut self,
         limit: usize,
@@ -129,8 +130,9 @@ impl Incoming {
     }
 }
 
-/// Reads and drops a body that won't be used: a client that is still sending when the connection closes sees a broken connection
-/// instead of the answer. Gives up behind `limit` bytes, and on a body that [`Incoming::read`] would give up.
+/// Reads and drops a body that won't be used: a client that is still sending when the connection
+/// closes sees a broken connection instead of the answer. Gives up behind `limit` bytes, and on a
+/// body that [`Incoming::read`] would give up.
 pub(super) async fn drain(body: Body, limit: usize) {
     Frames::new(body).drain(limit).await;
 }

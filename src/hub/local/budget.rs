@@ -1,7 +1,7 @@
 //! What the requests of a server share and no one may keep from the others: memory for bodies, terms of long answers.
 //!
-//! A request takes its whole share before it starts, so that no two ever wait for one another half done. The wait ends after [`WAIT`]:
-//! then the answer is 503, which a client understands better than silence.
+//! A request takes its whole share before it starts, so that no two ever wait for one another half done. The wait ends
+//! after [`WAIT`]: then the answer is 503, which a client understands better than silence.
 
 use axum::http::HeaderValue;
 use std::sync::Arc;

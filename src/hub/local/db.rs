@@ -1,13 +1,15 @@
 //! The database of an embedded Hub: everything its processes share, but for the content-addressed files.
 //!
-//! SQLite in WAL mode with `synchronous=FULL`: when [`Db::write`] returns, its commit is on disk. Any number of processes may have
-//! the database open. Within one process a single thread writes: it takes what has queued up, runs each piece of work in a
-//! savepoint of its own and commits them together, so that many callers share one sync. Between processes `BEGIN IMMEDIATE`
-//! queues on SQLite's lock; as no work starts before that lock is held, none ever has to be run twice.
+//! SQLite in WAL mode with `synchronous=FULL`: when [`Db::write`] returns, its commit is on disk.
+//! Any number of processes may have the database open. Within one process a single thread writes:
+//! it takes what has queued up, runs each piece of work in a savepoint of its own and commits them
+//! together, so that many callers share one sync. Between processes `BEGIN IMMEDIATE` queues on
+//! SQLite's lock; as no work starts before that lock is held, none ever has to be run twice.
 //!
-//! Failure: work that returns an error leaves no trace and takes no other work with it. A database that stays locked longer than
-//! [`BUSY_WAIT`] is [`Error::Busy`] to all who wait for it. Work whose caller has gone, or that has waited longer than
-//! [`QUEUE_WAIT`], is not done: nobody would know that it was. Times in the tables are milliseconds since the epoch, sizes are bytes.
+//! Failure: work that returns an error leaves no trace and takes no other work with it. A database
+//! that stays locked longer than [`BUSY_WAIT`] is [`Error::Busy`] to all who wait for it. Work
+//! whose caller has gone, or that has waited longer than [`QUEUE_WAIT`], is not done: nobody would
+//! know that it was. Times in the tables are milliseconds since the epoch, sizes are bytes.
 
 use super::cas;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
@@ -21,7 +23,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 pub(super) const FILE: &str = "hub.sqlite";
 /// How long work waits for another process that holds the write lock. Far above any commit, below a client's patience.
 const BUSY_WAIT: Duration = Duration::from_secs(20);
-/// How long work may be queued before it is begun. Above [`BUSY_WAIT`], and below the minute for which clients wait for an answer.
+/// How long work may be queued before it is begun. Above [`BUSY_WAIT`], and below the minute for
+/// which clients wait for an answer.
 const QUEUE_WAIT: Duration = Duration::from_secs(30);
 /// Connections for reading, and so reads under way: beyond that they queue.
 const READERS: usize = 8;
@@ -32,7 +35,8 @@ const QUEUE: usize = 256;
 /// Size to which the write-ahead log is cut back after a checkpoint, in bytes.
 const LOG_LIMIT: u32 = 64 * 1024 * 1024;
 
-/// Schema versions, ascending: version `n` is reached by running the statements of entry `n - 1`. Entries are never edited once released.
+/// Schema versions, ascending: version `n` is reached by running the statements of entry `n - 1`.
+/// Entries are never edited once released.
 const MIGRATIONS: &[&[&str]] = &[&[SCHEMA, cas::schema::SCHEMA], &[CONTENTS, EVENTS]];
 
 /// Version 2: finds the files of a bucket that have some content.
@@ -164,8 +168,8 @@ pub(crate) struct Db {
 }
 
 impl Db {
-    /// Opens or makes the database of the Hub in `dir`, brings its schema up to date and runs `set_up` in the same transaction
-    /// (again, if that had to be rolled back). Blocks.
+    /// Opens or makes the database of the Hub in `dir`, brings its schema up to date and runs `set_up` in the same
+    /// transaction (again, if that had to be rolled back). Blocks.
     pub(crate) fn open<T>(
         dir: &Path,
         set_up: impl Fn(&Transaction<'_>) -> Result<T, Error>,
@@ -211,8 +215,8 @@ impl Db {
         task.await.unwrap_or_else(|_| Err(Error::Panicked.into()))
     }
 
-    /// Runs `work` in a transaction of the writer; when this returns `Ok`, it is on disk. Where `work` fails, nothing of it stays.
-    /// If the returned future is dropped, work that has begun is carried out, and other work is not.
+    /// Runs `work` in a transaction of the writer; when this returns `Ok`, it is on disk. Where `work` fails, nothing
+    /// of it stays. If the returned future is dropped, work that has begun is carried out, and other work is not.
     pub(crate) async fn write<T, E, F>(&self, work: F) -> Result<T, E>
     where
         F: FnOnce(&Transaction<'_>) -> Result<T, E> + Send + 'static,
@@ -245,7 +249,8 @@ impl Readers {
         };
         let snapshot = connection.transaction().map_err(Error::from)?;
         let outcome = work(&snapshot);
-        // Dropping a transaction rolls it back, which is how a read ends; a connection where that fails is not used again.
+        // Dropping a transaction rolls it back, which is how a read ends; a connection where that
+        // fails is not used again.
         if snapshot.finish().is_ok()
             && let Ok(mut idle) = self.idle.lock()
         {
@@ -331,7 +336,8 @@ impl SyncedLog {
     }
 }
 
-/// Waits for work, runs what there is in one transaction. `false` when no more can come. `committed` is called before anybody is told.
+/// Waits for work, runs what there is in one transaction. `false` when no more can come.
+/// `committed` is called before anybody is told.
 fn write_group(connection: &mut Connection, jobs: &mut mpsc::Receiver<Box<dyn Job>>, committed: &dyn Fn()) -> bool {
     let Some(first) = jobs.blocking_recv() else { return false };
     let mut group = vec![first];
@@ -339,7 +345,8 @@ fn write_group(connection: &mut Connection, jobs: &mut mpsc::Receiver<Box<dyn Jo
     committed();
     let failure = commit.as_ref().err().map(ToString::to_string);
     let busy = matches!(commit, Err(Error::Busy));
-    // Who has queued up meanwhile is told at once: else the last of them would wait for the lock as often as there are groups before it.
+    // Who has queued up meanwhile is told at once: else the last of them would wait for the lock as
+    // often as there are groups before it.
     while busy && let Ok(job) = jobs.try_recv() {
         group.push(job);
     }
@@ -376,7 +383,8 @@ fn run_group(
 fn run_in_savepoint(transaction: &Transaction<'_>, job: &mut dyn Job) -> Result<(), Error> {
     transaction.execute_batch("SAVEPOINT job")?;
     let keep = job.run(transaction);
-    // SQLite ends the whole transaction by itself on a full disk or an I/O error: then nothing of the group may be acknowledged.
+    // SQLite ends the whole transaction by itself on a full disk or an I/O error: then nothing of
+    // the group may be acknowledged.
     if transaction.is_autocommit() {
         return Err(Error::Commit("the transaction was rolled back by SQLite".into()));
     }

@@ -1,10 +1,10 @@
 //! Files of an embedded Hub that are there whole or not at all, also after a power cut.
 //!
-//! [`Publisher`] stages content in a temporary file of the same directory tree, syncs it, renames it to its name and syncs the
-//! folder; when [`Staged::publish_new`] or [`Staged::publish_over`] returns, file and name are on disk.
+//! [`Publisher`] stages content in a temporary file of the same directory tree, syncs it, renames it to its name and
+//! syncs the folder; when [`Staged::publish_new`] or [`Staged::publish_over`] returns, file and name are on disk.
 //!
-//! Every opened Hub stages in a folder of its own, locked for as long as it lives; what a dead process left behind is removed
-//! when the next one opens.
+//! Every opened Hub stages in a folder of its own, locked for as long as it lives; what a dead
+//! process left behind is removed when the next one opens.
 
 use crate::disk::{Disk, DiskFile, Existing, RealDisk};
 use rustix::fs::{FlockOperation, flock};
@@ -23,8 +23,8 @@ pub(crate) struct Publisher {
     disk: Arc<dyn Disk>,
     root: PathBuf,
     staging: Arc<StagingFolder>,
-    /// Folders below the root whose own entry this process has synced. That a folder exists doesn't say that its entry is on disk:
-    /// another process may have made it just now.
+    /// Folders below the root whose own entry this process has synced. That a folder exists doesn't say that its entry
+    /// is on disk: another process may have made it just now.
     synced: Arc<Mutex<HashSet<PathBuf>>>,
 }
 
@@ -89,8 +89,8 @@ impl Staged {
         Ok(())
     }
 
-    /// Gives the content its name below the root and returns when both are on disk. Never replaces: `false` where the name was
-    /// taken, even by another process a moment ago; then this content is dropped, and the other is on disk.
+    /// Gives the content its name below the root and returns when both are on disk. Never replaces: `false` where the
+    /// name was taken, even by another process a moment ago; then this content is dropped, and the other is on disk.
     pub(crate) fn publish_new(mut self, relative: impl AsRef<Path>) -> io::Result<bool> {
         let (path, above) = self.prepare(relative.as_ref())?;
         self.published = self.publisher.disk.rename_new(&self.path, &path)?;
@@ -99,8 +99,8 @@ impl Staged {
         Ok(self.published)
     }
 
-    /// Gives the content its name below the root, in the place of what has it, and returns when both are on disk. Who has the other open
-    /// keeps that.
+    /// Gives the content its name below the root, in the place of what has it, and returns when
+    /// both are on disk. Who has the other open keeps that.
     pub(crate) fn publish_over(mut self, relative: impl AsRef<Path>) -> io::Result<()> {
         let (path, above) = self.prepare(relative.as_ref())?;
         self.publisher.disk.rename(&self.path, &path)?;

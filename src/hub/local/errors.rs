@@ -1,4 +1,5 @@
-//! The one form of error answers (Hub API spec, 1.2): status, `X-Error-Code`, `X-Error-Message`, and `{"error": …}` as body.
+//! The one form of error answers (Hub API spec, 1.2): status, `X-Error-Code`, `X-Error-Message`,
+//! and `{"error": …}` as body.
 
 use super::body::Refused;
 use super::budget::{self, Busy};

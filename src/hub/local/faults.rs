@@ -1,7 +1,7 @@
 //! Faults that a test asks for, and a recorder of every request.
 //!
-//! A rule names requests (method, pattern of the raw path), how many of them to let through and how many to hit. The first rule
-//! that fits a request is used up by one. Without rules and recorder nothing is touched.
+//! A rule names requests (method, pattern of the raw path), how many of them to let through and how many to hit. The
+//! first rule that fits a request is used up by one. Without rules and recorder nothing is touched.
 
 use super::errors::ApiError;
 use axum::body::{Body, BodyDataStream, HttpBody, to_bytes};
@@ -93,7 +93,8 @@ pub enum Fault {
         /// Bytes taken before.
         after: u64,
     },
-    /// Reconstructions and grants: makes the pre-signed URLs of the answer such as their server refuses with 403, as after their hour.
+    /// Reconstructions and grants: makes the pre-signed URLs of the answer such as their server
+    /// refuses with 403, as after their hour.
     ExpiredUrls,
     /// Flips a bit of the answer's body.
     CorruptByte {
@@ -180,7 +181,8 @@ impl Faults {
         lock(&self.rules).clear();
     }
 
-    /// Shows every request from now on to `recorder`, before it is handled and before any fault. Bodies are read whole for that.
+    /// Shows every request from now on to `recorder`, before it is handled and before any fault.
+    /// Bodies are read whole for that.
     pub fn record(&self, recorder: impl Fn(&Recorded) + Send + Sync + 'static) {
         *lock(&self.recorder) = Some(Arc::new(recorder));
     }
@@ -351,7 +353,8 @@ fn first(body: Body, len: u64) -> impl Stream<Item = Piece> + Send + 'static {
 }
 
 fn cut(body: Body, after: u64) -> Body {
-    // An error in a body makes the server close the connection, whatever length it announced. What was sent is given time to leave.
+    // An error in a body makes the server close the connection, whatever length it announced. What
+    // was sent is given time to leave.
     let broken = stream::once(async {
         tokio::task::yield_now().await;
         Err(axum::BoxError::from(Cut))

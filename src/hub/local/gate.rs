@@ -1,9 +1,10 @@
 //! Keeps the pages of other sites out of a Hub on this machine.
 //!
-//! A page that somebody looks at can have the browser send requests to 127.0.0.1, and it can give that address a name of its own (DNS
-//! rebinding): then the browser takes our answers for the page's and shows them to it, and the token of a fresh Hub is well known. So a server
-//! on a loopback address answers to the names of loopback, and of its public base, only. And wherever it listens, a request that a
-//! browser says another site has sent is refused; clients that are no browsers don't say so.
+//! A page that somebody looks at can have the browser send requests to 127.0.0.1, and it can give that
+//! address a name of its own (DNS rebinding): then the browser takes our answers for the page's and
+//! shows them to it, and the token of a fresh Hub is well known. So a server on a loopback address
+//! answers to the names of loopback, and of its public base, only. And wherever it listens, a request
+//! that a browser says another site has sent is refused; clients that are no browsers don't say so.
 
 use super::errors::ApiError;
 use axum::http::header::{HOST, ORIGIN};

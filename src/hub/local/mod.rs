@@ -1,11 +1,13 @@
-//! The embedded Hub: buckets, tokens and the Xet CAS over a directory, served over HTTP (Hub API spec; Xet spec for the CAS).
+//! The embedded Hub: buckets, tokens and the Xet CAS over a directory, served over HTTP (Hub API
+//! spec; Xet spec for the CAS).
 //!
-//! A directory holds one SQLite database (`db`) and content-addressed files (`disk`). Any number of processes may have it open
-//! and serve it at once: nothing that decides correctness is kept in a process's memory. A 2xx answer is sent when what it
-//! acknowledges is on disk.
+//! A directory holds one SQLite database (`db`) and content-addressed files (`disk`). Any number of processes may have
+//! it open and serve it at once: nothing that decides correctness is kept in a process's memory. A 2xx answer is sent
+//! when what it acknowledges is on disk.
 //!
-//! Layout over HTTP: the Hub's routes at the root (`api`), the CAS below `/cas` (`cas`). Every request passes the `gate`, then the fault
-//! injector and recorder ([`faults`]). Sizes are bytes; failures are answered in the one form of `errors`.
+//! Layout over HTTP: the Hub's routes at the root (`api`), the CAS below `/cas` (`cas`). Every
+//! request passes the `gate`, then the fault injector and recorder ([`faults`]). Sizes are bytes;
+//! failures are answered in the one form of `errors`.
 
 mod accounts;
 mod api;
@@ -66,12 +68,14 @@ pub(crate) struct Shared {
 pub struct ServeOptions {
     /// Base URL to put into answers instead of the request's `Host`.
     pub public_base: Option<String>,
-    /// The one token that is taken, instead of those in the database and of callers without any: this process serves nobody but
-    /// itself. It stands for user `local`; as its holder has the directory itself, it may read and write every namespace.
+    /// The one token that is taken, instead of those in the database and of callers without any:
+    /// this process serves nobody but itself. It stands for user `local`; as its holder has the
+    /// directory itself, it may read and write every namespace.
     pub process_token: Option<String>,
     /// Entries per page of a listing (default 1000, at most 5000).
     pub page_size: Option<usize>,
-    /// Answer listings as the real Hub does: by raw key prefix, so that `logs` lists `logs_old/x` too. Clients must cope with that.
+    /// Answer listings as the real Hub does: by raw key prefix, so that `logs` lists `logs_old/x`
+    /// too. Clients must cope with that.
     pub raw_prefix: bool,
     /// Faults to inject (tests).
     pub faults: Option<Arc<faults::Faults>>,
@@ -96,13 +100,14 @@ pub(crate) struct Site {
 }
 
 impl LocalHub {
-    /// Opens or makes the directory (0700), its database (0600) and folders; what is open to other users is closed to them. First time: user
-    /// `local` with token `hf_local`.
+    /// Opens or makes the directory (0700), its database (0600) and folders; what is open to other users is closed to
+    /// them. First time: user `local` with token `hf_local`.
     pub fn open(dir: &Path) -> Result<Self, Error> {
         Self::open_on(Arc::new(RealDisk), dir)
     }
 
-    /// The same with the content-addressed files on another disk, below the same path. The database and all locks are on the real one.
+    /// The same with the content-addressed files on another disk, below the same path. The database
+    /// and all locks are on the real one.
     pub(crate) fn open_on(disk: Arc<dyn Disk>, dir: &Path) -> Result<Self, Error> {
         Self::open_shared(disk, dir)
             .map(|shared| Self { shared: Arc::new(shared) })
@@ -141,7 +146,8 @@ enum OpenError {
 }
 
 impl Site {
-    /// Base URL for absolute links in an answer, without a trailing slash: the configured one, else what the client called us.
+    /// Base URL for absolute links in an answer, without a trailing slash: the configured one, else
+    /// what the client called us.
     pub(crate) fn base(&self, headers: &HeaderMap) -> String {
         if let Some(base) = &self.options.public_base {
             return base.trim_end_matches('/').to_owned();

@@ -1,7 +1,8 @@
-//! The directory of an embedded Hub is for its owner only: the database holds the key of all CAS tokens and signed URLs.
+//! The directory of an embedded Hub is for its owner only: the database holds the key of all CAS
+//! tokens and signed URLs.
 //!
-//! What is missing is made that way whatever the umask is, and what is there is tightened. A directory that holds other things too is left as
-//! it is, since somebody else may rely on it; all that is ours in it is closed by its own mode.
+//! What is missing is made that way whatever the umask is, and what is there is tightened. A directory that holds other
+//! things too is left as it is, since somebody else may rely on it; all that is ours in it is closed by its own mode.
 
 use super::db;
 use super::disk::Publisher;
@@ -43,8 +44,8 @@ pub(super) fn make_folder(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the database file before SQLite does, which would take the umask's word for its mode; the log and its index get that of the
-/// database. Existing ones are tightened.
+/// Makes the database file before SQLite does, which would take the umask's word for its mode; the log and its index
+/// get that of the database. Existing ones are tightened.
 pub(super) fn make_database(dir: &Path, publisher: &Publisher) -> io::Result<()> {
     let path = dir.join(db::FILE);
     // Never opened here under its name: closing it would drop the locks that SQLite holds on it in this process.

@@ -26,10 +26,11 @@ use tokio::task::{JoinHandle, JoinSet};
 
 /// Connections at once; more wait in the kernel's queue.
 const CONNECTIONS: usize = 1024;
-/// How long a client may take for a request's header, and a connection may be idle. Above the 90 s for which clients keep idle
-/// connections, so that it isn't we who close one that a request is just being sent on.
+/// How long a client may take for a request's header, and a connection may be idle. Above the 90 s for which clients
+/// keep idle connections, so that it isn't we who close one that a request is just being sent on.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(120);
-/// Read buffer of a connection, and so the largest request header: a cursor and a percent-encoded key of the greatest length fit.
+/// Read buffer of a connection, and so the largest request header: a cursor and a percent-encoded
+/// key of the greatest length fit.
 const HEADER_LIMIT: usize = 128 * 1024;
 /// How long a stop waits for requests under way.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
@@ -57,7 +58,8 @@ impl Server {
         self.address
     }
 
-    /// Stops taking requests and waits for those under way, ten seconds at most. What was acknowledged is on disk anyway.
+    /// Stops taking requests and waits for those under way, ten seconds at most. What was
+    /// acknowledged is on disk anyway.
     pub async fn stop(mut self) {
         let _ = self.stop.send(true);
         let _ = (&mut self.task).await;

@@ -1,12 +1,13 @@
 //! An embedded Hub on a machine whose power can be cut.
 //!
-//! Xorbs are on a simulated disk ([`SimDisk`]). The database is on the real one, as SQLite is no code of ours; its cut is modelled by a copy of the
-//! database and its log, of which every sector that was written since the last commit that anybody was told of is kept or lost by itself.
-//! A checkpoint would begin the log anew, so that its length no longer told what is behind that commit: nothing of such a log is lost. One comes
-//! after 1000 pages, which takes longer than a test lets a machine live.
+//! Xorbs are on a simulated disk ([`SimDisk`]). The database is on the real one, as SQLite is no code
+//! of ours; its cut is modelled by a copy of the database and its log, of which every sector that was
+//! written since the last commit that anybody was told of is kept or lost by itself. A checkpoint
+//! would begin the log anew, so that its length no longer told what is behind that commit: nothing of
+//! such a log is lost. One comes after 1000 pages, which takes longer than a test lets a machine live.
 //!
-//! Clients speak to a front with one address over all restarts. Before the power goes it has dropped every connection: nobody is told of
-//! anything later.
+//! Clients speak to a front with one address over all restarts. Before the power goes it has
+//! dropped every connection: nobody is told of anything later.
 
 use super::{LocalHub, ServeOptions, Server, db};
 use crate::disk::sim::SimDisk;

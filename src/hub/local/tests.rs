@@ -1,4 +1,5 @@
-//! The embedded Hub over real HTTP: every route, who may use it, several openers of one directory, restarts, hostile requests.
+//! The embedded Hub over real HTTP: every route, who may use it, several openers of one directory,
+//! restarts, hostile requests.
 
 use super::faults::{Fault, Faults, Rule};
 use super::*;

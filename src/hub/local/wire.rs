@@ -1,7 +1,7 @@
 //! A connection whose peer must take what it is sent.
 //!
-//! A client that asks and then doesn't read would else hold its connection, and whatever its answer holds, for as long as it likes. Reading
-//! has deadlines of its own: the server's for heads, and those of `body`.
+//! A client that asks and then doesn't read would else hold its connection, and whatever its answer holds, for as long
+//! as it likes. Reading has deadlines of its own: the server's for heads, and those of `body`.
 
 use std::io;
 use std::pin::Pin;

@@ -1,4 +1,5 @@
-//! A server that answers as a test says, byte for byte if need be. It speaks just enough HTTP/1.1 to tell requests apart.
+//! A server that answers as a test says, byte for byte if need be. It speaks just enough HTTP/1.1
+//! to tell requests apart.
 
 use serde_json::Value;
 use std::sync::{Arc, Mutex};

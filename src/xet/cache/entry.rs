@@ -1,7 +1,8 @@
 //! The codec of entry files (byte tables in [`super`]): bytes in, bytes out.
 //!
-//! Every number read is hostile until a checksum has vouched for it, and bounded before anything is allocated for it even then: the
-//! checksums are not keyed. Lengths and offsets are bytes; chunks and rows count from the first of the entry. Failure: [`Damaged`].
+//! Every number read is hostile until a checksum has vouched for it, and bounded before anything is
+//! allocated for it even then: the checksums are not keyed. Lengths and offsets are bytes; chunks
+//! and rows count from the first of the entry. Failure: [`Damaged`].
 
 use crate::Hash;
 use crate::chunker::MAX_CHUNK;
@@ -15,7 +16,8 @@ const ROW_LEN: usize = 36;
 pub(super) const PAGE_ROWS: usize = 256;
 /// Bytes of a directory entry: where the page's chunks begin, checksum of the page.
 const PAGE_REF_LEN: usize = 40;
-/// Most chunks of an entry: 1 TiB in chunks of 64 KiB. Its directory is the most that is allocated on a head's word: 2.6 MB.
+/// Most chunks of an entry: 1 TiB in chunks of 64 KiB. Its directory is the most that is allocated
+/// on a head's word: 2.6 MB.
 pub(super) const MAX_COUNT: u32 = 1 << 24;
 /// Starts every entry.
 const MAGIC: [u8; 8] = *b"xetcache";
@@ -251,7 +253,8 @@ impl Table {
         self.rows.len() / ROW_LEN
     }
 
-    /// The head, which goes to offset 0, and what goes behind the data: table and directory. There are 1 to [`MAX_COUNT`] chunks.
+    /// The head, which goes to offset 0, and what goes behind the data: table and directory. There
+    /// are 1 to [`MAX_COUNT`] chunks.
     pub(super) fn finish(self, kind: Kind, hash: Hash, first: u32) -> ([u8; HEAD_LEN], Vec<u8>) {
         let head = Head { kind, hash, first, count: self.count() as u32, data_len: self.data_len };
         let mut directory = Vec::with_capacity(PAGE_REF_LEN * head.pages());

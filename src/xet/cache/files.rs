@@ -1,13 +1,15 @@
 //! Whole files on disk, each filled once, from its first chunk to its last.
 //!
-//! The first read of a file starts a *fill*: a task that takes the file's chunks in order and appends them to a file in `writing/`. A read is
-//! answered from it as soon as all its chunks are there. One that begins at most [`WAIT_AHEAD`] before the fill's end waits for it, as
-//! long as the fill moves; any other is *not* answered: its caller reads around the cache. So a sequential reader follows
-//! the fill and nothing is fetched twice, and a jump to the end of a large file doesn't wait for all of it.
+//! The first read of a file starts a *fill*: a task that takes the file's chunks in order and appends
+//! them to a file in `writing/`. A read is answered from it as soon as all its chunks are there. One
+//! that begins at most [`WAIT_AHEAD`] before the fill's end waits for it, as long as the fill moves;
+//! any other is *not* answered: its caller reads around the cache. So a sequential reader follows the
+//! fill and nothing is fetched twice, and a jump to the end of a large file doesn't wait for all of it.
 //!
-//! There is one fill of a file over all processes: the row that it reserves in the index says so. Others read around it until it is done.
-//! What is read from a fill is as good as a ranged read of the source: each chunk has the hash that the source gave for it, no more.
-//! A fill that ends is kept only if the Merkle root of its chunks is the file's hash; one that fails is not tried again for a minute.
+//! There is one fill of a file over all processes: the row that it reserves in the index says so. Others read around it
+//! until it is done. What is read from a fill is as good as a ranged read of the source: each chunk has the hash that
+//! the source gave for it, no more. A fill that ends is kept only if the Merkle root of its chunks is the file's hash;
+//! one that fails is not tried again for a minute.
 
 use super::entry::{HEAD_LEN, Kind, MAX_COUNT, Row, Table, file_len};
 use super::folder::{Key, Temp};
@@ -30,7 +32,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// Fills at a time.
 const FILLS: usize = 8;
-/// A read that begins at most so many bytes behind the fill's end waits for it: about what a fill fetches in the time of a request.
+/// A read that begins at most so many bytes behind the fill's end waits for it: about what a fill
+/// fetches in the time of a request.
 const WAIT_AHEAD: u64 = 16 << 20;
 /// How long a reader waits for a fill that doesn't move.
 const WAIT_STALLED: Duration = Duration::from_secs(5);
@@ -42,7 +45,8 @@ const RETRY: Duration = Duration::from_secs(60);
 const MAX_FAILED: usize = 1024;
 /// Chunks that are ready are written together, so many at most: 1 MiB or so.
 const BATCH: usize = 16;
-/// Bytes of file for each chunk that a fill remembers: twice as many chunks as there usually are. Their list is in memory, 48 bytes each.
+/// Bytes of file for each chunk that a fill remembers: twice as many chunks as there usually are.
+/// Their list is in memory, 48 bytes each.
 const CHUNK_PART: u64 = 32 << 10;
 /// Chunks that any file may have, however small.
 const FREE_CHUNKS: u64 = 1024;
@@ -87,9 +91,9 @@ impl FileCache {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The bytes `range` of a file of `len` bytes, every chunk of them checked; nobody else's, so [`Bytes::try_into_mut`] succeeds. `None`:
-    /// read them elsewhere, now. Where the file is not here and may be, takes its chunks from `chunks` and begins to fill it. Must be
-    /// polled inside a Tokio runtime.
+    /// The bytes `range` of a file of `len` bytes, every chunk of them checked; nobody else's, so
+    /// [`Bytes::try_into_mut`] succeeds. `None`: read them elsewhere, now. Where the file is not here and may be, takes
+    /// its chunks from `chunks` and begins to fill it. Must be polled inside a Tokio runtime.
     pub async fn read(
         &self,
         file: &Hash,

@@ -1,8 +1,8 @@
 //! The files of a cache folder (layout in [`super`]).
 //!
-//! Names are resolved from an open folder and never through a symlink; what bears no name of ours, or is no regular file, is left as it is.
-//! Calls block. Whoever writes holds a lock on a file of its own ([`Owner`]), so that what a dead process left can be told from what a
-//! living one is at.
+//! Names are resolved from an open folder and never through a symlink; what bears no name of ours, or is no regular
+//! file, is left as it is. Calls block. Whoever writes holds a lock on a file of its own ([`Owner`]), so that what a
+//! dead process left can be told from what a living one is at.
 
 use super::entry::Kind;
 use crate::Hash;
@@ -119,7 +119,8 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Makes it (0700) where it is missing. One that others can get at is closed to them; one that is another user's is refused.
+    /// Makes it (0700) where it is missing. One that others can get at is closed to them; one that
+    /// is another user's is refused.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
@@ -217,7 +218,8 @@ impl Folder {
         Some(FileId::of(&stat))
     }
 
-    /// Gives a written file its name. A file that has the name goes (the index knows of none); anything else stays, and that is an error.
+    /// Gives a written file its name. A file that has the name goes (the index knows of none);
+    /// anything else stays, and that is an error.
     pub(super) fn publish(&self, temp: &mut Temp, key: &Key) -> io::Result<()> {
         self.check_fault()?;
         let (shard, name) = (self.make_shard(key)?, key.name());

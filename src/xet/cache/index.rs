@@ -1,8 +1,9 @@
 //! The index of a cache folder: which entries there are, how large, last used when, and which are being written.
 //!
-//! A SQLite database beside the entries. It decides nothing about content: a row that lies leads to a file that doesn't prove itself, and
-//! both go. What it must get right is the sum of all sizes, which its own triggers keep. In WAL mode with `synchronous=NORMAL` a power
-//! cut takes the last transactions, not the database; what files and index then disagree on is settled by a scan ([`super::store`]).
+//! A SQLite database beside the entries. It decides nothing about content: a row that lies leads to a file that doesn't
+//! prove itself, and both go. What it must get right is the sum of all sizes, which its own triggers keep. In WAL mode
+//! with `synchronous=NORMAL` a power cut takes the last transactions, not the database; what files and index then
+//! disagree on is settled by a scan ([`super::store`]).
 //!
 //! Entries of one xorb never overlap, so "what covers chunk n" is one step in a B-tree. Calls block.
 
@@ -26,7 +27,8 @@ const READER_PATIENCE: Duration = Duration::from_millis(50);
 const LOG_BYTES: u32 = 4 << 20;
 /// `PRAGMA user_version` of the schema below. A database with another is begun anew.
 const VERSION: i64 = 1;
-/// `used` of an entry moves by at least this, milliseconds: a file that is read a thousand times a second costs one update in a while.
+/// `used` of an entry moves by at least this, milliseconds: a file that is read a thousand times a
+/// second costs one update in a while.
 pub(super) const USE_GRAIN: i64 = 30_000;
 
 const SCHEMA: &str = "
@@ -148,7 +150,8 @@ impl Index {
         reader.prepare_cached(&sql)?.query_row(params![Kind::File as i64, file.0], Entry::read).optional()
     }
 
-    /// Runs `work` in a transaction that no other writer is beside of; all of it is done, or nothing where it gives an error.
+    /// Runs `work` in a transaction that no other writer is beside of; all of it is done, or
+    /// nothing where it gives an error.
     pub(super) fn write<T, E: From<rusqlite::Error>>(
         &self,
         work: impl FnOnce(&Changes<'_>) -> Result<T, E>,
@@ -247,7 +250,8 @@ impl Changes<'_> {
             .query_row([], |row| Ok(Scanned { complete: row.get(0)?, at: row.get(1)?, boot: row.get(2)? }))
     }
 
-    /// Every file has been compared. Sums up all sizes again, and takes back uses that lie in the future: a clock was wrong.
+    /// Every file has been compared. Sums up all sizes again, and takes back uses that lie in the
+    /// future: a clock was wrong.
     pub(super) fn set_scanned(&self, at: i64, boot: &str) -> rusqlite::Result<()> {
         self.0.execute("UPDATE entries SET used = ?1 WHERE used > ?1", [at])?;
         let sql = "UPDATE state SET complete = 1, scanned = ?1, boot = ?2, total = (SELECT coalesce(sum(bytes), 0) FROM entries)";

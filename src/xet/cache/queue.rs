@@ -1,7 +1,7 @@
 //! What waits for the thread that writes: runs of chunks, within a bound, and the sign that there are notes to enter.
 //!
-//! Nobody ever waits to put something in: what is over the bound is dropped. Runs of one xorb that touch are taken out as one, so that chunks
-//! handed in one by one do not become a file each.
+//! Nobody ever waits to put something in: what is over the bound is dropped. Runs of one xorb that touch are taken out
+//! as one, so that chunks handed in one by one do not become a file each.
 
 use super::Cached;
 use crate::Hash;

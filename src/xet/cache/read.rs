@@ -1,4 +1,5 @@
-//! Reads an entry: its head and directory, the pages of the table that name what is wanted, and that. Each is checked before it is used.
+//! Reads an entry: its head and directory, the pages of the table that name what is wanted, and
+//! that. Each is checked before it is used.
 
 use super::Cached;
 use super::entry::{Damaged, Directory, HEAD_LEN, Head, Row};
@@ -115,8 +116,8 @@ fn read_chunk(file: &File, at: u64, len: usize, hash: &Hash) -> io::Result<Bytes
     Ok(bytes.into())
 }
 
-/// The bytes `wanted` of the data that begins at `start`: all that `rows`, which touch each other and cover it, hold of it. Every one of
-/// them is checked.
+/// The bytes `wanted` of the data that begins at `start`: all that `rows`, which touch each other
+/// and cover it, hold of it. Every one of them is checked.
 pub(super) fn read_rows(file: &File, start: u64, rows: &[Row], wanted: Range<u64>) -> io::Result<Bytes> {
     let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
         return Err(io::ErrorKind::UnexpectedEof.into());

@@ -1,8 +1,8 @@
-//! One opened cache folder: what both caches share. Reading entries, reserving room for new ones, evicting, and the thread that does all
-//! writing.
+//! One opened cache folder: what both caches share. Reading entries, reserving room for new ones,
+//! evicting, and the thread that does all writing.
 //!
-//! Lock order: the gate of the folder, then the index's writer; `opened` and the notes are held for moments only and nothing else is taken
-//! under them. Calls block, except where it says otherwise.
+//! Lock order: the gate of the folder, then the index's writer; `opened` and the notes are held for moments only and
+//! nothing else is taken under them. Calls block, except where it says otherwise.
 
 use super::entry::{Kind, Table, file_len};
 use super::folder::{FileId, Folder, Key, Owner, SHARDS, Temp};
@@ -127,7 +127,8 @@ impl Opened {
     /// Removes the entry that was used least recently. `None`: there is none.
     fn evict_one(&self, changes: &Changes<'_>) -> Result<Option<u64>, Failure> {
         let Some(entry) = changes.oldest()? else { return Ok(None) };
-        // First the file: a row without one is found out by the first who wants it, a file without a row by the next scan only.
+        // First the file: a row without one is found out by the first who wants it, a file without
+        // a row by the next scan only.
         self.folder.remove_entry(&entry.key)?;
         changes.remove(entry.id)?;
         Ok(Some(entry.bytes))
@@ -400,8 +401,8 @@ impl Store {
         }
     }
 
-    /// Reserves room for what each of `wanted` finds missing: evicts what was used least recently until all of it is within the bound. Where that
-    /// can't be, it gets nothing.
+    /// Reserves room for what each of `wanted` finds missing: evicts what was used least recently until all of it is
+    /// within the bound. Where that can't be, it gets nothing.
     pub(super) fn reserve<W>(self: &Arc<Self>, wanted: &[W]) -> Result<Vec<Vec<Reservation>>, Failure>
     where
         W: Fn(&Changes<'_>) -> rusqlite::Result<Vec<(Key, u64)>>,
@@ -618,7 +619,8 @@ impl Store {
     fn enter_notes(&self, with_uses: bool) -> Result<(), Failure> {
         while let Some(note) = self.pop_note() {
             if let Err(failure) = note.enter() {
-                // Nobody else will ever take this writer's reservations back. What is in an index of the past doesn't matter.
+                // Nobody else will ever take this writer's reservations back. What is in an index
+                // of the past doesn't matter.
                 if Arc::ptr_eq(&note.opened, &self.opened()) {
                     self.notes.lock().unwrap_or_else(PoisonError::into_inner).wrong.push(note);
                     return Err(failure);

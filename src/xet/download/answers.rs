@@ -1,8 +1,9 @@
 //! Reconstruction answers, kept while they are of use.
 //!
-//! An answer's terms are good for ever and its URLs for about an hour. So a kept answer goes on telling where things are, e.g. in the chunk
-//! cache, and is asked for again only before something is fetched by it. One that is denied (403) is dropped and asked for once by
-//! all who were under it. Equal questions that are open at the same time are one request; it is given up when nobody waits for it any more.
+//! An answer's terms are good for ever and its URLs for about an hour. So a kept answer goes on telling where things
+//! are, e.g. in the chunk cache, and is asked for again only before something is fetched by it. One that is denied
+//! (403) is dropped and asked for once by all who were under it. Equal questions that are open at the same time are one
+//! request; it is given up when nobody waits for it any more.
 //!
 //! Bounded in number and memory; the least recently used go first.
 
@@ -55,8 +56,8 @@ impl Answers {
         Self { cas, life, state: Arc::default() }
     }
 
-    /// An answer that covers `range`: a kept one if no more than `slack` bytes beyond it would be fetched, else that to `question`, which
-    /// contains `range`. Its URLs may be stale.
+    /// An answer that covers `range`: a kept one if no more than `slack` bytes beyond it would be fetched, else that to
+    /// `question`, which contains `range`. Its URLs may be stale.
     pub(super) async fn find(
         &self,
         file: &Hash,

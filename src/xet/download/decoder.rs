@@ -1,8 +1,9 @@
 //! Whole chunks out of a stretch of a xorb as its bytes arrive (Xet spec, 5.1).
 //!
-//! What comes is held against what was announced: headers against the limits, and the number of chunks against the chunk range. A chunk that lies
-//! inside one piece shares its memory; one that lies across pieces is put together in a buffer of its own, which is used again once nobody
-//! holds what was in it. Lengths are bytes. Failure: [`Error::Malformed`].
+//! What comes is held against what was announced: headers against the limits, and the number of
+//! chunks against the chunk range. A chunk that lies inside one piece shares its memory; one that
+//! lies across pieces is put together in a buffer of its own, which is used again once nobody holds
+//! what was in it. Lengths are bytes. Failure: [`Error::Malformed`].
 
 use crate::Error;
 use crate::compression::decompress;
@@ -49,7 +50,8 @@ impl Decoder {
         Self { expected: chunks, partial: BytesMut::new() }
     }
 
-    /// Takes the next bytes and calls `each` for every chunk that they complete. After an error it is of no further use.
+    /// Takes the next bytes and calls `each` for every chunk that they complete. After an error it
+    /// is of no further use.
     pub(crate) fn push(
         &mut self,
         mut piece: Bytes,

@@ -1,7 +1,8 @@
 //! How long data URLs are good (Xet spec, 10.7), as far as they say so themselves.
 //!
-//! Read are the parameters that storage services put into what they sign: a date and a life (`X-Amz-Date`, `X-Amz-Expires`, and the same of
-//! others), or Unix seconds (`Expires`, and shorter names). Nothing here is trusted: at worst a URL is thrown away too early, or denied once.
+//! Read are the parameters that storage services put into what they sign: a date and a life (`X-Amz-Date`,
+//! `X-Amz-Expires`, and the same of others), or Unix seconds (`Expires`, and shorter names). Nothing here is trusted:
+//! at worst a URL is thrown away too early, or denied once.
 
 use crate::reconstruction::Fetch;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

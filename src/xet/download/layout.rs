@@ -1,8 +1,9 @@
-//! An answer of the CAS held against the question: where each term of a range lies, in the file and in what is to be fetched.
+//! An answer of the CAS held against the question: where each term of a range lies, in the file and
+//! in what is to be fetched.
 //!
-//! Nothing is fetched before this was done, so a hostile CAS can make us hold at most one xorb more than was asked for. Offsets are file
-//! bytes. The answer gives lengths of terms, not of chunks: what lies inside a term is known only once its headers came, or from elsewhere.
-//! Terms never change (content is addressed by hash); URLs expire.
+//! Nothing is fetched before this was done, so a hostile CAS can make us hold at most one xorb more than was asked for.
+//! Offsets are file bytes. The answer gives lengths of terms, not of chunks: what lies inside a term is known only once
+//! its headers came, or from elsewhere. Terms never change (content is addressed by hash); URLs expire.
 
 use super::expiry;
 use crate::chunker::MAX_CHUNK;
@@ -115,8 +116,8 @@ impl Layout {
         fetches.into_iter().map(|fetch| stored_len(&self.fetches[fetch])).fold(0, u64::saturating_add)
     }
 
-    /// Fetches to be made together: all of a URL, where there are several, all are wanted, and they are at most `most` bytes. Each is signed by
-    /// itself, and all of them together. In file order.
+    /// Fetches to be made together: all of a URL, where there are several, all are wanted, and they are at most `most`
+    /// bytes. Each is signed by itself, and all of them together. In file order.
     pub(super) fn groups(&self, most: u64, is_wanted: impl Fn(usize) -> bool) -> Vec<Vec<usize>> {
         let mut of_url = BTreeMap::<&str, Vec<usize>>::new();
         for (i, fetch) in self.fetches.iter().enumerate() {

@@ -1,14 +1,15 @@
 //! Whole files, verified, in whatever order their bytes arrive.
 //!
-//! A few connections at a time each bring one stretch of a xorb (or several small ones under one URL). What comes is cut into chunks and copied to
-//! a buffer at once, so that the connection reads into the same memory again, which is in the cache. A blocking thread per connection takes these
-//! runs of chunks through a small channel, hashes each chunk once and writes the run to every place where the file has it. So memory is
-//! some MiB per connection, used over and over, and the connection never waits but for the disk. Stretches that several terms use are fetched
-//! once per window.
+//! A few connections at a time each bring one stretch of a xorb (or several small ones under one URL). What comes is
+//! cut into chunks and copied to a buffer at once, so that the connection reads into the same memory again, which is in
+//! the cache. A blocking thread per connection takes these runs of chunks through a small channel, hashes each chunk
+//! once and writes the run to every place where the file has it. So memory is some MiB per connection, used over and
+//! over, and the connection never waits but for the disk. Stretches that several terms use are fetched once per window.
 //!
-//! The file is asked for in windows, each beginning where the one before ended, so that a huge file's plan and hashes are never in memory
-//! at once. Two windows at most are under way: chunk hashes enter the Merkle tree in file order, and what came early waits for it. What
-//! is written is only good when all of it was verified: until then, and after any error, the sink holds anything.
+//! The file is asked for in windows, each beginning where the one before ended, so that a huge
+//! file's plan and hashes are never in memory at once. Two windows at most are under way: chunk
+//! hashes enter the Merkle tree in file order, and what came early waits for it. What is written is
+//! only good when all of it was verified: until then, and after any error, the sink holds anything.
 //!
 //! Dropping the future stops the connections at once, and the writers behind the runs that they have.
 
@@ -35,10 +36,11 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
-/// Where a file may be written in any order. Called from blocking threads, by one at a time: of those who write to one file at once, a kernel lets
-/// one, and the others spin.
+/// Where a file may be written in any order. Called from blocking threads, by one at a time: of those who write to one
+/// file at once, a kernel lets one, and the others spin.
 pub trait Place: Send + Sync + 'static {
-    /// Told before the first write that `len` bytes will be written, so that a full disk is known of before anything is fetched.
+    /// Told before the first write that `len` bytes will be written, so that a full disk is known
+    /// of before anything is fetched.
     fn reserve(&self, len: u64) -> io::Result<()> {
         let _ = len;
         Ok(())
@@ -74,8 +76,9 @@ const RUNS: usize = 1;
 const MANY: u64 = 2 * 1024 * 1024;
 /// Shortest window to fall back to where an answer was too long: some 8,000 terms, if each is one small chunk.
 const LEAST_WINDOW: u64 = 64 * 1024 * 1024;
-/// Bytes of consecutive chunks that are handed over and written in one go: a write of one chunk costs the kernel twice as much by the byte. No less
-/// than a connection gives at a time, and little enough to be in a core's cache from the hash to the write.
+/// Bytes of consecutive chunks that are handed over and written in one go: a write of one chunk
+/// costs the kernel twice as much by the byte. No less than a connection gives at a time, and
+/// little enough to be in a core's cache from the hash to the write.
 const RUN: usize = 512 * 1024;
 
 /// Chunk hashes and lengths.
@@ -271,7 +274,8 @@ fn jobs(engine: Arc<Engine>, file: Hash, len: u64, windows: Arc<Semaphore>) -> B
     stream::try_unfold((0, 0, step), plan).try_flatten().boxed()
 }
 
-/// The plan of a window at the front of `rest`, and how long the next one should be: an answer that is too long is asked for in halves.
+/// The plan of a window at the front of `rest`, and how long the next one should be: an answer that
+/// is too long is asked for in halves.
 async fn ask(engine: &Engine, file: &Hash, rest: Range<u64>, mut step: u64) -> Result<(Layout, u64), Error> {
     loop {
         let question = rest.start..rest.start.saturating_add(step).min(rest.end);

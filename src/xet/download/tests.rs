@@ -973,7 +973,8 @@ async fn answers_to_uploads_check_what_others_uploaded() {
         let session = UploadSession::new(cas.clone(), upload::Options { known: Some(open()), ..Default::default() });
         session.add(&second[..], Policy::Never).await.unwrap();
         assert!(session.finish().await.unwrap().deduplicated > 1_000_000);
-        // Later it reads the first, which it has neither uploaded nor read, and behind what they share. The byte is at most a chunk before.
+        // Later it reads the first, which it has neither uploaded nor read, and behind what they
+        // share. The byte is at most a chunk before.
         let range = 2_500_000..2_700_000;
         let expected = &first[range.start as usize..range.end as usize];
         let reader = |known: Option<Known>, damaged: usize| {

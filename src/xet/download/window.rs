@@ -1,10 +1,13 @@
-//! One window of a file, in memory: ask where it is, take what the chunk cache has, fetch the rest, each stretch once, decode what is needed.
+//! One window of a file, in memory: ask where it is, take what the chunk cache has, fetch the rest,
+//! each stretch once, decode what is needed.
 //!
-//! Bytes are cut into chunks as they arrive, and a connection is drained whatever the reader does: a window is as much memory as was set aside
-//! for it. Where the file's chunks are known, or else those of a xorb that it is made of, every chunk is held against its hash at its place; what
-//! fails is fetched once more before it is an error. What was fetched goes to the chunk cache behind the reader's back, within a bound.
+//! Bytes are cut into chunks as they arrive, and a connection is drained whatever the reader does: a window is as much
+//! memory as was set aside for it. Where the file's chunks are known, or else those of a xorb that it is made of, every
+//! chunk is held against its hash at its place; what fails is fetched once more before it is an error. What was fetched
+//! goes to the chunk cache behind the reader's back, within a bound.
 //!
-//! A list of a xorb that is proven also tells which of its chunks are needed. One that was told doesn't: it can refuse a chunk, and place none.
+//! A list of a xorb that is proven also tells which of its chunks are needed. One that was told
+//! doesn't: it can refuse a chunk, and place none.
 
 use super::Engine;
 use super::chunks::Cached;
@@ -67,7 +70,8 @@ impl Engine {
             None => None,
         };
         let job = Job { engine: self, range, manner, known: known.as_ref() };
-        // It may be the answer that is wrong, down to the host of a URL: none is believed again that nothing could be read by.
+        // It may be the answer that is wrong, down to the host of a URL: none is believed again
+        // that nothing could be read by.
         let done = job.run(file, true).await.inspect_err(|_| self.answers.forget(file));
         let done = match (done, &self.options.known) {
             (Err(error), Some(_)) if is_damage(&error) => {
@@ -163,7 +167,8 @@ impl Job<'_> {
         Ok(needs)
     }
 
-    /// What is known of a term's chunks, where the file's aren't. No more is kept of a list than the term uses: a hostile answer names many xorbs.
+    /// What is known of a term's chunks, where the file's aren't. No more is kept of a list than
+    /// the term uses: a hostile answer names many xorbs.
     async fn listed(&self, term: &Term) -> Option<Excerpt> {
         match (self.known, &self.engine.options.known) {
             // Where its reader proves the file, nothing that was only told stands against that.
@@ -189,7 +194,8 @@ impl Job<'_> {
         if cached { Ok(self.look_up(layout, needs).await) } else { Ok(needs) }
     }
 
-    /// Fetches what is needed and isn't there. Gives the error of those that were denied, which is how an expired URL shows.
+    /// Fetches what is needed and isn't there. Gives the error of those that were denied, which is
+    /// how an expired URL shows.
     async fn fetch_missing(
         &self,
         layout: &Layout,
@@ -454,7 +460,8 @@ impl Assembly {
         Ok((chunks, self.stretches))
     }
 
-    /// Whether these are all of the range. They aren't where lengths that were learnt earlier chose them, and were wrong.
+    /// Whether these are all of the range. They aren't where lengths that were learnt earlier chose
+    /// them, and were wrong.
     fn is_covered(&self, chunks: &[Chunk]) -> bool {
         let covered =
             chunks.iter().try_fold(self.range.start, |at, chunk| (chunk.offset <= at).then(|| chunk.end().max(at)));
@@ -507,7 +514,8 @@ impl Assembly {
         Ok(())
     }
 
-    /// Whether a chunk is where it should be, as far as that is known: also one that isn't read, since a wrong length moves all behind it.
+    /// Whether a chunk is where it should be, as far as that is known: also one that isn't read,
+    /// since a wrong length moves all behind it.
     fn check_place(&self, need: &Need, index: u32, place: Range<u64>) -> Result<(), Error> {
         if let Some(known) = &self.known {
             let end = known.starting_at(place.start).and_then(|index| known.start(index + 1));

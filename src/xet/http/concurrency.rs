@@ -1,7 +1,7 @@
 //! How many transfers run at once: raised while that makes them faster in sum, cut when the other side is overrun.
 //!
-//! [`Controller`] decides, and only counts: time is handed in. [`Gate`] holds requests to it. Uploads and downloads have one gate each, since
-//! they meet different limits.
+//! [`Controller`] decides, and only counts: time is handed in. [`Gate`] holds requests to it. Uploads and downloads
+//! have one gate each, since they meet different limits.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,7 +12,8 @@ use tokio::time::Instant;
 pub(super) const MOST: u32 = 64;
 /// Shortest time over which throughput is judged: shorter ones measure bursts.
 const LEAST_WINDOW: Duration = Duration::from_millis(250);
-/// More transfers must bring at least this share of what they would if throughput grew with their number: below it is noise.
+/// More transfers must bring at least this share of what they would if throughput grew with their
+/// number: below it is noise.
 const GAIN: f64 = 1.0 / 3.0;
 /// Transfers per one that is added at a time: a step of one among dozens could not be told from noise.
 const STEP: u32 = 8;
@@ -126,7 +127,8 @@ impl Gate {
         Arc::new(Self { permits, state: Mutex::new(State { controller, owed: 0 }) })
     }
 
-    /// Waits for a turn. Dropping the pass gives it back; nothing is learnt from one that was neither finished nor refused.
+    /// Waits for a turn. Dropping the pass gives it back; nothing is learnt from one that was
+    /// neither finished nor refused.
     pub(super) async fn enter(self: &Arc<Self>) -> Pass {
         self.permits.acquire().await.expect("the semaphore is never closed").forget();
         Pass { gate: Arc::clone(self), began: Instant::now() }

@@ -1,11 +1,13 @@
 //! Bytes behind data URLs, as they arrive (Xet spec, 10.2 and 10.7).
 //!
-//! A signature covers exact ranges only, so a transfer that broke is begun anew and what was given already is skipped: the consumer sees
-//! one unbroken stream. A try is bounded by silence (`idle`) and by the least rate over the whole range; the time that the *consumer* takes
-//! between two polls counts for neither. The permit is held from the request to the last byte and never over a back-off, so a consumer must not
-//! leave a stream unpolled for long: the download engine always drains a stream into memory that it has set aside for it beforehand.
+//! A signature covers exact ranges only, so a transfer that broke is begun anew and what was given already is skipped:
+//! the consumer sees one unbroken stream. A try is bounded by silence (`idle`) and by the least rate over the whole
+//! range; the time that the *consumer* takes between two polls counts for neither. The permit is held from the request
+//! to the last byte and never over a back-off, so a consumer must not leave a stream unpolled for long: the download
+//! engine always drains a stream into memory that it has set aside for it beforehand.
 //!
-//! Several ranges at once are a `multipart/byteranges` answer. A server that answers otherwise is asked for one range at a time from then on.
+//! Several ranges at once are a `multipart/byteranges` answer. A server that answers otherwise is
+//! asked for one range at a time from then on.
 
 use super::exchange::{Answer, Lane, Permit, Request, Target, out_of_time, too_slow};
 use super::retry::Failure;

@@ -1,4 +1,5 @@
-//! One request to the CAS or to a pre-signed URL: token, tries, deadlines, bounded bodies (Xet spec, sections 9 and 11).
+//! One request to the CAS or to a pre-signed URL: token, tries, deadlines, bounded bodies (Xet
+//! spec, sections 9 and 11).
 //!
 //! A try is bounded three ways: no byte in either direction for `idle`; a total that a slow but honest peer keeps
 //! (`patience` plus the size at [`LEAST_RATE`]); and the deadline of the operation, if it has one. Dropping the
@@ -115,8 +116,8 @@ impl<'a> Request<'a> {
 }
 
 impl HttpCas {
-    /// Sends `request` until `read` makes something of an answer or the tries are used up. `read` sees every status but those that are
-    /// transient, and 401. A 401 is answered with one fresh token.
+    /// Sends `request` until `read` makes something of an answer or the tries are used up. `read` sees every status but
+    /// those that are transient, and 401. A 401 is answered with one fresh token.
     pub(super) async fn call<T, F>(&self, mut request: Request<'_>, read: impl Fn(Answer) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Failure>>,

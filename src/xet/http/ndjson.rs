@@ -1,7 +1,8 @@
 //! Frames of a v2 shard answer: one JSON object per line (Xet spec, 10.6). A pure codec.
 //!
-//! Fed with the body as it comes, in pieces of any size, it gives the first terminal frame; all others are progress and only keep the
-//! answer alive. A line above [`MAX_LINE`] or one that is no frame is an error, and so is an end without a terminal frame.
+//! Fed with the body as it comes, in pieces of any size, it gives the first terminal frame; all
+//! others are progress and only keep the answer alive. A line above [`MAX_LINE`] or one that is no
+//! frame is an error, and so is an end without a terminal frame.
 
 use crate::Error;
 use serde::Deserialize;

@@ -1,4 +1,5 @@
-//! When to try again, and how long to wait before it (Xet spec, section 11). Arithmetic only; the clock and the dice are handed in.
+//! When to try again, and how long to wait before it (Xet spec, section 11). Arithmetic only; the
+//! clock and the dice are handed in.
 
 use super::Options;
 use crate::Error;
@@ -150,8 +151,9 @@ pub fn share(duration: Duration, dice: u32) -> Duration {
     duration.mul_f64(f64::from(dice) / f64::from(u32::MAX))
 }
 
-/// The wait that an answer asks for: on 429 the reset time of an exhausted `RateLimit` (`"api";r=0;t=55`), else `Retry-After` in seconds. One
-/// second more than asked, since both are rounded down. The date form of `Retry-After` is not read: it needs two clocks to agree.
+/// The wait that an answer asks for: on 429 the reset time of an exhausted `RateLimit` (`"api";r=0;t=55`), else
+/// `Retry-After` in seconds. One second more than asked, since both are rounded down. The date form of `Retry-After` is
+/// not read: it needs two clocks to agree.
 pub fn asked_wait(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
     let text = |name| headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
     let reset = || text("ratelimit").find_map(exhausted_until);

@@ -1,4 +1,5 @@
-//! Request bodies on their way: the pieces of a [`Body`] handed to the connection as they are, under an exact `Content-Length`.
+//! Request bodies on their way: the pieces of a [`Body`] handed to the connection as they are,
+//! under an exact `Content-Length`.
 //!
 //! Nothing is copied on this side of the socket; each piece that the connection asks for is progress.
 
@@ -13,8 +14,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
-/// Most bytes handed to the connection at a time: how finely progress is seen. No chunk is split, as the connection gathers a number of
-/// pieces, not of bytes, for a system call.
+/// Most bytes handed to the connection at a time: how finely progress is seen. No chunk is split, as the connection
+/// gathers a number of pieces, not of bytes, for a system call.
 const PIECE: usize = MAX_CHUNK;
 
 /// When the last byte of a request body left.

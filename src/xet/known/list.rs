@@ -205,7 +205,8 @@ impl ChunkList {
     }
 }
 
-/// Chunks of a xorb, as an answer to a chunk query tells them: their hashes under a key, so that no root over them can be computed.
+/// Chunks of a xorb, as an answer to a chunk query tells them: their hashes under a key, so that no
+/// root over them can be computed.
 #[derive(PartialEq, Eq)]
 pub struct ToldList {
     key: [u8; KEY_LEN],
@@ -215,7 +216,8 @@ pub struct ToldList {
 }
 
 impl ToldList {
-    /// As told: `key` (zeros: none) of the chunk hashes, until when they are to be used (Unix seconds), chunk hashes and uncompressed lengths.
+    /// As told: `key` (zeros: none) of the chunk hashes, until when they are to be used (Unix
+    /// seconds), chunk hashes and uncompressed lengths.
     pub fn new(key: [u8; 32], expires: u64, chunks: impl IntoIterator<Item = (Hash, u32)>) -> Result<Self, Error> {
         let mut rows = Rows::default();
         for (chunk, len) in chunks {
@@ -252,7 +254,8 @@ impl ToldList {
         bytes
     }
 
-    /// Parses what a disk holds under the name of `xorb`. Nothing but damage is found out: who writes to the disk can write any list.
+    /// Parses what a disk holds under the name of `xorb`. Nothing but damage is found out: who
+    /// writes to the disk can write any list.
     pub fn parse(xorb: &Hash, bytes: &[u8]) -> Result<Self, Error> {
         let damaged = || malformed("damaged on disk");
         let (summed, sum) = bytes.split_last_chunk::<SUM_LEN>().ok_or_else(damaged)?;
@@ -280,8 +283,8 @@ impl fmt::Debug for ToldList {
     }
 }
 
-/// Consecutive chunks of a xorb, as far as its list has them: what a term is held against. Chunks are indexes in the xorb, offsets count from the
-/// first of them.
+/// Consecutive chunks of a xorb, as far as its list has them: what a term is held against. Chunks are indexes in the
+/// xorb, offsets count from the first of them.
 #[derive(Clone, Debug)]
 pub struct Excerpt {
     xorb: Hash,
@@ -307,7 +310,8 @@ impl Excerpt {
         (self.rows.hashes.len(), self.rows.len()) == (chunks, len)
     }
 
-    /// The chunks that have bytes in `wanted`, which isn't empty, and the bytes that they are; none, where it isn't within the excerpt.
+    /// The chunks that have bytes in `wanted`, which isn't empty, and the bytes that they are;
+    /// none, where it isn't within the excerpt.
     pub fn around(&self, wanted: &Range<u64>) -> Option<(Range<u32>, Range<u64>)> {
         let first = self.rows.containing(wanted.start);
         let behind = self.rows.containing(wanted.end.checked_sub(1)?) + 1;

@@ -1,24 +1,26 @@
 //! The memory of a session: blocks that files are read into, lent by a pool that never lends more than its budget.
 //!
-//! Every byte of payload in memory is covered by a lease, from before it is read until the xorb it lies in is stored. Where little of a
-//! block is left to send, that is copied out and the block goes back.
+//! Every byte of payload in memory is covered by a lease, from before it is read until the xorb it lies in is stored.
+//! Where little of a block is left to send, that is copied out and the block goes back.
 //!
 //! # Why nobody waits for ever
 //!
-//! Only reading waits for memory (and the first chunk of a late head, when its file holds nothing else). Leases are held by
+//! Only reading waits for memory (and the first chunk of a late head, when its file holds nothing
+//! else). Leases are held by
 //!
-//! 1. blocks being read into. A reader that has nothing to give while somebody waits hands on what it has read, or gives its block back
-//!    ([`Pool::wanted`]): a block is never held by a file that waits for its source;
-//! 2. chunks on their way to the packer: scanning, hashing and packing take time, but no memory. What of them is no whole chunk yet is
-//!    carried outside the budget, below 128 KiB per file, as is the first chunk of a late head. Several batches of a file may be kept to be packed
-//!    together, in all at most a quarter of the budget;
-//! 3. the xorb under construction: cut when a third of the budget is in it. As blocks that are less than three quarters full of it are
-//!    copied, that pins at most four ninths, the block over a cut, and what rounding adds: 64 bytes for each of 8192 chunks;
+//! 1. blocks being read into. A reader that has nothing to give while somebody waits hands on what it has read, or
+//!    gives its block back ([`Pool::wanted`]): a block is never held by a file that waits for its source;
+//! 2. chunks on their way to the packer: scanning, hashing and packing take time, but no memory. What of them is no
+//!    whole chunk yet is carried outside the budget, below 128 KiB per file, as is the first chunk of a late head.
+//!    Several batches of a file may be kept to be packed together, in all at most a quarter of the budget;
+//! 3. the xorb under construction: cut when a third of the budget is in it. As blocks that are less
+//!    than three quarters full of it are copied, that pins at most four ninths, the block over a
+//!    cut, and what rounding adds: 64 bytes for each of 8192 chunks;
 //! 4. xorbs being sent: they end, with success or failure, as every request has a deadline.
 //!
-//! When somebody waits and 1, 2 and 4 have run dry, at most 1/4 + 4/9 of the budget, a block and 512 KiB are held; of the least budget,
-//! 16 MiB, that leaves 3.2 MiB: a block is free, and the semaphore is fair. Nothing of this holds for an `add` that is neither polled nor
-//! dropped.
+//! When somebody waits and 1, 2 and 4 have run dry, at most 1/4 + 4/9 of the budget, a block and 512 KiB are held; of
+//! the least budget, 16 MiB, that leaves 3.2 MiB: a block is free, and the semaphore is fair. Nothing of this holds for
+//! an `add` that is neither polled nor dropped.
 
 use crate::chunker::MAX_CHUNK;
 use bytes::Bytes;

@@ -1,8 +1,9 @@
 //! A file's content as batches of whole chunks.
 //!
-//! [`read`] and [`read_file`] fill blocks, a [`Scanner`] finds the chunks in them, one block after the other; then they are hashed and compressed,
-//! several blocks at once, each by the thread that has just seen its bytes. A chunk that reaches over the end of a block is carried into the
-//! room before the data of the next one: chunks are contiguous and only those bytes are copied.
+//! [`read`] and [`read_file`] fill blocks, a [`Scanner`] finds the chunks in them, one block after
+//! the other; then they are hashed and compressed, several blocks at once, each by the thread that
+//! has just seen its bytes. A chunk that reaches over the end of a block is carried into the room
+//! before the data of the next one: chunks are contiguous and only those bytes are copied.
 
 use super::MAX_LATE_HEAD;
 use super::blocks::{BLOCK, Buffer, Pool, ROOM};
@@ -41,8 +42,8 @@ impl Filled {
 /// A batch on its way, in the background.
 pub(super) type Preparing = BoxFuture<'static, Prepared>;
 
-/// Reads all of `reader` into blocks and hands on what becomes of them; the last batch, which may be empty, is marked. Ends early when nobody
-/// receives any more. Gives the scanner back.
+/// Reads all of `reader` into blocks and hands on what becomes of them; the last batch, which may be empty, is marked.
+/// Ends early when nobody receives any more. Gives the scanner back.
 ///
 /// Holds a block only while `reader` gives bytes or nobody else wants it.
 pub(super) async fn read<R>(
@@ -86,8 +87,8 @@ where
     }
 }
 
-/// Reads until the block is full, the file ends, or the reader waits while somebody else waits for memory; `false`: there was nothing to
-/// read before that.
+/// Reads until the block is full, the file ends, or the reader waits while somebody else waits for memory; `false`:
+/// there was nothing to read before that.
 async fn fill<R>(reader: &mut R, pool: &Pool, block: &mut Filled) -> io::Result<bool>
 where
     R: AsyncRead + Send + Unpin,
@@ -250,7 +251,8 @@ impl Batch {
         self.chunks.iter().map(|(range, _)| range.len()).sum()
     }
 
-    /// Hashes and compresses. Where a chunk shrinks, all are copied to a buffer as small as they need, and the block is free.
+    /// Hashes and compresses. Where a chunk shrinks, all are copied to a buffer as small as they
+    /// need, and the block is free.
     pub(super) fn prepare(self) -> Prepared {
         let Self { buffer, chunks, is_last } = self;
         let (mut packed, mut shrunk) = (Vec::new(), Vec::new());

@@ -1,13 +1,14 @@
 //! What the CAS has from elsewhere: other sessions, other clients (Xet spec, 8.2 and 10.4).
 //!
-//! A chunk of another session is only ever used because an answer of *this* session says which xorb holds it. Shards on disk, of earlier sessions
-//! ([`LocalShards`]), are hints: they say which question will be answered with a xorb that has the chunk, and nothing of their content is
-//! believed. So a CAS that has lost its data, or a new one at an old address, gets everything again, where a client that trusts its own
-//! cache would register files over xorbs that exist nowhere.
+//! A chunk of another session is only ever used because an answer of *this* session says which xorb
+//! holds it. Shards on disk, of earlier sessions ([`LocalShards`]), are hints: they say which
+//! question will be answered with a xorb that has the chunk, and nothing of their content is
+//! believed. So a CAS that has lost its data, or a new one at an old address, gets everything again,
+//! where a client that trusts its own cache would register files over xorbs that exist nowhere.
 //!
-//! Questions cost a round trip and a shard. They are asked for chunks of the kind that the CAS answers for, at least [`SPACING`] chunks apart in a
-//! file, [`AT_ONCE`] at a time, and never twice. A file waits for an answer at most [`PATIENCE`], and not at all while answers are
-//! of no use. Errors are no answer.
+//! Questions cost a round trip and a shard. They are asked for chunks of the kind that the CAS answers for, at least
+//! [`SPACING`] chunks apart in a file, [`AT_ONCE`] at a time, and never twice. A file waits for an answer at most
+//! [`PATIENCE`], and not at all while answers are of no use. Errors are no answer.
 
 #[cfg(any(test, fuzzing, feature = "fuzzing"))]
 pub(crate) mod fuzz;
@@ -43,7 +44,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const USELESS: u32 = 3;
 /// Bytes of content that are worth a question of their own: an answer may be as long.
 const WORTH_ASKING: u64 = 256 * 1024;
-/// Xorbs of an answer whose chunks later reads are checked against: each is a file on disk. An answer with more is one of small ones.
+/// Xorbs of an answer whose chunks later reads are checked against: each is a file on disk. An
+/// answer with more is one of small ones.
 const MAX_NOTED: usize = 1024;
 /// Questions of a session: bounds what is remembered of them.
 const MAX_QUESTIONS: usize = 1 << 16;

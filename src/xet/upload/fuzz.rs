@@ -6,8 +6,8 @@ use super::shards::{Packed, split};
 use crate::Hash;
 use crate::shard::{FileInfo, Segment, Shard};
 
-/// Two bytes for the lengths that shards may have, then one per file (of so many terms) or xorb (of so many chunks): what is split,
-/// written and parsed again is all there, once and in order, in shards of bounded length.
+/// Two bytes for the lengths that shards may have, then one per file (of so many terms) or xorb (of so many chunks):
+/// what is split, written and parsed again is all there, once and in order, in shards of bounded length.
 pub fn upload_shards(data: &[u8]) {
     const RECORD: usize = 48;
     let Some((&[good, most], items)) = data.split_first_chunk() else { return };

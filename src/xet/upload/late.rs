@@ -1,7 +1,8 @@
 //! The file hash of chunks whose first one comes last (Xet spec, 4.1), in constant memory.
 //!
-//! Where groups end never depends on the first entry of a level: entries 0 and 1 of a group are not tested. So all groups but the first of
-//! each level are hashed as they fill, and of those first ones the known entries, at most eight per level, wait for the first chunk.
+//! Where groups end never depends on the first entry of a level: entries 0 and 1 of a group are not tested. So all
+//! groups but the first of each level are hashed as they fill, and of those first ones the known entries, at most eight
+//! per level, wait for the first chunk.
 
 use crate::Hash;
 use crate::merkle::{file_hash, xorb_hash};
@@ -84,7 +85,8 @@ fn parent(group: Vec<Entry>) -> Entry {
     (group_hash(&group), len)
 }
 
-/// Of two to nine entries that are one group, the tree's root is its node. A group of one is hashed as a node all the same.
+/// Of two to nine entries that are one group, the tree's root is its node. A group of one is hashed
+/// as a node all the same.
 fn group_hash(group: &[Entry]) -> Hash {
     match group {
         [(hash, len)] => crate::merkle::node_hash(format!("{hash} : {len}\n").as_bytes()),

@@ -1,8 +1,8 @@
 //! Chunks into xorbs, files into terms (Xet spec, 8.2 to 8.5). No I/O.
 //!
-//! A term names a xorb of this session by slot, the number of the xorb, because a xorb has no hash before it is cut. What a session
-//! remembers is bounded however much it packs: chunk lists go when they are registered and no longer among the [`MAX_KNOWN`] latest chunks;
-//! a hash per xorb stays.
+//! A term names a xorb of this session by slot, the number of the xorb, because a xorb has no hash before it is cut.
+//! What a session remembers is bounded however much it packs: chunk lists go when they are registered and no longer
+//! among the [`MAX_KNOWN`] latest chunks; a hash per xorb stays.
 
 use super::content::Chunk;
 use super::dedup::{Known, KnownXorb};
@@ -20,20 +20,21 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Chunks remembered for dedup, about 70 bytes each: the latest ones, of some 32 GiB. Earlier ones are stored again when they repeat.
+/// Chunks remembered for dedup, about 70 bytes each: the latest ones, of some 32 GiB. Earlier ones
+/// are stored again when they repeat.
 const MAX_KNOWN: usize = 1 << 19;
 /// Terms looked back at to judge how fragmented a file is (Xet spec, 8.5).
 const RECENT: usize = 128;
-/// Chunks per recent term below which a repeated run of fewer chunks is stored again: reading back single chunks from all over is slower than
-/// the space is worth.
+/// Chunks per recent term below which a repeated run of fewer chunks is stored again: reading back single chunks from
+/// all over is slower than the space is worth.
 const LEAST_RUN: usize = 4;
 /// The same, once a run was refused, until so many are reached: else every other run would be refused.
 const RECOVERED_RUN: usize = 2 * LEAST_RUN;
 /// Terms of a file from which only runs of [`LONG_RUN`] chunks are worth another: a shard must hold them all.
 const MANY_TERMS: usize = FILE_MAX_TERMS / 2;
 const LONG_RUN: usize = 64;
-/// Records that are registered together, 8 MiB of them or some 11 GiB of content: shards are sent on the way, so that what waits for them
-/// doesn't grow with the content. A xorb may be registered before the files that refer to it.
+/// Records that are registered together, 8 MiB of them or some 11 GiB of content: shards are sent on the way, so that
+/// what waits for them doesn't grow with the content. A xorb may be registered before the files that refer to it.
 const DUE: usize = 8 * 1024 * 1024 / 48;
 
 /// Chunk hashes and uncompressed lengths of a xorb.
@@ -153,8 +154,9 @@ impl Packer {
         self.assembly.is_empty()
     }
 
-    /// Places chunks until the current xorb is full, and says how many. Those that are stored nowhere yet enter the current xorb: where their
-    /// payloads lie is added to `fresh`, and they must be attached before anything else is done.
+    /// Places chunks until the current xorb is full, and says how many. Those that are stored
+    /// nowhere yet enter the current xorb: where their payloads lie is added to `fresh`, and they
+    /// must be attached before anything else is done.
     pub(super) fn place(
         &mut self,
         draft: &mut Draft,
@@ -204,7 +206,8 @@ impl Packer {
         u32::try_from(self.cut.len()).expect("2^32 xorbs are more than any session has")
     }
 
-    /// The longest run of stored chunks that `chunks` begins with, if it should be used: what continues the last term always should.
+    /// The longest run of stored chunks that `chunks` begins with, if it should be used: what
+    /// continues the last term always should.
     fn find(&self, draft: &mut Draft, chunks: &[Chunk], known: Option<&Known>) -> Option<(Place, usize)> {
         if let Some((place, count)) = draft.next_place().and_then(|place| self.run(place, chunks)) {
             return Some((place, count));

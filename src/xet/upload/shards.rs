@@ -30,7 +30,8 @@ pub(super) fn xorb_records(chunks: usize) -> usize {
     1 + chunks
 }
 
-/// Fills shards of about `good` bytes, and `max` at most. A file may lie in another shard than its xorbs: those are all stored by now.
+/// Fills shards of about `good` bytes, and `max` at most. A file may lie in another shard than its
+/// xorbs: those are all stored by now.
 pub(super) fn split(packed: Packed, good: usize, max: usize) -> Result<Vec<Shard>, Error> {
     let (good, most) = (good / RECORD, max / RECORD);
     let mut shards = Filling { done: Vec::new(), current: Shard::default(), records: EMPTY, good, most };

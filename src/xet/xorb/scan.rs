@@ -6,7 +6,8 @@ use super::{
 };
 use crate::{Error, hash};
 
-/// Server side: decodes and hashes the chunks of an upload body, piece by piece. Keeps no bytes of it but one decompressed chunk.
+/// Server side: decodes and hashes the chunks of an upload body, piece by piece. Keeps no bytes of
+/// it but one decompressed chunk.
 pub struct UploadScan {
     allow_footer: bool,
     chunks: Vec<ChunkEntry>,
@@ -26,8 +27,8 @@ impl UploadScan {
         Self { allow_footer, chunks: Vec::new(), area_len: 0, ended: false, raw: Vec::new() }
     }
 
-    /// Takes the whole chunks at the start of `bytes` and gives their length. The rest, at most [`Self::MAX_REST`] bytes unless
-    /// [`Self::has_ended`], has to come again with the bytes that follow.
+    /// Takes the whole chunks at the start of `bytes` and gives their length. The rest, at most [`Self::MAX_REST`]
+    /// bytes unless [`Self::has_ended`], has to come again with the bytes that follow.
     pub fn take(&mut self, bytes: &[u8]) -> Result<usize, Error> {
         let mut rest = bytes;
         loop {

@@ -1,4 +1,5 @@
-//! The two clients behind one pair of verbs: upload samples, and check that a file reads as its sample in every way the client can read.
+//! The two clients behind one pair of verbs: upload samples, and check that a file reads as its
+//! sample in every way the client can read.
 
 use crate::content::{Sample, ranges};
 use crate::server::{Fixed, Server, endpoint};

@@ -1,4 +1,5 @@
-//! Codec against codec, without a server: chunks, hashes, compression, xorbs, shards. Inputs are drawn from what is hard to cut.
+//! Codec against codec, without a server: chunks, hashes, compression, xorbs, shards. Inputs are
+//! drawn from what is hard to cut.
 
 mod chunks;
 mod hostile;

@@ -1,4 +1,5 @@
-//! What is uploaded: contents of every kind that chunking, compression and dedup treat differently, at lengths that hug their limits.
+//! What is uploaded: contents of every kind that chunking, compression and dedup treat differently,
+//! at lengths that hug their limits.
 
 use std::iter::repeat_with;
 use std::ops::Range;

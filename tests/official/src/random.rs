@@ -1,8 +1,8 @@
-//! Random exchanges: sessions one after the other on one server, by either client, of files that are made of each other; all of them read by
-//! both clients, whole and in random ranges.
+//! Random exchanges: sessions one after the other on one server, by either client, of files that are made of each
+//! other; all of them read by both clients, whole and in random ranges.
 //!
-//! Servers live over all cases of a test, so later sessions find chunks of earlier ones by global dedup, in both directions.
-//! `PROPTEST_CASES` says how many cases each test plays.
+//! Servers live over all cases of a test, so later sessions find chunks of earlier ones by global dedup, in both
+//! directions. `PROPTEST_CASES` says how many cases each test plays.
 
 use crate::client::{Official, Ours};
 use crate::content::{Sample, chunks, floats, random, text};

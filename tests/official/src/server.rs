@@ -51,7 +51,8 @@ impl Server {
     }
 
     async fn official(kind: Kind) -> Self {
-        // The official crates are built without TLS of their own: even clients that only speak to 127.0.0.1 want a provider installed.
+        // The official crates are built without TLS of their own: even clients that only speak to
+        // 127.0.0.1 want a provider installed.
         endpoint("http://127.0.0.1").await;
         let builder = LocalTestServerBuilder::new();
         let server = match kind {
@@ -85,7 +86,8 @@ impl Server {
     }
 }
 
-/// An endpoint of ours, for its HTTP client: the one that our programs use. Opening it installs the process's TLS provider, too.
+/// An endpoint of ours, for its HTTP client: the one that our programs use. Opening it installs the
+/// process's TLS provider, too.
 pub(crate) async fn endpoint(url: &str) -> Endpoint {
     Endpoint::open(url, TokenProvider::fixed(HUB_TOKEN.to_owned())).await.unwrap()
 }

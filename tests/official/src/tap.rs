@@ -1,4 +1,5 @@
-//! A tap on the wire: clients fall back in silence from newer routes to older ones, so that a file which arrives doesn't prove which it took.
+//! A tap on the wire: clients fall back in silence from newer routes to older ones, so that a file
+//! which arrives doesn't prove which it took.
 
 use crate::server::Server;
 use std::sync::{Arc, Mutex};

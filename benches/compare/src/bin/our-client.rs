@@ -1,7 +1,7 @@
 //! Our client as a program: one file up or down.
 //!
-//! `our-client upload URL TOKEN random|plain FILE` prints the file hash; `our-client download URL TOKEN HASH LEN FILE` verifies the file hash.
-//! `random`: the caller knows that the content doesn't compress, as it does of ciphertext.
+//! `our-client upload URL TOKEN random|plain FILE` prints the file hash; `our-client download URL TOKEN HASH LEN FILE`
+//! verifies the file hash. `random`: the caller knows that the content doesn't compress, as it does of ciphertext.
 
 use async_trait::async_trait;
 use hfcrypt::hub::Endpoint;

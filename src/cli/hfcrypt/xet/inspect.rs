@@ -83,7 +83,8 @@ fn inspect_xorb(bytes: &[u8], list: bool, json: bool) -> Outcome<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Decodes all chunks; gives the length of the bytes that they take too. A part of a xorb, as a range of it is served, is chunks as well.
+/// Decodes all chunks; gives the length of the bytes that they take too. A part of a xorb, as a
+/// range of it is served, is chunks as well.
 fn chunks_of(bytes: &[u8]) -> Outcome<(Vec<Chunk>, usize)> {
     let mut chunks = Vec::new();
     let mut raw = Vec::new();

@@ -1,7 +1,7 @@
 //! `xet`: what the Hub's storage calls a file, what its formats hold, and raw transfers.
 //!
-//! Raw means stored bytes: nothing here knows a key. What is uploaded as plaintext is plaintext at the Hub, what is downloaded from `.enc/` is
-//! a container.
+//! Raw means stored bytes: nothing here knows a key. What is uploaded as plaintext is plaintext at the Hub, what is
+//! downloaded from `.enc/` is a container.
 
 mod hash;
 mod inspect;

@@ -41,7 +41,8 @@ pub(in crate::cli::hfcrypt) struct UploadArgs {
     hub: HubArgs,
     #[command(flatten)]
     patience: PatienceArgs,
-    /// The files, then hf://buckets/namespace/bucket[/key]; with several files, or a slash at its end, the key is a folder
+    /// The files, then hf://buckets/namespace/bucket[/key]; with several files, or a slash at its
+    /// end, the key is a folder
     #[arg(required = true, num_args = 2.., value_names = ["FILE", "BUCKET"])]
     paths: Vec<String>,
     /// Whether chunks are compressed; never for content that is encrypted already

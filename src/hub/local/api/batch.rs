@@ -1,8 +1,8 @@
 //! `POST …/batch` (Hub API spec, 4.3): adds, copies and deletes, one JSON object per line.
 //!
-//! All lines are parsed before the first is applied; then they are applied in order, in one transaction. A line that can't be
-//! carried out is reported and the others stand. Size and number of a bucket's files are kept exact, and its time of change
-//! moves on with every request that changed something.
+//! All lines are parsed before the first is applied; then they are applied in order, in one transaction. A line that
+//! can't be carried out is reported and the others stand. Size and number of a bucket's files are kept exact, and its
+//! time of change moves on with every request that changed something.
 
 use super::access::{Bucket, Caller, Found, find};
 use super::events::Log;

@@ -1,7 +1,8 @@
 //! What is known of the directories of a bucket, so that listing one doesn't read every key inside.
 //!
-//! A cache, kept by the batches themselves: for each directory how many files are inside and the newest upload among them. Where
-//! that isn't known (the newest was deleted, or the directory is too deep to be tracked) a listing reads the keys after all.
+//! A cache, kept by the batches themselves: for each directory how many files are inside and the
+//! newest upload among them. Where that isn't known (the newest was deleted, or the directory is
+//! too deep to be tracked) a listing reads the keys after all.
 
 use crate::hub::local::db;
 use rusqlite::{Connection, OptionalExtension, Transaction};

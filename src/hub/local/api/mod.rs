@@ -1,7 +1,7 @@
 //! The Hub's routes, matched on the raw path (Hub API spec, 1.5), one file per group.
 //!
-//! Only the fixed part of a path is split at slashes; what follows is an object key, which is percent-decoded once and never
-//! normalised: `%2F`, `//` and `.` in it mean what they say. What isn't a route is 404 as JSON.
+//! Only the fixed part of a path is split at slashes; what follows is an object key, which is percent-decoded once and
+//! never normalised: `%2F`, `//` and `.` in it mean what they say. What isn't a route is 404 as JSON.
 
 mod access;
 mod batch;

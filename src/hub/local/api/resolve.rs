@@ -132,8 +132,8 @@ fn names(list: &HeaderValue, etag: &str) -> bool {
     list.split(',').map(str::trim).any(|tag| tag == "*" || tag.trim_start_matches("W/") == etag)
 }
 
-/// The part of the file that the request asks for; `None` is the whole of it, as it is for a `Range` that is malformed, names several
-/// parts or was meant for another version (RFC 9110, 14.2).
+/// The part of the file that the request asks for; `None` is the whole of it, as it is for a `Range` that is malformed,
+/// names several parts or was meant for another version (RFC 9110, 14.2).
 fn wanted(headers: &HeaderMap, etag: &str, size: u64) -> Result<Option<Range<u64>>, ApiError> {
     let ranges = wanted_ranges(headers).ok().flatten();
     let ranges = ranges.filter(|_| headers.get(IF_RANGE).is_none_or(|tag| tag == etag));

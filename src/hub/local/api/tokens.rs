@@ -1,4 +1,5 @@
-//! `GET …/xet-read-token` and `…/xet-write-token` (Hub API spec, 4.4): answered in the body and in headers, as clients read either.
+//! `GET …/xet-read-token` and `…/xet-write-token` (Hub API spec, 4.4): answered in the body and in
+//! headers, as clients read either.
 
 use super::access::{Found, find};
 use super::{Call, Target, reply};

@@ -1,9 +1,10 @@
 //! `GET …/tree[/{prefix}]` (Hub API spec, 4.1): a page of a listing.
 //!
-//! There are only keys; directories are what keys have before a slash. A page is made by skipping: a range query finds the next
-//! key, and where that lies in a directory the next query starts behind it, so that a page costs about one query per entry however
-//! many keys the directories hold. Cursors name the key to go on at, so paging is stable while the bucket changes. Entries come
-//! in the order of keys, a directory where its first key is (`a.txt` before the directory `a`).
+//! There are only keys; directories are what keys have before a slash. A page is made by skipping: a
+//! range query finds the next key, and where that lies in a directory the next query starts behind
+//! it, so that a page costs about one query per entry however many keys the directories hold.
+//! Cursors name the key to go on at, so paging is stable while the bucket changes. Entries come in
+//! the order of keys, a directory where its first key is (`a.txt` before the directory `a`).
 
 use super::access::{Found, find};
 use super::folders::newest;

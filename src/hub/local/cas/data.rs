@@ -1,8 +1,8 @@
 //! Data URLs (Xet spec, 10.7): pre-signed, for byte ranges of one xorb, good for an hour without any token.
 //!
-//! A URL carries its ranges and its expiry under a MAC whose key is in the database, so every process that shares the directory serves
-//! it. Asked for may be any part of one of its ranges, or several ascending ones at once (multipart). Altered, expired or asked
-//! for more: 403.
+//! A URL carries its ranges and its expiry under a MAC whose key is in the database, so every process that shares the
+//! directory serves it. Asked for may be any part of one of its ranges, or several ascending ones at once (multipart).
+//! Altered, expired or asked for more: 403.
 
 use super::pool::Pool;
 use super::xorbs::stored_len;
@@ -127,7 +127,8 @@ pub(super) async fn get(
     Ok(respond(source, total, ranges))
 }
 
-/// The ranges asked for: ascending, not overlapping, each within one that the URL allows. So a request never costs more than the xorb.
+/// The ranges asked for: ascending, not overlapping, each within one that the URL allows. So a
+/// request never costs more than the xorb.
 fn resolve(wanted: &[Wanted], allowed: &[Range<u64>], total: u64) -> Result<Vec<Range<u64>>, Error> {
     if wanted.len() > MAX_RANGES {
         return Err(Error::Invalid(format!("more than {MAX_RANGES} ranges")));

@@ -1,9 +1,9 @@
 //! Global dedup (Xet spec, 10.4), within one bucket.
 //!
-//! Indexed are the first chunk of every file, the chunks whose hash is 0 modulo 1024, and those that a shard flags. A query is
-//! answered with xorbs that shards of the same bucket listed with all their chunks, in the order in which one shard listed them: the xorb of
-//! the chunk first, so that a client that goes on reading finds the following ones too. Hashes are sent plain, as the bucket
-//! gave them to us itself.
+//! Indexed are the first chunk of every file, the chunks whose hash is 0 modulo 1024, and those that a shard flags. A
+//! query is answered with xorbs that shards of the same bucket listed with all their chunks, in the order in which one
+//! shard listed them: the xorb of the chunk first, so that a client that goes on reading finds the following ones too.
+//! Hashes are sent plain, as the bucket gave them to us itself.
 
 use super::{CasStore, Error, authorize, blocking, parse_hash};
 use crate::hub::local::Site;
@@ -30,7 +30,8 @@ const MAX_INDEXED: usize = 1 << 16;
 const ANSWER_CHUNKS: usize = 1 << 14;
 /// Most xorbs looked at for one answer.
 const ANSWER_XORBS: usize = 1024;
-/// How long a client may use an answer, in seconds: three weeks, as clients do with their own shards. Xorbs never go away.
+/// How long a client may use an answer, in seconds: three weeks, as clients do with their own
+/// shards. Xorbs never go away.
 const ANSWER_LIFE: u64 = 21 * 86_400;
 
 /// What a validated shard adds to the index.

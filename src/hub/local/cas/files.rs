@@ -1,7 +1,8 @@
 //! Registered files: length, terms, and the buckets that may read them.
 //!
-//! The terms of a file are kept in pages, so that a range of a long file doesn't cost reading them all. A page is up to [`PAGE`] terms
-//! of 44 bytes: xorb hash, then uncompressed bytes, first chunk and chunk behind the last as little-endian u32.
+//! The terms of a file are kept in pages, so that a range of a long file doesn't cost reading them
+//! all. A page is up to [`PAGE`] terms of 44 bytes: xorb hash, then uncompressed bytes, first chunk
+//! and chunk behind the last as little-endian u32.
 
 use super::Error;
 use crate::hub::local::db;

@@ -1,9 +1,10 @@
 //! Upload by grant (Xet spec, 10.5 B): the client asks, puts the xorb to a signed URL, and commits.
 //!
-//! A grant is kept nowhere: its id says which xorb, how long, with which checksum and until when, under a MAC whose key is in the
-//! database. So any process that shares the directory can take the data and the commit, and there is nothing to clean up. A PUT is
-//! verified wholly and published at once; as xorbs are addressed by content, a commit only has to see that it is there. Data that isn't the
-//! xorb granted is therefore refused by the PUT (400) and never reaches the commit, which then answers 404: no data for this grant.
+//! A grant is kept nowhere: its id says which xorb, how long, with which checksum and until when, under a MAC whose key
+//! is in the database. So any process that shares the directory can take the data and the commit, and there is nothing
+//! to clean up. A PUT is verified wholly and published at once; as xorbs are addressed by content, a commit only has to
+//! see that it is there. Data that isn't the xorb granted is therefore refused by the PUT (400) and never reaches the
+//! commit, which then answers 404: no data for this grant.
 
 use super::intake::{self, Intake};
 use super::{Error, authorize, check_prefix, parse_hash, xorbs};
@@ -43,7 +44,8 @@ struct Checksum {
     value: String,
 }
 
-/// What was granted. As text, `length-crc-expires-mac`, it is the grant's id; the xorb stands beside it in every request.
+/// What was granted. As text, `length-crc-expires-mac`, it is the grant's id; the xorb stands
+/// beside it in every request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Grant {
     xorb: Hash,

@@ -1,10 +1,12 @@
 //! A xorb on its way in: verified and staged block by block, as it comes.
 //!
-//! Two blocks take turns: while one is filled from the connection, the chunks of the other are hashed and written by a blocking thread. So what
-//! was received is verified when its last byte has come, nothing of it is read again, and an upload holds two blocks however long it is. A body
+//! Two blocks take turns: while one is filled from the connection, the chunks of the other are
+//! hashed and written by a blocking thread. So what was received is verified when its last byte has
+//! come, nothing of it is read again, and an upload holds two blocks however long it is. A body
 //! that turns out not to be the xorb is read away, and what was staged of it vanishes.
 //!
-//! Uploads under way take up to a whole xorb of disk each; their share of the budget for bodies ([`SHARE`]) bounds their number.
+//! Uploads under way take up to a whole xorb of disk each; their share of the budget for bodies
+//! ([`SHARE`]) bounds their number.
 
 use super::pool::{Buffer, Pool};
 use super::xorbs::Xorbs;
@@ -19,12 +21,14 @@ use axum::http::HeaderMap;
 use crc_fast::{CrcAlgorithm, Digest};
 use std::sync::Arc;
 
-/// Bytes of a body that are verified at a time: some 16 chunks, about 0.3 ms of work, much more than handing it over costs.
+/// Bytes of a body that are verified at a time: some 16 chunks, about 0.3 ms of work, much more
+/// than handing it over costs.
 pub(super) const BLOCK: usize = 1024 * 1024;
-/// Room before them for the start of a chunk that the block before didn't end, in bytes. In whole pages: a large copy between addresses that differ
-/// by a few bytes modulo a page is many times slower on some processors.
+/// Room before them for the start of a chunk that the block before didn't end, in bytes. In whole pages: a large copy
+/// between addresses that differ by a few bytes modulo a page is many times slower on some processors.
 const CARRY: usize = UploadScan::MAX_REST.next_multiple_of(4096);
-/// What an upload takes from the budget for bodies, in bytes: more than its two blocks, so that 32 at once, and 2 GiB of disk, are the most.
+/// What an upload takes from the budget for bodies, in bytes: more than its two blocks, so that 32
+/// at once, and 2 GiB of disk, are the most.
 const SHARE: usize = 8 * 1024 * 1024;
 /// The buffers of blocks.
 pub(super) fn blocks() -> Pool {

@@ -1,24 +1,27 @@
 //! The CAS server of the embedded Hub (Xet spec, sections 9, 10 and 12), mounted below `/cas`.
 //!
-//! * [`xorbs`]: xorb files, their indexes, direct upload; [`grants`]: upload by grant; [`intake`]: what comes in by both.
+//! * [`xorbs`]: xorb files, their indexes, direct upload; [`grants`]: upload by grant; [`intake`]:
+//!   what comes in by both.
 //! * [`shards`]: validation and registration of shards; [`files`]: the registered files; [`dedup`]: the chunk index.
-//! * [`reconstruct`]: what to fetch for a file; [`data`]: signed URLs and the bytes behind them; [`reader`]: a file's bytes for the Hub itself.
+//! * [`reconstruct`]: what to fetch for a file; [`data`]: signed URLs and the bytes behind them;
+//!   [`reader`]: a file's bytes for the Hub itself.
 //!
-//! Everything that is uploaded is verified before it is acknowledged, and everything that is read back from disk is checked again:
-//! an index against its xorb hash, a chunk against its chunk hash where the server itself decodes it. Nothing is ever removed but the
-//! links and the dedup index of a deleted bucket.
-//! An upload of a xorb that is stored already has that one read and checked wholly; where it is damaged the upload takes its place.
+//! Everything that is uploaded is verified before it is acknowledged, and everything that is read back from disk is
+//! checked again: an index against its xorb hash, a chunk against its chunk hash where the server itself decodes it.
+//! Nothing is ever removed but the links and the dedup index of a deleted bucket. An upload of a xorb that is stored
+//! already has that one read and checked wholly; where it is damaged the upload takes its place.
 //!
-//! **Who may read what.** A token is bound to one bucket. It reads files that are linked to the bucket: registered by a shard that was
-//! uploaded with a write token of the bucket (the shard proves that its sender knows the chunks), or put there by the Hub
-//! (batch, copy). Chunk queries are answered from the shards of the same bucket, and only with xorbs whose whole chunk list
-//! a shard of that bucket gave: otherwise knowing one chunk hash of a foreign xorb would yield the others, and with them the content. That
-//! a xorb exists at all is visible to every writer: an upload says so.
+//! **Who may read what.** A token is bound to one bucket. It reads files that are linked to the bucket: registered by a
+//! shard that was uploaded with a write token of the bucket (the shard proves that its sender knows the chunks), or put
+//! there by the Hub (batch, copy). Chunk queries are answered from the shards of the same bucket, and only with xorbs
+//! whose whole chunk list a shard of that bucket gave: otherwise knowing one chunk hash of a foreign xorb would yield
+//! the others, and with them the content. That a xorb exists at all is visible to every writer: an upload says so.
 //!
-//! **Bounds.** Uploads of xorbs and shards share 256 MiB of memory ([`super::body`], [`intake`]), further ones wait unread; a stalled one is
-//! dropped after a minute. Indexes are cached to 42 MB ([`indexes`]). Downloads hold one piece of 1 MiB each ([`data`], [`reader`]), answers to
-//! chunk queries about 1 MiB ([`dedup`]), reconstructions half of that, and the longer ones some 500 MB together ([`reconstruct`]). A
-//! shard costs half a minute of one core at most ([`shards`]).
+//! **Bounds.** Uploads of xorbs and shards share 256 MiB of memory ([`super::body`], [`intake`]),
+//! further ones wait unread; a stalled one is dropped after a minute. Indexes are cached to 42 MB
+//! ([`indexes`]). Downloads hold one piece of 1 MiB each ([`data`], [`reader`]), answers to chunk
+//! queries about 1 MiB ([`dedup`]), reconstructions half of that, and the longer ones some 500 MB
+//! together ([`reconstruct`]). A shard costs half a minute of one core at most ([`shards`]).
 
 mod data;
 mod dedup;
@@ -58,7 +61,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use xorbs::Xorbs;
 
-/// Memory for the bodies of uploads under way, in MiB: two shards of full size, or 32 xorbs. Further ones wait unread, held back by TCP.
+/// Memory for the bodies of uploads under way, in MiB: two shards of full size, or 32 xorbs.
+/// Further ones wait unread, held back by TCP.
 const BODIES_MIB: u32 = 256;
 /// Prefixes of xorb routes: both names that clients use.
 const PREFIXES: [&str; 2] = ["default", "default-merkledb"];
@@ -96,16 +100,16 @@ impl CasStore {
         Ok(files::find_linked(connection, bucket, hash)?.map(|file| file.len))
     }
 
-    /// Lets the bucket's tokens read a file, and gives its size; `None` where there is no such file. The caller has checked that
-    /// whoever asks may read it somewhere.
+    /// Lets the bucket's tokens read a file, and gives its size; `None` where there is no such file. The caller has
+    /// checked that whoever asks may read it somewhere.
     pub(crate) fn link_file(transaction: &Transaction<'_>, bucket: i64, hash: &Hash) -> Result<Option<u64>, db::Error> {
         let Some(file) = files::find(transaction, hash)? else { return Ok(None) };
         files::link(transaction, bucket, &file)?;
         Ok(Some(file.len))
     }
 
-    /// The bytes `range` (clipped to the file) of a registered file, in pieces of about 1 MiB, every chunk checked against its hash.
-    /// An error in the stream ends it.
+    /// The bytes `range` (clipped to the file) of a registered file, in pieces of about 1 MiB, every chunk checked
+    /// against its hash. An error in the stream ends it.
     pub(crate) async fn read_file(
         &self,
         hash: &Hash,
@@ -133,7 +137,8 @@ impl CasStore {
     }
 }
 
-/// Routes below `/cas`. What isn't one of them, by path or by method, is 404: clients take that, and nothing else, for "not offered".
+/// Routes below `/cas`. What isn't one of them, by path or by method, is 404: clients take that,
+/// and nothing else, for "not offered".
 pub(crate) fn router(site: Arc<Site>) -> Router {
     Router::new()
         .route("/health", get(async || "ok"))

@@ -1,4 +1,5 @@
-//! Buffers that are used again. Fresh memory costs as much as a copy: the system has to find and clear every page of it.
+//! Buffers that are used again. Fresh memory costs as much as a copy: the system has to find and
+//! clear every page of it.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex};

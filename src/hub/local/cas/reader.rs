@@ -1,7 +1,7 @@
 //! The bytes of a registered file, for the Hub itself (`GET …/resolve/…`).
 //!
-//! Works through the file in windows: the terms of one, then its stretches of chunks in pieces. Holds one piece at a time, and the terms of one
-//! window. Every chunk is decoded and checked against its hash.
+//! Works through the file in windows: the terms of one, then its stretches of chunks in pieces. Holds one piece at a
+//! time, and the terms of one window. Every chunk is decoded and checked against its hash.
 
 use super::files::{self, File};
 use super::reconstruct::plan_range;
@@ -77,7 +77,8 @@ impl Reader {
     }
 }
 
-/// Appends a term's pieces. `wanted` counts from the term's first byte when this begins and from the next term's when it returns.
+/// Appends a term's pieces. `wanted` counts from the term's first byte when this begins and from
+/// the next term's when it returns.
 fn cut(store: &CasStore, term: &Term, wanted: &mut Range<u64>, pieces: &mut VecDeque<Piece>) -> Result<(), Error> {
     let index = store.xorbs().index(&term.xorb)?;
     let (mut start, mut len) = (term.chunks.start, 0);

@@ -131,7 +131,8 @@ async fn answer_many(site: &Arc<Site>, bucket: i64, hashes: Vec<Hash>, headers: 
 
 /// Blocks: reads the indexes of xorbs.
 fn batch_json(store: &CasStore, found: Vec<WithTerms>, signer: &data::Signer) -> Result<Vec<u8>, Error> {
-    // Planned as if they were one file, for stretches that are merged over all of them. Whole files keep all their terms.
+    // Planned as if they were one file, for stretches that are merged over all of them. Whole files
+    // keep all their terms.
     let counts: Vec<_> = found.iter().map(|(file, _, terms)| (file.hash, terms.segments.len())).collect();
     let segments: Vec<Segment> = found.into_iter().flat_map(|(_, _, terms)| terms.segments).collect();
     let len = plan::file_len(&segments);
@@ -183,7 +184,8 @@ pub(super) fn terms_in_flight() -> Budget {
     Budget::new(MAX_TERMS as u32)
 }
 
-/// Reads the terms of what `find` finds. Long answers get their share of the terms in flight first, to be kept until they are sent.
+/// Reads the terms of what `find` finds. Long answers get their share of the terms in flight first,
+/// to be kept until they are sent.
 async fn read_terms(
     store: &CasStore,
     find: impl FnOnce(&Connection) -> Result<Vec<Ranged>, Error> + Send + 'static,

@@ -4,10 +4,13 @@
 
 /// The statements that make the tables; `buckets` is the Hub's.
 ///
-/// * `cas_files`, `cas_terms`: registered files; their terms in pages ([`super::files`]), each under the file offset of its first byte.
-/// * `cas_links`: which bucket's tokens may read which file. A link stays when the object goes: a reader may have just listed it.
-/// * `cas_shards`, `cas_listed`, `cas_chunks`: the dedup index, per bucket ([`super::dedup`]): the xorbs that an uploaded shard lists (their
-///   hashes, concatenated), the shard that lists a xorb, and the shard and position in it that a chunk's query is answered with.
+/// * `cas_files`, `cas_terms`: registered files; their terms in pages ([`super::files`]), each
+///   under the file offset of its first byte.
+/// * `cas_links`: which bucket's tokens may read which file. A link stays when the object goes: a
+///   reader may have just listed it.
+/// * `cas_shards`, `cas_listed`, `cas_chunks`: the dedup index, per bucket ([`super::dedup`]): the xorbs that an
+///   uploaded shard lists (their hashes, concatenated), the shard that lists a xorb, and the shard and position in it
+///   that a chunk's query is answered with.
 pub(crate) const SCHEMA: &str = "
 CREATE TABLE cas_files (
     id INTEGER PRIMARY KEY,

@@ -23,8 +23,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Most chunks that are looked at to validate a shard: 4 TiB at the usual 64 KiB, some 20 s of one core. Terms may name the same chunks again
-/// and again, and in an order that needs each index read anew, so without this a small shard could keep a core busy for hours.
+/// Most chunks that are looked at to validate a shard: 4 TiB at the usual 64 KiB, some 20 s of one
+/// core. Terms may name the same chunks again and again, and in an order that needs each index read
+/// anew, so without this a small shard could keep a core busy for hours.
 const MAX_EFFORT: u64 = 1 << 26;
 /// Memory for a shard, as a multiple of its length: itself and what it parses to.
 const COPIES: usize = 2;
@@ -167,7 +168,8 @@ fn validate(store: &CasStore, shard: Shard, mut progress: impl FnMut(u64, u64)) 
         named.extend(file.segments.iter().map(|segment| segment.xorb));
         files.push((file.hash, file.segments));
     }
-    // The registration must not outlive a xorb: one may be there by the grace of another process that has yet to sync its name.
+    // The registration must not outlive a xorb: one may be there by the grace of another process
+    // that has yet to sync its name.
     store.xorbs().make_durable(&named)?;
     progress(total, total);
     Ok(Validated { files, dedup })
@@ -207,8 +209,8 @@ impl Effort {
     }
 }
 
-/// A xorb section must list exactly the chunks of the stored xorb. Start offsets may be of either kind that clients write
-/// (spec, 7.3), lengths on disk are hints.
+/// A xorb section must list exactly the chunks of the stored xorb. Start offsets may be of either kind that clients
+/// write (spec, 7.3), lengths on disk are hints.
 fn check_section(section: &XorbInfo, index: &XorbIndex) -> Result<(), Error> {
     let stored = dedup::section(index);
     let same_lists = section.chunks.len() == stored.chunks.len() && section.raw_len == stored.raw_len;

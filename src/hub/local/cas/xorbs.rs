@@ -1,8 +1,9 @@
 //! The xorbs of the store, and their upload (Xet spec, 10.5 A).
 //!
-//! A xorb is one file, `xorbs/<first two digits>/<hash>`: the chunk area as it was uploaded and a footer that we built from the
-//! verified chunks. It exists where the file does and is never removed. It is replaced only where it is damaged, by the next upload, since the same
-//! chunks compressed otherwise have other offsets and other processes hold the old ones; these take notice when they next open the file.
+//! A xorb is one file, `xorbs/<first two digits>/<hash>`: the chunk area as it was uploaded and a footer that we built
+//! from the verified chunks. It exists where the file does and is never removed. It is replaced only where it is
+//! damaged, by the next upload, since the same chunks compressed otherwise have other offsets and other processes hold
+//! the old ones; these take notice when they next open the file.
 
 use super::indexes::{Cache, Known};
 use super::intake::{self, Intake};
@@ -60,7 +61,8 @@ impl Xorbs {
         self.find(hash)?.ok_or_else(|| missing(hash))
     }
 
-    /// Opens a xorb that exists. Gives the index of what is in the file now: another process may have replaced a damaged one. Blocks.
+    /// Opens a xorb that exists. Gives the index of what is in the file now: another process may
+    /// have replaced a damaged one. Blocks.
     pub(super) fn open(&self, hash: &Hash) -> Result<(Box<dyn DiskFile>, Arc<XorbIndex>), Error> {
         let file = self.try_open(hash)?.ok_or_else(|| missing(hash))?;
         let len = file.size().map_err(Error::io("read a xorb's length"))?;
@@ -82,8 +84,8 @@ impl Xorbs {
         Ok(found)
     }
 
-    /// [`Self::contains`], with a look at every chunk: where this says no, an upload heals what is damaged. Costs about as much as an upload of the
-    /// xorb. Blocks.
+    /// [`Self::contains`], with a look at every chunk: where this says no, an upload heals what is damaged. Costs about
+    /// as much as an upload of the xorb. Blocks.
     pub(super) fn contains_sound(&self, hash: &Hash) -> Result<bool, Error> {
         let sound = self.examine(hash)? == Health::Sound;
         if sound {
@@ -92,8 +94,8 @@ impl Xorbs {
         Ok(sound)
     }
 
-    /// Sees to it that the names of existing xorbs are on disk. Their content is, but another process may have renamed one just now and
-    /// not have synced the folders yet. Each folder is synced once.
+    /// Sees to it that the names of existing xorbs are on disk. Their content is, but another process may have renamed
+    /// one just now and not have synced the folders yet. Each folder is synced once.
     pub(super) fn make_durable<'a>(&self, hashes: impl IntoIterator<Item = &'a Hash>) -> Result<(), Error> {
         let is_durable = |hash: &Hash| self.cache.lock().is_ok_and(|cache| cache.is_durable(hash));
         let doubtful: Vec<&Hash> = hashes.into_iter().filter(|hash| !is_durable(hash)).collect();
@@ -110,7 +112,8 @@ impl Xorbs {
         Ok(())
     }
 
-    /// Gives the staged chunks of a verified upload their name, durably. `false` where the xorb is there already. Blocks.
+    /// Gives the staged chunks of a verified upload their name, durably. `false` where the xorb is
+    /// there already. Blocks.
     pub(super) fn publish(&self, mut staged: Staged, index: XorbIndex) -> Result<bool, Error> {
         let hash = index.hash;
         let health = self.examine(&hash)?;
@@ -236,7 +239,8 @@ pub(super) fn read_chunks(file: &dyn DiskFile, index: &XorbIndex, chunks: Range<
     Ok(raw)
 }
 
-/// Reads the index at the end of a xorb file, and checks all of it that can be checked without the chunks. Gives the file's length too.
+/// Reads the index at the end of a xorb file, and checks all of it that can be checked without the
+/// chunks. Gives the file's length too.
 fn read_index(file: &dyn DiskFile, hash: &Hash) -> Result<(XorbIndex, u64), Error> {
     let damaged = |why: &str| Error::damaged("xorb", hash, why);
     let read = |buffer: &mut [u8], offset| file.read_exact_at(buffer, offset).map_err(Error::io("read a xorb's index"));

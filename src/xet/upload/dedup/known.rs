@@ -45,7 +45,8 @@ fn keyed(key: &[u8; 32], chunk: &Hash) -> Hash {
     if *key == PLAIN { *chunk } else { keyed_chunk_hash(key, chunk) }
 }
 
-/// The xorbs of an answer that can be what they say: of plausible size, and with the right hash where chunk hashes are plain.
+/// The xorbs of an answer that can be what they say: of plausible size, and with the right hash
+/// where chunk hashes are plain.
 pub(super) fn checked(key: [u8; 32], xorbs: Vec<XorbInfo>) -> Vec<KnownXorb> {
     let plausible = |info: &XorbInfo| {
         let lens = || info.chunks.iter().map(|chunk| (chunk.hash, u64::from(chunk.raw_len)));

@@ -1,12 +1,14 @@
 //! Shards kept in a folder: those of own uploads, and answers to chunk queries.
 //!
-//! For dedup they are hints, never believed ([`super`]): a chunk found in one says which question to ask. Own ones hold more, for a
-//! later session that composes a file of parts of uploaded ones: the file section (terms) and the xorb sections (chunk hashes and lengths, so
-//! boundaries) of all that was registered, in the server-stored form of the Xet spec, 7.6.
+//! For dedup they are hints, never believed ([`super`]): a chunk found in one says which question
+//! to ask. Own ones hold more, for a later session that composes a file of parts of uploaded ones:
+//! the file section (terms) and the xorb sections (chunk hashes and lengths, so boundaries) of all
+//! that was registered, in the server-stored form of the Xet spec, 7.6.
 //!
-//! A folder belongs to one bucket or repository of one CAS. Any number of processes may use it: files are written aside and renamed, named
-//! by the hash of their content, and only read whole; what does not match its name, is expired, or is no shard, is deleted. Bounded in bytes and
-//! files: the oldest go first. All of it is a cache: failures are logged and cost dedup, nothing else. Everything here blocks.
+//! A folder belongs to one bucket or repository of one CAS. Any number of processes may use it: files are written aside
+//! and renamed, named by the hash of their content, and only read whole; what does not match its name, is expired, or
+//! is no shard, is deleted. Bounded in bytes and files: the oldest go first. All of it is a cache: failures are logged
+//! and cost dedup, nothing else. Everything here blocks.
 
 use super::is_eligible;
 use crate::Hash;
@@ -240,8 +242,8 @@ impl Hints {
         })
     }
 
-    /// The chunks of a shard, under the question it answers or, for an own one, one of its chunks that the CAS answers for: if it
-    /// may be, one of the same xorb, since an answer need not hold the others.
+    /// The chunks of a shard, under the question it answers or, for an own one, one of its chunks that the CAS answers
+    /// for: if it may be, one of the same xorb, since an answer need not hold the others.
     fn add(&mut self, shard: &Shard, footer: &Footer, question: Option<Hash>) {
         if question.is_none() && footer.hmac_key != [0; 32] {
             return;

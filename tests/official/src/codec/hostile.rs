@@ -1,8 +1,8 @@
 //! What either side makes of damaged bytes.
 //!
-//! Where both accept an input they must read the same. What the official parsers accept and ours refuse has to have one of the reasons that
-//! stand here by name: ours are stricter where the official ones leave a field unread, or a check to somebody else. What theirs refuse ours
-//! must refuse too, but for one case, which is named as well.
+//! Where both accept an input they must read the same. What the official parsers accept and ours refuse has to have one
+//! of the reasons that stand here by name: ours are stricter where the official ones leave a field unread, or a check
+//! to somebody else. What theirs refuse ours must refuse too, but for one case, which is named as well.
 
 use super::*;
 use futures::FutureExt;
@@ -178,7 +178,8 @@ fn meaning(index: &XorbIndex) -> Meaning {
     (index.hash, index.chunks.iter().map(|chunk| (chunk.hash, chunk.raw_len, chunk.stored_end)).collect())
 }
 
-/// What the official server makes of an upload that its own reader takes: rebuilding alone doesn't hold chunks to their headers.
+/// What the official server makes of an upload that its own reader takes: rebuilding alone doesn't
+/// hold chunks to their headers.
 fn their_upload(body: &[u8]) -> Option<Meaning> {
     theirs_of(|| {
         let mut rebuilt = Vec::new();
@@ -420,7 +421,8 @@ fn refused_shard(bytes: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// Why what stands behind the sections, `left` bytes, is refused by ours. The official readers of uploads don't look at it.
+/// Why what stands behind the sections, `left` bytes, is refused by ours. The official readers of
+/// uploads don't look at it.
 fn refused_footer(bytes: &[u8], left: usize) -> Option<&'static str> {
     let Some(footer) = their_footer(bytes).filter(|_| left >= 200) else {
         return Some("something behind the sections that is no footer");
@@ -479,8 +481,8 @@ fn compare_shards(bytes: &[u8]) -> Result<(), TestCaseError> {
             prop_assert_eq!(meant_xorbs(&official_again), xorbs);
         }
         (Ok(shard), None) => {
-            // The one case in which ours are the more lenient: a file of no terms whose flag differs from the others'. It has nothing to verify,
-            // and we write it with their flag.
+            // The one case in which ours are the more lenient: a file of no terms whose flag differs from the others'.
+            // It has nothing to verify, and we write it with their flag.
             prop_assert!(shard.files.iter().any(|file| file.segments.is_empty()), "only ours read it: {shard:?}");
             prop_assert!(their_sections(&shard.to_upload()).is_some());
         }
@@ -611,8 +613,9 @@ proptest! {
     }
 }
 
-/// The official stream reader doesn't count what a compressed chunk takes from it: one whose frame ends before its payload shifts
-/// all that follows, and the last one may be shorter than its header says. Ours holds every chunk to the length in its header.
+/// The official stream reader doesn't count what a compressed chunk takes from it: one whose frame
+/// ends before its payload shifts all that follows, and the last one may be shorter than its header
+/// says. Ours holds every chunk to the length in its header.
 fn refused_stream(mut area: &[u8]) -> bool {
     while let Some((header, rest)) = area.split_first_chunk::<8>() {
         let stored_len = u32::from_le_bytes([header[1], header[2], header[3], 0]) as usize;

@@ -46,7 +46,8 @@ fn vector_input(input: &Value) -> Vec<u8> {
     }
 }
 
-/// Takes out what depends on the encoder or on us: URLs, and the serialised bytes of each range, which are given to `check`.
+/// Takes out what depends on the encoder or on us: URLs, and the serialised bytes of each range,
+/// which are given to `check`.
 fn strip(answer: &mut Value, check: &mut dyn FnMut(&str, &Value, &Value)) {
     for name in ["fetch_info", "xorbs"] {
         for (xorb, fetches) in answer[name].as_object_mut().into_iter().flatten() {

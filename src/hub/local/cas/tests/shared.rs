@@ -30,7 +30,8 @@ async fn openings_of_one_directory_work_as_one() {
     let dir = tempfile::tempdir().unwrap();
     let sites = [Arc::new(Site::open(dir.path()).await), Arc::new(Site::open(dir.path()).await)];
     assert_eq!(sites[0].bucket, sites[1].bucket);
-    // Each content through both at once, in both compressions: the offsets of one must never meet the bytes of the other.
+    // Each content through both at once, in both compressions: the offsets of one must never meet
+    // the bytes of the other.
     let mut tasks = tokio::task::JoinSet::new();
     let contents: Vec<_> = (0..6usize).map(|i| text(200_000 + 40_000 * i)).collect();
     for (i, content) in contents.iter().enumerate() {
