@@ -23,6 +23,7 @@ pub(crate) mod fuzz;
 mod late;
 mod pack;
 mod progress;
+mod records;
 mod shards;
 #[cfg(test)]
 mod tests;
@@ -40,7 +41,7 @@ use content::{Chunk, Kept, Prepared, Preparing, Scanner};
 use dedup::{Asker, Dedup};
 use futures::{TryFutureExt, try_join};
 use pack::{Draft, File, Packer};
-use shards::Packed;
+use records::Packed;
 use std::io;
 use std::ops::Range;
 use std::panic::resume_unwind;

@@ -11,7 +11,7 @@
 //! whose caller has gone, or that has waited longer than [`QUEUE_WAIT`], is not done: nobody would
 //! know that it was. Times in the tables are milliseconds since the epoch, sizes are bytes.
 
-use super::cas;
+use super::schema::{self, Migration};
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -34,95 +34,6 @@ const GROUP: usize = 64;
 const QUEUE: usize = 256;
 /// Size to which the write-ahead log is cut back after a checkpoint, in bytes.
 const LOG_LIMIT: u32 = 64 * 1024 * 1024;
-
-/// Schema versions, ascending: version `n` is reached by running the statements of entry `n - 1`.
-/// Entries are never edited once released.
-const MIGRATIONS: &[&[&str]] = &[&[SCHEMA, cas::schema::SCHEMA], &[CONTENTS, EVENTS]];
-
-/// Version 2: finds the files of a bucket that have some content.
-const CONTENTS: &str = "
-CREATE INDEX objects_by_hash ON objects(bucket, hash);
-";
-
-/// Version 2: the newest changes of each bucket's files (`api::events`). `seq` counts them from 1 without gaps,
-/// and `event_seq` is the last
-/// one's. Changes up to the time `event_since` were not recorded. Columns of a file that a change left as they
-/// were are NULL.
-const EVENTS: &str = "
-CREATE TABLE events (
-    bucket INTEGER NOT NULL REFERENCES buckets(id) ON DELETE CASCADE,
-    seq INTEGER NOT NULL,
-    stamp INTEGER NOT NULL,
-    op INTEGER NOT NULL,
-    key BLOB NOT NULL,
-    hash BLOB,
-    size INTEGER,
-    mtime INTEGER,
-    PRIMARY KEY (bucket, seq)
-) WITHOUT ROWID;
-ALTER TABLE buckets ADD COLUMN event_seq INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE buckets ADD COLUMN event_since INTEGER NOT NULL DEFAULT 0;
-UPDATE buckets SET event_since = updated;
-";
-
-/// Version 1: users, tokens, buckets and their objects. Keys are BLOBs, so that they sort by bytes.
-const SCHEMA: &str = "
-CREATE TABLE secrets (
-    name TEXT PRIMARY KEY,
-    value BLOB NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE users (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    name TEXT NOT NULL UNIQUE,
-    created INTEGER NOT NULL
-);
-CREATE TABLE tokens (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    user INTEGER NOT NULL REFERENCES users(id) ON DELETE CASCADE,
-    digest BLOB NOT NULL UNIQUE,
-    role TEXT NOT NULL CHECK (role IN ('read', 'write')),
-    hint TEXT NOT NULL,
-    created INTEGER NOT NULL
-);
-CREATE INDEX tokens_by_user ON tokens(user);
-CREATE TABLE buckets (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    namespace TEXT NOT NULL,
-    name TEXT NOT NULL,
-    private INTEGER NOT NULL,
-    created INTEGER NOT NULL,
-    updated INTEGER NOT NULL,
-    size INTEGER NOT NULL DEFAULT 0,
-    files INTEGER NOT NULL DEFAULT 0,
-    region TEXT,
-    resource_group TEXT,
-    UNIQUE (namespace, name)
-);
-CREATE TABLE moved (
-    namespace TEXT NOT NULL,
-    name TEXT NOT NULL,
-    bucket INTEGER NOT NULL REFERENCES buckets(id) ON DELETE CASCADE,
-    PRIMARY KEY (namespace, name)
-) WITHOUT ROWID;
-CREATE INDEX moved_by_bucket ON moved(bucket);
-CREATE TABLE objects (
-    bucket INTEGER NOT NULL REFERENCES buckets(id) ON DELETE CASCADE,
-    key BLOB NOT NULL,
-    hash BLOB NOT NULL,
-    size INTEGER NOT NULL,
-    mtime INTEGER,
-    uploaded INTEGER NOT NULL,
-    content_type TEXT,
-    PRIMARY KEY (bucket, key)
-) WITHOUT ROWID;
-CREATE TABLE folders (
-    bucket INTEGER NOT NULL REFERENCES buckets(id) ON DELETE CASCADE,
-    path BLOB NOT NULL,
-    files INTEGER NOT NULL,
-    newest INTEGER,
-    PRIMARY KEY (bucket, path)
-) WITHOUT ROWID;
-";
 
 /// What can go wrong in the database.
 #[derive(Debug, thiserror::Error)]
@@ -420,17 +331,10 @@ fn try_open_migrated<T>(path: &Path, set_up: &SetUp<'_, T>) -> Result<(Connectio
 }
 
 fn migrate(transaction: &Transaction<'_>) -> Result<(), Error> {
-    let found: u32 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    let known = u32::try_from(MIGRATIONS.len()).expect("a handful of versions");
-    if found > known {
-        return Err(Error::TooNew { found, known });
+    match schema::migrate(transaction)? {
+        Migration::Done => Ok(()),
+        Migration::TooNew { found, known } => Err(Error::TooNew { found, known }),
     }
-    for (version, statements) in (1..).zip(MIGRATIONS) {
-        if version > found {
-            statements.iter().try_for_each(|sql| transaction.execute_batch(sql))?;
-        }
-    }
-    Ok(transaction.pragma_update(None, "user_version", known)?)
 }
 
 fn open_reader(path: &Path) -> Result<Connection, Error> {
@@ -593,7 +497,7 @@ mod tests {
     async fn database_of_version_1_is_migrated_and_knows_no_earlier_changes() {
         let dir = tempfile::tempdir().unwrap();
         let connection = Connection::open(dir.path().join(FILE)).unwrap();
-        MIGRATIONS[0].iter().for_each(|sql| connection.execute_batch(sql).unwrap());
+        schema::MIGRATIONS[0].iter().for_each(|sql| connection.execute_batch(sql).unwrap());
         let sql = "INSERT INTO buckets (namespace, name, private, created, updated) VALUES ('local', 'b', 0, 5, 7)";
         connection.execute(sql, []).unwrap();
         connection.pragma_update(None, "user_version", 1).unwrap();

@@ -22,6 +22,7 @@ pub mod faults;
 mod gate;
 mod private;
 mod range;
+mod schema;
 mod server;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -1,8 +1,8 @@
 //! Bodies of the fuzz targets of what a session believes and what it sends.
 
 pub use super::dedup::fuzz::dedup;
-use super::pack::Xorb;
-use super::shards::{Packed, split};
+use super::records::{Packed, Xorb};
+use super::shards::split;
 use crate::Hash;
 use crate::shard::{FileInfo, Segment, Shard};
 

@@ -7,7 +7,8 @@
 use super::content::Chunk;
 use super::dedup::{Known, KnownXorb};
 use super::late::LateTree;
-use super::shards::{FILE_MAX_TERMS, Packed, file_records, xorb_records};
+use super::records::{ChunkList, Packed, Xorb};
+use super::shards::{FILE_MAX_TERMS, file_records, xorb_records};
 use super::{Report, Uploaded};
 use crate::hash::term_hash;
 use crate::known::MAX_LIST;
@@ -36,9 +37,6 @@ const LONG_RUN: usize = 64;
 /// Records that are registered together, 8 MiB of them or some 11 GiB of content: shards are sent on the way, so that
 /// what waits for them doesn't grow with the content. A xorb may be registered before the files that refer to it.
 const DUE: usize = 8 * 1024 * 1024 / 48;
-
-/// Chunk hashes and uncompressed lengths of a xorb.
-pub(super) type ChunkList = Arc<[(Hash, u32)]>;
 
 /// What a session has packed so far.
 pub(super) struct Packer {
@@ -80,13 +78,6 @@ struct Unregistered {
     chunks: ChunkList,
     /// The CAS has it.
     is_stored: bool,
-}
-
-/// A xorb as a shard lists it.
-pub(super) struct Xorb {
-    pub(super) hash: Hash,
-    pub(super) stored_len: u32,
-    pub(super) chunks: ChunkList,
 }
 
 /// A file as terms.

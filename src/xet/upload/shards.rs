@@ -1,8 +1,8 @@
 //! What a session packed, as upload shards of bounded size (Xet spec, 7.6 and 8.6). Pure.
 
-use super::pack::Xorb;
+use super::records::{Packed, Xorb};
 use crate::Error;
-use crate::shard::{FileInfo, MAX_SHARD, Shard, ShardChunk, XorbInfo};
+use crate::shard::{MAX_SHARD, Shard, ShardChunk, XorbInfo};
 
 /// Bytes of a record: all that a shard consists of.
 const RECORD: usize = 48;
@@ -12,13 +12,6 @@ const EMPTY: usize = 3;
 pub(super) const GOOD_SHARD: usize = 8 * 1024 * 1024;
 /// Most terms of a file: they must fit into one shard, and one more of a first chunk that comes last.
 pub(super) const FILE_MAX_TERMS: usize = (MAX_SHARD / RECORD - EMPTY - 1) / 2 - 1;
-
-/// What is to be registered. The xorbs of its files are stored.
-#[derive(Default)]
-pub(super) struct Packed {
-    pub(super) xorbs: Vec<Xorb>,
-    pub(super) files: Vec<FileInfo>,
-}
 
 /// Records of a file: its header, then a segment and a verification record per term.
 pub(super) fn file_records(terms: usize) -> usize {
@@ -90,7 +83,7 @@ fn describe_xorb(xorb: &Xorb) -> XorbInfo {
 mod tests {
     use super::*;
     use crate::Hash;
-    use crate::shard::Segment;
+    use crate::shard::{FileInfo, Segment};
 
     fn packed() -> Packed {
         let hash = |kind: u8, n: usize| Hash([kind, n as u8, 3, 4, 5, 6, 7, 8].repeat(4).try_into().unwrap());

@@ -33,10 +33,10 @@ mod intake;
 mod pool;
 mod reader;
 mod reconstruct;
-pub(crate) mod schema;
 mod shards;
 #[cfg(test)]
 mod tests;
+mod uploads;
 mod xorbs;
 
 pub(crate) use error::Error;
@@ -142,7 +142,7 @@ impl CasStore {
 pub(crate) fn router(site: Arc<Site>) -> Router {
     Router::new()
         .route("/health", get(async || "ok"))
-        .route("/v1/xorbs/{prefix}/{hash}", post(xorbs::post).head(xorbs::head))
+        .route("/v1/xorbs/{prefix}/{hash}", post(uploads::post).head(uploads::head))
         .route("/v1/xorb-grants/{prefix}/{hash}", post(grants::post))
         .route("/v1/xorb-commits/{prefix}/{hash}/grant/{id}", post(grants::commit))
         .route("/grants/{hash}/{id}", put(grants::put))

@@ -1,4 +1,4 @@
-//! The xorbs of the store, and their upload (Xet spec, 10.5 A).
+//! The xorb files of the store.
 //!
 //! A xorb is one file, `xorbs/<first two digits>/<hash>`: the chunk area as it was uploaded and a footer that we built
 //! from the verified chunks. It exists where the file does and is never removed. It is replaced only where it is
@@ -6,23 +6,16 @@
 //! the old ones; these take notice when they next open the file.
 
 use super::indexes::{Cache, Known};
-use super::intake::{self, Intake};
-use super::{CasStore, Error, authorize, blocking, check_prefix, parse_hash};
+use super::{CasStore, Error, blocking};
 use crate::disk::DiskFile;
 use crate::hub::local::disk::{Publisher, Staged};
-use crate::hub::local::{Site, body};
 use crate::xet::hash::chunk_hash;
 use crate::xet::xorb::{self, MAX_CHUNKS, MAX_SERIALISED, XorbIndex};
-use crate::xet::{self, Hash, Scope};
-use axum::Json;
-use axum::body::Body;
-use axum::extract::{Path, State};
-use axum::http::HeaderMap;
-use axum::response::Response;
+use crate::xet::{self, Hash};
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
-use std::path::{Path as FilePath, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 /// Longest info block, in bytes: version 1 with the most chunks.
@@ -101,7 +94,7 @@ impl Xorbs {
         let doubtful: Vec<&Hash> = hashes.into_iter().filter(|hash| !is_durable(hash)).collect();
         // The fan-out folder, the folder of all xorbs, and the root.
         let folders_of =
-            |hash: &&Hash| self.path(hash).ancestors().skip(1).take(3).map(FilePath::to_owned).collect::<Vec<_>>();
+            |hash: &&Hash| self.path(hash).ancestors().skip(1).take(3).map(Path::to_owned).collect::<Vec<_>>();
         let folders: BTreeSet<PathBuf> = doubtful.iter().flat_map(folders_of).collect();
         for folder in folders.iter().rev() {
             self.publisher.disk().sync_folder(folder).map_err(Error::io("sync a folder of xorbs"))?;
@@ -260,48 +253,6 @@ fn read_index(file: &dyn DiskFile, hash: &Hash) -> Result<(XorbIndex, u64), Erro
         return Err(damaged("it holds another xorb"));
     }
     Ok((index, size))
-}
-
-// Requests.
-
-/// `POST /v1/xorbs/{prefix}/{hash}`.
-pub(super) async fn post(
-    State(site): State<Arc<Site>>,
-    Path((prefix, hash)): Path<(String, String)>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Json<serde_json::Value>, Error> {
-    let admitted =
-        authorize(&site, &headers, Scope::Write).and_then(|_| check_prefix(&prefix)).and_then(|()| parse_hash(&hash));
-    let hash = match admitted {
-        Ok(hash) => hash,
-        Err(error) => {
-            body::drain(body, MAX_SERIALISED).await;
-            return Err(error);
-        }
-    };
-    let store = &site.shared.cas;
-    let was_inserted = if contains_sound(store, hash).await? {
-        body::drain(body, MAX_SERIALISED).await;
-        false
-    } else {
-        intake::receive(store, &headers, body, MAX_SERIALISED, Intake::new(store, hash, true)).await?
-    };
-    Ok(Json(serde_json::json!({ "was_inserted": was_inserted })))
-}
-
-/// `HEAD /v1/xorbs/{prefix}/{hash}`.
-pub(super) async fn head(
-    State(site): State<Arc<Site>>,
-    Path((prefix, hash)): Path<(String, String)>,
-    headers: HeaderMap,
-) -> Result<Response, Error> {
-    authorize(&site, &headers, Scope::Read)?;
-    check_prefix(&prefix)?;
-    let hash = parse_hash(&hash)?;
-    let store = site.shared.cas.clone();
-    let index = blocking(move || store.xorbs().find(&hash)).await?.ok_or(Error::NotFound("xorb"))?;
-    Ok(super::head_of_len(stored_len(&index)))
 }
 
 /// [`Xorbs::contains_sound`], from async code.
