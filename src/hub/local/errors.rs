@@ -126,8 +126,9 @@ impl ApiError {
     }
 
     /// A status that a test asked for.
-    pub(crate) fn injected(status: u16) -> Self {
-        Self::new(super::faults::status_of(status), None, "Injected fault")
+    #[cfg(feature = "faults")]
+    pub(super) fn injected(status: StatusCode) -> Self {
+        Self::new(status, None, "Injected fault")
     }
 
     /// 503.

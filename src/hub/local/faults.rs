@@ -1,7 +1,7 @@
-//! Faults that a test asks for, and a recorder of every request.
+//! Injects faults for tests, and records requests. Only with the feature `faults`, which release builds do not have.
 //!
 //! A rule names requests (method, pattern of the raw path), how many of them to let through and how many to hit. The
-//! first rule that fits a request is used up by one. Without rules and recorder nothing is touched.
+//! first rule that matches a request is used once. Without rules and recorder nothing changes.
 
 use super::errors::ApiError;
 use axum::body::{Body, BodyDataStream, HttpBody, to_bytes};
@@ -187,8 +187,21 @@ impl Faults {
         *lock(&self.recorder) = Some(Arc::new(recorder));
     }
 
-    /// Lets a request in: records it, waits where a rule says so, and tells what is to become of it.
-    pub(super) async fn meet(&self, mut request: Request) -> Result<(Request, Plan), Cut> {
+    /// Answers a request by `handle`, with the fault of the first rule that matches. An error closes the connection.
+    pub(super) async fn answer<F>(&self, request: Request, handle: impl FnOnce(Request) -> F) -> Result<Response, Cut>
+    where
+        F: Future<Output = Response>,
+    {
+        let (request, plan) = self.meet(request).await?;
+        let response = match plan.instead() {
+            Some(response) => response,
+            None => handle(request).await,
+        };
+        plan.spoil(response).await
+    }
+
+    /// Admits a request: records it, waits if a rule says so, and returns what to do with it.
+    async fn meet(&self, mut request: Request) -> Result<(Request, Plan), Cut> {
         let recorder = lock(&self.recorder).clone();
         if let Some(recorder) = recorder {
             request = record(request, &recorder).await?;
@@ -239,14 +252,14 @@ pub(super) struct ExpiredToken;
 pub(super) struct Cut;
 
 /// What is to become of a request.
-pub(super) struct Plan(Option<Fault>);
+struct Plan(Option<Fault>);
 
 impl Plan {
     /// The answer to give without handling the request.
-    pub(super) fn instead(&self) -> Option<Response> {
+    fn instead(&self) -> Option<Response> {
         match &self.0 {
             Some(Fault::Status { status, retry_after, rate_limit }) => {
-                let mut response = ApiError::injected(*status).into_response();
+                let mut response = ApiError::injected(status_of(*status)).into_response();
                 let headers = response.headers_mut();
                 if let Some(seconds) = retry_after {
                     headers.insert(RETRY_AFTER, HeaderValue::from(*seconds));
@@ -279,7 +292,7 @@ impl Plan {
     }
 
     /// The answer as it goes out.
-    pub(super) async fn spoil(self, mut response: Response) -> Result<Response, Cut> {
+    async fn spoil(self, mut response: Response) -> Result<Response, Cut> {
         Ok(match self.0 {
             Some(Fault::LoseAnswer) => return Err(Cut),
             Some(Fault::CutBody { after }) => announced(response).map(|body| cut(body, after)),
@@ -302,7 +315,7 @@ impl Plan {
 }
 
 /// Status of an injected answer; nonsense becomes 500.
-pub(super) fn status_of(status: u16) -> StatusCode {
+fn status_of(status: u16) -> StatusCode {
     StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 

@@ -5,9 +5,9 @@
 //! it open and serve it at once: nothing that decides correctness is kept in a process's memory. A 2xx answer is sent
 //! when what it acknowledges is on disk.
 //!
-//! Layout over HTTP: the Hub's routes at the root (`api`), the CAS below `/cas` (`cas`). Every
-//! request passes the `gate`, then the fault injector and recorder ([`faults`]). Sizes are bytes;
-//! failures are answered in the one form of `errors`.
+//! Layout over HTTP: the Hub's routes at the root (`api`), the CAS below `/cas` (`cas`). Every request passes the
+//! `gate` and then, in a build with the feature `faults`, the fault injector and recorder (`faults`). Sizes are bytes.
+//! `errors` has the one form of an error response.
 
 mod accounts;
 mod api;
@@ -18,6 +18,7 @@ mod cas;
 mod db;
 mod disk;
 mod errors;
+#[cfg(feature = "faults")]
 pub mod faults;
 mod gate;
 mod private;
@@ -79,6 +80,7 @@ pub struct ServeOptions {
     /// too. Clients must cope with that.
     pub raw_prefix: bool,
     /// Faults to inject (tests).
+    #[cfg(feature = "faults")]
     pub faults: Option<Arc<faults::Faults>>,
 }
 

@@ -1,6 +1,7 @@
 //! The listening side: connections, their limits, and a stop with a deadline.
 
 use super::errors::ApiError;
+#[cfg(feature = "faults")]
 use super::faults::{Cut, Faults};
 use super::gate::Gate;
 use super::wire::Wire;
@@ -16,6 +17,8 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+#[cfg(not(feature = "faults"))]
+use std::convert::Infallible as Cut;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -38,11 +41,20 @@ const STOP_DEADLINE: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// What a request passes, in this order.
+/// The stages of a request, in this order.
 struct Front {
     gate: Gate,
+    #[cfg(feature = "faults")]
     faults: Arc<Faults>,
     router: Router,
+}
+
+impl Front {
+    /// Answers a request that has passed the gate.
+    async fn route(&self, request: Request) -> Response {
+        let Ok(response) = TowerToHyperService::new(self.router.clone()).call(request).await;
+        response
+    }
 }
 
 /// A running server. Dropping it stops it without waiting.
@@ -76,6 +88,7 @@ impl Drop for Server {
 pub(super) async fn start(shared: Arc<Shared>, address: SocketAddr, options: ServeOptions) -> io::Result<Server> {
     let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
+    #[cfg(feature = "faults")]
     let faults = options.faults.clone().unwrap_or_default();
     let gate = Gate::new(address, options.public_base.as_deref());
     let (stop, stopped) = watch::channel(false);
@@ -95,7 +108,13 @@ pub(super) async fn start(shared: Arc<Shared>, address: SocketAddr, options: Ser
             let site = Arc::clone(&site);
             async move { api::answer(&site, request).await }
         });
-    let task = tokio::spawn(accept(listener, Arc::new(Front { gate, faults, router }), stopped));
+    let front = Front {
+        gate,
+        #[cfg(feature = "faults")]
+        faults,
+        router,
+    };
+    let task = tokio::spawn(accept(listener, Arc::new(front), stopped));
     Ok(Server { address, stop, task })
 }
 
@@ -146,20 +165,17 @@ async fn connection(stream: TcpStream, front: Arc<Front>, mut stopped: watch::Re
     }
 }
 
-/// One request through the gate, the recorder and the faults; an error cuts the connection.
+/// Answers one request. An error closes the connection: an injected fault, where the build has them.
 async fn answer(front: Arc<Front>, request: hyper::Request<Incoming>) -> Result<Response, Cut> {
     if let Err(refusal) = front.gate.check(&request) {
         return Ok(numbered(refusal.into_response()));
     }
-    let (request, plan) = front.faults.meet(request.map(Body::new)).await?;
-    let response = match plan.instead() {
-        Some(response) => response,
-        None => {
-            let Ok(response) = TowerToHyperService::new(front.router.clone()).call(request).await;
-            response
-        }
-    };
-    plan.spoil(numbered(response)).await
+    let request = request.map(Body::new);
+    #[cfg(feature = "faults")]
+    let answered = front.faults.answer(request, |request| front.route(request)).await;
+    #[cfg(not(feature = "faults"))]
+    let answered = Ok(front.route(request).await);
+    answered.map(numbered)
 }
 
 /// With a number, unless it has one.
