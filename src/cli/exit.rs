@@ -168,7 +168,7 @@ impl From<xet::Error> for Failure {
             },
             E::Network(_) => Self::new(Exit::Unavailable, message),
             E::Status { .. } if transient => Self::new(Exit::Unavailable, message),
-            E::Io(source) => source.into(),
+            E::Io(source) => xet::io_error(source).into(),
             E::RangeNotSatisfiable | E::Status { .. } => Self::new(Exit::Failure, message),
         }
     }
@@ -223,7 +223,7 @@ mod tests {
     fn a_token_that_the_hub_denies_is_no_access_at_the_cas_too() {
         let denied = std::sync::Arc::new(hub::Error::Forbidden("read only".into()));
         let error = xet::Error::Token(denied);
-        assert_eq!(Failure::from(error.duplicate()).exit, Exit::NoAccess);
+        assert_eq!(Failure::from(error.clone()).exit, Exit::NoAccess);
         assert_eq!(Failure::from(error).exit, Exit::NoAccess);
     }
 

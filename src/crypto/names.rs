@@ -94,13 +94,6 @@ pub enum Verdict {
     Suspicious,
 }
 
-impl Verdict {
-    /// Whether the text was made with this key: the sign that the key is right for a tree.
-    pub fn is_authentic(&self) -> bool {
-        matches!(self, Verdict::Own(_) | Verdict::Suspicious)
-    }
-}
-
 /// The cipher for names of one format under one key. Its key schedule is expanded once; wiped on drop.
 pub struct NameCipher {
     cipher: WideCipher,

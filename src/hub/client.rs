@@ -54,8 +54,10 @@ impl Client {
         Ok(Self { transport: Arc::new(Transport::new(url, http, token, policy)) })
     }
 
-    /// A raw object read through resolve with a byte range; used for objects without a Xet hash.
-    /// Exactly these bytes or an error.
+    /// Reads a byte range of an object through its resolve URL. Returns exactly these bytes or an error.
+    ///
+    /// For files of repositories that have only a Git blob id, and so no reconstruction at the CAS. Nothing calls it
+    /// before such files can be opened.
     pub async fn resolve_range(&self, bucket: &BucketId, key: &str, range: Range<u64>) -> Result<Bytes, Error> {
         let Some(last) = range.end.checked_sub(1).filter(|last| *last >= range.start) else { return Ok(Bytes::new()) };
         let path =

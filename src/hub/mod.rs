@@ -41,7 +41,7 @@ use std::time::Duration;
 /// without one. Keys are raw object keys from the bucket root, never percent-encoded.
 #[async_trait]
 pub trait Hub: Send + Sync + 'static {
-    /// The user behind the token.
+    /// Returns the user of the token. For the gateway: its buckets are those of the user's namespace.
     async fn whoami(&self) -> Result<Identity, Error>;
     /// Makes a bucket. `exist_ok`: one that is there already is fine, whether private or not. One
     /// that is made is private where asked, or this fails.
@@ -49,9 +49,9 @@ pub trait Hub: Send + Sync + 'static {
     /// What a bucket is. `Error::BucketNotFound`, or `Error::NotABucket` where the id is a repository's. The id may be
     /// another than asked for: that of a bucket which has moved.
     async fn bucket_info(&self, bucket: &BucketId) -> Result<BucketInfo, Error>;
-    /// Buckets of a namespace (`me`: one's own).
+    /// Lists the buckets of a namespace (`me`: the caller's own). For the gateway's list of buckets.
     async fn list_buckets(&self, namespace: &str) -> Result<Vec<BucketInfo>, Error>;
-    /// Deletes a bucket and all in it.
+    /// Deletes a bucket and everything in it. For the gateway's removal of a bucket.
     async fn delete_bucket(&self, bucket: &BucketId) -> Result<(), Error>;
     /// One page of the entries strictly below `prefix` (no slash at its ends; empty: the root), ascending by key;
     /// raw-prefix siblings are filtered out. Not recursive: direct children, files and directories. Recursive: all

@@ -190,7 +190,8 @@ pub enum BatchOp {
         hash: Hash,
         /// Time of the content. Sent in milliseconds, rounded down; negative before 1970.
         mtime: OffsetDateTime,
-        /// Content type; never guessed for ciphertext.
+        /// Content type; never guessed for ciphertext. For the gateway, which gets it from its clients: nothing else
+        /// here sets one.
         content_type: Option<String>,
     },
     /// Removes a key; a missing one is fine.

@@ -89,7 +89,7 @@ impl Error {
             Self::ReadOnly => Self::ReadOnly,
             Self::NotEmpty(count) => Self::NotEmpty(*count),
             Self::Unauthentic(error) => Self::Unauthentic(error.clone()),
-            Self::Corrupt(error) => Self::Corrupt(error.duplicate()),
+            Self::Corrupt(error) => Self::Corrupt(error.clone()),
             Self::WrongKey { entries } => Self::WrongKey { entries: *entries },
             Self::NoContent => Self::NoContent,
             Self::SourceIsFile => Self::SourceIsFile,
@@ -98,7 +98,7 @@ impl Error {
             Self::Refused(words) => Self::Refused(words.clone()),
             Self::LengthMismatch => Self::LengthMismatch,
             Self::Hub(error) => Self::Hub(hub_again(error)),
-            Self::Cas(error) => Self::Cas(error.duplicate()),
+            Self::Cas(error) => Self::Cas(error.clone()),
             Self::Crypto(error) => Self::Crypto(error.clone()),
             Self::Io(error) => Self::Io(io_again(error)),
         }

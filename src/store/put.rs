@@ -210,7 +210,7 @@ fn upload_error(error: xet::Error) -> Error {
     match error.get_ref().and_then(|inner| inner.downcast_ref()) {
         Some(ContentError::Length) => Error::LengthMismatch,
         Some(ContentError::Crypto(error)) => Error::from(error.clone()),
-        None => Error::Io(error),
+        None => Error::Io(xet::io_error(error)),
     }
 }
 

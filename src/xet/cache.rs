@@ -154,8 +154,8 @@ struct Shared {
 impl Shared {
     fn open(options: Options, knobs: Knobs) -> Result<Self, Error> {
         let store = Store::open(options, knobs).map_err(|failure| match failure {
-            Failure::Io(error) => Error::Io(error),
-            Failure::Index(error) => Error::Io(std::io::Error::other(error)),
+            Failure::Io(error) => Error::from(error),
+            Failure::Index(error) => Error::from(std::io::Error::other(error)),
         })?;
         Ok(Self { store, reads: Arc::new(Semaphore::new(READS)) })
     }

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
-/// What can go wrong with Xet data or at the CAS.
-#[derive(Debug, thiserror::Error)]
+/// An error of Xet data or of the CAS. Clones are for callers that wait for the same result.
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// Bytes that break a format: which one, and how.
     #[error("malformed {what}: {why}")]
@@ -22,8 +22,8 @@ pub enum Error {
     /// The CAS doesn't know this file or xorb.
     #[error("{0} is not in the store")]
     NotFound(super::Hash),
-    /// A read that starts behind the end of the file.
-    #[error("range starts behind the end of the file")]
+    /// A read that starts past the end of the file.
+    #[error("range starts past the end of the file")]
     RangeNotSatisfiable,
     /// 401: the token is missing, expired or refused, also after one refresh.
     #[error("the store refused the token")]
@@ -47,11 +47,11 @@ pub enum Error {
     Token(#[source] Arc<dyn std::error::Error + Send + Sync>),
     /// The content handed in, or the sink handed out, failed.
     #[error("reading or writing content: {0}")]
-    Io(#[from] std::io::Error),
+    Io(#[source] Arc<std::io::Error>),
 }
 
 impl Error {
-    /// Whether the same call may succeed later without anybody changing anything.
+    /// Returns true if a retry of the same call may succeed.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Network(_) => true,
@@ -59,26 +59,24 @@ impl Error {
             _ => false,
         }
     }
+}
 
-    /// The same error again, for another caller that waits for the same thing. The source of an
-    /// [`Error::Io`] becomes text.
-    pub fn duplicate(&self) -> Self {
-        match self {
-            Self::Malformed { what, why } => Self::Malformed { what, why: why.clone() },
-            Self::HashMismatch { what, expected } => Self::HashMismatch { what, expected: *expected },
-            Self::NotFound(hash) => Self::NotFound(*hash),
-            Self::RangeNotSatisfiable => Self::RangeNotSatisfiable,
-            Self::Unauthorized => Self::Unauthorized,
-            Self::Forbidden(message) => Self::Forbidden(message.clone()),
-            Self::Status { status, message } => Self::Status { status: *status, message: message.clone() },
-            Self::Network(why) => Self::Network(why.clone()),
-            Self::Token(source) => Self::Token(Arc::clone(source)),
-            Self::Io(error) => Self::Io(std::io::Error::new(error.kind(), error.to_string())),
-        }
+/// Returns the error of an [`Error::Io`] by value. If other clones share it, its code or its kind and text are copied.
+pub fn io_error(error: Arc<std::io::Error>) -> std::io::Error {
+    Arc::try_unwrap(error).unwrap_or_else(|shared| match shared.raw_os_error() {
+        Some(code) => std::io::Error::from_raw_os_error(code),
+        None => std::io::Error::new(shared.kind(), shared.to_string()),
+    })
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(Arc::new(error))
     }
 }
 
-/// Whether the same request may be answered otherwise later: every status of a server or proxy in trouble, but for 501.
+/// Returns true if a retry of the same request may get another status: those of a server or proxy in difficulties,
+/// except 501.
 pub fn is_transient(status: u16) -> bool {
     matches!(status, 408 | 429 | 500 | 502..=599)
 }

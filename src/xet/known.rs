@@ -18,7 +18,9 @@
 //! damage in the store, in a cache before it, at the host of a data URL. It does not help against a
 //! CAS that lies in both. So nothing is placed by its lengths and what a file's hash proves isn't
 //! held against it; and it is forgotten where it stands against what came twice, or a wrong one
-//! would make files unreadable ([`Known::forget_told`]). It is used until the answer expires.
+//! would make files unreadable ([`Known::forget_told`]). It is used until the answer expires. The Hub sends
+//! hashes under a key only. So these lists are the only check of ranges of plain files that other clients
+//! uploaded: uploads of a mount fill them, and its reads use them.
 //!
 //! Own uploads leave no lists of xorbs: those of their files have the same hashes, and it would be
 //! twice as much on disk.

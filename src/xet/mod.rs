@@ -40,7 +40,7 @@ pub use body::Body;
 pub use cas::{Cas, CasToken, Scope, TokenSource};
 pub use compression::Scheme;
 pub use download::Downloader;
-pub use error::{Error, is_transient};
+pub use error::{Error, io_error, is_transient};
 pub use hash::Hash;
 pub use known::Known;
 pub use upload::UploadSession;

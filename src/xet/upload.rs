@@ -176,7 +176,7 @@ impl UploadSession {
         }
     }
 
-    /// What it has done so far; can be kept and asked at any time.
+    /// Returns its progress, which can be kept and read at any time.
     pub fn progress(&self) -> Arc<Progress> {
         Arc::clone(&self.progress)
     }
@@ -243,7 +243,6 @@ impl UploadSession {
         let batch = first.into_batch(&self.pool).await;
         let prepared = offload(batch.len(), || batch.prepare()).await;
         let entry = prepared.chunks[0].clone();
-        self.progress.add_hashed(entry.raw_len as usize);
         let mut draft = Draft::default();
         self.pack(&mut draft, vec![prepared]).await?;
         Ok(self.register(draft.with_rest(&entry, rest)).await)
@@ -280,7 +279,6 @@ impl UploadSession {
         let mut asker = Asker::default();
         while let Some(preparing) = batches.recv().await {
             let prepared = preparing.await;
-            self.progress.add_hashed(prepared.chunks.iter().map(|chunk| chunk.raw_len as usize).sum());
             self.consult(&mut asker, &prepared).await;
             ready.push(prepared);
             if ready.len() >= self.batches_together() {
@@ -323,7 +321,6 @@ impl UploadSession {
     /// Packs all of `batches`, cutting xorbs where they are full.
     async fn pack(&self, draft: &mut Draft, batches: Vec<Prepared>) -> Result<(), Error> {
         let mut packer = self.packer.lock().await;
-        let before = packer.report();
         for Prepared { buffer, chunks, .. } in batches {
             let mut payload = Payload::Whole(buffer);
             let mut rest = &chunks[..];
@@ -340,8 +337,6 @@ impl UploadSession {
                 self.cut(&mut packer).await?;
             }
         }
-        let after = packer.report();
-        self.progress.add_packed(after.fresh - before.fresh, after.deduplicated - before.deduplicated);
         Ok(())
     }
 
@@ -395,7 +390,7 @@ impl UploadSession {
         while let Some(sent) = sending.tasks.try_join_next() {
             sending.note(sent);
         }
-        sending.failure.as_ref().map_or(Ok(()), |failure| Err(failure.duplicate()))
+        sending.failure.as_ref().map_or(Ok(()), |failure| Err(failure.clone()))
     }
 
     fn note_stored(&self, packer: &mut Packer) {

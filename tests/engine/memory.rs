@@ -45,7 +45,7 @@ async fn child_that_transfers_a_file() {
         "patience" => {
             let (file, mut sink) = (file.parse().unwrap(), tokio::io::sink());
             let download = client.knowing.download(&file, 64 << 20, &mut sink);
-            let slow = |_| Error::Io(std::io::ErrorKind::TimedOut.into());
+            let slow = |_| Error::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
             tokio::time::timeout(Duration::from_secs(4), download).await.map_err(slow).flatten()
         }
         // What nobody has uploaded yet, so that every route is taken.

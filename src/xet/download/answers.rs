@@ -24,7 +24,7 @@ const MAX_BYTES: usize = 16 * 1024 * 1024;
 const AGAIN: Duration = Duration::from_secs(1);
 
 type Question = (Hash, Range<u64>);
-type Asking = BoxFuture<'static, Result<Arc<Layout>, Arc<Error>>>;
+type Asking = BoxFuture<'static, Result<Arc<Layout>, Error>>;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -120,13 +120,13 @@ impl Answers {
             };
             match deadline::timely(asking).await {
                 Some(Err(error)) if error.is_transient() && deadline::current().is_some() => {
-                    last = Some(error.duplicate());
+                    last = Some(error);
                     // It ended by itself, after a minute or so: this is no storm.
                     if deadline::timely(sleep(AGAIN)).await.is_some() {
                         continue;
                     }
                 }
-                Some(answer) => return answer.map_err(|error| error.duplicate()),
+                Some(answer) => return answer,
                 None => {}
             }
             let late = || Error::Network("reconstruction: not done by the deadline of the operation".to_owned());
@@ -138,7 +138,7 @@ impl Answers {
         let answers = self.clone();
         let (file, range) = question.clone();
         let asking = async move {
-            let result = answers.ask_unkept(&file, range.clone()).await.map(Arc::new).map_err(Arc::new);
+            let result = answers.ask_unkept(&file, range.clone()).await.map(Arc::new);
             let mut state = answers.state();
             state.asking.remove(&(file, range));
             if let Ok(layout) = &result {

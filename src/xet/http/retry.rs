@@ -46,7 +46,7 @@ impl Failure {
     /// Returns the error once more, if the failure may pass.
     pub(super) fn repeated(&self) -> Option<Error> {
         match self {
-            Self::Transient { error, .. } => Some(error.duplicate()),
+            Self::Transient { error, .. } => Some(error.clone()),
             Self::Final(_) => None,
         }
     }

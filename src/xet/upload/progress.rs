@@ -1,15 +1,14 @@
-//! What a session has done so far, to be looked at from outside while it goes on.
+//! Progress of an upload session, for a caller that watches it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Counts the bytes of a session. Cheap to ask: a few atomics, each right by itself.
+/// Counts the bytes of a session. Reading a count costs one atomic load.
+///
+/// The mount watches it to end a flush whose uploads make no progress.
 #[derive(Debug, Default)]
 pub struct Progress {
     read: AtomicU64,
-    hashed: AtomicU64,
-    deduplicated: AtomicU64,
-    fresh: AtomicU64,
     sent: Arc<AtomicU64>,
 }
 
@@ -19,22 +18,7 @@ impl Progress {
         self.read.load(Relaxed)
     }
 
-    /// Bytes chunked and hashed.
-    pub fn hashed(&self) -> u64 {
-        self.hashed.load(Relaxed)
-    }
-
-    /// Bytes found to be stored already.
-    pub fn deduplicated(&self) -> u64 {
-        self.deduplicated.load(Relaxed)
-    }
-
-    /// Bytes that have to be sent, before compression.
-    pub fn fresh(&self) -> u64 {
-        self.fresh.load(Relaxed)
-    }
-
-    /// Bytes of xorbs that have left, after compression and with headers; what is sent again counts once.
+    /// Bytes of xorbs handed to the connection, after compression and with headers. Bytes that are sent again count once.
     pub fn sent(&self) -> u64 {
         self.sent.load(Relaxed)
     }
@@ -43,16 +27,7 @@ impl Progress {
         self.read.fetch_add(bytes as u64, Relaxed);
     }
 
-    pub(super) fn add_hashed(&self, bytes: usize) {
-        self.hashed.fetch_add(bytes as u64, Relaxed);
-    }
-
-    pub(super) fn add_packed(&self, fresh: u64, deduplicated: u64) {
-        self.fresh.fetch_add(fresh, Relaxed);
-        self.deduplicated.fetch_add(deduplicated, Relaxed);
-    }
-
-    /// Where bytes sent are counted.
+    /// The counter of [`Progress::sent`].
     pub(super) fn sent_counter(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.sent)
     }

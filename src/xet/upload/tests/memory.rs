@@ -175,9 +175,7 @@ async fn progress_counts_every_byte_once() {
     }
     session.finish().await.unwrap();
     let len = data.len() as u64;
-    assert_eq!((progress.read(), progress.hashed()), (2 * len, 2 * len));
-    assert_eq!((progress.fresh(), progress.deduplicated()), (len, len));
-    assert_eq!(progress.sent(), cas.stored() as u64);
+    assert_eq!((progress.read(), progress.sent()), (2 * len, cas.stored() as u64));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
