@@ -12,6 +12,10 @@ check:
 unit filter="":
     cargo nextest run {{ filter }}
 
+# Counts of the source beside their bounds.
+counts:
+    scripts/counts
+
 # Formats everything that has a format.
 fmt:
     cargo fmt --all
