@@ -48,8 +48,9 @@ needs_rust() {
 
 rust_version() { sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml; }
 
-# failed_tests STEP RESULTS: one line for each failed test of a step. RESULTS is a folder with JUnit files and, in doctests, the output of
-# `cargo test --doc --quiet`. Prints one line for the step itself if no test of it is known to have failed: its build broke, or it has none.
+# failed_tests STEP RESULTS: one line for each failed test of a step. RESULTS is a folder with JUnit
+# files and, in doctests, the output of `cargo test --doc --quiet`. Prints one line for the step
+# itself if no test of it is known to have failed: its build broke, or it has none.
 failed_tests() {
     python3 - "$1" "$2" <<'EOF'
 import re

@@ -1,7 +1,9 @@
-"""Our Xet client and server beside the official ones: what each needs for the same work in the same run. README.md says how to read it.
+"""Our Xet client and server beside the official ones: what each needs for the same work in the same
+run. README.md says how to read it.
 
-Started by `run`, which builds the programs and installs the official client. A round uploads and downloads one fresh file per content, client
-and server; the order turns from round to round. All results are ratios, ours / official, of the same round, and the medians of those.
+Started by `run`, which builds the programs and installs the official client. A round uploads and
+downloads one fresh file per content, client and server; the order turns from round to round. All
+results are ratios, ours / official, of the same round, and the medians of those.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The official client as a program, the counterpart of src/bin/our-client.rs.
 
-`upload URL TOKEN KIND FILE` prints the file hash; `download URL TOKEN HASH LEN FILE`. No SHA-256 is computed. This client doesn't verify what
-it downloads.
+`upload URL TOKEN KIND FILE` prints the file hash; `download URL TOKEN HASH LEN FILE`. No SHA-256 is
+computed. This client doesn't verify what it downloads.
 """
 
 import sys

@@ -211,7 +211,7 @@ pub struct SourceArgs {
     /// Start a further key in a bucket that this key can't read
     #[arg(long, global = true)]
     pub new_key: bool,
-    /// Make a missing bucket, private
+    /// Create a missing bucket, private
     #[arg(long, global = true)]
     pub create: bool,
 }
@@ -274,7 +274,7 @@ pub enum SourceCommand {
     Bucket {
         /// namespace/bucket[/sub/folder]
         source: String,
-        /// An empty folder; a missing last component is made
+        /// An empty folder; a missing last component is created
         mountpoint: PathBuf,
     },
     /// A model, dataset or space (not in this version)
@@ -303,8 +303,8 @@ impl SourceCommand {
 pub fn parse_bucket(text: &str) -> Outcome<Source> {
     let path = text.strip_prefix("hf://buckets/").unwrap_or(text).trim_end_matches('/');
     let usage = || {
-        Failure::new(Exit::Usage, format!("{text:?} is no bucket"))
-            .hint("a bucket is namespace/name, with a folder behind it if you like: me/data/run1")
+        Failure::new(Exit::Usage, format!("invalid bucket {text:?}"))
+            .hint("a bucket is namespace/name, optionally followed by a folder: me/data/run1")
     };
     let mut parts = path.splitn(3, '/');
     let (Some(namespace), Some(name)) = (parts.next(), parts.next()) else { return Err(usage()) };
@@ -361,13 +361,13 @@ pub struct MountArgs {
     /// Folder of caches, staging files and journals [default: $XDG_CACHE_HOME/hf-mount]
     #[arg(long, global = true, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
-    /// Most that the cache of what was read takes on disk: bytes, or 500M, 10G, 10GiB; 0: none
+    /// Largest size of the disk cache of data that was read: bytes, or 500M, 10G, 10GiB; 0: none
     #[arg(long, global = true, value_name = "SIZE", default_value = "10000000000", value_parser = parse_size)]
     pub cache_size: u64,
-    /// What that cache keeps: the chunks that were read, or whole files
+    /// Content of that cache: the chunks that were read, or whole files
     #[arg(long, global = true, value_enum, default_value = "chunk")]
     pub cache_mode: CacheModeArg,
-    /// Keep nothing on disk of what was read
+    /// Keep no content on disk that was read
     #[arg(long, global = true)]
     pub no_disk_cache: bool,
     /// Use FUSE (the only backend of this version)
@@ -385,13 +385,13 @@ pub struct MountArgs {
     /// How long file metadata is cached, milliseconds
     #[arg(long, global = true, default_value_t = 10_000, value_name = "MS")]
     pub metadata_ttl_ms: u64,
-    /// How long a missed name counts as missing, milliseconds
+    /// How long a missing name counts as missing, milliseconds
     #[arg(long, global = true, default_value_t = 1_000, value_name = "MS")]
     pub negative_ttl_ms: u64,
     /// Check metadata on every access
     #[arg(long, global = true)]
     pub metadata_ttl_minimal: bool,
-    /// Longest time until remote changes show, seconds; counts where it is shorter than --metadata-ttl-ms; 0: off
+    /// Longest time until remote changes are visible, seconds; used if shorter than --metadata-ttl-ms; 0: off
     #[arg(long, global = true, default_value_t = 30, value_name = "SECONDS")]
     pub poll_interval_secs: u64,
     /// Concurrent listings of a poll (no effect in this version)
@@ -415,10 +415,10 @@ pub struct MountArgs {
     /// Longest wait of one file operation for the Hub, milliseconds
     #[arg(long, global = true, default_value_t = 30_000, value_name = "MS")]
     pub read_fetch_timeout_ms: u64,
-    /// What fsync waits for
+    /// Where data must be before fsync returns
     #[arg(long, global = true, value_enum, default_value = "local")]
     pub fsync: Fsync,
-    /// What becomes of two changes of the same file or name, here and elsewhere
+    /// Action when another client has changed the same file or name
     #[arg(long, global = true, value_enum, default_value = "keep-both")]
     pub on_conflict: OnConflictArg,
     /// Disk space of local changes above which copies of uploaded content are removed (500M, 10G); 0: no limit
@@ -433,7 +433,7 @@ pub struct MountArgs {
     /// Bypass the kernel's page cache
     #[arg(long, global = true)]
     pub direct_io: bool,
-    /// Upload .DS_Store, Thumbs.db and the like too; else new ones are kept on this machine
+    /// Upload .DS_Store, Thumbs.db and similar files too; else new ones are kept on this machine
     #[arg(long, global = true)]
     pub no_filter_os_files: bool,
     /// Owner of all files [default: this user]
@@ -448,10 +448,10 @@ pub struct MountArgs {
     /// Permission bits of folders that nobody has changed here, octal
     #[arg(long, global = true, value_name = "MODE", default_value = "755", value_parser = permission_bits)]
     pub dir_mode: u16,
-    /// Let other users in, on a mount with a key too
+    /// Allow access by other users, also on a mount with a key
     #[arg(long, global = true)]
     pub fuse_allow_other: bool,
-    /// Keep other users out, on a mount without a key too
+    /// Deny access by other users, also on a mount without a key
     #[arg(long, global = true, conflicts_with = "fuse_allow_other")]
     pub fuse_owner_only: bool,
 }
@@ -475,7 +475,9 @@ impl MountArgs {
     pub fn check_backend(&self) -> Outcome {
         if self.nfs {
             let message = "the NFS backend comes with a later version";
-            return Err(Failure::new(Exit::System, message).hint("leave --nfs away: FUSE is used"));
+            return Err(
+                Failure::new(Exit::System, message).hint("omit --nfs; FUSE is the only backend of this version")
+            );
         }
         Ok(())
     }

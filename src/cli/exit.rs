@@ -108,7 +108,7 @@ impl From<crypto::Error> for Failure {
             }
             E::NewerVersion(_) => Self::new(Exit::NewerFormat, message).hint("install a newer hfcrypt"),
             E::KeyFile(_) => Self::new(Exit::Usage, message)
-                .hint("a key file is 32 raw bytes or 64 hex digits; `hfcrypt keygen` makes one"),
+                .hint("a key file is 32 raw bytes or 64 hex digits; `hfcrypt keygen` creates one"),
             E::NameTooLong(_) | E::NameInvalid(_) => Self::new(Exit::Usage, message),
             E::OutOfRange | E::Random(_) => Self::new(Exit::Failure, message),
         }
@@ -126,9 +126,9 @@ impl From<&hub::Error> for Failure {
                 Self::new(Exit::Usage, message).hint("an endpoint is https://…, http://… or file:///some/dir")
             }
             E::BucketNotFound(_) => Self::new(Exit::NotFound, message)
-                .hint("check the name and that the token may see it; `--create` makes a missing bucket"),
+                .hint("check the name and that the token may see it; `--create` creates a missing bucket"),
             E::NotABucket { .. } => {
-                Self::new(Exit::NotFound, message).hint("a bucket is made with `hf buckets create` or `--create`")
+                Self::new(Exit::NotFound, message).hint("create a bucket with `hf buckets create` or `--create`")
             }
             E::Conflict(_) => Self::new(Exit::Failure, message),
             E::Unauthorized(_) => Self::new(Exit::NoAccess, message)

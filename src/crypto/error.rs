@@ -8,7 +8,7 @@ pub enum Error {
     #[error("record {0} does not authenticate")]
     UnauthenticRecord(u64),
     /// Bytes behind the end of a format-2 file are not zero.
-    #[error("record {0} has bytes behind the end of the file")]
+    #[error("record {0} has bytes past the end of the file")]
     BytesBehindEnd(u64),
     /// Not a container at all, or one whose constants or length are wrong; the text says which.
     #[error("not a valid container: {0}")]

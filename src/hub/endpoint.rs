@@ -77,7 +77,9 @@ impl Endpoint {
 pub(super) fn web(text: &str) -> Result<(String, Url), Error> {
     let text = text.trim();
     let refuse = |why| Err(refused(&shown(text), why));
-    let Ok(url) = Url::parse(text) else { return refuse("it is no URL; https://…, http://… or file:///dir is") };
+    let Ok(url) = Url::parse(text) else {
+        return refuse("it is not a URL; use https://…, http://… or file:///dir");
+    };
     if !matches!(url.scheme(), "https" | "http") {
         return refuse("it is neither https://…, http://… nor file:///dir");
     }
@@ -139,7 +141,7 @@ mod embedded {
             })
             .await
             .map_err(fail)?;
-            let identity = Url::from_file_path(path).map_err(|()| refused(text, "its path is no URL"))?;
+            let identity = Url::from_file_path(path).map_err(|()| refused(text, "its path cannot be part of a URL"))?;
             let token = random_token()?;
             let options = ServeOptions { process_token: Some(token.clone()), ..ServeOptions::default() };
             let server = hub.serve(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), options).await.map_err(fail)?;

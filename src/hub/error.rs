@@ -67,7 +67,7 @@ pub enum Error {
         source: Box<Error>,
     },
     /// An answer that breaks the API.
-    #[error("the Hub sent an unusable answer: {0}")]
+    #[error("the Hub sent an unusable response: {0}")]
     Malformed(String),
     /// A token file that can't be read.
     #[error("cannot read token file {path}: {source}")]

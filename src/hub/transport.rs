@@ -232,7 +232,7 @@ impl Transport {
         };
         match timeout_at(deadline, self.exchange(call, token)).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(Failure::Unanswered(Error::Network(format!("no answer within {} s", given.as_secs_f32())))),
+            Err(_) => Err(Failure::Unanswered(Error::Network(format!("no response within {} s", given.as_secs_f32())))),
         }
     }
 

@@ -2,11 +2,12 @@
 """Mounts of one bucket, and the official client, change the same files: what of it is lost?
 
     concurrent_edits.py forced [plain|encrypted]          every race that we know, forced
-    concurrent_edits.py random [plain|encrypted] [--minutes M | --operations N] [--seed S] [--mounts K] [--kills] [--large]
-    concurrent_edits.py window [plain|encrypted] [--tries N]   how long a foreign change can slip in, and what becomes of it
+    concurrent_edits.py random [plain|encrypted] [--minutes M | --operations N] [--seed S] [--mounts K]
+                               [--kills] [--large]
+    concurrent_edits.py window [plain|encrypted] [--tries N]   how long a foreign change can slip in, and its result
 
-Exit status 1 if a version is missing that a mount had acknowledged. Needs FUSE, our programs (HFCRYPT_BIN, default target/debug), and for
-`window` huggingface_hub.
+Exit status 1 if a version is missing that a mount had acknowledged. Needs FUSE, our programs
+(HFCRYPT_BIN, default target/debug), and for `window` huggingface_hub.
 """
 
 import argparse
@@ -140,7 +141,8 @@ class Worker:
 def at_random(folder, encrypted, seed=1, minutes=None, operations=None, mounts=2, kills=False, large=False, removals=True, keep=None, say=print):
     """Random work on several mounts under delays, lost answers and refusals; gives the tokens that are missing.
 
-    With `removals` a version may be missing by what docs/semantics.md says of new files: overwritten, and that moved away, within a second.
+    With `removals` a version may be missing by what docs/semantics.md says of new files:
+    overwritten, and that moved away, within a second.
     """
     names = "abcdefgh"[:mounts]
     lab = Lab(folder, encrypted, names, timing=(100, 1000))

@@ -3,12 +3,14 @@
 
     tests/campaign/crash.py encrypted|plain [--rounds N] [--minutes M] [--seed N] [--faults on|off] [--keep DIR]
 
-Writers work in a real mount of a served Hub. In each round the daemon is killed at a chosen moment (a system call, a request on its way, a
-flush, a stop, its own start), often more than once, the Hub sometimes too. Then the mount is started again, and what is there is held against what
-was acknowledged (docs/semantics.md, "Durability"); what the Hub has, against what no kill may take from it. On mounts with a key every byte that
-was written or sent is searched for names, contents and the key. Now and then, and at the end, everything is flushed and compared at the Hub.
+Writers work in a real mount of a served Hub. In each round the daemon is killed at a chosen moment (a system call, a
+request on its way, a flush, a stop, its own start), often more than once, the Hub sometimes too. Then the mount is
+started again, and what is there is held against what was acknowledged (docs/semantics.md, "Durability"); what the
+Hub has, against what no kill may take from it. On mounts with a key every byte that was written or sent is searched
+for names, contents and the key. Now and then, and at the end, everything is flushed and compared at the Hub.
 
-Ends with 0 if everything held, with 1 and the folder of the remains if not. The same seed makes the same choices, not the same timing.
+Ends with 0 if everything held, with 1 and the folder of the remains if not. The same seed makes the
+same choices, not the same timing.
 """
 
 import argparse
@@ -63,7 +65,8 @@ MOMENTS = [
 
 
 def needles(mark, key):
-    """What must not be found: the mark as names and contents carry it, and the key, in the forms that other layers might give them."""
+    """What must not be found: the mark as names and contents carry it, and the key, in the forms
+    that other layers might give them."""
     shifted = (base64.b64encode(b"\0" * n + mark)[4 if n else 0 : -4] for n in range(3))
     return {mark, mark.hex().encode(), mark.decode().encode("utf-16-le"), *shifted,
             key, key.hex().encode(), key.hex().upper().encode(), base64.b64encode(key)[:-4]}
@@ -295,7 +298,8 @@ class World:
         self.proxy.target = self.hub_port()
 
     def check_hub(self):
-        """With the daemon dead: nothing that the Hub had, and nobody gave up, is missing there; a renamed file has one of its names."""
+        """With the daemon dead: nothing that the Hub had, and nobody gave up, is missing there; a
+        renamed file has one of its names."""
         self.proxy.quiet()
         there = self.listing()
         hashes = set(there.values())
@@ -394,7 +398,8 @@ class World:
         self.proxy.close()
 
     def tell(self):
-        """For whoever has to find out what went wrong: all that was done, what the mount shows now, and what the Hub has."""
+        """For whoever has to find out what went wrong: all that was done, what the mount shows now,
+        and what the Hub has."""
         for writer in self.writers:
             lines = [" ".join(line) for line in writer.log.history]
             (self.folder / f"{writer.top[-2:]}-history").write_text("\n".join(lines) + "\n")
@@ -550,7 +555,8 @@ class World:
             was_live = self.is_live()
             self.kill()
             self.wait_dead()
-            # What is on its way to a Hub when its sender dies arrives before the next start: docs/semantics.md, "What was tried".
+            # A request in flight when its sender dies arrives before the next start:
+            # docs/semantics.md, "Test campaigns".
             self.proxy.quiet()
             self.proxy.clear()
             where = f"at its {moment[1]}" if trap and trap.sprung.is_set() else "when live" if was_live else "before it was live"

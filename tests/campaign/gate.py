@@ -1,7 +1,7 @@
 """A proxy between one mount and the Hub that can hold, lose, refuse and delay what passes it.
 
-Requests are sorted by what they are to a commit: `look` (what is at some paths), `commit` (a batch of adds or deletes), `list` (a folder).
-Contents go past it: the Hub names its own address for them.
+Requests are sorted by what they are to a commit: `look` (what is at some paths), `commit` (a batch
+of adds or deletes), `list` (a folder). Contents go past it: the Hub names its own address for them.
 """
 
 import http.client

@@ -1,7 +1,8 @@
-"""Several mounts of one bucket, each with its own caches and its own gate to the Hub; and what must be in the bucket in the end.
+"""Several mounts of one bucket, each with its own caches and its own gate to the Hub; and what must
+be in the bucket in the end.
 
-Every version that a mount acknowledged carries a token of its own and those of the version it was made from. In the end no token may be missing
-from all files together, unless somebody who had read it removed it.
+Every version that a mount acknowledged carries a token of its own and those of the version it was made from.
+In the end no token may be missing from all files together, unless somebody who had read it removed it.
 """
 
 import contextlib
@@ -156,7 +157,8 @@ class Machine:
 
     @contextlib.contextmanager
     def held(self, name):
-        """Reads what is about to be removed. What is open for writing isn't replaced meanwhile by what others make of it."""
+        """Reads what is about to be removed. What is open for writing isn't replaced meanwhile by
+        what others make of it."""
         with open(self.path(name), "r+b") as file:
             data = file.read()
             self.lab.removed(tokens(data))
@@ -234,7 +236,8 @@ class Lab:
             time.sleep(READ_BACK + 2.5)
 
     def settle_after_faults(self):
-        """The same where reading back may have failed: a new start tries it again, without the pause that a failure brings."""
+        """The same where reading back may have failed: a new start tries it again, without the
+        pause that a failure brings."""
         for _ in range(2):
             for machine in self.machines.values():
                 machine.flush()
@@ -268,7 +271,8 @@ def held_append(lab, machine, name, at="commit"):
 
 
 def overlap(lab, name, held, do_held, first, do_first):
-    """`held` compares with what is there; then `first` compares and commits; then `held` commits what concerns `name`."""
+    """`held` compares with what is there; then `first` compares and commits; then `held` commits
+    what concerns `name`."""
     rule = held.gate.hold("commit", lab.stored_key(name))
     do_held()
     rule.wait()

@@ -1,7 +1,8 @@
 """What a writer did, what was acknowledged, and so what may be found after a kill.
 
-A tree is a dict: path -> `Directory`, a `Link`, a `File` or a `Written` (a file that is being written). `Log` keeps every tree that may be the
-true one: mostly one; two while a call is under way or after one whose outcome isn't known. Nothing here touches a disk.
+A tree is a dict: path -> `Directory`, a `Link`, a `File` or a `Written` (a file that is being
+written). `Log` keeps every tree that may be the true one: mostly one; two while a call is under way
+or after one whose outcome isn't known. Nothing here touches a disk.
 """
 
 # A mount keeps records of so many bytes: what was written and not closed may be there or not, record by record.
@@ -63,7 +64,8 @@ class Written:
         del self.states[:-1]
 
     def accepts(self, found):
-        """`write` promises nothing. But each record is as one of the calls left it or was about to, and so is the length."""
+        """`write` promises nothing. But each record is as one of the calls left it or was about to,
+        and so is the length."""
         if not isinstance(found, File):
             return False
         lengths = [len(state) for state in self.states]
@@ -91,7 +93,7 @@ def within(path, folder):
     return path == folder or path.startswith(folder + "/")
 
 
-# --- what calls do to a tree: a new tree, or None where the call can't have been done ----------------------------------
+# --- what calls do to a tree: a new tree, or None where the call can't have been done -------------------------------
 
 
 def put(path, node):
@@ -122,18 +124,21 @@ def rename(old, new):
 
 
 class Log:
-    """One writer's part of the tree. `begin` before each call, then `done`, `unknown`, or nothing at all when the daemon died."""
+    """One writer's part of the tree. `begin` before each call, then `done`, `unknown`, or nothing
+    at all when the daemon died."""
 
     def __init__(self, tree):
         self.trees = [tree]
         self.flight = None
         # What was done to what, and how it ended: for whoever has to find out why something is missing.
         self.history = []
-        # Since the last time that the Hub had everything: paths that were taken away or replaced, and all that ever were.
+        # Since the last time that the Hub had everything: paths that were taken away or replaced,
+        # and all that ever were.
         self.moved, self.ever = set(), set(tree)
 
     def is_certain(self):
-        """Whether there is just one tree that may be there, to the last byte: no call is under way, and no file is open for writing."""
+        """Whether there is just one tree that may be there, to the last byte: no call is under way,
+        and no file is open for writing."""
         return not self.flight and len(self.trees) == 1 and not any(isinstance(node, Written) for node in self.trees[0].values())
 
     def begin(self, name, effect, path, gone=()):
@@ -178,7 +183,8 @@ class Log:
         return not any(within(p, path) for tree in self.trees for p in tree)
 
     def settle(self, found, where):
-        """Holds what was found against what may be there. Gives whether the call under way was carried out (None: there was none)."""
+        """Holds what was found against what may be there. Gives whether the call under way was
+        carried out (None: there was none)."""
         possible = self.possible()
         for at, tree in enumerate(possible):
             if tree.keys() == found.keys() and all(node.accepts(found[path]) for path, node in tree.items()):

@@ -1,7 +1,8 @@
 """A proxy between a mount and its Hub that knows which request is which.
 
-It can kill the daemon at a request (a *trap*: before the Hub has it, when the Hub has handled it, or when the daemon has its answer), make the
-network and the Hub fail (*faults*), and shows every byte that passes to an inspector. One thread for each connection, HTTP/1.1 only.
+It can kill the daemon at a request (a *trap*: before the Hub has it, when the Hub has handled it,
+or when the daemon has its answer), make the network and the Hub fail (*faults*), and shows every
+byte that passes to an inspector. One thread for each connection, HTTP/1.1 only.
 """
 
 import json
@@ -90,7 +91,8 @@ class Trap:
 
 
 class Proxy:
-    """Listens on a free port. `target` is the port of the Hub, which may change; `inspect` gets every byte, by request."""
+    """Listens on a free port. `target` is the port of the Hub, which may change; `inspect` gets
+    every byte, by request."""
 
     def __init__(self, target, inspect, seed):
         self.target, self.inspect = target, inspect
@@ -135,7 +137,8 @@ class Proxy:
                 pass
 
     def kind(self, request):
-        """What a request is about; of a batch also whether it adds what was uploaded for it, what the Hub has already, or deletes."""
+        """What a request is about; of a batch also whether it adds what was uploaded for it, what
+        the Hub has already, or deletes."""
         path = request.start.split(" ")[1].split("?")[0]
         if path.endswith("/batch"):
             lines = [json.loads(line) for line in request.body.splitlines() if line]

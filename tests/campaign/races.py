@@ -1,7 +1,7 @@
 """Races between mounts, forced one by one.
 
-Each is a generator: up to its `yield` it races, then gets all files as they are once every commit was read back. That no acknowledged token is missing
-is checked for all of them; what they check themselves is where things went.
+Each is a generator: up to its `yield` it races, then gets all files as they are once every commit was read back.
+That no acknowledged token is missing is checked for all of them; what they check themselves is where things went.
 """
 
 import os

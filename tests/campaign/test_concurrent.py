@@ -1,6 +1,8 @@
-"""Several mounts of one bucket change the same things at the same time: no version that one of them acknowledged is lost.
+"""Several mounts of one bucket change the same things at the same time: no version that one of them
+acknowledged is lost.
 
-Each commit is read back 10 s after it, so all labs run side by side and are looked at in the end. Longer runs: concurrent_edits.py.
+Each commit is read back 10 s after it, so all labs run side by side and are looked at in the end.
+Longer runs: concurrent_edits.py.
 """
 
 import json

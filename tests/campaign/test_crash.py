@@ -1,4 +1,5 @@
-"""A short crash campaign for CI: kinds of moments once each, with faults, on a mount with a key and on one without; and that it would tell."""
+"""A short crash campaign for CI: kinds of moments once each, with faults, on a mount with a key and
+on one without; and that it would tell."""
 
 import resource
 import tempfile

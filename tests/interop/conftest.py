@@ -1,7 +1,8 @@
 """What the outside tests share: our binaries, a served Hub, the official client, mounts.
 
-Everything runs below one temporary folder a test, on free ports, as the current user. Binaries come from HFCRYPT_BIN (default
-target/debug). Where FUSE can't be used the mount tests are reported as skipped; with CI=true that is a failure.
+Everything runs below one temporary folder a test, on free ports, as the current user. Binaries come
+from HFCRYPT_BIN (default target/debug). Where FUSE can't be used the mount tests are reported as
+skipped; with CI=true that is a failure.
 """
 
 import json

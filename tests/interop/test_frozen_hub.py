@@ -1,8 +1,8 @@
-"""A Hub that takes connections and never answers, or that is away for a while: each command and each file operation ends by one
-deadline, and what can wait for the Hub does so until then.
+"""A Hub that takes connections and never answers, or that is away for a while: each command and
+each file operation ends by one deadline, and what can wait for the Hub does so until then.
 
-The Hub is frozen with SIGSTOP: its kernel goes on taking connections. Times have a margin for a busy machine that is smaller than a second
-deadline would be.
+The Hub is frozen with SIGSTOP: its kernel goes on taking connections. Times have a margin for a
+busy machine that is smaller than a second deadline would be.
 """
 
 import contextlib

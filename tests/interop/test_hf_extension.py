@@ -9,7 +9,8 @@ import pytest
 
 from conftest import BIN, ROOT, needs_fuse, tree, write_tree
 
-# Installs with the official client's own code. Only its requests to GitHub are answered here, from the files of this repository.
+# Installs with the official client's own code. Only its requests to GitHub are answered here, from
+# the files of this repository.
 INSTALL = """
 import sys
 from pathlib import Path

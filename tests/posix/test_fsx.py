@@ -1,4 +1,5 @@
-"""fsx: random reads, writes, maps, truncations and holes against a picture in memory; and against a mount that begins anew.
+"""fsx: random reads, writes, maps, truncations and holes against a picture in memory; and against a
+mount that begins anew.
 
 FSX_OPS says how many operations each of them makes; 200000 takes some minutes each.
 """

@@ -1,4 +1,5 @@
-"""pjdfstest: every test passes on a mount, with a key and without, except those that exclusions.toml gives a reason for."""
+"""pjdfstest: every test passes on a mount, with a key and without, except those that
+exclusions.toml gives a reason for."""
 
 import grp
 import os

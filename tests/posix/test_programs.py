@@ -1,4 +1,7 @@
-"""What people run inside a mount: git, cargo, SQLite, rsync, tar, vim, lock files. Each finds its work again after a remount."""
+"""Everyday programs inside a mount: git, cargo, SQLite, rsync, tar, vim, lock files.
+
+Each finds its work again after a remount.
+"""
 
 import fcntl
 import os

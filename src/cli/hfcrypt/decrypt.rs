@@ -101,7 +101,7 @@ fn folder(keys: &Keys, args: &DecryptArgs) -> Outcome<ExitCode> {
     }
     let exit = if integrity { Exit::Integrity } else { Exit::Failure };
     Err(Failure::new(exit, format!("{} of {} files could not be decrypted", failures.len(), found.objects.len()))
-        .hint("altered, or made with another key; all others are there"))
+        .hint("altered, or made with another key; the other files were decrypted"))
 }
 
 /// Copies everything but `.enc`. An encrypted file of the same path wins: it is authentic.

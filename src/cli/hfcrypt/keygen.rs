@@ -24,7 +24,7 @@ pub fn write_new(path: &Path, hex: bool) -> Outcome<MasterKey> {
         true => file.write_all(keyfile::to_hex(&master).as_bytes()),
         false => file.write_all(master.expose()),
     };
-    // The name must survive a power cut as well: without its key the data is gone.
+    // The name must survive a power cut as well: without its key the data is lost.
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let durable = || file.sync_all().and_then(|()| File::open(parent)?.sync_all());
     if let Err(error) = written.and_then(|()| durable()) {
@@ -39,7 +39,7 @@ pub fn write_new(path: &Path, hex: bool) -> Outcome<MasterKey> {
 pub(super) fn keygen(path: &Path, hex: bool) -> Outcome<ExitCode> {
     let master = write_new(path, hex)?;
     say!("{}", Keys::derive(&master).id());
-    eprintln!("keep a copy of {} elsewhere: without it the data is gone", path.display());
+    eprintln!("keep a copy of {} elsewhere: without it the data is lost", path.display());
     Ok(ExitCode::SUCCESS)
 }
 

@@ -163,7 +163,7 @@ fn report_hidden(hidden: crate::store::Hidden) {
         (hidden.foreign, "are not readable with this key (another key's, or damaged)"),
         (hidden.suspicious, "have names that no writer makes"),
         (hidden.shadowed, "are hidden by another entry of the same name"),
-        (hidden.unreachable, "are no files or folders"),
+        (hidden.unreachable, "are not files or folders"),
     ] {
         if count > 0 {
             eprintln!("note: {count} entries {what}");

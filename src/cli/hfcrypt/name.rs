@@ -118,7 +118,7 @@ fn decrypt_with(cipher: &NameCipher, inner: &str, sidecars: &mut std::slice::Ite
                 continue;
             }
             Verdict::Suspicious => "authenticates, but no writer makes it",
-            Verdict::Extension => "is no name",
+            Verdict::Extension => "is not a stored name",
             Verdict::Foreign | Verdict::NeedsSidecar(_) => "does not authenticate: another key's, or altered",
         };
         return Err(Failure::new(Exit::Integrity, format!("{stored:?} {why}")));
@@ -128,6 +128,9 @@ fn decrypt_with(cipher: &NameCipher, inner: &str, sidecars: &mut std::slice::Ite
 
 fn sidecar(file: &Path) -> Outcome<Vec<u8>> {
     read_sidecar(file)?.ok_or_else(|| {
-        Failure::new(Exit::NotFound, format!("{} is no sidecar: one has {} bytes", file.display(), names::SIDECAR_LEN))
+        Failure::new(
+            Exit::NotFound,
+            format!("{} is not a sidecar: a sidecar has {} bytes", file.display(), names::SIDECAR_LEN),
+        )
     })
 }

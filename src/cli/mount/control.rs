@@ -229,14 +229,15 @@ impl Content {
     }
 }
 
-/// An answer that doesn't belong to the question.
+/// The error for a reply that does not match the request.
 pub(super) fn another_kind() -> Failure {
-    Failure::new(Exit::Failure, "the daemon gave an answer of another kind").hint("is it of another version?")
+    Failure::new(Exit::Failure, "unexpected reply from the daemon")
+        .hint("stop the mount and start it again with this version")
 }
 
 fn no_answer(record: &Record, error: std::io::Error) -> Failure {
     let point = record.mountpoint.display();
-    Failure::new(Exit::Failure, format!("the daemon of {point} (pid {}) does not answer: {error}", record.pid))
+    Failure::new(Exit::Failure, format!("the daemon of {point} (pid {}) does not reply: {error}", record.pid))
 }
 
 /// Asks a running daemon.

@@ -206,10 +206,10 @@ async fn give_up(which: &Which) -> Outcome<ExitCode> {
         for (number, outcome) in numbers.iter().zip(outcomes) {
             let Some(pending) = chosen.pending.iter().find(|pending| pending.number == *number) else { continue };
             match outcome {
-                None => eprintln!("gave up {}", name(pending)),
+                None => eprintln!("discarded {}", name(pending)),
                 Some(failure) => {
                     refused += 1;
-                    failure.about(format!("cannot give up {}", pending_name(pending))).report();
+                    failure.about(format!("cannot discard {}", pending_name(pending))).report();
                 }
             }
         }
@@ -309,8 +309,9 @@ fn live(point: &Path) -> Outcome<Record> {
     if record.is_alive() {
         return Ok(record);
     }
-    let message = format!("the daemon of {} is gone; what is pending is in its journal", record.mountpoint.display());
-    Err(Failure::new(Exit::MountPoint, message).hint("mount the same source again: it goes on with what is pending"))
+    let message = format!("the daemon of {} has died; pending changes are in its journal", record.mountpoint.display());
+    Err(Failure::new(Exit::MountPoint, message)
+        .hint("mount the same source again: it continues with the pending changes"))
 }
 
 async fn all(record: &Record) -> Outcome<Vec<Pending>> {

@@ -54,7 +54,7 @@ pub(super) async fn quickstart(common: &CommonArgs, point: PathBuf) -> Outcome<E
     }
     say!("  key:   {} (id {id}{})", key.display(), if made { ", new" } else { "" });
     say!("  Hub:   {} (embedded; it only ever holds ciphertext)", hub.display());
-    say!("  keep a copy of the key elsewhere: without it the data is gone");
+    say!("  keep a copy of the key elsewhere: without it the data is lost");
     say!("to unmount:  hf-mount stop {}", point.display());
     say!("to undo:     rm -r {}", folder.display());
     Ok(ExitCode::SUCCESS)

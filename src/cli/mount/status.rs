@@ -66,7 +66,7 @@ impl Mount {
         let mut text = format!("{} on {}", term::escape(&self.source), term::escape(&self.mountpoint));
         if !self.alive {
             text.push_str(
-                "\n  dead: its daemon is gone; `hf-mount stop` cleans up, a new `start` goes on with what is pending\n",
+                "\n  dead: its daemon has died; `hf-mount stop` cleans up, a new `start` continues with the pending changes\n",
             );
             return text;
         }

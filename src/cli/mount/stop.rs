@@ -42,7 +42,7 @@ fn tell(drained: Drained) {
         );
     }
     if drained.conflicts > 0 {
-        eprintln!("{} changed elsewhere too: both versions were kept", files(drained.conflicts));
+        eprintln!("{} also changed remotely: both versions were kept", files(drained.conflicts));
     }
 }
 
@@ -100,10 +100,10 @@ async fn stop_one(record: &Record, force: bool) -> Outcome<Drained> {
         }
         registry::forget(record)?;
         let point = record.mountpoint.display();
-        // 0 would say that all of it is on the Hub.
+        // Exit code 0 would mean that everything is on the Hub.
         let failure =
-            Failure::new(Exit::Pending, format!("the daemon of {point} had died; what was pending is in its journal"));
-        return Err(failure.hint("the next `hf-mount start` of the same source goes on with it"));
+            Failure::new(Exit::Pending, format!("the daemon of {point} had died; pending changes are in its journal"));
+        return Err(failure.hint("the next `hf-mount start` of the same source continues with them"));
     }
     let drained = drain(record, Request::Stop { lazy: force }).await?;
     let ended = async {

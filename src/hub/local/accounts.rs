@@ -82,7 +82,7 @@ impl LocalHub {
     pub async fn add_user(&self, name: &str) -> Result<(), Error> {
         BucketId::new(name, "x").map_err(|_| Error::Local(format!("invalid user name {name:?}")))?;
         if name == "me" {
-            return Err(Error::Local("the name \"me\" stands for whoever asks".into()));
+            return Err(Error::Local("the name \"me\" is reserved: it means the user of the token".into()));
         }
         let name = name.to_owned();
         self.change(move |t| {

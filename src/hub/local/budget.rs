@@ -21,12 +21,12 @@ pub(crate) struct Budget {
     size: u32,
 }
 
-/// Part of a budget; given back when dropped.
+/// Part of a budget; freed when dropped.
 pub(crate) type Share = OwnedSemaphorePermit;
 
-/// There is no share, and there won't be one soon.
+/// No share became free within [`WAIT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("too much is going on")]
+#[error("embedded Hub overloaded")]
 pub(crate) struct Busy;
 
 impl Budget {

@@ -105,7 +105,7 @@ impl Opened {
         };
         let index = match open_index() {
             Err(Failure::Index(error)) if index::is_damaged(&error) => {
-                tracing::warn!(%error, "the index of the disk cache is damaged: it is made anew");
+                tracing::warn!(%error, "the index of the disk cache is damaged: it is rebuilt");
                 folder.remove_index()?;
                 open_index()?
             }
@@ -588,7 +588,7 @@ impl Store {
         if damaged {
             let _gate = opened.folder.gate()?;
             if opened.is_current() {
-                tracing::warn!("the index of the disk cache is damaged: it is made anew");
+                tracing::warn!("the index of the disk cache is damaged: it is rebuilt");
                 opened.folder.remove_index()?;
             }
         }

@@ -152,8 +152,8 @@ impl Remote {
 /// A bucket address with a key, as typed: nothing is trimmed from the key.
 fn parse_object(text: &str) -> Outcome<(BucketId, String)> {
     if !text.starts_with("hf://buckets/") {
-        return Err(Failure::new(Exit::Usage, format!("{text:?} is no bucket address"))
-            .hint("it looks like hf://buckets/namespace/bucket/key"));
+        return Err(Failure::new(Exit::Usage, format!("invalid bucket address {text:?}"))
+            .hint("a bucket address is hf://buckets/namespace/bucket/key"));
     }
     let Source::Bucket { id, prefix } = parse_bucket(text)?;
     Ok((id, prefix))

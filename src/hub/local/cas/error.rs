@@ -36,7 +36,7 @@ pub(crate) enum Error {
     #[error("already stored")]
     AlreadyStored,
     /// 416, with the length of what was asked for.
-    #[error("range starts at or behind the end, at {len}")]
+    #[error("range starts at or past the end, at {len}")]
     Range {
         /// Bytes of the file or xorb.
         len: u64,

@@ -114,7 +114,7 @@ fn parse_request(body: &[u8]) -> Result<(u64, u64), Error> {
     if checksum.algo != "crc64nvme" {
         return Err(Error::Invalid("the checksum must be crc64nvme".into()));
     }
-    let crc = checksum.value.parse().map_err(|_| Error::Invalid("the checksum is no decimal number".into()))?;
+    let crc = checksum.value.parse().map_err(|_| Error::Invalid("the checksum is not a decimal number".into()))?;
     if length == 0 || length > MAX_AREA {
         return Err(Error::Invalid(format!("a xorb has 1 to {MAX_AREA} bytes")));
     }
@@ -142,7 +142,8 @@ pub(super) async fn put(
 }
 
 async fn admit(site: &Site, hash: &str, id: &str) -> Result<Grant, Error> {
-    let grant = Grant::open(site, parse_hash(hash)?, id).ok_or(Error::Forbidden("this is no grant of ours"))?;
+    let grant =
+        Grant::open(site, parse_hash(hash)?, id).ok_or(Error::Forbidden("this is not a grant of this server"))?;
     if grant.expires <= now_seconds() {
         return Err(Error::Forbidden("this grant has expired"));
     }

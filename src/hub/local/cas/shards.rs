@@ -265,7 +265,7 @@ async fn register(store: &CasStore, bucket: i64, validated: Validated) -> Result
 fn insert(transaction: &Transaction<'_>, bucket: i64, validated: &Validated) -> Result<bool, Error> {
     // A token outlives its bucket by some minutes.
     if !bucket_exists(transaction, bucket)? {
-        return Err(Error::Forbidden("the bucket of this token is gone"));
+        return Err(Error::Forbidden("the bucket of this token was removed"));
     }
     let mut any_new = false;
     for (hash, segments) in &validated.files {
