@@ -28,11 +28,11 @@
 //!
 //! | path | what |
 //! |---|---|
-//! | `chunks/XX/<xorb>-<first>-<count>` | an entry: `count` chunks of a xorb from chunk `first` on; XX is the first byte of the hash |
+//! | `chunks/XX/<xorb>-<first>-<count>` | an entry: `count` chunks of a xorb from `first` on; XX: first byte of the hash |
 //! | `files/XX/<file>` | an entry: all chunks of a file |
 //! | `writing/<writer>.lock` | held by a living writer (a cache opened by some process) |
 //! | `writing/<writer>.<n>` | an entry that it is writing |
-//! | `index.sqlite`, `-wal`, `-shm` | which entries there are, their size, their last use, and what is being written by whom |
+//! | `index.sqlite`, `-wal`, `-shm` | all entries, their size and last use, and what each writer writes |
 //! | `lock`, `scan` | held while writers come and go and the index is opened; held by who compares index and files |
 //!
 //! The index is SQLite in WAL mode. Names on disk alone would do for lookups, but not for the size and the order of use

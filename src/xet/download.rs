@@ -2,7 +2,7 @@
 //!
 //! | | delivered | checked |
 //! |---|---|---|
-//! | [`Downloader::read`] | at once | structure and lengths; every chunk where the file's chunks, or its xorb's, are known |
+//! | [`Downloader::read`] | at once | structure and lengths; chunks, if those of the file or xorb are known |
 //! | [`Downloader::stream`] | in order | the same |
 //! | [`Downloader::download`] | in order, into a writer | every chunk hash and the file hash |
 //! | [`Downloader::download_to`] | in any order, into a [`Place`] | the same |

@@ -7,7 +7,7 @@
 //! |---|---|---|---|
 //! | [`ChunkList`] | a file | own uploads, whole reads | proof |
 //! | [`ChunkList`] | a xorb | answers with plain chunk hashes | proof |
-//! | [`ToldList`] | a xorb | answers with chunk hashes under a key, as the Hub gives them | the word of the CAS, by another way than the data |
+//! | [`ToldList`] | a xorb | answers with keyed chunk hashes (the Hub) | the word of the CAS, by another way |
 //!
 //! A list proves itself: the Merkle root over it is the hash of the file or the xorb (Xet spec, 4.1-4.3), so it is
 //! believed when that was recomputed and not before, whoever brought it and whatever happened to the disk. But the root

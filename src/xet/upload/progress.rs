@@ -18,7 +18,8 @@ impl Progress {
         self.read.load(Relaxed)
     }
 
-    /// Bytes of xorbs handed to the connection, after compression and with headers. Bytes that are sent again count once.
+    /// Bytes of xorbs handed to the connection, after compression and with headers. Bytes that are sent again count
+    /// once.
     pub fn sent(&self) -> u64 {
         self.sent.load(Relaxed)
     }

@@ -74,11 +74,12 @@ fn count(root: &Path) -> Result<Vec<Count>, String> {
 const METHODS: usize = 202;
 const FS_CIRCLE: usize = 17;
 const WHATS: usize = 102;
-const WIDE: usize = 239;
+const WIDE: usize = 236;
 const LONGEST: usize = 40;
 
-/// Returns the 99th percentile of the lengths of all functions of `src` outside tests, and the longest ones. A length is
-/// the number of lines from `fn` to the closing brace.
+/// Returns the 99th percentile of the lengths of all functions of `src` outside tests, and the longest ones.
+///
+/// A length is the number of lines from `fn` to the closing brace.
 fn functions(product: &[Source]) -> (usize, Vec<String>) {
     let mut all: Vec<(usize, String)> = Vec::new();
     for source in product {
