@@ -74,7 +74,7 @@ fn count(root: &Path) -> Result<Vec<Count>, String> {
 const METHODS: usize = 202;
 const FS_CIRCLE: usize = 17;
 const WHATS: usize = 102;
-const WIDE: usize = 236;
+const WIDE: usize = 237;
 const LONGEST: usize = 40;
 
 /// Returns the 99th percentile of the lengths of all functions of `src` outside tests, and the longest ones.
