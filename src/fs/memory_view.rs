@@ -4,7 +4,7 @@ use crate::fs::lock::{Mutex, MutexGuard, lock};
 use crate::store::{
     Change, Content, CryptoError, Draft, DraftState, Entry, Error, Expect, Format, Hash, Hidden, HubError, Kind, Len,
     Listing, MovedFile, Object, Op, Outcome, PlainPath, PutProgress, PutSession, Sealer, Side, SlotIo, Stored, Version,
-    View,
+    View, marked_name,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use time::OffsetDateTime;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{RwLock, RwLockWriteGuard};
 
 /// Bytes of a slot.
@@ -229,7 +230,7 @@ impl MemoryView {
             let rest = path[directory.as_str().len()..].trim_start_matches('/');
             match rest.split_once('/') {
                 None if state.files.keys().any(|key| key.starts_with(&format!("{path}/"))) => {
-                    entries.insert(format!("{rest}{ALIAS}"), state.entry(path, file, false));
+                    entries.insert(marked_name(rest, ALIAS), state.entry(path, file, false));
                 }
                 Some((name, _)) => {
                     let full = directory.join(name)?;
@@ -259,9 +260,8 @@ impl State {
     }
 
     fn entry(&self, path: &str, file: &File, read: bool) -> Kind {
-        let len = self.contents[&file.hash].len() as u64;
-        let side = if self.format_1 { Side::Encrypted(Format::V1) } else { Side::Plain };
-        let version = Version { hash: file.hash, stored_len: len, side };
+        let version = self.version(file);
+        let len = version.stored_len;
         let len = match (self.damaged.iter().any(|at| at == path), self.unread && !read) {
             (true, _) => Len::Damaged,
             (false, true) => Len::Unread,
@@ -283,9 +283,16 @@ impl State {
         }
     }
 
-    /// The key that a path stands for.
-    fn key<'a>(&self, path: &'a str) -> &'a str {
-        path.strip_suffix(ALIAS).filter(|_| !self.files.contains_key(path)).unwrap_or(path)
+    /// Returns the key that a path stands for.
+    fn key(&self, path: &str) -> String {
+        let is_alias = path.contains(ALIAS) && !self.files.contains_key(path);
+        if is_alias { path.replacen(ALIAS, "", 1) } else { path.to_owned() }
+    }
+
+    /// Returns the version of a file.
+    fn version(&self, file: &File) -> Version {
+        let side = if self.format_1 { Side::Encrypted(Format::V1) } else { Side::Plain };
+        Version { hash: file.hash, stored_len: self.contents[&file.hash].len() as u64, side }
     }
 
     fn apply(&mut self, op: &Op) -> Outcome {
@@ -296,59 +303,110 @@ impl State {
                 false => HubError::Network("not now".into()),
             }));
         }
-        if !self.is_met(path, op.expect) {
-            return Outcome::Conflict { found: self.found(path) };
+        if path.is_empty() {
+            return Outcome::Failed(Error::InvalidName);
         }
         match &op.change {
             // A damaged file may be another program's good data.
-            Change::Put { .. } if self.damaged.iter().any(|at| at == path) && self.files.contains_key(path) => {
+            Change::Put { .. } if self.damaged.contains(&path) && self.files.contains_key(&path) => {
                 Outcome::Failed(Error::Unauthentic(CryptoError::Unauthentic))
             }
             Change::Put { stored, mtime } => {
-                self.files.insert(path.to_owned(), File { hash: stored.version.hash, mtime: *mtime });
+                let there = self.found(&path);
+                // A repeat finds its own result, and changes nothing.
+                if there == Some(stored.version.hash) {
+                    return Outcome::Done(Some(stored.version));
+                }
+                if !self.is_met(&path, op.expect) {
+                    return Outcome::Conflict { found: there };
+                }
+                self.files.insert(path, File { hash: stored.version.hash, mtime: *mtime });
                 Outcome::Done(Some(stored.version))
             }
             Change::Delete => {
-                self.damaged.retain(|at| at != path);
-                self.files.remove(path);
+                let there = self.found(&path);
+                if there.is_some() && !self.is_met(&path, op.expect) {
+                    return Outcome::Conflict { found: there };
+                }
+                self.damaged.retain(|at| *at != path);
+                self.files.remove(&path);
                 Outcome::Done(None)
             }
-            Change::Rename { to, expect_to } | Change::Copy { to, expect_to } => {
-                let Some(file) = self.files.get(path).cloned() else { return Outcome::Conflict { found: None } };
-                if *to == op.path {
-                    let stored_len = self.contents[&file.hash].len() as u64;
-                    return Outcome::Done(Some(Version { hash: file.hash, stored_len, side: Side::Plain }));
-                }
-                if !self.is_met(to.as_str(), *expect_to) {
-                    return Outcome::Conflict { found: self.found(to.as_str()) };
-                }
-                self.files.insert(to.as_str().to_owned(), file.clone());
-                if matches!(op.change, Change::Rename { .. }) {
-                    self.files.remove(path);
-                }
-                let stored_len = self.contents[&file.hash].len() as u64;
-                Outcome::Done(Some(Version { hash: file.hash, stored_len, side: Side::Plain }))
-            }
+            Change::Rename { to, expect_to } => self.carry(op, &path, to, *expect_to, true),
+            Change::Copy { to, expect_to } => self.carry(op, &path, to, *expect_to, false),
             Change::RenameDirectory { to } => self.move_directory(&op.path, to),
         }
     }
 
-    fn move_directory(&mut self, from: &PlainPath, to: &PlainPath) -> Outcome {
-        let below = |directory: &PlainPath, path: &str| {
-            PlainPath::new(path).is_ok_and(|path| path.is_within(directory) && path != *directory)
-        };
-        if let Some((_, file)) = self.files.iter().find(|(path, _)| below(to, path)) {
-            return Outcome::Conflict { found: Some(file.hash) };
+    /// Renames or copies the file at `path`.
+    fn carry(&mut self, op: &Op, path: &str, to: &PlainPath, expect_to: Expect, moves: bool) -> Outcome {
+        if to.is_root() {
+            return Outcome::Failed(Error::InvalidName);
         }
-        let found: Vec<_> = self.files.keys().filter(|path| below(from, path)).cloned().collect();
+        let is_itself = *to == op.path;
+        let means_file = is_itself || matches!(expect_to, Expect::Is(_));
+        let to = if means_file { self.key(to.as_str()) } else { to.as_str().to_owned() };
+        let Some(file) = self.files.get(path).cloned() else {
+            return match (op.expect, self.files.get(&to)) {
+                // An earlier try did it.
+                (Expect::Is(hash), Some(there)) if moves && there.hash == hash => {
+                    Outcome::Done(Some(self.version(there)))
+                }
+                (Expect::Is(_), _) => Outcome::Conflict { found: None },
+                _ => Outcome::Failed(Error::NotFound),
+            };
+        };
+        if !self.is_met(path, op.expect) {
+            return Outcome::Conflict { found: self.found(path) };
+        }
+        let version = self.version(&file);
+        if is_itself {
+            return Outcome::Done(Some(version));
+        }
+        if self.found(&to) != Some(file.hash) {
+            if !self.is_met(&to, expect_to) {
+                return Outcome::Conflict { found: self.found(&to) };
+            }
+            self.files.insert(to, file);
+        }
+        if moves {
+            self.files.remove(path);
+        }
+        Outcome::Done(Some(version))
+    }
+
+    fn move_directory(&mut self, from: &PlainPath, to: &PlainPath) -> Outcome {
+        if from == to {
+            return Outcome::Moved(Vec::new());
+        }
+        if to.is_within(from) {
+            return Outcome::Failed(Error::InvalidName);
+        }
+        let unreadable = |(directory, count): (&String, &u64)| {
+            PlainPath::new(directory).is_ok_and(|directory| directory.is_within(from)).then_some(*count)
+        };
+        let unreadable: u64 = self.unreadable.iter().filter_map(unreadable).sum();
+        if unreadable > 0 {
+            return Outcome::Failed(Error::NotEmpty(unreadable));
+        }
+        let below = |directory: &PlainPath| -> Vec<String> {
+            let is_below =
+                |path: &&String| PlainPath::new(path).is_ok_and(|path| path.is_within(directory) && path != *directory);
+            self.files.keys().filter(is_below).cloned().collect()
+        };
+        let (found, occupied) = (below(from), below(to));
+        if !found.is_empty() && !occupied.is_empty() {
+            return Outcome::Failed(Error::NotEmpty(occupied.len() as u64));
+        }
         let mut moved = Vec::new();
-        for path in found {
+        // Those at the target were moved by an earlier try.
+        for path in found.into_iter().chain(occupied) {
             let file = self.files.remove(&path).expect("just listed");
-            let path = PlainPath::new(&path).ok().and_then(|path| path.rebase(from, to)).expect("it is below");
-            self.files.insert(path.as_str().to_owned(), file.clone());
-            let stored_len = self.contents[&file.hash].len() as u64;
-            let version = Version { hash: file.hash, stored_len, side: Side::Plain };
-            moved.push(MovedFile { path, version, mtime: Some(file.mtime) });
+            let path = PlainPath::new(&path).expect("just checked");
+            let path = path.rebase(from, to).unwrap_or(path);
+            let (version, mtime) = (self.version(&file), Some(file.mtime));
+            self.files.insert(path.as_str().to_owned(), file);
+            moved.push(MovedFile { path, version, mtime });
         }
         Outcome::Moved(moved)
     }
@@ -376,6 +434,28 @@ impl Object for MemoryObject {
 
 struct Session(Arc<Mutex<State>>, Mutex<Vec<Hash>>, Arc<AtomicU64>);
 
+impl Session {
+    async fn add_stream(
+        &self,
+        mut reader: Box<dyn AsyncRead + Send + Unpin>,
+        len: Option<u64>,
+    ) -> Result<Stored, Error> {
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).await?;
+        if len.is_some_and(|len| len != bytes.len() as u64) {
+            return Err(Error::LengthMismatch);
+        }
+        self.2.fetch_add(bytes.len() as u64, Relaxed);
+        Ok(self.store(&bytes))
+    }
+
+    fn store(&self, bytes: &[u8]) -> Stored {
+        let (hash, plain_len) = (lock(&self.0).store(bytes), bytes.len() as u64);
+        lock(&self.1).push(hash);
+        Stored { version: Version { hash, stored_len: plain_len, side: Side::Plain }, plain_len }
+    }
+}
+
 #[async_trait]
 impl PutSession for Session {
     fn progress(&self) -> Box<dyn Fn() -> PutProgress + Send + Sync> {
@@ -385,7 +465,10 @@ impl PutSession for Session {
 
     async fn add(&self, content: Content) -> Result<Stored, Error> {
         lock(&self.0).online()?;
-        let Content::Frozen { frozen, slots } = content else { return Err(Error::WrongSide) };
+        let (frozen, slots) = match content {
+            Content::Frozen { frozen, slots } => (frozen, slots),
+            Content::Stream { reader, len } => return self.add_stream(reader, len).await,
+        };
         let mut bytes = Vec::new();
         for slot in &frozen.records {
             let pace = lock(&self.0).pace;
@@ -399,10 +482,7 @@ impl PutSession for Session {
         }
         assert!(bytes.len() as u64 >= frozen.len, "all records are there");
         bytes.truncate(frozen.len as usize);
-        let hash = lock(&self.0).store(&bytes);
-        lock(&self.1).push(hash);
-        let version = Version { hash, stored_len: frozen.len, side: Side::Plain };
-        Ok(Stored { version, plain_len: frozen.len })
+        Ok(self.store(&bytes))
     }
 
     async fn finish(self: Box<Self>) -> Result<(), Error> {
@@ -455,10 +535,13 @@ impl View for MemoryView {
         let state = self.state();
         state.online()?;
         let name = path.split().map_or("", |(_, name)| name).to_owned();
-        Ok(state
-            .files
-            .get(state.key(path.as_str()))
-            .map(|file| Entry { name, kind: state.entry(path.as_str(), file, true) }))
+        let key = state.key(path.as_str());
+        let below = format!("{}/", path.as_str());
+        if key == path.as_str() && (path.is_root() || state.files.keys().any(|key| key.starts_with(&below))) {
+            let read_only = state.read_only.iter().any(|at| at == path.as_str());
+            return Ok(Some(Entry { name, kind: Kind::Directory { read_only } }));
+        }
+        Ok(state.files.get(&key).map(|file| Entry { name, kind: state.entry(&key, file, true) }))
     }
 
     async fn lens(&self, versions: &[Version]) -> Vec<Result<Len, Error>> {
@@ -511,7 +594,7 @@ impl View for MemoryView {
     }
 
     fn show_beside(&self, _: &PlainPath, name: &str, taken: &dyn Fn(&str) -> bool) -> Option<String> {
-        let alias = format!("{name}{ALIAS}");
+        let alias = marked_name(name, ALIAS);
         (!taken(&alias)).then_some(alias)
     }
 
@@ -567,4 +650,9 @@ impl View for MemoryView {
 /// Stands for the Xet hash of some content.
 pub(crate) fn content_hash(content: &[u8]) -> Hash {
     Hash(*blake3::hash(content).as_bytes())
+}
+
+#[tokio::test]
+async fn memory_view_keeps_contract() {
+    crate::store::conformance::all(&*MemoryView::new(false)).await;
 }

@@ -7,6 +7,8 @@
 
 mod beside;
 mod commit;
+#[cfg(test)]
+pub(crate) mod conformance;
 mod contents;
 mod database;
 pub mod draft;

@@ -6,7 +6,8 @@ use crate::hub::local::faults::{Fault, Faults, Rule};
 use crate::hub::local::{LocalHub, ServeOptions, Server};
 use crate::hub::token::TokenProvider;
 use crate::hub::{BatchOp, BucketId, Endpoint, Hub};
-use crate::store::draft::{DraftState, SlotId, SlotIo};
+use crate::store::conformance::{self, Pool};
+use crate::store::draft::DraftState;
 use crate::store::testing::{bucket, counting_keys, long_name, other_keys, path};
 use crate::store::{
     CacheMode, Change, Content, DiskCacheOptions, Error, Expect, Kind, Len, Op, OpenOptions, Outcome, PlainPath,
@@ -15,7 +16,6 @@ use crate::store::{
 use crate::xet::compression::Policy;
 use crate::xet::http::{self, HttpCas};
 use crate::xet::{Hash, UploadSession};
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -178,6 +178,26 @@ fn rename(from: &str, to: &str) -> Op {
 
 fn move_directory(from: &str, to: &str) -> Op {
     Op { path: path(from), expect: Expect::Any, change: Change::RenameDirectory { to: path(to) } }
+}
+
+#[tokio::test]
+async fn plain_view_keeps_contract() {
+    conformance::all(&*Stack::new().await.plain().await).await;
+}
+
+#[tokio::test]
+async fn merged_view_keeps_contract() {
+    conformance::all(&*Stack::new().await.keyed().await).await;
+}
+
+#[tokio::test]
+async fn encrypted_view_keeps_contract_in_both_formats() {
+    for format in [Format::V1, Format::V2] {
+        let stack = Stack::new().await;
+        let options = stack.options(Some(counting_keys()));
+        let view = stack.open(OpenOptions { encrypted_only: true, format: Some(format), ..options }).await;
+        conformance::all(&*view).await;
+    }
 }
 
 #[tokio::test]
@@ -659,30 +679,6 @@ async fn a_view_keeps_the_embedded_hub_of_its_endpoint_alive() {
     let view = open(endpoint, &source, options).await.unwrap().view;
     write(&*view, "f", b"content").await;
     assert_eq!(read(&*view, "f").await, b"content");
-}
-
-/// A pool of slots in memory.
-#[derive(Default)]
-struct Pool(Mutex<BTreeMap<u64, Vec<u8>>>);
-
-impl SlotIo for Pool {
-    fn allocate(&self) -> std::io::Result<SlotId> {
-        let mut slots = self.0.lock().unwrap();
-        let next = slots.last_key_value().map_or(1, |(last, _)| last + 1);
-        slots.insert(next, Vec::new());
-        Ok(SlotId(next))
-    }
-    fn cancel(&self, slot: SlotId) {
-        self.0.lock().unwrap().remove(&slot.0);
-    }
-    fn read(&self, slot: SlotId, out: &mut [u8]) -> std::io::Result<()> {
-        out.copy_from_slice(&self.0.lock().unwrap()[&slot.0]);
-        Ok(())
-    }
-    fn write(&self, slot: SlotId, bytes: &[u8]) -> std::io::Result<()> {
-        self.0.lock().unwrap().insert(slot.0, bytes.to_vec());
-        Ok(())
-    }
 }
 
 #[tokio::test]
