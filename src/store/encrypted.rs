@@ -3,7 +3,7 @@
 //! A stored directory is read with the format that opened it, the root with both. Every stored child is own, an extension, foreign or
 //! suspicious; only own ones are shown, the others are counted. Logs name stored paths only.
 
-use super::commit::{Committer, Held, Layout, Place, Slot, Subtree, held};
+use super::commit::{Committer, Execute, Held, Layout, Place, Queue, Slot, Subtree, held, sidecar_domains};
 use super::draft::{Bases, Medium};
 use super::headers::Headers;
 use super::hidden::HiddenSums;
@@ -24,11 +24,11 @@ use crate::hub::FileEntry;
 use crate::xet::Hash;
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio_util::io::StreamReader;
 
 /// Bytes read at once where content is sealed anew in the other format.
@@ -68,8 +68,8 @@ pub(super) struct Encrypted {
     noted: Mutex<HashMap<String, u64>>,
     /// Format-1 content that was sealed anew in format 2, so that a repeated commit finds its own result. Never held over an await.
     resealed: Mutex<HashMap<Hash, Stored>>,
-    /// One commit at a time: what it has read of the bucket must not be changed by the next one.
-    committing: tokio::sync::Mutex<()>,
+    commits: Queue,
+    execute: Execute,
 }
 
 /// A directory's children, decrypted.
@@ -146,10 +146,10 @@ pub(super) enum KeyVerdict {
 }
 
 impl Encrypted {
-    pub(super) fn new(setup: Setup, legacy_seen: bool) -> Self {
+    pub(super) fn new(setup: Setup, legacy_seen: bool) -> Arc<Self> {
         let sealed = Some((setup.keys.clone(), setup.headers.clone()));
         let opener = Arc::new(Opener { remote: setup.remote.clone(), memory: setup.memory.clone(), sealed });
-        Self {
+        Arc::new_cyclic(|this: &Weak<Self>| Self {
             names: Names::new(setup.keys.clone(), setup.prefix.clone()),
             opener,
             hidden: HiddenSums::default(),
@@ -158,9 +158,10 @@ impl Encrypted {
             tree_noted: AtomicBool::new(false),
             noted: Mutex::default(),
             resealed: Mutex::default(),
-            committing: tokio::sync::Mutex::new(()),
+            commits: Queue::default(),
+            execute: executing(this.clone(), |view| view),
             setup,
-        }
+        })
     }
 
     pub(super) fn memory(&self) -> &Memory {
@@ -473,12 +474,16 @@ impl Encrypted {
         Sealing { keys: keys.clone(), format, padding: *padding, headers: headers.clone() }
     }
 
-    /// Carries out operations with the rules of `layout`, which is this view or the merged one around it.
-    pub(super) async fn commit_as(&self, layout: &dyn Layout, operations: &[Op]) -> Vec<Outcome> {
+    /// Queues operations that `execute` carries out. `layout` is this view, or the merged one around it.
+    pub(super) async fn enqueue(&self, layout: &dyn Layout, execute: &Execute, operations: &[Op]) -> Vec<Outcome> {
         if self.setup.read_only {
             return operations.iter().map(|_| Outcome::Failed(Error::ReadOnly)).collect();
         }
-        let _one_at_a_time = self.committing.lock().await;
+        self.commits.commit(operations, |op| sidecar_domains(layout, op), execute).await
+    }
+
+    /// Carries out operations, which no other commit touches meanwhile, with the rules of `layout`.
+    async fn commit_as(&self, layout: &dyn Layout, operations: &[Op]) -> Vec<Outcome> {
         let mut targets = twin::Targets::default();
         for (parent, paths) in twin::asked_by_all(operations) {
             let found = self.targets(&parent, paths).await;
@@ -545,6 +550,21 @@ impl Encrypted {
             Class::Extension | Class::Foreign | Class::Suspicious => None,
         }
     }
+}
+
+/// Returns the function that carries out the commits of `view`, whose encrypted side is `own`.
+pub(super) fn executing<V: Layout + 'static>(view: Weak<V>, own: fn(&V) -> &Encrypted) -> Execute {
+    Arc::new(move |operations| {
+        let view = view.upgrade();
+        async move {
+            match view {
+                Some(view) => own(&view).commit_as(&*view, &operations).await,
+                // Each caller borrows the view.
+                None => Vec::new(),
+            }
+        }
+        .boxed()
+    })
 }
 
 /// The keys of a place in both formats.
@@ -724,7 +744,7 @@ impl View for Encrypted {
     }
 
     async fn commit(&self, operations: &[Op]) -> Vec<Outcome> {
-        self.commit_as(self, operations).await
+        self.enqueue(self, &self.execute, operations).await
     }
 
     async fn twins(&self, files: &[PlainPath], folders: &[PlainPath]) -> Result<Vec<PlainPath>, Error> {

@@ -12,9 +12,10 @@ use super::database::{Database, Durability};
 use crate::xet::Hash;
 use rusqlite::{Connection, OptionalExtension, params};
 use sha2::{Digest, Sha256};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Files remembered as our own, over all buckets: about 60 MB. Further ones aren't remembered.
 const MAX_OWN: u64 = 2_000_000;
@@ -32,6 +33,27 @@ pub(super) struct Memory {
     tree: [u8; 32],
     /// Rows of `own`, as far as this process knows.
     own: Arc<AtomicU64>,
+    /// Renames in progress by the content that they move, counted. Never held over an await.
+    moving: Mutex<HashMap<Hash, usize>>,
+}
+
+/// Renames in progress, until it is dropped.
+pub(super) struct InProgress<'a> {
+    memory: &'a Memory,
+    hashes: HashSet<Hash>,
+}
+
+impl Drop for InProgress<'_> {
+    fn drop(&mut self) {
+        let mut moving = self.memory.moving();
+        for hash in &self.hashes {
+            let left = moving.get(hash).map_or(0, |count| count - 1);
+            match left {
+                0 => drop(moving.remove(hash)),
+                left => drop(moving.insert(*hash, left)),
+            }
+        }
+    }
 }
 
 /// Why two paths have the same content.
@@ -58,7 +80,12 @@ impl Memory {
     pub(super) fn open(folder: Option<&Path>, tree: [u8; 32]) -> Result<Self, Error> {
         let database = Database::open(folder, "memory.sqlite", Durability::Full, SCHEMA)?;
         let own = database.with(|c| c.query_row("SELECT count(*) FROM own", [], |row| row.get::<_, i64>(0)))?;
-        Ok(Self { database: Arc::new(database), tree, own: Arc::new(AtomicU64::new(own.unsigned_abs())) })
+        Ok(Self {
+            database: Arc::new(database),
+            tree,
+            own: Arc::new(AtomicU64::new(own.unsigned_abs())),
+            moving: Mutex::default(),
+        })
     }
 
     fn digest(&self, parts: &[&str]) -> PathDigest {
@@ -133,8 +160,25 @@ impl Memory {
             .await
     }
 
-    /// Takes the mark of renames that went through. A failure leaves it: it only costs a new file id.
-    pub(super) async fn unmark_moved(&self, hashes: Vec<Hash>) {
+    fn moving(&self) -> MutexGuard<'_, HashMap<Hash, usize>> {
+        self.moving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a rename (or several that run together) of this content as in progress until the guard is dropped.
+    pub(super) fn begin_moving(&self, hashes: HashSet<Hash>) -> InProgress<'_> {
+        let mut moving = self.moving();
+        hashes.iter().for_each(|hash| *moving.entry(*hash).or_default() += 1);
+        drop(moving);
+        InProgress { memory: self, hashes }
+    }
+
+    /// Takes the mark of renames that went through, while they are still counted as in progress. Content that another
+    /// rename moves too keeps its mark. A failure leaves it: it only costs a new file id.
+    pub(super) async fn unmark_moved(&self, mut hashes: Vec<Hash>) {
+        {
+            let moving = self.moving();
+            hashes.retain(|hash| moving.get(hash).is_none_or(|count| *count < 2));
+        }
         if hashes.is_empty() {
             return;
         }
@@ -234,6 +278,20 @@ mod tests {
         assert!(memory.is_shared(&hash(1)) && memory.is_shared(&hash(2)) && !memory.is_shared(&hash(3)));
         memory.unmark_moved(vec![hash(1), hash(2)]).await;
         assert!(memory.is_shared(&hash(1)) && !memory.is_shared(&hash(2)));
+    }
+
+    #[tokio::test]
+    async fn mark_stays_while_another_rename_moves_the_same_content() {
+        let memory = Memory::open(None, [0; 32]).unwrap();
+        let (one, other) = (memory.begin_moving([hash(1)].into()), memory.begin_moving([hash(1)].into()));
+        memory.mark_shared(Sharing::Moving, vec![hash(1)]).await.unwrap();
+        memory.unmark_moved(vec![hash(1)]).await;
+        drop(one);
+        assert!(memory.is_shared(&hash(1)));
+        memory.unmark_moved(vec![hash(1)]).await;
+        assert!(!memory.is_shared(&hash(1)));
+        drop(other);
+        assert!(memory.moving().is_empty());
     }
 
     #[tokio::test]

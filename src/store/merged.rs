@@ -5,8 +5,8 @@
 //! invent what it likes there, so a path that this machine knows as its own is never shown from it. A listing needs both sides.
 
 use super::beside::Beside;
-use super::commit::{Layout, Place, Slot, Subtree};
-use super::encrypted::{Encrypted, Unlisted};
+use super::commit::{Execute, Layout, Place, Slot, Subtree};
+use super::encrypted::{Encrypted, Unlisted, executing};
 use super::hidden::HiddenSums;
 use super::{
     Draft, DraftState, Entry, Error, Hidden, Kind, Len, Listing, Object, Op, Outcome, PlainPath, PutSession, Sealer,
@@ -16,19 +16,23 @@ use crate::xet::Hash;
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// Both sides of a bucket under one key.
 pub(super) struct Merged {
-    own: Encrypted,
+    own: Arc<Encrypted>,
     plain: Beside,
     /// Of the plaintext side.
     hidden: HiddenSums,
+    execute: Execute,
 }
 
 impl Merged {
-    pub(super) fn new(own: Encrypted, plain: Beside) -> Self {
-        Self { own, plain, hidden: HiddenSums::default() }
+    pub(super) fn new(own: Arc<Encrypted>, plain: Beside) -> Arc<Self> {
+        Arc::new_cyclic(|this: &Weak<Self>| {
+            let execute = executing(this.clone(), |view| &view.own);
+            Self { own, plain, hidden: HiddenSums::default(), execute }
+        })
     }
 
     /// Merges the plaintext entries of a directory into our own.
@@ -183,7 +187,7 @@ impl View for Merged {
     }
 
     async fn commit(&self, operations: &[Op]) -> Vec<Outcome> {
-        self.own.commit_as(self, operations).await
+        self.own.enqueue(self, &self.execute, operations).await
     }
 
     async fn twins(&self, files: &[PlainPath], folders: &[PlainPath]) -> Result<Vec<PlainPath>, Error> {

@@ -323,6 +323,8 @@ pub trait View: Send + Sync + 'static {
     async fn put(&self) -> Result<Box<dyn PutSession>, Error>;
     /// Carries out operations in order and gives one outcome each, in the same order. Batches are formed inside: all adds first, deletes in a
     /// later batch and only for adds that succeeded; expectations are compared with the remote state right before.
+    /// Concurrent calls wait for each other where their paths overlap (equal, above or below), and share batches where
+    /// they don't. Dropping the call ends what no other call shares, at any point.
     async fn commit(&self, operations: &[Op]) -> Vec<Outcome>;
     /// Returns those of `files` where the source also has a folder of that name, and those of `folders` where it also
     /// has a file.

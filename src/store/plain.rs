@@ -3,7 +3,7 @@
 //! The encrypted tree shows as a folder of odd names. Nothing below it may be written without its key: a rename there would leave names
 //! that nobody can read (format spec, section 5 "Mixed buckets").
 
-use super::commit::{Committer, Held, Layout, Place, Slot, Subtree, held};
+use super::commit::{Committer, Execute, Held, Layout, Place, Queue, Slot, Subtree, held};
 use super::draft::{Bases, Medium};
 use super::hidden::HiddenSums;
 use super::memory::Memory;
@@ -20,7 +20,7 @@ use crate::hub::{FileEntry, check_key};
 use crate::xet::Hash;
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -171,8 +171,20 @@ impl PlainTree {
         Ok(files.get(&key).map(|file| self.kind(&key, Some(file))))
     }
 
-    /// Every file below a directory.
-    async fn files_below(&self, directory: &PlainPath) -> Result<Subtree, Error> {
+    /// Carries out operations, which no other commit touches meanwhile.
+    async fn commit(&self, memory: &Memory, operations: &[Op]) -> Vec<Outcome> {
+        let mut targets = twin::Targets::default();
+        for (parent, paths) in twin::asked_by_all(operations) {
+            let found = self.targets(&parent, paths).await;
+            targets.add(parent, found);
+        }
+        let committer = Committer { remote: &self.remote, memory, layout: self };
+        let outcomes = committer.commit(&targets.resolve(operations)).await;
+        targets.outcomes(operations, outcomes)
+    }
+
+    /// Returns every file below a directory.
+    async fn subtree(&self, directory: &PlainPath) -> Result<Subtree, Error> {
         let key = self.key(directory);
         let mut subtree = Subtree::default();
         for (rest, file) in self.remote.subtree(&key).await? {
@@ -187,14 +199,13 @@ impl PlainTree {
 
 /// A source without a key.
 pub(super) struct Plain {
-    tree: PlainTree,
-    memory: Arc<Memory>,
+    tree: Arc<PlainTree>,
     opener: Arc<Opener>,
     hidden: HiddenSums,
     read_only: bool,
     identity: [u8; 32],
-    /// One commit at a time: what it has read of the bucket must not be changed by the next one.
-    committing: tokio::sync::Mutex<()>,
+    commits: Queue,
+    execute: Execute,
 }
 
 impl Plain {
@@ -206,9 +217,16 @@ impl Plain {
         identity: [u8; 32],
     ) -> Self {
         let opener = Arc::new(Opener { remote: remote.clone(), memory: memory.clone(), sealed: None });
-        let tree = PlainTree { remote, prefix, beside_encrypted: false, twins: Twins::default() };
-        let committing = tokio::sync::Mutex::new(());
-        Self { tree, memory, opener, hidden: HiddenSums::default(), read_only, identity, committing }
+        let tree = Arc::new(PlainTree { remote, prefix, beside_encrypted: false, twins: Twins::default() });
+        let execute: Execute = {
+            let tree = tree.clone();
+            Arc::new(move |operations| {
+                let (tree, memory) = (tree.clone(), memory.clone());
+                async move { tree.commit(&memory, &operations).await }.boxed()
+            })
+        };
+        let (hidden, commits) = (HiddenSums::default(), Queue::default());
+        Self { tree, opener, hidden, read_only, identity, commits, execute }
     }
 }
 
@@ -226,10 +244,10 @@ impl Sealer for Unsealed {
 }
 
 #[async_trait]
-impl Layout for Plain {
+impl Layout for PlainTree {
     fn place(&self, path: &PlainPath) -> Result<Place, Error> {
-        let key = self.tree.key(path);
-        if self.tree.read_only(&key) {
+        let key = self.key(path);
+        if self.read_only(&key) {
             return Err(Error::ReadOnly);
         }
         if path.is_root() {
@@ -251,7 +269,7 @@ impl Layout for Plain {
     }
 
     async fn files_below(&self, directory: &PlainPath) -> Result<Subtree, Error> {
-        self.tree.files_below(directory).await
+        self.subtree(directory).await
     }
 
     async fn check_replaceable(&self, versions: &[Version]) -> Vec<Result<(), Error>> {
@@ -303,15 +321,8 @@ impl View for Plain {
         if self.read_only {
             return operations.iter().map(|_| Outcome::Failed(Error::ReadOnly)).collect();
         }
-        let _one_at_a_time = self.committing.lock().await;
-        let mut targets = twin::Targets::default();
-        for (parent, paths) in twin::asked_by_all(operations) {
-            let found = self.tree.targets(&parent, paths).await;
-            targets.add(parent, found);
-        }
-        let committer = Committer { remote: &self.tree.remote, memory: &self.memory, layout: self };
-        let outcomes = committer.commit(&targets.resolve(operations)).await;
-        targets.outcomes(operations, outcomes)
+        // Paths of a plain source share nothing.
+        self.commits.commit(operations, |_| Vec::new(), &self.execute).await
     }
 
     async fn twins(&self, files: &[PlainPath], folders: &[PlainPath]) -> Result<Vec<PlainPath>, Error> {
@@ -327,7 +338,7 @@ impl View for Plain {
         if name.len() > MAX_NAME {
             return Err(Error::NameTooLong);
         }
-        self.place(&path)?;
+        self.tree.place(&path)?;
         check_key(&self.tree.key(&path)).map_err(|_| Error::InvalidName)
     }
 

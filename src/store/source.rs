@@ -279,13 +279,13 @@ async fn open_keyed(
         KeyVerdict::WrongKey { .. } if options.new_key => {}
         KeyVerdict::WrongKey { entries } => return Err(Error::WrongKey { entries }),
     }
-    let view = |own: Encrypted, prefix: PlainPath| -> Arc<dyn View> {
+    let view = |own: Arc<Encrypted>, prefix: PlainPath| -> Arc<dyn View> {
         if options.encrypted_only {
-            return Arc::new(own);
+            return own;
         }
         let beside =
             Beside::new(PlainTree { remote: remote.clone(), prefix, beside_encrypted: true, twins: Twins::default() });
-        Arc::new(Merged::new(own, beside))
+        Merged::new(own, beside)
     };
     let root = encrypted(&PlainPath::root())?;
     Ok((view(own, prefix.clone()), view(root, PlainPath::root())))

@@ -27,6 +27,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use time::OffsetDateTime;
+use tokio::sync::Semaphore;
 
 /// The master key of the vectors: bytes 0 to 31.
 pub(super) fn counting_keys() -> Arc<Keys> {
@@ -90,6 +91,8 @@ struct State {
     reads_left: Option<usize>,
     /// Run by each look at keys, which takes this long.
     on_read: Option<(Duration, Meddle)>,
+    /// Batches with such a key get no answer until a permit is there.
+    hung: Option<(String, Arc<Semaphore>)>,
 }
 
 type Meddle = Box<dyn FnMut(&mut BTreeMap<String, FileEntry>) + Send>;
@@ -132,6 +135,13 @@ impl MemoryHub {
 
     pub(super) fn on_read(&self, takes: Duration, with: impl FnMut(&mut BTreeMap<String, FileEntry>) + Send + 'static) {
         self.state().on_read = Some((takes, Box::new(with)));
+    }
+
+    /// Lets batches that have `key` wait for a permit.
+    pub(super) fn hang(&self, key: &str) -> Arc<Semaphore> {
+        let answers = Arc::new(Semaphore::new(0));
+        self.state().hung = Some((key.to_owned(), answers.clone()));
+        answers
     }
 
     pub(super) fn meddle(&self, with: impl FnMut(&mut BTreeMap<String, FileEntry>) + Send + 'static) {
@@ -262,6 +272,10 @@ impl Hub for MemoryHub {
         operations: &[BatchOp],
         repeat_within: Duration,
     ) -> Result<BatchOutcome, Error> {
+        let hung = self.state().hung.clone().filter(|(key, _)| operations.iter().any(|op| op.key() == key));
+        if let Some((_, answers)) = hung {
+            answers.acquire().await.unwrap().forget();
+        }
         let mut state = self.state();
         state.repeats.push(repeat_within);
         if let Some(mut meddle) = state.meddle.take() {
@@ -330,7 +344,7 @@ pub(super) fn held_of(content: &str) -> Held {
 /// A view with a key over a Hub in memory.
 pub(super) struct Keyed {
     pub(super) hub: Arc<MemoryHub>,
-    pub(super) view: Encrypted,
+    pub(super) view: Arc<Encrypted>,
     pub(super) memory: Arc<Memory>,
     remote: Arc<Remote>,
     headers: Arc<Headers>,
@@ -369,11 +383,11 @@ impl Keyed {
     }
 
     /// Another view of the same.
-    pub(super) fn encrypted(&self) -> Encrypted {
+    pub(super) fn encrypted(&self) -> Arc<Encrypted> {
         self.encrypted_with(true)
     }
 
-    pub(super) fn encrypted_with(&self, legacy_seen: bool) -> Encrypted {
+    pub(super) fn encrypted_with(&self, legacy_seen: bool) -> Arc<Encrypted> {
         Encrypted::new(setup(&self.remote, &self.keys, &self.headers, &self.memory, self.format), legacy_seen)
     }
 

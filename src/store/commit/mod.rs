@@ -9,12 +9,14 @@
 
 mod batches;
 mod plan;
+mod queue;
 #[cfg(test)]
 mod tests;
 
 pub(super) use plan::{Held, Place, SidecarKey, Slot, Spot};
+pub(super) use queue::{Execute, Queue};
 
-use super::memory::{Memory, Sharing};
+use super::memory::{InProgress, Memory, Sharing};
 use super::remote::Remote;
 use super::{Change, Error, Expect, MovedFile, Op, Outcome, PlainPath, Side, Stored, Version};
 use crate::hub::FileEntry;
@@ -194,6 +196,7 @@ impl Committer<'_> {
             });
         }
         self.refuse_damaged(&mut decisions).await;
+        let _moving = self.moving(decisions.iter().flatten().map(|decided| &decided.change));
         self.refuse_unmarked(&mut decisions).await;
         let going: Vec<&Decided> = decisions.iter().flatten().collect();
         let changes: Vec<plan::Change> = going.iter().map(|decided| decided.change.clone()).collect();
@@ -371,6 +374,12 @@ impl Committer<'_> {
         }
     }
 
+    /// Counts the renames among `changes` as in progress until the guard is dropped.
+    fn moving<'c>(&self, changes: impl Iterator<Item = &'c plan::Change>) -> InProgress<'_> {
+        let moves = changes.filter(|change| matches!(change, plan::Change::Move { .. }));
+        self.memory.begin_moving(moves.flat_map(shared_hashes).collect())
+    }
+
     async fn mark_shared(&self, changes: impl Iterator<Item = &plan::Change>) -> Result<(), Error> {
         let (mut moved, mut copied) = (Vec::new(), Vec::new());
         for change in changes {
@@ -411,6 +420,7 @@ impl Committer<'_> {
         }
         let (changes, mut files) = self.directory_changes(from, to, subtree, &there).await?;
         self.memory.set_moving(&begun.0, &begun.1, true).await?;
+        let _moving = self.moving(changes.iter());
         self.mark_shared(changes.iter()).await?;
         files.extend(changes.iter().flat_map(known_files));
         for result in self.run(changes, &Snapshot { files, at }).await {
@@ -567,16 +577,28 @@ fn known_files(change: &plan::Change) -> Vec<(String, FileEntry)> {
     files
 }
 
+/// Returns the paths of an operation.
+fn paths(op: &Op) -> Vec<&PlainPath> {
+    match &op.change {
+        Change::Rename { to, .. } | Change::Copy { to, .. } | Change::RenameDirectory { to } => vec![&op.path, to],
+        Change::Put { .. } | Change::Delete => vec![&op.path],
+    }
+}
+
+/// Returns the directory above an operation's paths that has a sidecar, by key, if there is one: what other paths may
+/// share with it. The outermost stands for those below it.
+pub(super) fn sidecar_domains(layout: &dyn Layout, op: &Op) -> Vec<String> {
+    let domain = |path: &PlainPath| Some(layout.place(path).ok()?.sidecars.into_iter().next()?.names);
+    paths(op).into_iter().filter_map(domain).collect()
+}
+
 /// Cuts operations into consecutive rounds that touch no common path. Directories are moved in a round of their own.
 fn rounds(operations: &[Op]) -> Vec<std::ops::Range<usize>> {
     let mut rounds = Vec::new();
     let mut touched = Touched::default();
     let mut start = 0;
     for (index, op) in operations.iter().enumerate() {
-        let paths: Vec<&PlainPath> = match &op.change {
-            Change::Rename { to, .. } | Change::Copy { to, .. } | Change::RenameDirectory { to } => vec![&op.path, to],
-            Change::Put { .. } | Change::Delete => vec![&op.path],
-        };
+        let paths = paths(op);
         let alone = matches!(op.change, Change::RenameDirectory { .. });
         let full = index - start >= MAX_ROUND;
         if index > start && (alone || full || touched.alone || paths.iter().any(|path| touched.meets(path))) {

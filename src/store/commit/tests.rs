@@ -2,4 +2,5 @@
 
 mod model;
 mod orders;
+mod queue;
 mod vectors;

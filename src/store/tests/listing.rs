@@ -11,6 +11,7 @@ use crate::store::{Change, Entry, Error, Expect, Hidden, Kind, Len, Op, Outcome,
 use bytes::Bytes;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// The bucket of the vectors' `merged`.
 fn mixed_bucket(all: &Value) -> Keyed {
@@ -27,7 +28,7 @@ fn mixed_bucket(all: &Value) -> Keyed {
     view
 }
 
-fn merged(view: &Keyed) -> Merged {
+fn merged(view: &Keyed) -> Arc<Merged> {
     let plain =
         PlainTree { remote: view.remote(), prefix: PlainPath::root(), beside_encrypted: true, twins: Twins::default() };
     Merged::new(view.encrypted(), Beside::new(plain))
@@ -37,7 +38,8 @@ fn merged(view: &Keyed) -> Merged {
 async fn aliases_of_one_batch_cost_one_listing_of_their_directory() {
     let keyed = Keyed::of_format(V2);
     let plain = Plain::new(keyed.remote(), PlainPath::root(), keyed.memory.clone(), false, [0; 32]);
-    let sides: [&dyn View; 2] = [&keyed.encrypted(), &plain];
+    let encrypted = keyed.encrypted();
+    let sides: [&dyn View; 2] = [&*encrypted, &plain];
     for view in sides {
         let mut listings = Vec::new();
         for count in [1, 20] {
@@ -78,7 +80,7 @@ async fn walk(view: &dyn View) -> (BTreeMap<String, Entry>, Hidden) {
 async fn the_merged_view_shows_and_hides_what_the_vectors_say() {
     let all = vectors("format2_names.json");
     let keyed = mixed_bucket(&all);
-    let (mut shown, hidden) = walk(&merged(&keyed)).await;
+    let (mut shown, hidden) = walk(&*merged(&keyed)).await;
     let all_shown = shown.len();
     shown.retain(|path, _| !path.contains(" (conflict with folder)"));
     let aliases = (all_shown - shown.len()) as u64;
@@ -126,7 +128,7 @@ async fn stat_agrees_with_the_listing() {
     let keyed = mixed_bucket(&all);
     keyed.learn_all_headers();
     let view = merged(&keyed);
-    for (at, entry) in walk(&view).await.0 {
+    for (at, entry) in walk(&*view).await.0 {
         if let Kind::File { version: Some(Version { hash, side: Side::Encrypted(format), .. }), .. } = entry.kind
             && at.contains("(conflict with folder)")
         {
