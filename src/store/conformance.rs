@@ -12,6 +12,7 @@ use super::{
     Change, Content, Entry, Error, Expect, Hash, Hidden, Kind, Len, MovedFile, Op, Outcome, PlainPath, Stored, Version,
     View,
 };
+use futures::TryStreamExt;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -24,6 +25,7 @@ pub(crate) async fn all(view: &dyn View) {
     listing_shows_direct_children_in_order(view).await;
     directory_ends_with_its_last_file(view).await;
     content_reads_back_by_range(view).await;
+    stream_agrees_with_read(view).await;
     stream_of_wrong_length_is_refused(view).await;
     frozen_draft_becomes_a_version(view).await;
     lens_are_those_of_the_content(view).await;
@@ -256,6 +258,20 @@ async fn content_reads_back_by_range(view: &dyn View) {
         }
         assert!(object.read(u64::MAX, usize::MAX).await.unwrap().is_empty());
         assert_eq!(object.verify().await.unwrap().damaged, 0);
+    }
+}
+
+async fn stream_agrees_with_read(view: &dyn View) {
+    let content: Vec<u8> = (0..2_500_000_u64).map(|i| (i * i / 7 % 251) as u8).collect();
+    for (at, content) in [("stream/empty", &content[..0]), ("stream/large", &content)] {
+        let object = view.open(&write(view, at, content).await).await.unwrap();
+        let len = content.len() as u64;
+        for range in [0..len, 0..u64::MAX, 1..2, 65_535..65_537, 1_000_000..len, len..len + 1, 7..7] {
+            let (from, to) = (range.start.min(len) as usize, range.end.min(len) as usize);
+            let pieces: Vec<_> = object.clone().stream(range.clone()).try_collect().await.unwrap();
+            assert!(pieces.iter().all(|piece: &bytes::Bytes| !piece.is_empty()));
+            assert!(pieces.concat() == content[from..to.max(from)], "{range:?} of {at}");
+        }
     }
 }
 

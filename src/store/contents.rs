@@ -2,10 +2,12 @@
 //!
 //! All of it is below encryption: what a cache keeps of an encrypted source is ciphertext.
 
-use super::{Error, Version};
+use super::object::{AHEAD, WINDOW, in_windows, without_deadline};
+use super::{ByteStream, Error, Version};
 use crate::xet::cache::FileCache;
 use crate::xet::{Downloader, Hash};
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
 use std::ops::Range;
 use tokio::io::AsyncWrite;
 
@@ -33,6 +35,20 @@ impl Contents {
             }
         }
         Ok(self.downloader.read(&hash, range).await?)
+    }
+
+    /// Streams exactly these bytes of a version, or ends with an error.
+    pub(super) fn stream(&self, version: &Version, range: Range<u64>) -> ByteStream {
+        let version = *version;
+        if self.files.is_some() {
+            let contents = self.clone();
+            return in_windows(range, move |window| {
+                let contents = contents.clone();
+                async move { contents.read(&version, window).await }
+            });
+        }
+        let pieces = self.downloader.stream_within(version.hash, range, WINDOW, AHEAD);
+        without_deadline(pieces.map_err(Error::from).boxed())
     }
 
     /// The same where a few bytes are wanted and nothing tells that more will be: doesn't begin to keep the file.

@@ -46,6 +46,8 @@ pub use crate::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream::BoxStream;
+use std::ops::Range;
 use std::sync::Arc;
 use time::OffsetDateTime;
 
@@ -144,6 +146,16 @@ pub trait Object: Send + Sync + 'static {
     /// The plaintext bytes `[offset, offset + len)`, cut at the end of the file, never short otherwise. Authenticated before they are
     /// given out on the encrypted side. Good up to some MiB a call.
     async fn read(&self, offset: u64, len: usize) -> Result<Bytes, Error>;
+    /// Returns the plaintext bytes of `range`, which ends at the end of the file at the latest, as an ordered stream of
+    /// pieces, none of them empty. See [`ByteStream`] for what it promises.
+    fn stream(self: Arc<Self>, range: Range<u64>) -> ByteStream {
+        let range = range.start..range.end.min(self.len());
+        object::in_windows(range, move |window| {
+            let object = self.clone();
+            // A window has some MiB.
+            async move { object.read(window.start, (window.end - window.start) as usize).await }
+        })
+    }
     /// Reads all that is stored, padding too, and checks it against the Xet hash. Damaged records are in the answer, not an error.
     async fn verify(&self) -> Result<Verified, Error> {
         let mut offset = 0;
@@ -153,6 +165,21 @@ pub trait Object: Send + Sync + 'static {
         Ok(Verified::default())
     }
 }
+
+/// Plaintext in order, fetched ahead of the reader.
+///
+/// - **Errors** come in their place: every byte before the damage or the failure is delivered, and none after it. On
+///   the encrypted side each byte was authenticated before it is delivered. The stream ends after the first error. If
+///   it ends without an error, the range is complete.
+/// - **Windows** of 1 MiB at first, then twice as large each, are fetched ahead: small ones for an early first byte,
+///   large ones for few requests.
+/// - **Back-pressure**: nothing more is fetched while the reader doesn't poll.
+/// - **Memory**: at most 16 MiB of windows (four of 4 MiB), and one more that is being opened. Chunks that lie across
+///   the edges of windows come on top.
+/// - **Dropping** it ends all requests and frees all memory.
+/// - **Deadlines**: it outlives the operation that opened it or polls it, so it has none of its own. A reader that has
+///   a deadline waits for each piece with [`deadline::timely`]. It must be polled inside a Tokio runtime.
+pub type ByteStream = BoxStream<'static, Result<Bytes, Error>>;
 
 /// Bytes that [`Object::verify`] reads at once where an object has no better way.
 const VERIFY_STEP: usize = 1 << 20;

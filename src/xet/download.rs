@@ -159,9 +159,22 @@ impl Downloader {
     /// The same as an ordered stream of pieces, none of them empty, fetched ahead within bounds. It ends after the
     /// first error. Must be polled inside a Tokio runtime.
     pub fn stream(&self, file: Hash, range: Range<u64>) -> BoxStream<'static, Result<Bytes, Error>> {
+        let Options { window, ahead, .. } = self.engine.options;
+        self.stream_within(file, range, window, ahead)
+    }
+
+    /// Streams like [`Downloader::stream`], with windows of at most `window` bytes and `ahead` of them fetched ahead:
+    /// for a reader that is one of many.
+    pub fn stream_within(
+        &self,
+        file: Hash,
+        range: Range<u64>,
+        window: u64,
+        ahead: usize,
+    ) -> BoxStream<'static, Result<Bytes, Error>> {
         let cursor = Cursor { at: range.start, end: range.end };
-        let pieces =
-            Pieces { windows: self.windows(file, range, false).boxed(), chunks: Vec::new().into_iter(), cursor };
+        let windows = self.windows(file, range, false, window, ahead).boxed();
+        let pieces = Pieces { windows, chunks: Vec::new().into_iter(), cursor };
         stream::try_unfold(pieces, |mut pieces| async move { Ok(pieces.next().await?.map(|piece| (piece, pieces))) })
             .boxed()
     }
@@ -200,7 +213,8 @@ impl Downloader {
     pub fn chunks(&self, file: Hash, len: u64) -> BoxStream<'static, Result<Cached, Error>> {
         let mismatch = move || Error::HashMismatch { what: "file", expected: file };
         let mut at = 0;
-        let chunks = self.windows(file, 0..len, true).map(move |window| {
+        let Options { window, ahead, .. } = self.engine.options;
+        let chunks = self.windows(file, 0..len, true, window, ahead).map(move |window| {
             // A chunk across the edge came with the window before, too.
             let seen = at;
             let mut fresh = Vec::new();
@@ -237,9 +251,11 @@ impl Downloader {
         file: Hash,
         range: Range<u64>,
         hashed: bool,
+        window: u64,
+        ahead: usize,
     ) -> impl Stream<Item = Result<Vec<Chunk>, Error>> + use<> {
         let engine = Arc::clone(&self.engine);
-        let Options { window, ahead, slack, bypass, .. } = engine.options;
+        let Options { slack, bypass, .. } = engine.options;
         let kept = range.end.saturating_sub(range.start) < bypass;
         let read = move |window: Range<u64>| {
             let engine = Arc::clone(&engine);

@@ -1,5 +1,7 @@
 //! Views over the embedded Hub, its CAS and the whole client, by HTTP.
 
+mod stream;
+
 use crate::crypto::geometry::{HEADER_LEN, NONCE_LEN, Padding, PlainLen, RECORD_LEN};
 use crate::crypto::{FileId, Format, Header, Keys};
 use crate::hub::local::faults::{Fault, Faults, Rule};
