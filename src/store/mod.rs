@@ -31,6 +31,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod twin;
+pub mod walk;
 
 pub use draft::{Binding, Delta, Draft, DraftState, Frozen, RecordRef, SlotId, SlotIo};
 pub use error::{Cause, Error};
