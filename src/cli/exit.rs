@@ -190,9 +190,13 @@ impl From<store::Error> for Failure {
             E::NoSuchFolder => Self::new(Exit::NotFound, message)
                 .hint("check its name; a writable mount starts a folder that is missing"),
             E::InvalidName | E::NameTooLong => Self::new(Exit::Usage, message),
-            E::ReadOnly | E::NotEmpty(_) | E::NoContent | E::LengthMismatch | E::WrongSide | E::Refused(_) => {
-                Self::new(Exit::Failure, message)
-            }
+            E::ReadOnly
+            | E::NotEmpty(_)
+            | E::NoContent
+            | E::LengthMismatch
+            | E::WrongSide
+            | E::Refused(_)
+            | E::Unstorable(_) => Self::new(Exit::Failure, message),
         }
     }
 }

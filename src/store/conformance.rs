@@ -7,6 +7,7 @@
 //! certain kind of view has (read-only ones, damaged ones) are for the tests of that kind.
 
 use super::draft::{DraftState, SlotId, SlotIo};
+use super::metadata::Metadata;
 use super::testing::path;
 use super::{
     Change, Content, Entry, Error, Expect, Hash, Hidden, Kind, Len, MovedFile, Op, Outcome, PlainPath, Stored, Version,
@@ -47,6 +48,7 @@ pub(crate) async fn all(view: &dyn View) {
     twins_are_found_and_reachable(view).await;
     invalid_names_are_refused(view).await;
     sealed_payload_opens(view).await;
+    metadata_is_refused(view).await;
 }
 
 const MTIME: OffsetDateTime = datetime!(2026-02-06 17:37:57.123 UTC);
@@ -583,4 +585,16 @@ async fn sealed_payload_opens(view: &dyn View) {
         let sealed = sealer.seal(&[3; 32], 9, payload).unwrap();
         assert_eq!(sealer.open(&[3; 32], 9, &sealed).unwrap(), payload);
     }
+}
+
+async fn metadata_is_refused(view: &dyn View) {
+    let session = view.put().await.unwrap();
+    let typed = Metadata { content_type: Some("text/plain".into()), ..Metadata::default() };
+    let refused = session.add_with(stream(b"text", None), &typed).await;
+    assert!(matches!(refused, Err(Error::Unstorable(_))), "{refused:?}");
+    let stored = session.add_with(stream(b"text", None), &Metadata::default()).await.unwrap();
+    session.finish().await.unwrap();
+    done(commit(view, put("metadata/f", Expect::Absent, stored)).await);
+    let entry = view.stat(&path("metadata/f")).await.unwrap().unwrap();
+    assert_eq!((entry.metadata(), entry.etag()), (Metadata::default(), Some(format!("\"{}\"", stored.version.hash))));
 }

@@ -48,6 +48,9 @@ pub enum Error {
     /// A stream that was shorter or longer than announced.
     #[error("the content is not of the announced length")]
     LengthMismatch,
+    /// Something that no stored format has a place for.
+    #[error("{0} can't be stored")]
+    Unstorable(&'static str),
     /// At the Hub.
     #[error(transparent)]
     Hub(#[from] hub::Error),
@@ -97,6 +100,7 @@ impl Error {
             Self::WrongSide => Self::WrongSide,
             Self::Refused(words) => Self::Refused(words.clone()),
             Self::LengthMismatch => Self::LengthMismatch,
+            Self::Unstorable(what) => Self::Unstorable(what),
             Self::Hub(error) => Self::Hub(hub_again(error)),
             Self::Cas(error) => Self::Cas(error.clone()),
             Self::Crypto(error) => Self::Crypto(error.clone()),
@@ -175,9 +179,12 @@ impl Error {
             Self::Cas(error) => cause_at_cas(error),
             Self::Io(error) => cause_of_io(error),
             Self::Crypto(crypto::Error::OutOfRange) => Cause::TooLarge,
-            Self::NoContent | Self::LengthMismatch | Self::WrongSide | Self::Refused(_) | Self::Crypto(_) => {
-                Cause::Other
-            }
+            Self::NoContent
+            | Self::LengthMismatch
+            | Self::WrongSide
+            | Self::Refused(_)
+            | Self::Unstorable(_)
+            | Self::Crypto(_) => Cause::Other,
         }
     }
 }

@@ -18,6 +18,7 @@ mod headers;
 mod hidden;
 mod memory;
 pub mod merged;
+pub mod metadata;
 mod names;
 mod object;
 pub mod offline;
@@ -242,6 +243,12 @@ pub trait PutSession: Send + Sync {
     fn progress(&self) -> Box<dyn Fn() -> PutProgress + Send + Sync>;
     /// Uploads one content. An error concerns this content only.
     async fn add(&self, content: Content) -> Result<Stored, Error>;
+    /// Uploads one content that has metadata. No format has a place for metadata yet, so this is a seam: it fails with
+    /// [`Error::Unstorable`] unless the metadata is empty.
+    async fn add_with(&self, content: Content, metadata: &metadata::Metadata) -> Result<Stored, Error> {
+        metadata.check_storable()?;
+        self.add(content).await
+    }
     /// Registers what was added. Before this has returned, nothing of it may be committed.
     async fn finish(self: Box<Self>) -> Result<(), Error>;
 }
