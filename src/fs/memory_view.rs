@@ -74,13 +74,21 @@ pub(crate) struct MemoryView {
     listings: RwLock<()>,
     sealer: Arc<Binder>,
     key: bool,
+    /// Upload sessions, and commits.
+    requests: (AtomicU64, AtomicU64),
 }
 
 impl MemoryView {
     /// An empty source; `key`: it says that it has one.
     pub(crate) fn new(key: bool) -> Arc<Self> {
         let (commits, reads, listings) = (RwLock::default(), Arc::default(), RwLock::default());
-        Arc::new(Self { state: Arc::default(), commits, reads, listings, sealer: Arc::default(), key })
+        let (state, sealer, requests) = (Arc::default(), Arc::default(), Default::default());
+        Arc::new(Self { state, commits, reads, listings, sealer, key, requests })
+    }
+
+    /// Returns how many upload sessions and commits there were.
+    pub(crate) fn requests(&self) -> (u64, u64) {
+        (self.requests.0.load(Relaxed), self.requests.1.load(Relaxed))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -558,11 +566,13 @@ impl View for MemoryView {
 
     async fn put(&self) -> Result<Box<dyn PutSession>, Error> {
         self.state().online()?;
+        self.requests.0.fetch_add(1, Relaxed);
         Ok(Box::new(Session(self.state.clone(), Mutex::default(), Arc::default())))
     }
 
     async fn commit(&self, operations: &[Op]) -> Vec<Outcome> {
         let _turn = self.commits.read().await;
+        self.requests.1.fetch_add(1, Relaxed);
         let mut state = self.state();
         if state.trouble == Some(Trouble::Forbidden) {
             return operations.iter().map(|_| Outcome::Failed(Error::Hub(HubError::Forbidden("no".into())))).collect();
