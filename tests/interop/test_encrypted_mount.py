@@ -443,7 +443,7 @@ def test_bad_keys_buckets_and_mount_points_each_have_one_sentence_and_a_code(hub
     refused(mount, "--encryption-key-file", short, exit=2, words="not a key")
     refused(mount, "--encryption-key-file", tmp_path / "missing", exit=2, words="cannot read key file")
     refused(mount, "--encryption-key-file", key, exit=3, words="not found", source="local/missing")
-    refused(mount, exit=2, words="no bucket", source="just-a-name")
+    refused(mount, exit=2, words="invalid bucket", source="just-a-name")
     refused(mount, exit=3, words="repository", source="datasets/me/data")
     refused(mount, exit=6, words="parent", name="no/parent/mnt")
     (tmp_path / "full").mkdir()

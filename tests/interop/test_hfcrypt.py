@@ -204,7 +204,7 @@ def test_files_go_to_a_bucket_and_back_as_they_are(tmp_path, api):
     fails("hfcrypt", "xet", "upload", tmp_path / "one", tmp_path / "home" / ".." / "one", bucket, exit=2, words="two files would become")
     fails("hfcrypt", "xet", "upload", tmp_path / "none", bucket, exit=1, words="No such file")
     fails("hfcrypt", "xet", "upload", tmp_path / "one", "hf://buckets/local/none/x", exit=3, words="local/none")
-    fails("hfcrypt", "xet", "upload", tmp_path / "one", "elsewhere", exit=2, words="no bucket address")
+    fails("hfcrypt", "xet", "upload", tmp_path / "one", "elsewhere", exit=2, words="invalid bucket address")
     assert not (tmp_path / "none").exists()
 
 
