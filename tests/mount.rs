@@ -5,7 +5,7 @@
 #![cfg(all(feature = "fuse", feature = "local-hub"))]
 
 use hfcrypt::crypto::{Keys, MasterKey};
-use hfcrypt::fs::fuse::{FuseMount, FuseOptions};
+use hfcrypt::fs::front::fuse::{FuseMount, FuseOptions};
 use hfcrypt::fs::{Error, OnConflict, Options, Vfs};
 use hfcrypt::hub::token::TokenProvider;
 use hfcrypt::hub::{BucketId, Endpoint};

@@ -25,7 +25,7 @@
 
 mod content;
 mod errno;
-mod front;
+pub mod front;
 mod gate;
 mod handle;
 mod ids;
@@ -48,8 +48,6 @@ pub use content::attr::{STATFS_BLOCK, STATFS_BLOCKS, STATFS_NAME, SetAttr, TIME_
 pub use content::quota::MIN_PENDING;
 pub use content::write::Allocate;
 pub use errno::Error;
-#[cfg(feature = "fuse")]
-pub use front::fuse;
 pub use handle::{Access, Listed, Opened};
 pub use ids::{FileKind, HandleNo, Ino, OnConflict, Special};
 pub use namespace::Create;

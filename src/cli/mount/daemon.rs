@@ -5,7 +5,7 @@ use super::start::{Notice, Orders, Report};
 use super::{DrainOutcome, control, registry, stop};
 use crate::cli::args::{Fsync, MountArgs};
 use crate::cli::exit::{Exit, Failure, Outcome};
-use crate::fs::fuse::{FuseMount, FuseOptions};
+use crate::fs::front::fuse::{FuseMount, FuseOptions};
 use crate::fs::{self, Drained, Vfs};
 use crate::store::deadline::{self, within};
 use crate::store::{self, Source, View};

@@ -118,6 +118,6 @@ async fn stop_one(record: &Record, force: bool) -> Outcome<Drained> {
 
 /// Takes a dead mount out of the mount table.
 pub(super) fn detach(point: &Path) -> Outcome {
-    crate::fs::fuse::detach(point)
+    crate::fs::front::fuse::detach(point)
         .map_err(|e| Failure { exit: Exit::MountPoint, ..Failure::from(e) }.about(point.display()))
 }
