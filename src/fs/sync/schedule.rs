@@ -446,7 +446,13 @@ impl Schedule {
         let first = work.dirty.next();
         let new = || DirtyFile { edit: edit.clone(), place: Place::Idle };
         work.dirty.files.entry(edit.file).or_insert_with(new);
-        work.look(edit.file, due.at);
+        let is_waiting = matches!(work.dirty.files.get(&edit.file), Some(DirtyFile { place: Place::Waiting(_), .. }));
+        if is_waiting && due.at > Instant::now() {
+            // It is being written again.
+            work.dirty.put(edit.file, Place::Coming(due.at), 0);
+        } else {
+            work.look(edit.file, due.at);
+        }
         let is_earlier = first.is_none_or(|first| due.at < first);
         drop(work);
         if is_earlier {

@@ -14,8 +14,14 @@ async fn mount() -> Mount {
     Mount::with(|options| {
         options.flush_debounce = DEBOUNCE;
         options.flush_max_window = Duration::from_secs(30);
+        options.metadata_ttl = PATIENCE;
     })
     .await
+}
+
+/// A mount that flushes nothing by itself.
+async fn quiet_mount() -> Mount {
+    Mount::with(|options| options.metadata_ttl = PATIENCE * 60).await
 }
 
 /// Waits until the remote has so many files. Returns how long that took.
@@ -115,7 +121,7 @@ fn shortest(mut run: impl FnMut()) -> Duration {
 async fn cost_of_status_and_of_a_page_of_pending_does_not_depend_on_how_much_is_pending() {
     let mut times = Vec::new();
     for files in [50, 2500] {
-        let mount = Mount::new().await;
+        let mount = quiet_mount().await;
         for file in 0..files {
             mount.write(&format!("{file}"), b"content").await.unwrap();
         }
@@ -137,7 +143,7 @@ async fn cost_of_status_and_of_a_page_of_pending_does_not_depend_on_how_much_is_
 
 #[tokio::test]
 async fn flush_of_many_files_is_told_of_each_once() {
-    let mount = Mount::new().await;
+    let mount = quiet_mount().await;
     for file in 0..1000 {
         mount.write(&format!("{file}"), b"content").await.unwrap();
     }
