@@ -1,11 +1,15 @@
 //! Copies that move no bytes: `link`, and `copy_file_range` of a whole file.
 //!
-//! A content hash may be committed at any number of paths. So a copy of what the source has is a draft over that version, frozen and uploaded from
-//! the start; its commit sends a name and a hash. There are no hard links: a bucket has names of contents, not of files, so what `link` makes
-//! is a file of its own, and a later change of one is none of the other. What the source doesn't have yet is copied here.
+//! A content hash may be committed at any number of paths. A copy of a file that the remote has is therefore a draft
+//! over the stored version. It counts as frozen and uploaded from the start, and its commit sends only a name and a
+//! hash. Content that the remote doesn't have yet is copied locally.
 //!
-//! A large file with a key must be marked as shared before a second name has it, since edits in place would keep its file id (format spec,
-//! section 4); the view does that only for copies that it makes itself, so those are left to whoever copies by reading and writing.
+//! A bucket maps names to contents and has no hard links. So `link` creates an independent file: a later change of
+//! one file doesn't change the other.
+//!
+//! A large file with a key must be marked as shared before a second name has it, because edits in place would keep
+//! its file id (format spec, section 4). The view sets the mark only for copies that it makes itself. So these copies
+//! fail, and the calling program copies by reading and writing.
 
 use crate::fs::content::Contents;
 use crate::fs::content::edit::Edit;
@@ -17,25 +21,28 @@ use crate::store::{Delta, Draft, DraftState, Format, Frozen, Len, PlainPath, Sid
 use std::sync::Arc;
 use time::OffsetDateTime;
 
-/// The largest file that the source doesn't have and `link` copies (64 MiB): above it the caller is told to do that itself.
+/// Largest file that `link` copies locally (64 MiB). Above it, the request fails, and the calling program copies the
+/// file.
 pub(crate) const LOCAL_COPY: u64 = 64 << 20;
-/// Up to this stored size (64 MiB) every version with a key has a file id of its own (format spec, section 4), so a copy needs no mark.
+/// Stored size up to which every version with a key has a file id of its own (64 MiB; format spec, section 4), so
+/// that a copy needs no mark.
 const UNMARKED: u64 = 64 << 20;
 /// Longest name in format 1, bytes (format spec, section 2).
 pub(crate) const NAME_MAX_V1: usize = 194;
-/// Bytes copied at once there.
+/// Bytes per step of a local copy.
 const STEP: usize = 1 << 20;
 
-/// What a copy is made of.
+/// The content that a copy is made from.
 pub(crate) enum Original {
-    /// What the source has.
+    /// A version that the remote has.
     Stored(Stored, Option<OffsetDateTime>),
-    /// What only this machine has.
+    /// Local content, which only this machine has.
     Local(Arc<Edit>),
 }
 
 impl Contents {
-    /// Checks a copy's path: what is in format 1 keeps it, and with it the limits of its names.
+    /// Checks the path of a copy. A copy of a file in format 1 stays in format 1, so its name must meet the limits of
+    /// that format.
     pub(crate) fn check_format_of(&self, stored: &Stored, path: &PlainPath) -> Result<(), Error> {
         if stored.version.side != Side::Encrypted(Format::V1) {
             return Ok(());
@@ -50,7 +57,7 @@ impl Contents {
         let file = tree.file(ino)?;
         let dirty = file.edit.clone().filter(|edit| edit.is_dirty());
         if let Some(edit) = dirty {
-            // Streaming, a file that isn't closed may still fail.
+            // A streaming file that isn't closed may still fail.
             if !self.is_advanced() {
                 return Err(Error::NotSupported);
             }
@@ -64,8 +71,9 @@ impl Contents {
         Ok(Original::Stored(Stored { version, plain_len }, file.mtime))
     }
 
-    /// Copies the first `len` bytes of a file into another, if that is all of it and the other is empty, without moving them; else
-    /// `NotSupported`. Gives how many that were.
+    /// Copies the first `len` bytes of a file into another file without moving bytes. Works only if `len` covers the
+    /// whole file and the target is empty, else fails with `NotSupported`. Returns the number of bytes that were
+    /// copied.
     pub(crate) async fn copy_whole(&self, from: HandleNo, to: HandleNo, len: u64) -> Result<u32, Error> {
         let (from, to) = (self.handles.file(from)?, self.handles.file(to)?);
         if !from.access.read || !to.access.write {
@@ -83,7 +91,7 @@ impl Contents {
         }
         let mut guard = edit.writer().await;
         let draft = guard.as_mut().filter(|draft| draft.is_empty()).ok_or(Error::NotSupported)?;
-        // A commit that is under way would be taken for that of the copy.
+        // A commit that is in flight would be taken for the commit of the copy.
         if self.schedule.is_in_progress(edit.file) || !self.is_advanced() {
             return Err(Error::NotSupported);
         }
@@ -97,18 +105,18 @@ impl Contents {
     }
 }
 
-/// A draft that is a version, untouched.
+/// Returns the state of an unchanged draft over a version.
 pub(crate) fn state_of(stored: &Stored) -> DraftState {
     let base = Some((stored.version, stored.plain_len));
     DraftState { len: stored.plain_len, base, ..DraftState::default() }
 }
 
-/// Stands for a version whose bytes nobody will ask for, since the source has them.
+/// Returns a placeholder for a frozen version whose bytes are never read, because the remote has them.
 pub(crate) fn frozen_of(stored: &Stored) -> Arc<Frozen> {
     Arc::new(Frozen { header: None, len: stored.plain_len, records: Vec::new() })
 }
 
-/// Brings all of `source` into an empty draft.
+/// Copies all of `source` into an empty draft.
 pub(crate) async fn fill(draft: &mut Draft, source: &Draft) -> Result<Option<Delta>, Error> {
     let mut at = 0;
     while at < source.len() {
@@ -119,7 +127,8 @@ pub(crate) async fn fill(draft: &mut Draft, source: &Draft) -> Result<Option<Del
     Ok(draft.settle().await?)
 }
 
-/// Slots that were filled and that no journal entry names; given back unless one does.
+/// Slots that were filled and that no journal entry names. They are freed on drop, unless an entry names them by
+/// then.
 pub(crate) struct Unnamed<'a> {
     pub(crate) pool: &'a Pool,
     pub(crate) delta: Option<Delta>,
