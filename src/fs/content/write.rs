@@ -1,11 +1,10 @@
-//! Opening, writing, cutting, and what `close` and `fsync` promise.
+//! Opens, writes and truncates files, and keeps the promises of `close` and `fsync`.
 //!
-//! Two ways of writing. *Advanced* (always with a key): any offset, staged, committed later. *Streaming* (a plain mount without
-//! `--advanced-writes`): a new or emptied file, written in order, committed when it is closed, whose errors
-//! `close` reports. Before its first
-//! write it may be made longer. While it is open for writing, nothing else uploads it: a file that is removed
-//! before it was closed never was.
-//! Both go through the same staging from the first byte.
+//! There are two ways of writing. *Advanced* writing (always used with a key) accepts any offset: data is staged and
+//! committed later. *Streaming* is for a plain mount without `--advanced-writes`. It accepts only a new or emptied
+//! file, which is written in order. It is committed when it is closed, and `close` reports errors of the commit. The
+//! file may be extended before its first write. While the file is open for writing, nothing else uploads it. If it is
+//! removed before it was closed, the remote never sees it. Both ways use the same staging from the first byte.
 
 use crate::fs::content::Contents;
 use crate::fs::content::edit::Edit;
@@ -23,31 +22,32 @@ use std::sync::Arc;
 use std::time::Duration;
 use time::OffsetDateTime;
 
-/// A file is at most this long (8 TiB): what is behind the last byte is stored, so a longer one can't be meant.
+/// Largest size of a file (8 TiB). A gap before a write past the end is stored as zeros, so a larger file can't be
+/// intended.
 const MAX_LEN: u64 = 8 << 40;
-/// A hole in the middle of a file is zeros that are written, at most so many (1 GiB).
+/// Longest hole in the middle of a file (1 GiB). A hole is stored as zeros, which are written.
 const MAX_HOLE: u64 = 1 << 30;
-/// Of those, written at once.
+/// The zeros of one write to a hole.
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
 const RESIZED: Error = Error::NotPermitted("a file is resized without --advanced-writes");
 
-/// What `fallocate` is to do with a range.
+/// The operation of `fallocate` on a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allocate {
-    /// Make the file at least that long.
+    /// Extend the file to at least this size.
     Extend,
-    /// Nothing that could be seen: space isn't reserved.
+    /// Do nothing visible: no space is reserved.
     Reserve,
-    /// Make it zeros.
+    /// Fill it with zeros.
     Zero {
-        /// The file doesn't become longer.
+        /// Don't extend the file.
         keep_size: bool,
     },
 }
 
 impl Contents {
-    /// Whether files may be written at any offset.
+    /// Returns true if files may be written at any offset.
     pub(crate) fn is_advanced(&self) -> bool {
         self.options.advanced_writes || self.view.key_id().is_some()
     }
@@ -104,7 +104,8 @@ impl Contents {
         if access.truncate {
             self.cut(ino, 0).await?;
         } else if access.read && lock(&self.tree).file(ino)?.edit.is_none() {
-            // Opened here and now, so that the handle stays with this version, and a file that can't be read says so to `open`.
+            // The version is opened now, so that the handle stays with it, and so that `open` fails if the file can't
+            // be read.
             self.pin(&handle).await?;
         }
         let mut tree = lock(&self.tree);
@@ -116,7 +117,7 @@ impl Contents {
         Ok(Opened::new(self.handles.add_file(handle), &mut file.cached, now))
     }
 
-    /// Writes all of `data`. With `append`, `offset` counts for nothing.
+    /// Writes all of `data`. With `append`, `offset` is ignored.
     pub(crate) async fn write(&self, handle: HandleNo, offset: u64, data: Bytes) -> Result<usize, Error> {
         let handle = self.handles.file(handle)?;
         if !handle.access.write {
@@ -176,14 +177,15 @@ impl Contents {
         self.cut(ino, len).await
     }
 
-    /// Changes the size, and waits until a crash can't undo it.
+    /// Changes the size, and waits until a crash can't undo the change.
     async fn cut(&self, ino: Ino, len: u64) -> Result<(), Error> {
         loop {
             let edit = self.edit(ino).await?;
             let room = self.quota.make_room(&edit, len.saturating_sub(edit.len()), len).await?;
             let mut guard = edit.writer().await;
             let Some(draft) = guard.as_mut() else { continue };
-            // The same size is no change, but an emptied file is a new version whatever it was.
+            // An unchanged size is no change, except for an emptied file: that is a new version, whatever its size
+            // was before.
             if draft.len() == len && !(len == 0 && edit.generation() == 0) {
                 return Ok(());
             }
@@ -203,7 +205,7 @@ impl Contents {
         }
     }
 
-    /// Makes a range zeros, or the file longer. No space is reserved: what is written later may still find the disk full.
+    /// Fills a range with zeros, or extends the file. Reserves no space: a later write may still find the disk full.
     pub(crate) async fn allocate(&self, handle: HandleNo, offset: u64, len: u64, how: Allocate) -> Result<(), Error> {
         let handle = self.handles.file(handle)?;
         if !handle.access.write {
@@ -230,7 +232,7 @@ impl Contents {
             let mut guard = edit.writer().await;
             let Some(draft) = guard.as_mut() else { continue };
             let old = draft.len();
-            // It may fail half-way.
+            // The write is recorded first, because the operation may fail halfway.
             self.schedule.wrote(&edit);
             if matches!(how, Allocate::Zero { .. }) && offset < old {
                 self.clear(&edit, draft, offset, end).await?;
@@ -247,7 +249,7 @@ impl Contents {
         }
     }
 
-    /// Makes `[offset, end)` of a draft that is longer than `offset` zeros.
+    /// Fills `[offset, end)` of a draft that is longer than `offset` with zeros.
     async fn clear(&self, edit: &Edit, draft: &mut Draft, offset: u64, end: u64) -> Result<(), Error> {
         let len = draft.len();
         if end >= len {
@@ -266,7 +268,7 @@ impl Contents {
         Ok(())
     }
 
-    /// What follows every change of content.
+    /// Updates times and schedule after a change of a file's content.
     pub(crate) fn changed(&self, ino: Ino, edit: &Arc<Edit>) {
         self.schedule.wrote(edit);
         let is_due = {
@@ -283,7 +285,7 @@ impl Contents {
         }
     }
 
-    /// A file's local content; begins it where there is none.
+    /// Returns the local edit of a file. Starts one from the remote version if there is none.
     pub(crate) async fn edit(&self, ino: Ino) -> Result<Arc<Edit>, Error> {
         self.directories.measure(&[ino]).await?;
         let mut tree = lock(&self.tree);
@@ -314,14 +316,16 @@ impl Contents {
         Ok(edit)
     }
 
-    /// How long the source may take over what a handle has written, at a MiB a second on top of the deadline.
+    /// Returns the time that the remote may take to store what a handle has written: the deadline, plus one second
+    /// per MiB.
     pub(crate) fn patience(&self, handle: HandleNo) -> Duration {
         let len =
             self.handles.file(handle).ok().and_then(|handle| Some(lock(&self.tree).file(handle.ino).ok()?.size().0));
         self.options.reply_timeout().saturating_add(Duration::from_secs(len.unwrap_or(0) >> 20))
     }
 
-    /// What `close` of any descriptor does: all that was written is where `kill -9` can't reach it; in streaming mode, at the source.
+    /// Persists all writes, as every `close` of a descriptor does. After that, `kill -9` doesn't lose them. In
+    /// streaming mode, commits them to the remote.
     pub(crate) async fn flush_file(&self, handle: HandleNo) -> Result<(), Error> {
         let handle = self.handles.file(handle)?;
         if !handle.access.write {
@@ -336,7 +340,8 @@ impl Contents {
         Ok(())
     }
 
-    /// All that was written to the file is safe from a power cut; with `--fsync remote`, at the source.
+    /// Makes all writes to the file durable, so that a power cut doesn't lose them. With `--fsync remote`, commits
+    /// them to the remote.
     pub(crate) async fn fsync(&self, handle: HandleNo) -> Result<(), Error> {
         let handle = self.handles.file(handle)?;
         let Some(edit) = lock(&self.tree).file(handle.ino)?.edit.clone() else {
@@ -350,7 +355,7 @@ impl Contents {
         Ok(())
     }
 
-    /// All operations on names so far are safe from a power cut.
+    /// Makes all operations on names so far durable, so that a power cut doesn't lose them.
     pub(crate) async fn fsyncdir(&self) -> Result<(), Error> {
         self.journal.sync_all().await
     }
@@ -372,15 +377,16 @@ impl Contents {
         if self.end_if_idle(handle.ino, &edit).await? || writers > 0 || !handle.access.write {
             return Ok(());
         }
-        // A streaming file that `close` has not committed.
+        // The file is a streaming file that `close` has not committed.
         if !self.is_advanced() && edit.is_dirty() && self.has_name(handle.ino) {
             self.schedule.touch(&edit);
         }
         edit.cool(|state| Ok(self.view.draft(state, self.pool.clone())?)).await
     }
 
-    /// Ends local content that isn't needed: of a file without a name once nobody has it open, else once the source has it and nobody writes.
-    /// Says whether it did.
+    /// Ends local content that isn't needed any more. A file without a name needs it while a handle is open. A file
+    /// with a name needs it while the remote doesn't have it or a handle can write. Returns true if the local content
+    /// has ended.
     pub(crate) async fn end_if_idle(&self, ino: Ino, edit: &Arc<Edit>) -> Result<bool, Error> {
         if !self.is_idle(ino, edit) {
             return Ok(false);
@@ -391,14 +397,14 @@ impl Contents {
                 if !self.is_idle_in(&tree, ino, edit) {
                     return Ok(false);
                 }
-                // Read before the end, which makes the ledger forget the file.
+                // The record is read before the end, because the end removes the file from the ledger.
                 let remote = self.journal.ledger().file(edit.file).map(|record| (record.remote, record.mtime));
                 end()?;
                 if let Ok(file) = tree.file_mut(ino)
                     && file.edit.as_ref().is_some_and(|now| Arc::ptr_eq(now, edit))
                 {
                     file.edit = None;
-                    // After a restart the inode may have come between the commit and its note.
+                    // After a restart, the inode may have been created after the commit and before its journal entry.
                     if let Some((Remote::Own(version, len), mtime)) = remote {
                         (file.version, file.len) = (Some(version), Len::Known(len));
                         file.keep_mtime(mtime);
@@ -413,11 +419,12 @@ impl Contents {
         Ok(ended)
     }
 
-    /// The same for local content that a restart brought back and nobody has looked at: it has no inode yet.
+    /// Ends the local content of a file that a restart restored and that was never listed: such a file has no inode
+    /// yet. Returns true if it has ended.
     pub(crate) async fn end_if_unseen(&self, edit: &Arc<Edit>) -> Result<bool, Error> {
         let ended = edit
             .end(&self.journal, &self.pool, |end| {
-                // An inode is made for it under this lock.
+                // A new inode for the file would be created under this lock.
                 let _tree = lock(&self.tree);
                 let has_name = self.journal.ledger().file(edit.file).is_some_and(|record| record.path.is_some());
                 let is_needed = (edit.is_dirty() && has_name) || self.schedule.is_commit_queued(edit.file);
@@ -444,21 +451,21 @@ impl Contents {
             |node: &&Node| node.as_file().is_ok_and(|file| file.edit.as_ref().is_some_and(|now| now.file == edit.file));
         match node.filter(is_ours).filter(|node| node.place.is_some()) {
             Some(node) => node.writers == 0 && !edit.is_dirty(),
-            // A commit that is in the queue may have been carried out, unknown to us: what it was must be known until that is settled, or the
-            // removal that comes after it couldn't tell.
+            // A queued commit may already have been carried out without our knowledge. Its version must stay known
+            // until the result is known. Otherwise the removal that follows couldn't identify the version.
             None => node.is_none_or(|node| node.opens == 0) && !self.schedule.is_commit_queued(edit.file),
         }
     }
 
-    /// Closes a handle that nobody will hear of.
+    /// Closes a handle whose number was never returned to the kernel.
     pub(crate) async fn abandon(&self, handle: HandleNo) {
         if let Err(error) = self.release(handle).await {
-            tracing::debug!(%error, "an abandoned handle was gone");
+            tracing::debug!(%error, "an abandoned handle could not be released");
         }
     }
 }
 
-/// Whether streaming writes may go on: the file was made or emptied by a writer that hasn't closed it.
+/// Returns true if streaming writes may continue: the file was created or emptied by a writer that hasn't closed it.
 fn is_new(file: &File) -> bool {
     file.edit.as_ref().is_some_and(|edit| edit.is_dirty())
 }
