@@ -1,4 +1,4 @@
-//! A source in memory, for tests: it keeps what [`View`] promises, and fails when told to.
+//! A remote in memory, for tests. It keeps the promises of [`View`], and fails when a test requests it.
 
 use crate::fs::lock::{Mutex, MutexGuard, lock};
 use crate::store::{
@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{RwLock, RwLockWriteGuard};
 
-/// Bytes of a slot.
+/// Size of a slot, bytes.
 const SLOT: usize = 65536;
 
 #[derive(Clone)]
@@ -25,13 +25,13 @@ struct File {
     mtime: OffsetDateTime,
 }
 
-/// What a file is called beside a folder of its name.
+/// Suffix of the name of a file beside a folder of the same name.
 const ALIAS: &str = " (conflict with folder)";
 
-/// What happens to the next commit.
+/// The outcome of the next commit.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Trouble {
-    /// It is done, and the answer is lost.
+    /// It is carried out, but the response is lost.
     LostAnswer,
     /// 403.
     Forbidden,
@@ -47,30 +47,30 @@ struct State {
     trouble: Option<Trouble>,
     read_only: Vec<String>,
     damaged: Vec<String>,
-    /// Everything is stored in format 1.
+    /// True if everything is stored in format 1.
     format_1: bool,
     unread: bool,
     commits: Vec<Vec<Op>>,
-    /// Operations on paths that begin so are refused: for good, or in passing.
+    /// Prefixes of paths whose operations are refused: permanently (true) or with a transient error (false).
     refused: Vec<(String, bool)>,
-    /// A session that holds this content is refused.
+    /// The content whose upload session is refused.
     poison: Option<Hash>,
     unreadable: BTreeMap<String, u64>,
     listed: u64,
     looked_up: Vec<(Vec<PlainPath>, Vec<PlainPath>)>,
 }
 
-/// A part of paths whose look for twins fails.
+/// A part of paths whose check for twins fails.
 pub(crate) const BAD_LOOK: &str = "no-look";
 
-/// See the module.
+/// The remote in memory. See the module.
 pub(crate) struct MemoryView {
     state: Arc<Mutex<State>>,
     /// Held by a test to keep commits waiting.
     commits: RwLock<()>,
     /// Held by a test to keep reads of contents waiting.
     reads: Arc<RwLock<()>>,
-    /// Held by a test to keep answers of listings waiting.
+    /// Held by a test to keep responses of listings waiting.
     listings: RwLock<()>,
     sealer: Arc<Binder>,
     key: bool,
@@ -79,7 +79,7 @@ pub(crate) struct MemoryView {
 }
 
 impl MemoryView {
-    /// An empty source; `key`: it says that it has one.
+    /// Returns an empty remote. With `key`, it reports that it has a key.
     pub(crate) fn new(key: bool) -> Arc<Self> {
         let (commits, reads, listings) = (RwLock::default(), Arc::default(), RwLock::default());
         let (state, sealer, requests) = (Arc::default(), Arc::default(), Default::default());
@@ -95,24 +95,24 @@ impl MemoryView {
         lock(&self.state)
     }
 
-    /// Somebody else writes a file.
+    /// Writes a file as another client.
     pub(crate) fn put_foreign(&self, path: &str, content: &[u8]) {
         let hash = self.state().store(content);
         self.state().files.insert(path.to_owned(), File { hash, mtime: OffsetDateTime::UNIX_EPOCH });
     }
 
-    /// Somebody else removes a file.
+    /// Removes a file as another client.
     pub(crate) fn delete_foreign(&self, path: &str) {
         self.state().files.remove(path);
     }
 
-    /// All files and their content.
+    /// Returns all files and their content.
     pub(crate) fn files(&self) -> BTreeMap<String, Vec<u8>> {
         let state = self.state();
         state.files.iter().map(|(path, file)| (path.clone(), state.contents[&file.hash].to_vec())).collect()
     }
 
-    /// The time a file was committed with.
+    /// Returns the time with which a file was committed.
     pub(crate) fn mtime(&self, path: &str) -> OffsetDateTime {
         self.state().files[path].mtime
     }
@@ -131,7 +131,7 @@ impl MemoryView {
         self.state().offline = offline;
     }
 
-    /// Has uploads take so long for each record.
+    /// Sets the time that uploads take for each record.
     pub(crate) fn set_pace(&self, pace: Duration) {
         self.state().pace = pace;
     }
@@ -140,17 +140,17 @@ impl MemoryView {
         self.state().trouble = trouble;
     }
 
-    /// Refuses changes of paths that begin so, for good.
+    /// Permanently refuses changes of paths that begin with `prefix`.
     pub(crate) fn refuse(&self, prefix: &str) {
         self.state().refused.push((prefix.to_owned(), true));
     }
 
-    /// Has changes of paths that begin so fail in passing.
+    /// Makes changes of paths that begin with `prefix` fail with a transient error.
     pub(crate) fn refuse_for_now(&self, prefix: &str) {
         self.state().refused.push((prefix.to_owned(), false));
     }
 
-    /// Takes that back.
+    /// Accepts changes of paths that begin with `prefix` again.
     pub(crate) fn allow(&self, prefix: &str) {
         self.state().refused.retain(|(refused, _)| refused != prefix);
     }
@@ -160,52 +160,52 @@ impl MemoryView {
         self.state().poison = Some(content_hash(content));
     }
 
-    /// Takes that back.
+    /// Accepts all uploads again.
     pub(crate) fn unpoison(&self) {
         self.state().poison = None;
     }
 
-    /// Has nothing sealed for the journal, or takes that back.
+    /// Makes sealing for the journal fail, or succeed again.
     pub(crate) fn refuse_to_seal(&self, refuse: bool) {
         self.sealer.fails.store(refuse, Relaxed);
     }
 
-    /// Makes a path one of the plaintext side.
+    /// Puts a path on the plaintext side.
     pub(crate) fn set_read_only(&self, path: &str) {
         self.state().read_only.push(path.to_owned());
     }
 
-    /// Makes a file one whose header doesn't authenticate.
+    /// Marks a file as one whose header doesn't authenticate.
     pub(crate) fn set_damaged(&self, path: &str) {
         self.state().damaged.push(path.to_owned());
     }
 
-    /// Makes everything a file of format 1.
+    /// Marks all files as files of format 1.
     pub(crate) fn set_format_1(&self) {
         self.state().format_1 = true;
     }
 
-    /// Puts entries of another key into a directory.
+    /// Adds entries of another key to a directory.
     pub(crate) fn set_unreadable(&self, directory: &str, count: u64) {
         self.state().unreadable.insert(directory.to_owned(), count);
     }
 
-    /// Listings don't tell sizes.
+    /// Makes listings omit sizes.
     pub(crate) fn hide_sizes(&self) {
         self.state().unread = true;
     }
 
-    /// What was committed, batch by batch.
+    /// Returns the committed batches since the last call.
     pub(crate) fn take_commits(&self) -> Vec<Vec<Op>> {
         std::mem::take(&mut self.state().commits)
     }
 
-    /// Returns the names that were looked up for twins since it was called last, by request.
+    /// Returns the names that were looked up for twins since the last call, by request.
     pub(crate) fn take_looked_up(&self) -> Vec<(Vec<PlainPath>, Vec<PlainPath>)> {
         std::mem::take(&mut self.state().looked_up)
     }
 
-    /// How many directories were listed since the last time.
+    /// Returns the number of directories that were listed since the last call.
     pub(crate) fn take_listed(&self) -> u64 {
         std::mem::take(&mut self.state().listed)
     }
@@ -215,7 +215,7 @@ impl MemoryView {
         self.commits.write().await
     }
 
-    /// Keeps listings waiting while the guard lives, after they have looked.
+    /// Keeps responses of listings waiting while the guard lives. The listings are read before.
     pub(crate) async fn hold_listings(&self) -> RwLockWriteGuard<'_, ()> {
         self.listings.write().await
     }
@@ -321,7 +321,7 @@ impl State {
             }
             Change::Put { stored, mtime } => {
                 let there = self.found(&path);
-                // A repeat finds its own result, and changes nothing.
+                // A repeated put finds its own result, and changes nothing.
                 if there == Some(stored.version.hash) {
                     return Outcome::Done(Some(stored.version));
                 }
@@ -356,7 +356,7 @@ impl State {
         let to = if means_file { self.key(to.as_str()) } else { to.as_str().to_owned() };
         let Some(file) = self.files.get(path).cloned() else {
             return match (op.expect, self.files.get(&to)) {
-                // An earlier try did it.
+                // An earlier attempt has done it.
                 (Expect::Is(hash), Some(there)) if moves && there.hash == hash => {
                     Outcome::Done(Some(self.version(there)))
                 }
@@ -407,7 +407,7 @@ impl State {
             return Outcome::Failed(Error::NotEmpty(occupied.len() as u64));
         }
         let mut moved = Vec::new();
-        // Those at the target were moved by an earlier try.
+        // The files at the target were moved by an earlier attempt.
         for path in found.into_iter().chain(occupied) {
             let file = self.files.remove(&path).expect("just listed");
             let path = PlainPath::new(&path).expect("just checked");
@@ -504,10 +504,10 @@ impl PutSession for Session {
     }
 }
 
-/// Binds to the place, as the real one does, and hides nothing.
+/// A sealer that binds to the position as the real one does, and encrypts nothing.
 #[derive(Default)]
 struct Binder {
-    /// Nothing can be sealed.
+    /// True if sealing fails.
     fails: AtomicBool,
 }
 
@@ -526,7 +526,7 @@ impl Sealer for Binder {
     }
 }
 
-/// The sealer of the view, for tests of the journal alone.
+/// Returns the sealer of the view, for tests of the journal alone.
 pub(crate) fn sealer() -> Arc<dyn Sealer> {
     Arc::new(Binder::default())
 }
@@ -657,7 +657,7 @@ impl View for MemoryView {
     }
 }
 
-/// Stands for the Xet hash of some content.
+/// Returns a hash that replaces the Xet hash of the content.
 pub(crate) fn content_hash(content: &[u8]) -> Hash {
     Hash(*blake3::hash(content).as_bytes())
 }
