@@ -1,7 +1,8 @@
-//! Names: create, mkdir, unlink, rmdir, rename.
+//! Operations on names: create, mkdir, unlink, rmdir, rename.
 //!
-//! Each looks at the source first (bounded, no locks held), then decides, journals and changes the tree in one go under the tree's and the
-//! journal's locks, and answers once the journal's record is written. The source is changed later, by the schedule.
+//! Each operation has three steps. First it lists the directories at the remote, with bounded waits and no locks
+//! held. Then it decides, journals the change and changes the tree, all under the tree's and the journal's locks. It
+//! returns once the record is in the journal's file. The schedule changes the remote later.
 
 use crate::fs::content::Contents;
 use crate::fs::content::edit::Edit;
@@ -35,38 +36,39 @@ mod special;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// Times that an operation looks again because somebody changed the directory meanwhile.
+/// Number of times that an operation lists again because the directory changed meanwhile.
 const ATTEMPTS: u32 = 8;
 
-/// What `create` was asked for.
+/// The parameters of `create`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Create {
-    /// How to open it.
+    /// The access to open the file with.
     pub access: Access,
-    /// Fail where the name is taken.
+    /// Fail if the name is taken.
     pub exclusive: bool,
-    /// What a new file gets.
+    /// Attributes of a new file.
     pub birth: Birth,
 }
 
-/// What happens to a file's record when its name goes.
+/// The removal of a file's name from the file's record.
 struct Going {
     entries: Vec<Entry>,
-    /// What the source holds at the name, for whoever takes it over; `None`: the queue has to sort that out.
+    /// The content that the remote has at the name, for a file that replaces this one. `None` means that it depends
+    /// on queued operations.
     leaves: Option<Remote>,
 }
 
-/// The entries of a file's rename, and what they are about.
+/// The entries of a file's rename, and the files and the operation that they concern.
 struct FileMove {
     file: FileNo,
     /// The file that was at the target.
     target: Option<FileNo>,
     entries: Vec<Entry>,
-    /// A queued removal at the target, which the entries cancel.
+    /// A queued removal at the target. The entries cancel it.
     cancelled: Option<OpNo>,
 }
 
-/// The ticket of a move, and the local content of what it replaced.
+/// The ticket of a move, and the local content of the file that it replaced.
 type Moved = (Ticket, Option<Arc<Edit>>);
 
 /// Operations on names. See the module.
@@ -87,14 +89,14 @@ pub(crate) struct Namespace {
 }
 
 impl Namespace {
-    /// Whether a new name may be made.
+    /// Fails if the name can't be created.
     pub(crate) fn check_new_name(&self, parent: Ino, name: &str) -> Result<(), Error> {
         self.gate.check_writable()?;
         let parent = lock(&self.tree).path(parent)?;
         Ok(self.view.check_name(&parent, name)?)
     }
 
-    /// Creates and opens a file, or opens the one that is there. The attributes are a reference of the kernel.
+    /// Creates and opens a file, or opens the existing one. The attributes count as one kernel reference.
     pub(crate) async fn create(&self, parent: Ino, name: &str, create: Create) -> Result<(Attr, Opened), Error> {
         self.check_new_name(parent, name)?;
         for _ in 0..ATTEMPTS {
@@ -126,7 +128,7 @@ impl Namespace {
         Err(Error::TimedOut)
     }
 
-    /// Makes an empty file that is open; `None` where the name was taken meanwhile.
+    /// Creates an empty file and opens it. Returns `None` if the name was taken meanwhile.
     fn make_file(&self, parent: Ino, name: &str, create: Create) -> Result<Option<(Ino, Arc<Edit>, Ticket)>, Error> {
         let mut tree = lock(&self.tree);
         if tree.child(parent, name)?.is_some() {
@@ -139,7 +141,8 @@ impl Namespace {
         let keeps = self.policy.keeps(&path);
         let (ticket, (file, cancelled)) = self.journal.transact(Purpose::Work, |ledger| {
             let file = ledger.new_file();
-            // What is kept here replaces nothing at the source: a removal that waits there is carried out.
+            // A file that is kept on this machine replaces nothing at the remote. A removal that is queued at its
+            // path is carried out.
             let (remote, cancelled) = if keeps { (Remote::Absent, None) } else { self.take_over(ledger, &path) };
             let mut entries: Vec<_> = finished(cancelled).collect();
             entries.push(Entry::Track { file, path: Some(path.clone()), remote, mtime: None });
@@ -161,10 +164,11 @@ impl Namespace {
         Ok(Some((ino, edit, ticket)))
     }
 
-    /// Returns what the Hub has at `path`, for a new file at a path that has no file here. If the only queued operation
-    /// there is a removal that isn't being carried out, returns that one, too. The caller appends [`finished`] for it,
-    /// and then reports it with [`Self::op_cancelled`]. The new file then replaces the old one in one step, and no
-    /// crash leaves neither. A damaged file can't be replaced, so its removal is carried out first.
+    /// Returns the content that the Hub has at `path`, for a new file at a path that has no file here. If the only
+    /// queued operation there is a removal that isn't being carried out, returns that operation, too. The caller
+    /// appends [`finished`] for it, then reports it with [`Self::op_cancelled`]. The new file then replaces the old
+    /// one in one step, so no crash leaves a state without either of them. A damaged file can't be replaced, so its
+    /// removal is carried out first.
     pub(crate) fn take_over(&self, ledger: &Ledger, path: &PlainPath) -> (Remote, Option<OpNo>) {
         let overlapping: Vec<_> = ledger.queue().overlapping(path).map(|(op, what)| (op, what.clone())).collect();
         if let [(op, QueuedOp::Delete { file, path: at })] = &overlapping[..]
@@ -178,17 +182,20 @@ impl Namespace {
         (Remote::Absent, None)
     }
 
-    /// Reports to the flusher that the journal has cancelled an operation: nothing of it is tried again or counted.
+    /// Reports to the schedule that the journal has cancelled an operation, so that it is neither retried nor
+    /// counted.
     pub(crate) fn op_cancelled(&self, cancelled: Option<OpNo>) {
         cancelled.into_iter().for_each(|op| self.schedule.op_finished(op, None));
     }
 
-    /// Makes a directory; it exists here only until something in it is committed. The attributes are a reference of the kernel.
+    /// Creates a directory. It exists on this machine only, until something in it is committed. The attributes count
+    /// as one kernel reference.
     pub(crate) async fn mkdir(&self, parent: Ino, name: &str, birth: Birth) -> Result<Attr, Error> {
         self.make_here(parent, name, birth, Node::directory(false), |path| Entry::Directory { path }).await
     }
 
-    /// Makes what the source has no object for; `entry` keeps it. The attributes are a reference of the kernel.
+    /// Creates a node that the remote has no object for. `entry` builds the journal entry that stores it. The
+    /// attributes count as one kernel reference.
     pub(crate) async fn make_here(
         &self,
         parent: Ino,
@@ -213,7 +220,7 @@ impl Namespace {
             }
             let ticket = self.journal.append(Purpose::Work, vec![entry(path)])?;
             if let Ok(directory) = node.as_directory_mut() {
-                // The listing above has shown that the source has nothing there.
+                // The listing above has shown that the remote has nothing at this path.
                 directory.loaded = tree.directory(parent)?.loaded;
             }
             let ino = tree.insert(parent, name, node)?;
@@ -226,7 +233,7 @@ impl Namespace {
         tree.attr(ino, &self.options)
     }
 
-    /// Removes a file's name. What is open stays readable.
+    /// Removes a file's name. Open handles can still read the file.
     pub(crate) async fn unlink(&self, parent: Ino, name: &str) -> Result<(), Error> {
         self.gate.check_writable()?;
         let ino = self.directories.find_child(parent, name).await?.ok_or(Error::NotFound)?;
@@ -260,12 +267,12 @@ impl Namespace {
         self.journal.written(ticket).await
     }
 
-    /// Journals the removal of a file that may go; what is left is to take it out of the tree.
+    /// Journals the removal of a file that may be removed. The caller then removes it from the tree.
     fn unlink_file(&self, tree: &mut Tree, parent: Ino, name: &str, ino: Ino) -> Result<Moved, Error> {
         let path = tree.path(ino)?;
         let (ticket, file) = self.journal.transact(Purpose::Work, |ledger| {
             let (file, mut entries) = self.remove_file(ledger, tree, ino, &path)?;
-            // A special file that was hidden by this one goes with it.
+            // A special file that this file hid is removed with it.
             entries.extend(ledger.special(&path).map(|_| Entry::ForgetSpecial { path: path.clone() }));
             entries.extend(keep_directory(ledger, tree, parent, name)?);
             Ok((entries, file))
@@ -277,7 +284,7 @@ impl Namespace {
         Ok((ticket, edit))
     }
 
-    /// Entries that remove a file, here and at the source.
+    /// Returns the entries that remove a file, here and at the remote.
     fn remove_file(
         &self,
         ledger: &mut Ledger,
@@ -313,7 +320,7 @@ impl Namespace {
         Ok(())
     }
 
-    /// What becomes of a file whose name is about to go: entries, and what the source holds there.
+    /// Returns the removal of a file's name from its record, and the file's number if the ledger has it.
     fn go(&self, ledger: &Ledger, tree: &Tree, ino: Ino, path: &PlainPath) -> Result<(Option<FileNo>, Going), Error> {
         let file = tree.file(ino)?;
         let known = file.file.and_then(|no| ledger.file(no).map(|record| (no, record)));
@@ -322,13 +329,13 @@ impl Namespace {
             let leaves = (!queued).then(|| remote_of(file.version, file.len));
             return Ok((None, Going { entries: Vec::new(), leaves }));
         };
-        // While operations of this file are queued, what lies at the name depends on them.
+        // While operations of this file are queued, the content at the name depends on them.
         let leaves = (!ledger.is_mentioned(no)).then_some(record.remote);
         let entries = leaves.map(|_| Entry::Move { file: no, path: None }).into_iter().collect();
         Ok((Some(no), Going { entries, leaves }))
     }
 
-    /// The file's number in the ledger, and the entries that make it known.
+    /// Returns the file's number in the ledger, and the entries that add it to the ledger if it isn't there.
     fn track_file(
         &self,
         ledger: &mut Ledger,
@@ -341,12 +348,13 @@ impl Namespace {
         Ok(track(ledger, file.file, Some(path.clone()), remote, file.mtime))
     }
 
-    /// After a file lost its name: its local content isn't flushed any more, and ends when nobody has it open.
+    /// Cleans up after a file has lost its name: its local content isn't uploaded any more, and is dropped once no
+    /// handle is open.
     async fn gone(&self, ino: Ino, edit: Option<Arc<Edit>>) {
         let Some(edit) = edit else { return };
         self.schedule.forget(edit.file);
         if let Err(error) = self.contents.end_if_idle(ino, &edit).await {
-            tracing::warn!(%error, "cannot give up the staging of a removed file");
+            tracing::warn!(%error, "cannot drop the staged content of a removed file");
         }
     }
 
@@ -375,7 +383,8 @@ impl Namespace {
         self.journal.written(ticket).await
     }
 
-    /// Moves a file or a directory. `replace`: what is at the target goes, if it is of the same kind and, for a directory, empty.
+    /// Moves a file or a directory. With `replace`, removes an existing target if it is of the same kind and, for a
+    /// directory, empty.
     pub(crate) async fn rename(
         &self,
         parent: Ino,
@@ -433,7 +442,7 @@ impl Namespace {
         if source.read_only {
             return Err(Error::Denied("plaintext files of a mount with a key are read-only"));
         }
-        // The source moves only what it can prove to be a file's content.
+        // The remote moves only an object that is proven to be a file's content.
         if source.edit.is_none() && (source.version.is_none() || !matches!(source.len, Len::Known(_))) {
             return Err(Error::Damaged);
         }
@@ -442,7 +451,7 @@ impl Namespace {
             Some(target) => {
                 self.check_removable(&tree, target)?;
                 let target = tree.file(target)?;
-                // Nothing overwrites a damaged file silently (format spec, section 5).
+                // A damaged file is never overwritten silently (format spec, section 5).
                 if target.edit.is_none() && (target.len == Len::Damaged || target.version.is_none()) {
                     return Err(Error::Damaged);
                 }
@@ -471,7 +480,7 @@ impl Namespace {
         Ok(Some((ticket, replaced)))
     }
 
-    /// Moves what only this machine has. A file in its way is removed.
+    /// Moves a special file, which only this machine has. A file at the target is removed.
     fn move_special(&self, plan: &Move<'_>) -> Result<Option<Moved>, Error> {
         let mut tree = lock(&self.tree);
         if !plan.holds(&tree)? {
@@ -499,7 +508,8 @@ impl Namespace {
         Ok(Some((ticket, replaced)))
     }
 
-    /// Entries that move a file. One that the source has never seen moves here only: it is committed at the new path and nowhere else.
+    /// Returns the entries that move a file. If the remote has never had the file, the move is local: the file is
+    /// committed at the new path and nowhere else.
     fn file_move(
         &self,
         ledger: &mut Ledger,
@@ -528,7 +538,8 @@ impl Namespace {
             entries.extend(finished(cancelled));
             let target_no = going.and_then(|(target, going)| {
                 entries.extend(going.entries);
-                // The place is the other file's now; what is left of this one is local.
+                // The name at the remote belongs to the moved file from here on. The rest of the replaced file is
+                // local.
                 entries.extend(target.map(|file| Entry::Remote { file, remote: Remote::Absent }));
                 target
             });
@@ -570,7 +581,8 @@ impl Namespace {
         Ok(Some((ticket, None)))
     }
 
-    /// Whether everything below a directory can be moved: nothing that is read-only or unreadable, and every name storable at its new place.
+    /// Fails if something below a directory can't be moved. Read-only and unreadable entries can't be moved. Every
+    /// name must be storable at its new path.
     fn check_subtree(&self, tree: &Tree, source: Ino, from: &PlainPath, to: &PlainPath) -> Result<(), Error> {
         for ino in std::iter::once(source).chain(tree.below(source)) {
             let node = tree.node(ino)?;
@@ -595,7 +607,8 @@ impl Namespace {
         Ok(())
     }
 
-    /// Whether a file can be stored at its new place in the format that it has: a rename changes no content.
+    /// Fails if a file can't be stored at its new path in its present format. A rename doesn't change the content, so
+    /// it can't change the format.
     fn check_format(&self, file: &crate::fs::tree::inode::File, path: &PlainPath) -> Result<(), Error> {
         let is_old = file.version.is_some_and(|version| version.side == Side::Encrypted(Format::V1));
         if !is_old {
@@ -608,7 +621,8 @@ impl Namespace {
         Ok(self.view.check_format_1(path)?)
     }
 
-    /// Decides again about the local content of a file that was moved, or of all files below a folder that was.
+    /// Applies the policy for local-only files again, to a file that was moved or to all files below a folder that
+    /// was moved.
     pub(crate) fn apply_policy_below(&self, ino: Ino) {
         let moved: Vec<(Arc<Edit>, PlainPath)> = {
             let tree = lock(&self.tree);
@@ -629,7 +643,7 @@ impl Namespace {
 /// Longest name that format 1 can store, bytes (format spec, section 2).
 const FORMAT_1_NAME: usize = 194;
 
-/// A rename, with what was found at both names.
+/// A rename, with the inodes that were found at both names.
 struct Move<'a> {
     parent: Ino,
     name: &'a str,
@@ -640,7 +654,7 @@ struct Move<'a> {
 }
 
 impl Move<'_> {
-    /// Whether what was found is still there, and the kinds fit.
+    /// Returns true if both names still have the same inodes. Fails if the kinds don't fit.
     fn holds(&self, tree: &Tree) -> Result<bool, Error> {
         if tree.child(self.parent, self.name)? != Some(self.source)
             || tree.child(self.to_parent, self.to_name)? != self.target
@@ -658,7 +672,7 @@ impl Move<'_> {
         }
     }
 
-    /// What is at the target, where that is a file and not just special.
+    /// Returns the inode at the target if it is a regular file.
     fn target_file(&self, tree: &Tree) -> Option<Ino> {
         self.target.filter(|target| tree.file(*target).is_ok())
     }
@@ -684,18 +698,18 @@ impl Move<'_> {
     }
 }
 
-/// Returns the entry that takes a cancelled operation out of the queue.
+/// Returns the entry that removes a cancelled operation from the queue.
 pub(crate) fn finished(cancelled: Option<OpNo>) -> impl Iterator<Item = Entry> {
     cancelled.into_iter().map(|op| Entry::Finish { op })
 }
 
-/// Returns true for a file that was created here and that the remote has never had: nothing is lost elsewhere if
-/// it goes while it is being written.
+/// Returns true for a file that was created here and that the remote has never had. Removing it while it is being
+/// written loses nothing at the remote.
 fn is_uncommitted(tree: &Tree, ino: Ino) -> bool {
     tree.file(ino).is_ok_and(|file| !file.read_only && file.edit.is_some() && file.version.is_none())
 }
 
-/// A name of an inode came or went.
+/// Sets the change time of an inode of which a name was added or removed.
 fn touch_node(tree: &mut Tree, ino: Ino) {
     if let Ok(node) = tree.node_mut(ino) {
         node.looks.ctime = Some(SystemTime::now());
@@ -714,9 +728,10 @@ fn check_empty(tree: &Tree, ino: Ino) -> Result<(), Error> {
     }
 }
 
-/// Entries for an empty directory that goes. While operations below it are queued, the source still shows it.
+/// Returns the entries that remove an empty directory. While operations below it are queued, the remote still shows
+/// it, so its removal is queued, too.
 fn remove_directory(ledger: &mut Ledger, path: &PlainPath) -> Vec<Entry> {
-    // Special files that were hidden by it, or below it.
+    // Special files that the directory hid, at its path or below it.
     let hidden = ledger.specials_within(path).map(|(path, _)| path);
     let hidden = hidden.chain(ledger.special(path).map(|_| path));
     let mut entries: Vec<_> = hidden.map(|path| Entry::ForgetSpecial { path: path.clone() }).collect();
@@ -730,7 +745,7 @@ fn remove_directory(ledger: &mut Ledger, path: &PlainPath) -> Vec<Entry> {
     entries
 }
 
-/// Entries that move a directory. Where the source has nothing of it, only our own notes move.
+/// Returns the entries that move a directory. If the remote has nothing of it, only our own records move.
 fn directory_move(
     ledger: &mut Ledger,
     tree: &Tree,
@@ -749,7 +764,8 @@ fn directory_move(
     }
     if !local {
         let what = QueuedOp::RenameDirectory { from: from.clone(), to: to.clone() };
-        // While the operation is queued the source's word doesn't count for either name: after a restart only this shows the new one.
+        // While the operation is queued, the remote's listing is ignored for both names. After a restart, only this
+        // entry shows the new name.
         return Ok(vec![Entry::Queue { op: ledger.new_op(), what }, Entry::Directory { path: to.clone() }]);
     }
     let moved = |path: &PlainPath| path.rebase(from, to).ok_or(Error::NotFound);
@@ -762,7 +778,7 @@ fn directory_move(
         entries.push(Entry::ForgetDirectory { path: path.clone() });
         entries.push(Entry::Directory { path: moved(path)? });
     }
-    // It may have had no note of its own because of what is in it.
+    // The directory may have had no entry of its own, because it wasn't empty.
     entries.push(Entry::Directory { path: to.clone() });
     for (file, path) in files {
         entries.push(Entry::Move { file, path: Some(moved(&path)?) });
