@@ -1,4 +1,5 @@
-//! Start of a mount: opens the staging folder, connects the owners, and restores what an earlier daemon left.
+//! Starts a mount: opens the staging folder, connects the owners, and restores the pending changes of an earlier
+//! daemon.
 
 use crate::disk::{Disk, RealDisk};
 use crate::fs::Vfs;
@@ -31,18 +32,18 @@ use std::sync::Arc;
 struct Left {
     file: FileNo,
     has_name: bool,
-    /// It stays on this machine, see [`Policy`].
+    /// True if the file stays on this machine, see [`Policy`].
     is_kept: bool,
     draft: DraftRecord,
 }
 
 impl Vfs {
-    /// Opens staging and journal (a lock keeps a second daemon out), restores what is pending, starts uploading.
+    /// Opens staging and journal, restores pending changes, and starts uploading. A lock keeps a second daemon out.
     pub async fn start(view: Arc<dyn View>, options: Options) -> Result<Arc<Self>, Error> {
         Self::start_on(Arc::new(RealDisk), view, options).await
     }
 
-    /// Starts with journal and pool on `disk`, below the path that the options give.
+    /// Starts with journal and pool on `disk`, below the path in the options.
     pub(super) async fn start_on(
         disk: Arc<dyn Disk>,
         view: Arc<dyn View>,
@@ -63,7 +64,7 @@ impl Vfs {
         Ok(vfs)
     }
 
-    /// Gives each owner the parts that it works with.
+    /// Creates each owner with the parts that it works with.
     fn connect(
         view: Arc<dyn View>,
         options: Arc<Options>,
@@ -157,12 +158,12 @@ impl Vfs {
         }
     }
 
-    /// Restores what an earlier daemon left. Files appear in the tree when their directories are listed.
+    /// Restores the pending changes of an earlier daemon. Files appear in the tree when their directories are listed.
     fn restore(&self) -> Result<(), Error> {
         let mut ended = Vec::new();
         for Left { file, has_name, is_kept, draft } in self.left() {
             if !has_name && self.schedule.is_commit_queued(file) {
-                // Ended when it is known what became of its commit.
+                // The record ends when the result of its commit is known.
                 continue;
             }
             if !has_name || !draft.is_dirty() {
@@ -184,10 +185,12 @@ impl Vfs {
         Ok(())
     }
 
-    /// Returns the files of the journal that have local content, and has its commits carried out and read back.
+    /// Returns the files of the journal that have local content. Queues the journal's commits, and schedules their
+    /// read-backs.
     fn left(&self) -> Vec<Left> {
         let ledger = self.journal.ledger();
-        // Nothing newer of such a file is frozen before it is known what became of this: the remote may have it already.
+        // No newer version of such a file is frozen before the result of its commit is known: the remote may have it
+        // already.
         ledger
             .queue()
             .iter()
