@@ -146,7 +146,7 @@ impl Sync {
                 tokio::spawn(async move { this.end_if_over(&edit).await });
             }
             Ok((_, None)) => {}
-            Err(error) => tracing::warn!(%error, "cannot give up the staging of a removed file"),
+            Err(error) => tracing::warn!(%error, "cannot drop the staged content of a removed file"),
         }
     }
 
