@@ -1,13 +1,13 @@
-//! Files and folders of one name of which this mount made one.
+//! Finds a file and a folder of the same name, one of which this mount created.
 //!
-//! A Hub keeps `a` and `a/b` beside each other, so no commit is refused for that. After a new name was committed it is
-//! looked up whether the source has the other kind under it: a folder where a file was made, or a file where a folder
-//! above the new name is. Where it has, it is looked up whether it still has the kind that was made: this mount may
-//! have put the one in the place of the other since. Each name that has both is counted as a conflict, once. `flush`
-//! looks before it answers, everything else is looked up in the background.
+//! A Hub stores `a` and `a/b` side by side, so it doesn't refuse a commit that adds one of them. After a new name was
+//! committed, this module asks the remote if the other kind exists under it: a folder if a file was created, or a
+//! file if it is the name of a folder above the new name. If it exists, the module asks if the kind that was created
+//! still exists, because this mount may have replaced one by the other since. Each name that has both is counted as a
+//! conflict, once. `flush` does this check before it returns. Otherwise it is done in the background.
 //!
-//! Of two mounts, the one whose commit came later finds the other's, so one of them reports it. The exception is a file
-//! in a folder that was made here less than a minute ago, see [`NEW_FOLDER`].
+//! If two mounts create the two entries, the one that commits later finds the other's entry, so one of them reports
+//! it. The exception is a file in a folder that was created here less than a minute ago, see [`NEW_FOLDER`].
 
 use crate::fs::errno::Error;
 use crate::fs::lock::lock;
@@ -19,17 +19,17 @@ use std::sync::Weak;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// Groups of names that are looked up concurrently.
+/// Number of groups that are looked up concurrently.
 const LOOKS: usize = 8;
-/// Shortest pause between two looks in the background.
+/// Shortest pause between two checks in the background.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Pause after a look in the background, in times of what the look took: files that are added to a large folder have
-/// all of that folder listed.
+/// Ratio of the pause after a check in the background to the duration of that check. It matters for files that are
+/// added to a large folder, because the whole folder is listed for each check.
 const PAUSE_SHARE: u32 = 4;
 
 impl Sync {
-    /// Looks up what was committed under new names since the last time, each group of names once. A group whose look
-    /// fails or is given up is left for the next time, after all others. Ends early if several looks fail together.
+    /// Checks the new names that were committed since the last check, each group of names once. A group whose check
+    /// fails or is cancelled is left for the next time, after all others. Ends early if several checks fail together.
     pub(crate) async fn find_twins(&self) -> Result<(), Error> {
         let _one_at_a_time = self.twins.looking.lock().await;
         let mut left = self.twins.queue();
@@ -54,12 +54,13 @@ impl Sync {
         let look = Listing::begin(&self.journal);
         let mut found = self.view.twins(&group.files, &group.folders).await?;
         if !found.is_empty() {
-            // Each of them has the other kind. Does it still have its own?
+            // Each of them has the other kind. The second query returns those that still have their own kind, too.
             let (files, folders): (Vec<_>, Vec<_>) = found.into_iter().partition(|path| group.files.contains(path));
             found = self.view.twins(&folders, &files).await?;
         }
         self.schedule.looked_up();
-        // One of the two may be what a change of ours has removed since the look began, or is about to remove.
+        // One of the two may be an entry that a change of ours has removed since the check began, or is about to
+        // remove.
         let (unclear, twins): (Vec<_>, Vec<_>) = found.iter().partition(|path| self.is_changed(path, &look));
         if unclear.is_empty() {
             taken.done();
@@ -68,15 +69,15 @@ impl Sync {
         Ok(())
     }
 
-    /// Returns true if a change of this name, or of one above or below it, is on its way to the source, or was carried
-    /// out since the look began.
+    /// Returns true if a change of this name, or of one above or below it, is about to reach the remote, or was
+    /// carried out since the check began.
     fn is_changed(&self, path: &PlainPath, look: &Listing<'_>) -> bool {
         let ledger = self.journal.ledger();
         let is_parked = |op| self.schedule.op_status(op).failure.is_some_and(|(_, parked, _)| parked);
         ledger.queue().any_overlapping(path, |op| !is_parked(op)) || ledger.any_finished(path, look.stamp)
     }
 
-    /// Looks for twins in the background until the mount stops.
+    /// Checks for twins in the background until the mount stops.
     pub(crate) async fn twins_loop(sync: Weak<Self>, mut stop: watch::Receiver<bool>) {
         let mut pause = PAUSE;
         loop {
@@ -100,14 +101,14 @@ impl Sync {
         let Some((parent, _)) = path.split() else { return };
         self.directories.look_again(&parent);
         let directory = lock(&self.tree).find(&parent);
-        // What was hidden there is counted again by the next listing.
+        // The next listing counts the hidden entries there again.
         directory.into_iter().for_each(|ino| self.twins.note_covered(ino, 0));
     }
 
-    /// Does as [`Vfs::find_twins`]; a failure is logged, because what was flushed is flushed all the same.
+    /// Checks for twins as [`Sync::find_twins`] does. A failure is only logged, because it doesn't undo the flush.
     pub(crate) async fn find_committed_twins(&self) {
         if let Err(error) = self.find_twins().await {
-            tracing::warn!(%error, "cannot look for folders with the names of new files");
+            tracing::warn!(%error, "cannot check for folders with the names of new files");
         }
     }
 }
