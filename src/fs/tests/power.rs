@@ -1,8 +1,10 @@
-//! Random histories on simulated disks, whose power is cut and whose daemon is killed at any moment: after each restart the tree is one that the
-//! history had, not older than what was promised, and in the end the source has all of it.
+//! Runs random histories on simulated disks. At any moment the power is cut or the daemon is killed. After each
+//! restart, the tree must be one of the history, and not older than the last promised state. At the end, the remote
+//! must have all of it.
 //!
-//! A power cut may undo what wasn't promised to be on disk, from the latest backwards; a kill undoes nothing that was answered. Both also come in
-//! the middle of an operation, of a flush and of a start: at the n-th call of the disk or request to the source.
+//! A power cut may undo the latest changes that weren't promised to be on disk. A kill undoes nothing that was
+//! acknowledged. Both also happen in the middle of an operation, of a flush and of a start: at the n-th call of the
+//! disk, or at the n-th request to the remote.
 
 #[cfg(feature = "local-hub")]
 mod hub;
@@ -24,10 +26,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::RwLock;
 
-/// How a daemon ends.
+/// The way in which a daemon ends.
 #[derive(Clone, Copy, Debug)]
 enum End {
-    /// The machine loses its power; the seed says what that does to the disk.
+    /// The machine loses its power. The seed determines the effect on the disk.
     Cut(u64),
     /// `kill -9`.
     Kill,
@@ -39,20 +41,20 @@ enum Event {
     /// `fsync` of a file.
     Sync(String),
     SyncFolder,
-    /// The background's sync, which nobody waits for.
+    /// The sync of the background, which no operation waits for.
     Tick,
     Compact,
-    /// What was committed is read back.
+    /// Commits are read back.
     ReadBack,
     End(End),
-    /// The same at the call of the disk, or request to the source, after so many.
+    /// Ends the daemon at a later call of the disk or request to the remote, after this number of them.
     EndAfter(u64, End),
-    /// The next start ends so, at the disk's call after so many.
+    /// Ends the next start at a call of the disk, after this number of them.
     EndStart(u64, End),
-    /// The source's machine loses its power, now or at its disk's call after so many.
+    /// The machine of the remote loses its power, now or at a call of its disk, after this number of them.
     CutFar(u64),
     CutFarAfter(u64, u64),
-    /// Both do.
+    /// Both machines lose their power.
     CutBoth(u64),
 }
 
@@ -60,7 +62,7 @@ fn end() -> impl Strategy<Value = End> {
     prop_oneof![3 => any::<u64>().prop_map(End::Cut), 1 => Just(End::Kill)]
 }
 
-/// Names that meet; most steps find what they need.
+/// Returns names that often coincide. Most steps find the entries that they need.
 fn path() -> impl Strategy<Value = String> {
     "[ab]|d/[ab]|d|e"
 }
@@ -82,7 +84,7 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// A source as one boot of a machine sees it: gone when that is.
+/// A remote as one boot of a machine sees it. It is removed when that boot ends.
 struct Plug {
     view: Arc<dyn View>,
     disk: SimDisk,
@@ -94,7 +96,8 @@ impl Plug {
     async fn ask<T>(&self, request: impl Future<Output = T>) -> Result<T, Error> {
         let _request = self.requests.read().await;
         let unplugged = || Error::Hub(HubError::Network("unplugged".into()));
-        // The machine may end before it asks, and after it was obeyed and before it hears so.
+        // The machine may end before it sends the request, and after the request was carried out but before the
+        // response arrives.
         self.disk.step().map_err(|_| unplugged())?;
         let answer = tokio::select! {
             biased;
@@ -105,7 +108,7 @@ impl Plug {
         Ok(answer)
     }
 
-    /// Resolves when the machine, which has ended, asks nothing any more.
+    /// Resolves when the machine, which has ended, has no request in flight any more.
     async fn is_silent(&self) {
         drop(self.requests.write().await);
     }
@@ -172,24 +175,24 @@ impl View for Plug {
     }
 }
 
-/// What a machine mounts.
+/// A remote that a machine mounts.
 #[async_trait]
 trait Far: Send + Sync + Sized {
-    /// As a machine that has just started sees it.
+    /// Returns the view of a machine that has just started.
     async fn view(&mut self) -> Arc<dyn View>;
-    /// Every file of it.
+    /// Returns all files of the remote.
     async fn files(&mut self) -> BTreeMap<String, Vec<u8>>;
-    /// Cuts its power and starts it again.
+    /// Cuts the power of the remote's machine and starts it again.
     async fn cut(&mut self, _seed: u64) {}
-    /// Has it end at a call of its disk.
+    /// Makes the machine end at a call of its disk.
     fn end_after(&mut self, _calls: u64, _seed: u64) {}
-    /// Resolves when it has ended.
+    /// Resolves when the machine has ended.
     async fn ended(&self) {
         std::future::pending().await
     }
-    /// Starts it again.
+    /// Starts the machine again.
     async fn restart(&mut self) {}
-    /// Sees to it that it is up and stays so.
+    /// Makes sure that the machine is up and stays up.
     async fn stay(&mut self) {}
 }
 
@@ -203,7 +206,8 @@ impl Far for Arc<MemoryView> {
     }
 }
 
-/// Runs one request to its end, or to that of the machine. The other machine starts again at once.
+/// Runs one request until it ends or the machine ends. If the machine of the remote ends, it starts again
+/// immediately.
 async fn run<F: Far, T>(disk: &SimDisk, far: &mut F, request: impl Future<Output = T>) -> Option<T> {
     let mut request = std::pin::pin!(request);
     loop {
@@ -217,10 +221,10 @@ async fn run<F: Far, T>(disk: &SimDisk, far: &mut F, request: impl Future<Output
     }
 }
 
-/// A machine that is asked for its mount has one.
+/// The reason to expect a mount: only a machine that is up is asked for it.
 const UP: &str = "it is up";
 
-/// A machine with a mount, and what its user knows.
+/// A machine with a mount, and the states that its user knows.
 struct Machine<F> {
     far: F,
     dir: Arc<tempfile::TempDir>,
@@ -228,12 +232,12 @@ struct Machine<F> {
     disk: SimDisk,
     /// `None` only while it is down.
     mount: Option<Mount<Plug>>,
-    /// The trees that there were since the last restart, and those that what is under way may make.
+    /// The trees since the last restart, including those that operations in progress may lead to.
     states: Vec<Tree>,
-    /// What a power cut mustn't undo, and what a kill mustn't: numbers of states.
+    /// Numbers of the states that a power cut mustn't undo, and that a kill mustn't undo.
     synced: usize,
     answered: usize,
-    /// How the daemon is to end, at some call of the disk.
+    /// The way in which the daemon will end, at some call of the disk.
     pending: Option<End>,
     next_start: Option<(u64, End)>,
 }
@@ -258,7 +262,7 @@ impl<F: Far> Machine<F> {
         machine
     }
 
-    /// Starts the daemon; whether that came to an end.
+    /// Starts the daemon. Returns false if it was ended during the start.
     async fn start(&mut self) -> bool {
         self.far.stay().await;
         let root = self.dir.path().join(self.boots.to_string());
@@ -281,7 +285,7 @@ impl<F: Far> Machine<F> {
         self.mount.as_ref().expect(UP)
     }
 
-    /// All that is mounted.
+    /// Returns the whole tree of the mount.
     async fn tree(&mut self) -> Tree {
         let mount = self.mount.as_ref().expect(UP);
         run(&self.disk, &mut self.far, mount.tree()).await.expect("nothing ends it")
@@ -291,7 +295,7 @@ impl<F: Far> Machine<F> {
         Model(self.states[self.answered].clone())
     }
 
-    /// Ends the daemon, starts another, and looks at what it finds.
+    /// Ends the daemon, starts another one, and checks the tree that it finds.
     async fn restart(&mut self, mut end: End) -> Result<(), TestCaseError> {
         self.pending = None;
         loop {
@@ -328,13 +332,13 @@ impl<F: Far> Machine<F> {
             outline(&found),
             possible.iter().map(outline).collect::<Vec<_>>()
         );
-        // A start brings all that it finds to the disk.
+        // A start makes everything that it finds durable.
         self.states = vec![found];
         (self.synced, self.answered) = (0, 0);
         Ok(())
     }
 
-    /// All up to now is answered, or undone by nothing but a cut.
+    /// Records that all changes so far are acknowledged, so that only a power cut may undo them.
     fn is_answered(&mut self) {
         self.answered = self.states.len() - 1;
     }
@@ -386,7 +390,7 @@ impl<F: Far> Machine<F> {
             Event::CutFar(seed) => self.far.cut(*seed).await,
             Event::CutFarAfter(calls, seed) => self.far.end_after(*calls, *seed),
             Event::CutBoth(seed) => {
-                // Nothing of the one hears of the other's end.
+                // Neither machine notices the end of the other one.
                 self.far.cut(!*seed).await;
                 self.restart(End::Cut(*seed)).await?;
             }
@@ -398,7 +402,8 @@ impl<F: Far> Machine<F> {
         Ok(())
     }
 
-    /// The state that has brought what the file holds now, whatever its name was since then.
+    /// Returns the number of the state that introduced the present content of a file, whatever its name was since
+    /// then.
     fn age_of(&self, path: &str) -> usize {
         let states = &self.states[..=self.answered];
         let Some(content) = states[self.answered].get(path).filter(|content| content.is_some()) else { return 0 };
@@ -412,7 +417,7 @@ impl<F: Far> Machine<F> {
         let expected = model.apply(step).map_err(absence);
         if expected.is_ok() {
             self.states.truncate(self.answered + 1);
-            // A file that is opened to be written is empty before it is full.
+            // A file that is opened for writing is empty before it has its content.
             if let Step::Write { path, .. } | Step::Copy { to: path, .. } = step {
                 let mut between = before.0;
                 between.insert(path.clone(), Some(Vec::new()));
@@ -431,7 +436,7 @@ impl<F: Far> Machine<F> {
         Ok(())
     }
 
-    /// Flushes; then the source has all, and no cut can undo that.
+    /// Flushes. After that, the remote has all files, and no power cut can undo that.
     async fn flush(&mut self) -> Result<(), TestCaseError> {
         let mut pending = u64::MAX;
         for _ in 0..200 {
@@ -468,7 +473,7 @@ async fn history<F: Far>(far: F, events: Vec<Event>) -> Result<(), TestCaseError
     prop_assert_eq!(outline(&machine.tree().await), outline(&last), "after the last flush");
     machine.restart(End::Cut(events.len() as u64)).await?;
     machine.flush().await?;
-    // All of it is as it was committed, and nobody else was there: nothing is put back or kept twice.
+    // All files are as they were committed, and no other client was there. So nothing is restored or kept twice.
     machine.mount().confirm().await;
     machine.flush().await
 }
@@ -476,12 +481,12 @@ async fn history<F: Far>(far: F, events: Vec<Event>) -> Result<(), TestCaseError
 fn block_on(run: impl Future<Output = Result<(), TestCaseError>>) -> Result<(), TestCaseError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let outcome = runtime.block_on(run);
-    // What dead machines left running waits for nobody.
+    // No other task waits for tasks of machines that have ended.
     runtime.shutdown_background();
     outcome
 }
 
-/// A history for one end of each sort, or more: cuts of so many seeds.
+/// Runs a history with a kill, and with power cuts of the given number of seeds.
 async fn for_ends(cuts: u64, events: impl Fn(End) -> Vec<Event>) {
     let ends = (1..=cuts).map(|seed| End::Cut(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))).chain([End::Kill]);
     for end in ends {
@@ -509,7 +514,7 @@ fn rename(from: &str, to: &str) -> Event {
 }
 
 #[tokio::test]
-async fn the_source_is_asked_for_nothing_that_a_power_cut_could_undo() {
+async fn remote_gets_no_change_that_power_cut_could_undo() {
     for_ends(20, |end| {
         vec![write("a", 3, 1), Event::SyncFolder, write("a", 5, 2), Event::Do(Step::Flush), Event::End(end)]
     })
@@ -517,7 +522,7 @@ async fn the_source_is_asked_for_nothing_that_a_power_cut_could_undo() {
 }
 
 #[tokio::test]
-async fn a_start_after_a_kill_cuts_no_slot_that_the_disk_still_names() {
+async fn start_after_kill_truncates_no_slot_named_on_disk() {
     for calls in 0..40 {
         for_ends(3, |end| {
             let start = Event::EndStart(calls, end);
@@ -531,7 +536,7 @@ async fn a_start_after_a_kill_cuts_no_slot_that_the_disk_still_names() {
 const CALLS: u64 = 120;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_daemon_may_end_at_every_call() {
+async fn daemon_ended_at_any_call_recovers() {
     for calls in 0..CALLS {
         for_ends(1, |end| {
             vec![
@@ -561,7 +566,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 8 * cases(), max_shrink_iters: 400, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_cut_and_no_kill_undoes_what_was_promised(events in proptest::collection::vec(event(), 1..40)) {
+    fn power_cut_or_kill_undoes_no_promised_state(events in proptest::collection::vec(event(), 1..40)) {
         block_on(history(MemoryView::new(false), events))?;
     }
 }
