@@ -1,4 +1,4 @@
-//! What each operation means, seen from a program.
+//! Semantics of each operation, as a program sees them.
 
 use super::Mount;
 use crate::fs::memory_view::MemoryView;
@@ -23,7 +23,7 @@ macro_rules! refused {
 }
 
 #[tokio::test]
-async fn a_written_file_reads_back_at_once_and_reaches_the_source_when_flushed() {
+async fn written_file_reads_back_immediately_and_is_uploaded_by_flush() {
     let mount = Mount::new().await;
     let data: Vec<u8> = (0..200_000u32).map(|i| i as u8).collect();
     mount.write("a", &data).await.unwrap();
@@ -36,7 +36,7 @@ async fn a_written_file_reads_back_at_once_and_reaches_the_source_when_flushed()
 }
 
 #[tokio::test]
-async fn an_edit_in_the_middle_keeps_the_rest() {
+async fn edit_in_middle_keeps_rest() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", &[b'x'; 150_000]);
     mount.write_at("a", 70_000, b"yes").await.unwrap();
@@ -48,7 +48,7 @@ async fn an_edit_in_the_middle_keeps_the_rest() {
 }
 
 #[tokio::test]
-async fn a_write_behind_the_end_and_a_longer_truncation_fill_with_zeros() {
+async fn write_past_end_and_longer_truncation_fill_with_zeros() {
     let mount = Mount::new().await;
     mount.write("a", b"1").await.unwrap();
     mount.write_at("a", 70_000, b"2").await.unwrap();
@@ -64,7 +64,7 @@ async fn a_write_behind_the_end_and_a_longer_truncation_fill_with_zeros() {
 }
 
 #[tokio::test]
-async fn appends_go_to_the_end_whatever_offset_the_kernel_thinks() {
+async fn append_ignores_offset_of_kernel() {
     let mount = Mount::new().await;
     mount.view.put_foreign("log", b"one ");
     let handle = mount.open("log", libc::O_WRONLY | libc::O_APPEND).await.unwrap();
@@ -75,7 +75,7 @@ async fn appends_go_to_the_end_whatever_offset_the_kernel_thinks() {
 }
 
 #[tokio::test]
-async fn creating_exclusively_refuses_what_is_there() {
+async fn exclusive_create_of_existing_file_is_refused() {
     let mount = Mount::new().await;
     mount.view.put_foreign("there", b"");
     refused!(mount.open("there", libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL).await, EEXIST);
@@ -84,7 +84,7 @@ async fn creating_exclusively_refuses_what_is_there() {
 }
 
 #[tokio::test]
-async fn an_empty_file_is_a_file() {
+async fn empty_file_is_uploaded() {
     let mount = Mount::new().await;
     mount.write("empty", b"").await.unwrap();
     mount.view.put_foreign("full", b"full");
@@ -94,7 +94,7 @@ async fn an_empty_file_is_a_file() {
 }
 
 #[tokio::test]
-async fn a_removed_file_stays_readable_and_writable_while_it_is_open() {
+async fn removed_file_stays_readable_and_writable_while_open() {
     let mount = Mount::new().await;
     mount.view.put_foreign("clean", b"clean");
     mount.write("dirty", b"dirty").await.unwrap();
@@ -114,7 +114,7 @@ async fn a_removed_file_stays_readable_and_writable_while_it_is_open() {
 }
 
 #[tokio::test]
-async fn a_file_removed_before_its_flush_never_reaches_the_source() {
+async fn file_removed_before_flush_is_never_uploaded() {
     let mount = Mount::new().await;
     mount.write("a", b"secret").await.unwrap();
     mount.unlink("a").await.unwrap();
@@ -123,11 +123,11 @@ async fn a_file_removed_before_its_flush_never_reaches_the_source() {
 }
 
 #[tokio::test]
-async fn removing_and_making_again_is_one_change_at_the_source() {
+async fn removed_and_recreated_file_is_one_change_at_remote() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"old");
     mount.view.put_foreign("b", b"old");
-    // A batch in progress keeps the removal in the queue.
+    // A batch in flight keeps the removal in the queue.
     let held = mount.view.hold_commits().await;
     mount.unlink("b").await.unwrap();
     while !mount.vfs.journal.ledger().queue().iter().any(|(op, _)| mount.vfs.schedule.is_running(op)) {
@@ -145,7 +145,7 @@ async fn removing_and_making_again_is_one_change_at_the_source() {
 }
 
 #[tokio::test]
-async fn making_again_while_the_removal_is_committed_ends_with_the_new_file() {
+async fn file_recreated_during_commit_of_removal_is_kept() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"old");
     let held = mount.view.hold_commits().await;
@@ -161,7 +161,7 @@ async fn making_again_while_the_removal_is_committed_ends_with_the_new_file() {
 }
 
 #[tokio::test]
-async fn an_editor_that_writes_aside_and_renames_commits_once() {
+async fn editor_save_by_rename_commits_once() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"old");
     mount.write("a.tmp", b"new").await.unwrap();
@@ -175,7 +175,7 @@ async fn an_editor_that_writes_aside_and_renames_commits_once() {
 }
 
 #[tokio::test]
-async fn an_editor_that_keeps_a_backup_ends_with_both() {
+async fn editor_save_with_backup_keeps_both_files() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"old");
     mount.rename("a", "a~").await.unwrap();
@@ -188,7 +188,7 @@ async fn an_editor_that_keeps_a_backup_ends_with_both() {
 }
 
 #[tokio::test]
-async fn renaming_a_file_moves_it_and_replaces_the_target() {
+async fn renamed_file_replaces_target() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"a");
     mount.view.put_foreign("d/b", b"b");
@@ -203,7 +203,7 @@ async fn renaming_a_file_moves_it_and_replaces_the_target() {
 }
 
 #[tokio::test]
-async fn a_dirty_file_renamed_before_its_flush_is_committed_at_the_new_path_only() {
+async fn dirty_file_renamed_before_flush_is_committed_at_new_path_only() {
     let mount = Mount::new().await;
     mount.write("a", b"1").await.unwrap();
     mount.rename("a", "b").await.unwrap();
@@ -215,7 +215,7 @@ async fn a_dirty_file_renamed_before_its_flush_is_committed_at_the_new_path_only
 }
 
 #[tokio::test]
-async fn an_edited_file_renamed_before_its_flush_leaves_the_old_path() {
+async fn edited_file_renamed_before_flush_is_removed_from_old_path() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"old");
     mount.write_at("a", 0, b"new").await.unwrap();
@@ -226,7 +226,7 @@ async fn an_edited_file_renamed_before_its_flush_leaves_the_old_path() {
 }
 
 #[tokio::test]
-async fn a_directory_moves_with_everything_in_it() {
+async fn directory_rename_moves_all_entries() {
     let mount = Mount::new().await;
     mount.view.put_foreign("d/x/one", b"1");
     mount.view.put_foreign("d/two", b"2");
@@ -244,7 +244,7 @@ async fn a_directory_moves_with_everything_in_it() {
 }
 
 #[tokio::test]
-async fn a_renamed_directory_lists_the_same_before_during_and_after() {
+async fn renamed_directory_listing_is_equal_before_during_and_after_commit() {
     let mount = Mount::new().await;
     for i in 0..20 {
         mount.view.put_foreign(&format!("d/{i}"), b"x");
@@ -266,7 +266,7 @@ async fn a_renamed_directory_lists_the_same_before_during_and_after() {
 }
 
 #[tokio::test]
-async fn a_directory_can_replace_an_empty_one_only() {
+async fn directory_rename_replaces_only_empty_directory() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a/f", b"");
     mount.view.put_foreign("b/f", b"");
@@ -281,7 +281,7 @@ async fn a_directory_can_replace_an_empty_one_only() {
 }
 
 #[tokio::test]
-async fn directories_stay_until_they_are_removed() {
+async fn directory_stays_until_removed() {
     let mount = Mount::new().await;
     mount.mkdir("empty").await.unwrap();
     mount.view.put_foreign("d/f", b"");
@@ -296,7 +296,7 @@ async fn directories_stay_until_they_are_removed() {
 }
 
 #[tokio::test]
-async fn a_directory_that_is_not_empty_is_not_removed() {
+async fn removal_of_non_empty_directory_is_refused() {
     let mount = Mount::new().await;
     mount.view.put_foreign("d/f", b"");
     refused!(mount.rmdir("d").await, ENOTEMPTY);
@@ -308,7 +308,7 @@ async fn a_directory_that_is_not_empty_is_not_removed() {
 }
 
 #[tokio::test]
-async fn a_removed_tree_stays_removed_while_the_source_still_has_it() {
+async fn removed_tree_stays_removed_while_remote_still_has_it() {
     let mount = Mount::new().await;
     for i in 0..5 {
         mount.view.put_foreign(&format!("d/{i}"), b"x");
@@ -329,7 +329,7 @@ async fn a_removed_tree_stays_removed_while_the_source_still_has_it() {
 }
 
 #[tokio::test]
-async fn what_others_change_appears_and_what_they_remove_goes() {
+async fn foreign_changes_and_removals_are_shown() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"1");
     assert_eq!(mount.read("a").await.unwrap(), b"1");
@@ -345,7 +345,7 @@ async fn what_others_change_appears_and_what_they_remove_goes() {
 }
 
 #[tokio::test]
-async fn a_reader_stays_with_the_version_it_opened() {
+async fn reader_keeps_version_that_it_opened() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"first version");
     let old = mount.find("a").await.unwrap();
@@ -354,12 +354,12 @@ async fn a_reader_stays_with_the_version_it_opened() {
     mount.view.put_foreign("a", b"other content");
     assert_eq!(mount.read("a").await.unwrap(), b"other content");
     assert_eq!(mount.read_all(handle).await.unwrap(), b"first version");
-    // The kernel's pages belong to an inode: two versions that are open at once can't be one.
+    // The kernel's pages belong to an inode. So two versions that are open concurrently need two inodes.
     assert_ne!(mount.find("a").await.unwrap(), old);
 }
 
 #[tokio::test]
-async fn a_reader_follows_our_own_writes() {
+async fn reader_sees_writes_of_same_mount() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"first");
     let handle = mount.open("a", libc::O_RDONLY).await.unwrap();
@@ -371,7 +371,7 @@ async fn a_reader_follows_our_own_writes() {
 }
 
 #[tokio::test]
-async fn pages_are_kept_only_over_the_same_content() {
+async fn page_cache_is_kept_only_for_equal_content() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"1");
     let ino = mount.find("a").await.unwrap();
@@ -388,7 +388,7 @@ async fn pages_are_kept_only_over_the_same_content() {
 }
 
 #[tokio::test]
-async fn a_directory_is_paged_as_it_was_when_it_was_opened() {
+async fn open_directory_is_paged_as_when_opened() {
     let mount = Mount::new().await;
     for name in ["a", "b", "c"] {
         mount.view.put_foreign(name, b"");
@@ -415,7 +415,7 @@ async fn a_directory_is_paged_as_it_was_when_it_was_opened() {
 }
 
 #[tokio::test]
-async fn listing_with_attributes_counts_a_reference_for_each_entry_taken() {
+async fn listing_with_attributes_counts_reference_per_accepted_entry() {
     let mount = Mount::new().await;
     mount.view.hide_sizes();
     mount.view.put_foreign("a", b"123");
@@ -442,7 +442,7 @@ async fn listing_with_attributes_counts_a_reference_for_each_entry_taken() {
 }
 
 #[tokio::test]
-async fn a_size_that_cannot_be_read_fails_the_lookup_but_not_the_listing() {
+async fn unreadable_size_fails_lookup_but_not_listing() {
     let mount = Mount::with(|options| options.metadata_ttl = Duration::from_secs(60)).await;
     mount.view.hide_sizes();
     mount.view.put_foreign("a", b"123");
@@ -463,7 +463,7 @@ async fn a_size_that_cannot_be_read_fails_the_lookup_but_not_the_listing() {
 }
 
 #[tokio::test]
-async fn missed_name_that_came_elsewhere_is_found_before_the_metadata_ttl() {
+async fn missed_name_created_remotely_is_found_within_metadata_ttl() {
     let mount = Mount::with(|options| {
         options.metadata_ttl = Duration::from_secs(3600);
         options.negative_ttl = Duration::ZERO;
@@ -484,7 +484,7 @@ async fn missed_name_that_came_elsewhere_is_found_before_the_metadata_ttl() {
 }
 
 #[tokio::test]
-async fn missed_names_cost_one_listing_per_negative_ttl() {
+async fn missed_names_cause_one_listing_per_negative_ttl() {
     for misses in [10, 100, 1000] {
         let mount = Mount::with(|options| {
             (options.metadata_ttl, options.negative_ttl) = (Duration::from_secs(3600), Duration::from_secs(1800));
@@ -501,7 +501,7 @@ async fn missed_names_cost_one_listing_per_negative_ttl() {
 }
 
 #[tokio::test]
-async fn names_missed_concurrently_share_a_listing() {
+async fn concurrently_missed_names_share_listing() {
     let mount = Mount::with(|options| {
         (options.metadata_ttl, options.negative_ttl) = (Duration::from_secs(3600), Duration::ZERO);
     })
@@ -519,12 +519,12 @@ async fn names_missed_concurrently_share_a_listing() {
     })
     .await;
     assert!(missed.into_iter().all(|missed| missed));
-    // Those who came after the first one had begun share the second.
+    // Lookups that came after the first listing had begun share the second one.
     assert_eq!(mount.view.take_listed(), 2);
 }
 
 #[tokio::test]
-async fn missed_name_is_answered_by_the_last_listing_while_the_source_is_away() {
+async fn missed_name_uses_last_listing_while_remote_is_offline() {
     let mount = Mount::with(|options| {
         (options.metadata_ttl, options.negative_ttl) = (Duration::from_secs(3600), Duration::from_millis(1));
     })
@@ -541,7 +541,7 @@ async fn missed_name_is_answered_by_the_last_listing_while_the_source_is_away() 
 }
 
 #[tokio::test]
-async fn a_directory_that_cannot_be_listed_is_an_error_not_an_empty_one() {
+async fn failed_listing_is_error_not_empty_directory() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"");
     mount.view.set_offline(true);
@@ -551,7 +551,7 @@ async fn a_directory_that_cannot_be_listed_is_an_error_not_an_empty_one() {
 }
 
 #[tokio::test]
-async fn local_files_can_be_used_without_the_source() {
+async fn local_files_are_usable_while_remote_is_offline() {
     let mount = Mount::new().await;
     mount.write("a", b"1").await.unwrap();
     mount.view.set_offline(true);
@@ -568,7 +568,7 @@ async fn local_files_can_be_used_without_the_source() {
 }
 
 #[tokio::test]
-async fn plaintext_entries_of_a_mount_with_a_key_are_read_only() {
+async fn plaintext_entries_of_mount_with_key_are_read_only() {
     let mount = Mount::new().await;
     for path in ["plain", "own", "d/f"] {
         mount.view.put_foreign(path, b"text");
@@ -590,7 +590,7 @@ async fn plaintext_entries_of_a_mount_with_a_key_are_read_only() {
 }
 
 #[tokio::test]
-async fn a_damaged_file_is_shown_but_nothing_overwrites_it() {
+async fn damaged_file_is_shown_but_never_overwritten() {
     let mount = Mount::new().await;
     mount.view.put_foreign("bad", b"garbage");
     mount.view.put_foreign("good", b"good");
@@ -607,7 +607,7 @@ async fn a_damaged_file_is_shown_but_nothing_overwrites_it() {
     assert_eq!(mount.remote(), map(&[("good", b"good")]));
 }
 
-/// Removes a file at a Hub that carries out nothing yet.
+/// Removes a file while the Hub accepts no changes of it.
 async fn removed_later(mount: &Mount, path: &str) {
     mount.view.refuse_for_now(path);
     mount.unlink(path).await.unwrap();
@@ -669,7 +669,7 @@ async fn rename_of_a_file_that_is_damaged_or_cannot_be_read_is_refused() {
 }
 
 #[tokio::test]
-async fn a_read_only_mount_changes_nothing() {
+async fn read_only_mount_refuses_changes() {
     let mount = Mount::with(|options| options.read_only = true).await;
     mount.view.put_foreign("a", b"a");
     assert_eq!(mount.read("a").await.unwrap(), b"a");
@@ -683,7 +683,7 @@ async fn a_read_only_mount_changes_nothing() {
 }
 
 #[tokio::test]
-async fn names_that_cannot_be_stored_are_refused_before_anything_changes() {
+async fn unstorable_name_is_refused_before_any_change() {
     let mount = Mount::new().await;
     mount.write("a", b"").await.unwrap();
     let long = "x".repeat(256);
@@ -695,7 +695,7 @@ async fn names_that_cannot_be_stored_are_refused_before_anything_changes() {
 }
 
 #[tokio::test]
-async fn a_file_cannot_grow_beyond_the_limit() {
+async fn file_cannot_exceed_size_limit() {
     let mount = Mount::new().await;
     mount.write("a", b"").await.unwrap();
     refused!(mount.truncate("a", 1 << 60).await, EFBIG);
@@ -704,7 +704,7 @@ async fn a_file_cannot_grow_beyond_the_limit() {
 }
 
 #[tokio::test]
-async fn the_time_set_on_a_file_before_its_flush_is_committed() {
+async fn mtime_set_before_flush_is_committed() {
     let mount = Mount::new().await;
     mount.write("a", b"1").await.unwrap();
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
@@ -718,7 +718,7 @@ async fn the_time_set_on_a_file_before_its_flush_is_committed() {
 }
 
 #[tokio::test]
-async fn times_of_written_file_are_same_before_and_after_flush() {
+async fn times_of_written_file_are_equal_before_and_after_flush() {
     let mount = Mount::new().await;
     mount.write("a", b"1").await.unwrap();
     mount.write("b", b"old").await.unwrap();
@@ -738,13 +738,13 @@ async fn times_of_written_file_are_same_before_and_after_flush() {
 }
 
 #[tokio::test]
-async fn time_of_own_version_stays_until_another_client_changes_it() {
+async fn time_of_own_version_stays_until_other_client_changes_it() {
     let mount = Mount::new().await;
     mount.write("a", b"1").await.unwrap();
     mount.write("b", b"2").await.unwrap();
     let before = mount.stat("a").await.unwrap();
     mount.flush().await;
-    // Newer than what was asked for: it replaced something.
+    // Newer than requested, because the commit replaced another version.
     let listed = stored_mtime(before.mtime) + time::Duration::HOUR;
     mount.view.set_mtime("a", listed);
     assert_eq!(mount.stat("a").await.unwrap(), before);
@@ -762,7 +762,7 @@ async fn time_of_own_version_stays_until_another_client_changes_it() {
 }
 
 #[tokio::test]
-async fn extended_attributes_tell_side_and_hash() {
+async fn extended_attributes_show_side_and_hash() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"a");
     let ino = mount.find("a").await.unwrap();
@@ -777,7 +777,7 @@ async fn extended_attributes_tell_side_and_hash() {
 }
 
 #[tokio::test]
-async fn handles_do_only_what_they_were_opened_for() {
+async fn handle_refuses_operations_it_was_not_opened_for() {
     let mount = Mount::new().await;
     mount.write("a", b"1").await.unwrap();
     let reader = mount.open("a", libc::O_RDONLY).await.unwrap();
@@ -789,7 +789,7 @@ async fn handles_do_only_what_they_were_opened_for() {
 }
 
 #[tokio::test]
-async fn streaming_writes_are_at_the_source_when_close_returns() {
+async fn streaming_writes_are_at_remote_when_close_returns() {
     let mount = Mount::with(|options| options.advanced_writes = false).await;
     mount.write("a", b"all").await.unwrap();
     assert_eq!(mount.remote(), map(&[("a", b"all")]));
@@ -798,7 +798,7 @@ async fn streaming_writes_are_at_the_source_when_close_returns() {
 }
 
 #[tokio::test]
-async fn streaming_writes_refuse_what_they_cannot_do() {
+async fn streaming_refuses_edits_of_existing_files() {
     let mount = Mount::with(|options| options.advanced_writes = false).await;
     mount.view.put_foreign("a", b"old");
     refused!(mount.open("a", libc::O_WRONLY).await, EPERM);
@@ -810,7 +810,7 @@ async fn streaming_writes_refuse_what_they_cannot_do() {
     refused!(mount.truncate("b", 1).await, EPERM);
     mount.put(handle, 2, b"3").await.unwrap();
     mount.close(handle).await.unwrap();
-    // An emptied file that the source has.
+    // An emptied file that the remote has.
     let handle = mount.open("b", libc::O_WRONLY | libc::O_TRUNC).await.unwrap();
     refused!(mount.unlink("b").await, EPERM);
     mount.close(handle).await.unwrap();
@@ -820,7 +820,7 @@ async fn streaming_writes_refuse_what_they_cannot_do() {
 }
 
 #[tokio::test]
-async fn streaming_file_without_bytes_may_grow_and_is_written_from_its_start() {
+async fn unwritten_streaming_file_may_be_extended_and_is_written_from_start() {
     let mount = Mount::with(|options| options.advanced_writes = false).await;
     let handle = mount.open("a", libc::O_RDWR | libc::O_CREAT | libc::O_EXCL).await.unwrap();
     mount.truncate("a", 200_000).await.unwrap();
@@ -834,7 +834,7 @@ async fn streaming_file_without_bytes_may_grow_and_is_written_from_its_start() {
     mount.close(handle).await.unwrap();
     let expected = [&[1; 70_000][..], &[2; 10], &[0; 29_990]].concat();
     assert_eq!(mount.remote(), map(&[("a", &expected)]));
-    // Beyond what was asked for; and emptied between.
+    // Past the requested size, and emptied in between.
     let handle = mount.open("a", libc::O_WRONLY | libc::O_TRUNC).await.unwrap();
     mount.truncate("a", 2).await.unwrap();
     mount.put(handle, 0, b"123").await.unwrap();
@@ -846,7 +846,7 @@ async fn streaming_file_without_bytes_may_grow_and_is_written_from_its_start() {
 }
 
 #[tokio::test]
-async fn streaming_file_removed_before_its_first_close_never_reaches_the_source() {
+async fn streaming_file_removed_before_first_close_is_never_uploaded() {
     let mount = Mount::with(|options| {
         options.advanced_writes = false;
         options.flush_debounce = Duration::ZERO;
@@ -854,7 +854,7 @@ async fn streaming_file_removed_before_its_first_close_never_reaches_the_source(
     .await;
     let handle = mount.open("a", libc::O_RDWR | libc::O_CREAT | libc::O_EXCL).await.unwrap();
     mount.put(handle, 0, b"12").await.unwrap();
-    // What is flushed by itself, or because a user asks, is committed before this returns.
+    // Automatic flushes and those that a user requests have committed their files before this returns.
     mount.write("other", b"x").await.unwrap();
     mount.flush().await;
     assert_eq!(mount.remote(), map(&[("other", b"x")]));
@@ -868,7 +868,7 @@ async fn streaming_file_removed_before_its_first_close_never_reaches_the_source(
 }
 
 #[tokio::test]
-async fn open_streaming_file_is_pending_for_status_and_shutdown_and_not_for_flush() {
+async fn open_streaming_file_counts_as_pending_except_for_flush() {
     let mount = Mount::with(|options| options.advanced_writes = false).await;
     let handle = mount.open("a", libc::O_RDWR | libc::O_CREAT | libc::O_EXCL).await.unwrap();
     mount.put(handle, 0, b"half").await.unwrap();
@@ -892,7 +892,7 @@ async fn open_streaming_file_is_pending_for_status_and_shutdown_and_not_for_flus
 }
 
 #[tokio::test]
-async fn a_streaming_close_reports_what_the_source_said() {
+async fn streaming_close_reports_error_of_remote() {
     let mount = Mount::with(|options| options.advanced_writes = false).await;
     mount.view.set_trouble(Some(crate::fs::memory_view::Trouble::Forbidden));
     refused!(mount.write("a", b"all").await, EACCES);
@@ -903,7 +903,7 @@ async fn a_streaming_close_reports_what_the_source_said() {
 }
 
 #[tokio::test]
-async fn a_refused_file_is_parked_and_holds_up_nobody() {
+async fn refused_file_is_parked_and_does_not_block_others() {
     let mount = Mount::new().await;
     mount.view.set_trouble(Some(crate::fs::memory_view::Trouble::Forbidden));
     mount.write("a", b"1").await.unwrap();
@@ -917,7 +917,7 @@ async fn a_refused_file_is_parked_and_holds_up_nobody() {
 }
 
 #[tokio::test]
-async fn a_file_is_flushed_after_a_quiet_while_by_itself() {
+async fn file_is_flushed_automatically_after_quiet_time() {
     let mount = Mount::with(|options| options.flush_debounce = Duration::from_millis(20)).await;
     mount.write("a", b"1").await.unwrap();
     for _ in 0..1000 {
@@ -930,7 +930,7 @@ async fn a_file_is_flushed_after_a_quiet_while_by_itself() {
 }
 
 #[tokio::test]
-async fn a_file_written_while_it_is_flushed_is_flushed_again() {
+async fn file_written_during_flush_is_flushed_again() {
     let mount = Mount::new().await;
     mount.write("a", b"1").await.unwrap();
     let held = mount.view.hold_commits().await;
@@ -975,7 +975,7 @@ async fn names_change_while_a_commit_is_in_progress() {
 }
 
 #[tokio::test]
-async fn staging_is_empty_when_all_is_flushed_and_closed() {
+async fn staging_is_empty_after_flush_and_close() {
     let mount = Mount::new().await;
     for i in 0..30 {
         mount.write(&format!("f{i}"), &[b'x'; 100_000]).await.unwrap();
@@ -986,7 +986,7 @@ async fn staging_is_empty_when_all_is_flushed_and_closed() {
 }
 
 #[tokio::test]
-async fn a_second_mount_of_the_source_is_refused_while_the_first_lives() {
+async fn second_mount_of_remote_is_refused_while_first_lives() {
     let mount = Mount::new().await;
     let view: Arc<dyn crate::store::View> = MemoryView::new(false);
     let second = crate::fs::Vfs::start(view, mount.options.clone()).await;
@@ -994,13 +994,13 @@ async fn a_second_mount_of_the_source_is_refused_while_the_first_lives() {
 }
 
 #[tokio::test]
-async fn sequential_reads_of_a_long_file_give_its_bytes() {
+async fn sequential_reads_of_long_file_return_its_bytes() {
     let mount = Mount::new().await;
     let data: Vec<u8> = (0..9_000_000u32).map(|i| (i / 251) as u8 ^ i as u8).collect();
     mount.view.put_foreign("a", &data);
     assert_eq!(mount.read("a").await.unwrap(), data);
     let handle = mount.open("a", libc::O_RDONLY).await.unwrap();
-    // As the kernel sends them: in parallel, out of order.
+    // In the order of the kernel's requests: in parallel and not sequential.
     let reads = (0..90u64).map(|i| {
         if i % 3 == 0 {
             i + 1
@@ -1021,7 +1021,7 @@ async fn sequential_reads_of_a_long_file_give_its_bytes() {
 }
 
 #[tokio::test]
-async fn a_stalled_read_does_not_hold_up_others() {
+async fn stalled_read_does_not_block_other_operations() {
     let mount = Mount::new().await;
     mount.view.put_foreign("slow", b"slow");
     mount.write("local", b"local").await.unwrap();
@@ -1036,7 +1036,7 @@ async fn a_stalled_read_does_not_hold_up_others() {
 }
 
 #[tokio::test]
-async fn a_file_whose_base_is_being_fetched_can_be_read_and_written() {
+async fn file_is_readable_and_writable_while_base_is_fetched() {
     let mount = Mount::new().await;
     let mut expected = vec![7; 1 << 20];
     mount.view.put_foreign("f", &expected);
@@ -1045,7 +1045,7 @@ async fn a_file_whose_base_is_being_fetched_can_be_read_and_written() {
     let held = mount.view.hold_reads().await;
     let vfs = mount.vfs.clone();
     let flushing = tokio::spawn(async move { vfs.flush(Some(Duration::from_secs(20))).await });
-    // Once the fetch has begun, whoever wants the draft gets it all the same.
+    // Once the fetch has begun, other operations can lock the draft.
     for i in 0..200u8 {
         mount.put(handle, 0, &[i; 65536]).await.unwrap();
         assert_eq!(&mount.vfs.read(handle, 10, 2).await.unwrap()[..], [i, i]);
@@ -1061,7 +1061,7 @@ async fn a_file_whose_base_is_being_fetched_can_be_read_and_written() {
 }
 
 #[tokio::test]
-async fn streaming_close_waits_for_source_that_is_away_until_its_deadline() {
+async fn streaming_close_waits_for_offline_remote_until_deadline() {
     let mount = Mount::with(|options| options.advanced_writes = false).await;
     let handle = mount.open("f", libc::O_WRONLY | libc::O_CREAT).await.unwrap();
     mount.put(handle, 0, b"content").await.unwrap();
@@ -1077,7 +1077,7 @@ async fn streaming_close_waits_for_source_that_is_away_until_its_deadline() {
     let (flushed, ()) = futures::join!(within(Duration::from_secs(60), mount.vfs.flush_file(handle)), back);
     flushed.unwrap();
     assert_eq!(mount.remote(), map(&[("f", b"content")]));
-    // What is refused for good is told without waiting.
+    // A permanent refusal is reported without waiting.
     mount.view.set_trouble(Some(crate::fs::memory_view::Trouble::Forbidden));
     let handle = mount.open("g", libc::O_WRONLY | libc::O_CREAT).await.unwrap();
     mount.put(handle, 0, b"content").await.unwrap();
@@ -1087,7 +1087,7 @@ async fn streaming_close_waits_for_source_that_is_away_until_its_deadline() {
 }
 
 #[tokio::test]
-async fn flush_ends_when_the_source_has_taken_nothing_for_its_time() {
+async fn flush_ends_after_time_without_progress() {
     let mount = Mount::new().await;
     mount.write("f", b"content").await.unwrap();
     mount.view.set_offline(true);
@@ -1100,7 +1100,7 @@ async fn flush_ends_when_the_source_has_taken_nothing_for_its_time() {
 }
 
 #[tokio::test]
-async fn flush_of_many_bytes_ends_when_the_source_hangs() {
+async fn flush_of_many_bytes_ends_when_remote_hangs() {
     let mount = Mount::new().await;
     mount.write("f", &vec![1; 20 << 20]).await.unwrap();
     mount.view.set_pace(Duration::from_secs(3600));
@@ -1122,7 +1122,7 @@ async fn flush_waits_while_an_upload_advances() {
 }
 
 #[tokio::test]
-async fn shutdown_takes_one_deadline_though_source_and_reader_hang() {
+async fn shutdown_takes_one_deadline_while_remote_and_reader_hang() {
     let mount = Mount::new().await;
     mount.view.put_foreign("base", &[7; 300_000]);
     mount.write("f", b"content").await.unwrap();
