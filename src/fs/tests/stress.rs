@@ -1,4 +1,5 @@
-//! Many tasks that create, write, rename and remove a few names concurrently, while their files are being flushed.
+//! Many tasks create, write, rename and remove files under a few names concurrently, while the files are being
+//! flushed.
 
 use super::Mount;
 use super::bench::options;
@@ -11,12 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const TASKS: u64 = 8;
-/// Operations of each task.
+/// Number of operations of each task.
 const STEPS: u64 = 150;
-/// Longest flush of what is left. It takes some milliseconds, and a second where an operation failed before.
+/// Longest duration of the last flush. It takes some milliseconds, and a second if an operation failed before.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Numbers that look random; the same for the same seed.
+/// Pseudo-random numbers that depend only on the seed.
 struct Dice(u64);
 
 impl Dice {
@@ -27,18 +28,18 @@ impl Dice {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % sides
     }
 
-    /// Returns a name that is always a file's.
+    /// Returns a name that only files have.
     fn file(&mut self) -> &'static str {
         ["a", "b", "d/a", "d/b"][self.roll(4) as usize]
     }
 
-    /// Returns a name that is a file's or a folder's, or one in that folder.
+    /// Returns a name that a file or a folder may have, or a name in that folder.
     fn name(&mut self) -> &'static str {
         ["c", "c/a"][self.roll(2) as usize]
     }
 }
 
-/// Does one step. It may fail, because other tasks change the same names.
+/// Performs one step. It may fail, because other tasks change the same names.
 async fn step(mount: &Mount, dice: &mut Dice, content: &[u8]) {
     let (file, name) = (dice.file(), dice.name());
     let _ = match dice.roll(12) {
@@ -53,7 +54,7 @@ async fn step(mount: &Mount, dice: &mut Dice, content: &[u8]) {
     };
 }
 
-/// Keeps commits waiting now and then until `ended`, so that operations meet them in every state.
+/// Delays commits from time to time until `ended`, so that operations meet them in every state.
 async fn disturb(view: Arc<MemoryView>, ended: Arc<AtomicBool>, mut dice: Dice) {
     while !ended.load(Ordering::Relaxed) {
         let held = view.hold_commits().await;
@@ -94,7 +95,7 @@ async fn round(seed: u64) {
     let files: BTreeMap<_, _> =
         mount.tree().await.into_iter().filter_map(|(path, content)| Some((path, content?))).collect();
     assert_eq!(mount.remote(), files, "seed {seed}");
-    // Nothing is left for the uploader to look at again and again.
+    // No file is left that the uploader would check again and again.
     let idle = async {
         while !mount.vfs.schedule.is_idle() {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -104,13 +105,13 @@ async fn round(seed: u64) {
 }
 
 #[tokio::test]
-async fn file_that_is_touched_after_its_removal_keeps_no_flush_waiting() {
+async fn file_touched_after_removal_does_not_block_flush() {
     let mount = Mount::new().await;
     let handle = mount.open("a", libc::O_WRONLY | libc::O_CREAT).await.unwrap();
     mount.put(handle, 0, b"content").await.unwrap();
     let edit = mount.vfs.schedule.edits().pop().unwrap();
     mount.unlink("a").await.unwrap();
-    // As a write does that found the name still there.
+    // A write that began before the removal does this.
     mount.vfs.schedule.touch(&edit);
     let began = Instant::now();
     assert_eq!(mount.vfs.flush(Some(PATIENCE)).await.pending, 0);
@@ -120,10 +121,10 @@ async fn file_that_is_touched_after_its_removal_keeps_no_flush_waiting() {
 }
 
 #[tokio::test]
-async fn file_whose_commit_could_not_be_queued_is_committed_later() {
+async fn file_with_unqueueable_commit_is_committed_later() {
     let mount = Mount::new().await;
     mount.write("a", b"content").await.unwrap();
-    // It is frozen, so that the next attempt notes nothing before the commit.
+    // The file is frozen, so that the next attempt journals nothing before the commit.
     mount.view.poison(b"content");
     assert_eq!(mount.vfs.flush(Some(PATIENCE)).await.pending, 1);
     mount.view.unpoison();
@@ -135,7 +136,7 @@ async fn file_whose_commit_could_not_be_queued_is_committed_later() {
 }
 
 #[test]
-fn names_that_many_change_concurrently_are_flushed_in_time() {
+fn concurrently_changed_names_are_flushed_in_time() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
     for seed in 0..u64::from(cases().div_ceil(8)) {
         runtime.block_on(round(seed));
