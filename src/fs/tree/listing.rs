@@ -1,4 +1,4 @@
-//! Directories: listing the source, laying local state over it, looking names up, paging.
+//! Directories: lists the remote, merges local state into the listing, finds names, and pages through entries.
 
 use crate::fs::errno::Error;
 use crate::fs::handle::Handles;
@@ -20,21 +20,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-/// Sizes that are read ahead while a directory is paged through.
+/// Number of sizes that are read ahead while a directory is paged through.
 const SIZES_AHEAD: usize = 512;
 /// Longest name, bytes.
 pub(crate) const NAME_MAX: usize = 255;
-/// Listings of a subtree under way at once.
+/// Number of concurrent listings in a subtree.
 const LISTINGS: usize = 8;
 
-/// Longest wait for a listing that is made because a name was missed. After that the earlier listing answers.
+/// Longest wait for a listing that is made because a name was missed. After that, the previous listing is used.
 const MISS_TIMEOUT: Duration = Duration::from_secs(2);
-/// A listing that takes longer than this is made for missed names less often, ...
+/// Duration from which a listing counts as slow. Slow listings are repeated less often for missed names.
 const SLOW_LISTING: Duration = Duration::from_millis(250);
-/// ... so that it takes up one part of the time in so many.
+/// Share of the time that slow listings may take: one part in this number.
 const SLOW_LISTING_SHARE: u32 = 4;
 
-/// A look at the source while it is in progress. The ledger remembers the operations that finish meanwhile.
+/// A read of the remote's state that is in progress. The ledger records the operations that finish meanwhile.
 pub(crate) struct Listing<'a> {
     journal: &'a Journal,
     pub(crate) stamp: u64,
@@ -52,7 +52,7 @@ impl Drop for Listing<'_> {
     }
 }
 
-/// Lists directories, finds names in them, and lays local changes over what the remote has.
+/// Lists directories, finds names in them, and merges local changes into the remote's listings.
 pub(crate) struct Directories {
     pub(crate) view: Arc<dyn View>,
     pub(crate) options: Arc<Options>,
@@ -64,7 +64,7 @@ pub(crate) struct Directories {
 }
 
 impl Directories {
-    /// Makes sure that a directory was listed not longer ago than the metadata TTL.
+    /// Lists a directory unless it was listed within the metadata TTL.
     pub(crate) async fn load(&self, ino: Ino) -> Result<(), Error> {
         self.load_within(ino, self.options.metadata_ttl).await
     }
@@ -86,7 +86,7 @@ impl Directories {
             let path = {
                 let tree = lock(&self.tree);
                 let loaded = tree.directory(ino)?.loaded;
-                // Somebody else's listing that began after we asked is as good as ours, whatever the TTL.
+                // A concurrent listing that began after this request serves as well as an own one, whatever the TTL.
                 if is_younger(loaded, max_age) || loaded.is_some_and(|at| at >= asked) {
                     return Ok(());
                 }
@@ -98,9 +98,9 @@ impl Directories {
         }
     }
 
-    /// Lists a directory again in which a name was missed by a lookup that began at `asked`, unless negative answers
-    /// live longer than the last listing is old. One listing serves all names that are missed meanwhile. If it fails,
-    /// the last one answers while the metadata TTL lasts.
+    /// Lists a directory again after a lookup that began at `asked` missed a name in it. Does nothing if the last
+    /// listing is younger than the TTL of negative results. One listing serves all names that are missed meanwhile.
+    /// If it fails, the last listing stays in use during the metadata TTL.
     async fn load_for_missed_name(&self, ino: Ino, asked: Instant) -> Result<(), Error> {
         let ttl = {
             let tree = lock(&self.tree);
@@ -120,13 +120,13 @@ impl Directories {
         Ok(())
     }
 
-    /// Returns how long a missed name counts as missing in a directory whose listing took so long.
+    /// Returns the time that a missed name counts as missing in a directory whose listing took `took`.
     fn negative_ttl(&self, took: Duration) -> Duration {
         let slow = if took > SLOW_LISTING { took * SLOW_LISTING_SHARE } else { Duration::ZERO };
         self.options.negative_ttl.max(slow).min(self.options.metadata_ttl)
     }
 
-    /// Returns how much longer a name that was missed in a directory counts as missing: the kernel may remember it for
+    /// Returns the remaining time that a missed name of a directory counts as missing. The kernel may cache it for
     /// that time.
     pub(crate) fn absent_for(&self, parent: Ino) -> Duration {
         let tree = lock(&self.tree);
@@ -135,8 +135,8 @@ impl Directories {
         self.options.negative_ttl.min(self.options.metadata_ttl).saturating_sub(age)
     }
 
-    /// Lists a directory and merges; false where it has to be listed again, because it was renamed meanwhile, or something came to the source
-    /// that this machine no longer knows by itself.
+    /// Lists a directory and merges local state. Returns false if it has to be listed again: either it was renamed
+    /// meanwhile, or the remote got something that the local state no longer shows by itself.
     async fn list(&self, ino: Ino, path: &PlainPath) -> Result<bool, Error> {
         let began = Instant::now();
         let listing = Listing::begin(&self.journal);
@@ -191,7 +191,7 @@ impl Directories {
             let mut loads = futures::stream::iter(stale.into_iter().map(|at| self.load(at))).buffer_unordered(LISTINGS);
             while let Some(loaded) = loads.next().await {
                 match loaded {
-                    // It went away meanwhile.
+                    // The directory was removed meanwhile.
                     Err(Error::NotFound) => {}
                     other => other?,
                 }
@@ -199,7 +199,7 @@ impl Directories {
         }
     }
 
-    /// The inode of a name. Local state answers alone where it can.
+    /// Returns the inode of a name. Uses local state alone if that is sufficient.
     pub(crate) async fn find_child(&self, parent: Ino, name: &str) -> Result<Option<Ino>, Error> {
         if name.len() > NAME_MAX {
             return Err(Error::Store(crate::store::Error::NameTooLong));
@@ -222,7 +222,7 @@ impl Directories {
         lock(&self.tree).child(parent, name)
     }
 
-    /// Finds a name and makes the kernel's reference to it: give it back with [`Vfs::forget`].
+    /// Finds a name and adds one kernel reference to its inode. The caller drops the reference with [`Vfs::forget`].
     pub(crate) async fn lookup(&self, parent: Ino, name: &str) -> Result<Attr, Error> {
         let ino = self.find_child(parent, name).await?.ok_or(Error::NotFound)?;
         self.measure(&[ino]).await?;
@@ -232,12 +232,12 @@ impl Directories {
         Ok(attr)
     }
 
-    /// Gives `count` references of the kernel back.
+    /// Drops `count` references of the kernel.
     pub(crate) fn forget(&self, ino: Ino, count: u64) {
         lock(&self.tree).forget(ino, count);
     }
 
-    /// Reads the sizes of files that aren't known yet. Fails if one can't be had.
+    /// Reads the sizes of files that aren't known yet. Fails if one of them can't be read.
     pub(crate) async fn measure(&self, inos: &[Ino]) -> Result<(), Error> {
         let unread: Vec<(Ino, Version)> = {
             let tree = lock(&self.tree);
@@ -264,7 +264,7 @@ impl Directories {
         failed.map_or(Ok(()), |error| Err(error.into()))
     }
 
-    /// Opens a directory: what it holds now is what paging shows.
+    /// Opens a directory. The handle shows the entries that the directory has now, even if they change later.
     pub(crate) async fn opendir(&self, ino: Ino) -> Result<HandleNo, Error> {
         self.load(ino).await?;
         let mut tree = lock(&self.tree);
@@ -282,7 +282,8 @@ impl Directories {
         Ok(self.handles.add_directory(DirectoryHandle { ino, entries }))
     }
 
-    /// Hands the entries of an open directory from `offset` on to `sink`, until it is full. An entry's own offset is its place plus one.
+    /// Passes the entries of an open directory to `sink`, starting at `offset`, until `sink` is full. An entry's own
+    /// offset is its position plus one.
     pub(crate) fn readdir(
         &self,
         handle: HandleNo,
@@ -308,8 +309,11 @@ impl Directories {
         Ok(())
     }
 
-    /// As [`Vfs::readdir`], with attributes as far as they are known. Each entry that was taken is a reference to be given back, dots excepted.
-    /// What was removed since is left out. An entry without a known size is uncertain, so that whoever asks for it alone gets the error.
+    /// Passes entries with their attributes to `sink`, as [`Vfs::readdir`] does with entries alone. Attributes are
+    /// those that are known. Each entry that `sink` accepts counts as one kernel reference that must be dropped,
+    /// except for `.` and `..`. Entries that were removed since the directory was opened are left out. An entry
+    /// without a known size is marked as uncertain, so that the kernel asks for it alone, and that request gets the
+    /// error.
     pub(crate) fn readdirplus(
         &self,
         handle: HandleNo,
@@ -337,20 +341,21 @@ impl Directories {
         Ok(())
     }
 
-    /// The size is wanted only to know the old version better; a damaged or unreachable one can be removed all the same.
+    /// Reads the size of a file if possible. The size is used only to describe the old version. A file that is
+    /// damaged or unreachable can be removed without it.
     pub(crate) async fn measure_if_possible(&self, ino: Ino) {
         if let Err(error) = self.measure(&[ino]).await {
             tracing::debug!(%error, "removing a file whose size can't be read");
         }
     }
 
-    /// Returns how many entries of the source aren't shown because of files of this machine.
+    /// Returns how many entries of the remote aren't shown because files of this machine hide them.
     pub(crate) fn covered(&self) -> u64 {
         let tree = lock(&self.tree);
         self.twins.covered(|directory| tree.path(directory).is_ok())
     }
 
-    /// Has a directory listed again before it is shown again.
+    /// Invalidates the listing of a directory, so that it is listed again before it is shown.
     pub(crate) fn look_again(&self, directory: &PlainPath) {
         let mut tree = lock(&self.tree);
         if let Some(Ok(directory)) = tree.find(directory).map(|ino| tree.directory_mut(ino)) {
@@ -363,8 +368,9 @@ impl Directories {
     }
 }
 
-/// One listing of several, oldest place first. An entry that is being moved shows in two; a directory of both is one. Where the files differ,
-/// ours is the one that moves, and the other is somebody else's at the new place.
+/// Merges several listings into one. The oldest path comes first. An entry that is being moved appears in two
+/// listings. If both show a directory, it is one directory. If both show files, the older path has ours, which is
+/// being moved, and the newer path has another client's file.
 fn union(entries: impl Iterator<Item = Entry>) -> BTreeMap<String, Entry> {
     let mut found: BTreeMap<String, Entry> = BTreeMap::new();
     for entry in entries {
@@ -377,7 +383,7 @@ fn union(entries: impl Iterator<Item = Entry>) -> BTreeMap<String, Entry> {
     found
 }
 
-/// Lays local state over what the source showed.
+/// The merge of local state into a listing of the remote.
 struct Merge<'a> {
     directories: &'a Directories,
     ledger: &'a Ledger,
@@ -386,8 +392,10 @@ struct Merge<'a> {
 }
 
 impl Merge<'_> {
-    /// Whether something came to the source while it was listed that neither the listing nor local state shows: after a restart what is
-    /// committed is forgotten here at once, and a directory with its first file. Listed again it is there, as only what finished since counts then.
+    /// Returns true if the remote got something during the listing that neither the listing nor the local state
+    /// shows. That happens after a restart: the record of a committed change is dropped here immediately, and the
+    /// record of a directory is dropped with the commit of its first file. Listing again finds it, because then only
+    /// operations that finish after that point count.
     fn lacks_arrivals(&self, tree: &Tree, ino: Ino, found: &BTreeMap<String, Entry>) -> Result<bool, Error> {
         for name in self.overlay.arrived.iter().filter(|name| !self.overlay.children.contains_key(*name)) {
             let lacking = match self.overlay.governed.contains(name) {
@@ -401,8 +409,8 @@ impl Merge<'_> {
         Ok(false)
     }
 
-    /// Gives files of the source that have the name of a folder that only this machine has the name under which the
-    /// store shows them beside it.
+    /// Renames remote files that have the same name as a folder that only this machine has. They get the alias under
+    /// which the store shows them beside the folder.
     fn show_files_beside_folders(&self, found: &mut BTreeMap<String, Entry>) {
         let is_folder = |name: &String| self.overlay.children.get(name) == Some(&LocalChild::Directory);
         let is_hidden = |entry: &Entry| {
@@ -421,8 +429,8 @@ impl Merge<'_> {
         }
     }
 
-    /// Counts folders of the source that a file of this machine hides until its commit is made, and files of the source
-    /// that a kept file hides. The files don't keep their directory from being moved.
+    /// Counts remote folders that a file of this machine hides until it is committed, and remote files that a kept
+    /// file hides. Hidden files don't prevent a move of their directory.
     fn covered(&self, found: &BTreeMap<String, Entry>) -> Result<(u64, u64), Error> {
         let (mut folders, mut files) = (0, 0);
         for (name, child) in &self.overlay.children {
@@ -454,7 +462,7 @@ impl Merge<'_> {
         Ok(())
     }
 
-    /// Decides on one name; says whether it came or went.
+    /// Merges one name. Returns true if the name was added or removed.
     fn name(&self, tree: &mut Tree, parent: Ino, name: &str, found: Option<Entry>) -> Result<bool, Error> {
         let mut here = tree.child(parent, name)?;
         let known = self.overlay.children.get(name);
@@ -463,7 +471,7 @@ impl Merge<'_> {
             && let Some(ino) = here
             && tree.node(ino)?.as_special().is_none()
         {
-            // What the source showed in its place is gone.
+            // The entry that the remote showed in its place was removed.
             tree.lose(parent, name);
             here = None;
         }
@@ -474,7 +482,7 @@ impl Merge<'_> {
         match (here, found) {
             (None, None) => Ok(false),
             (Some(ino), None) => {
-                // What is written to it later is put back; without a name it would go nowhere.
+                // The next write restores the file. Without a name, that write would be lost.
                 if is_being_written(tree, ino) {
                     return Ok(false);
                 }
@@ -496,7 +504,7 @@ impl Merge<'_> {
         }
     }
 
-    /// Brings back what only the ledger knows: after a restart, the table is empty.
+    /// Restores an entry that only the ledger has. After a restart, the inode table is empty.
     fn restore(&self, tree: &mut Tree, parent: Ino, name: &str, known: LocalChild) -> Result<bool, Error> {
         let node = match known {
             LocalChild::Directory => Node::directory(false),
@@ -510,7 +518,7 @@ impl Merge<'_> {
                     (Some(edit), remote) => {
                         let mut node = Node::edited(edit);
                         if let Remote::Own(version, len) = remote {
-                            // What is committed already stays when the local content ends.
+                            // The committed version stays when the local content ends.
                             let file = node.as_file_mut()?;
                             (file.version, file.len) = (Some(version), Len::Known(len));
                             file.keep_mtime(record.mtime);
@@ -553,14 +561,15 @@ fn node(kind: &Kind) -> Node {
     }
 }
 
-/// Whether somebody has it, or something below it, open for writing: the first write is a change of the version that was opened.
+/// Returns true if the file, or one below the directory, is open for writing. The first write then changes the
+/// version that was opened.
 fn is_being_written(tree: &Tree, ino: Ino) -> bool {
     let mut all = std::iter::once(ino).chain(tree.below(ino));
     all.any(|ino| tree.node(ino).is_ok_and(|node| node.writers > 0))
 }
 
-/// Brings an inode up to date with what the source shows; false where it must be another inode: another kind, or another version while
-/// handles are open (the kernel's pages belong to the inode, and no reader may mix two versions).
+/// Updates an inode from a listing. Returns false if a new inode is needed: the kind differs, or the version differs
+/// while handles are open. The kernel's pages belong to the inode, and no reader may mix two versions.
 fn update(node: &mut Node, kind: &Kind) -> bool {
     let open = node.opens > 0;
     match (&mut node.body, kind) {
