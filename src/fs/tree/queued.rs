@@ -1,44 +1,47 @@
-//! Lays queued operations over a listing of the source.
+//! Merges queued operations into a listing of the remote.
 //!
-//! While operations are queued, the source shows a past state. To list a local directory one asks: where does the source still keep what is
-//! now in this directory, and which names must be taken from local state whatever the source says? Both are answered by walking the
-//! queue from the newest operation back to the oldest.
+//! While operations are queued, the remote shows a past state. The listing of a local directory therefore needs two
+//! answers. At which paths does the remote still keep the entries that are now in this directory? Which names must
+//! come from local state, whatever the remote shows? Both follow from walking the queue from the newest operation
+//! back to the oldest.
 
 use crate::fs::ids::FileNo;
 use crate::fs::journal::ledger::{Names, QueuedOp};
 use crate::store::PlainPath;
 use std::collections::BTreeMap;
 
-/// A child of a directory that the ledger knows.
+/// A child of a directory, as the ledger has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LocalChild {
     /// A file.
     File(FileNo),
-    /// A directory: itself remembered, or above something that is.
+    /// A directory: recorded itself, or an ancestor of a recorded path.
     Directory,
-    /// A special file. What the source has of its name is shown instead.
+    /// A special file. If the remote has an entry of that name, that one is shown instead.
     Special,
 }
 
-/// See the module.
+/// The local state to merge into the listing of one directory. See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Overlay {
-    /// Directories of the source whose union is this directory. In this order they show every entry at least once, even while an operation is
-    /// moving entries from one to the next.
+    /// Directories of the remote whose union is this directory. Listed in this order, they show every entry at least
+    /// once, even while an operation is moving entries from one to the next.
     pub(crate) sources: Vec<PlainPath>,
-    /// Those of them that show nothing yet of what is to come there: operations before the one that fills them are queued, and what they
-    /// show is on its way out.
+    /// Those of `sources` whose listing must be ignored. The operation that fills such a directory still waits for
+    /// earlier ones, and its present entries are about to leave it.
     pub(crate) stale: Vec<PlainPath>,
-    /// Names whose presence and kind local state decides.
+    /// Names whose presence and kind are decided by local state.
     pub(crate) governed: Names,
-    /// Names at or below which an operation put something that finished while the source was listed: the listing may lack them.
+    /// Names that the listing may lack. An operation that finished while the remote was listed has put something at
+    /// or below them.
     pub(crate) arrived: Names,
-    /// Children that the ledger knows.
+    /// Children that the ledger has.
     pub(crate) children: BTreeMap<String, LocalChild>,
 }
 
 impl Overlay {
-    /// Adds what is at `below`, a NUL-separated path relative to the directory. A directory wins over a file of its name, as in a listing.
+    /// Adds a child at `below`, a NUL-separated path relative to the directory. A directory takes precedence over a
+    /// file of the same name, as in a listing.
     pub(crate) fn add_child(&mut self, below: &str, child: LocalChild) {
         let (name, child) = match below.split_once('\0') {
             Some((name, _)) => (name, LocalChild::Directory),
@@ -54,7 +57,7 @@ impl Overlay {
     }
 }
 
-/// A place that an operation fills, and where the content was before.
+/// A path that an operation fills, and the path that the content had before.
 pub(crate) struct Moved {
     pub(crate) filled: PlainPath,
     pub(crate) before: PlainPath,
@@ -62,11 +65,11 @@ pub(crate) struct Moved {
 
 /// The walk back through the queue.
 pub(crate) struct Walk {
-    /// Where the directory's content was at the point the walk has reached.
+    /// Paths that the directory's content had at the point that the walk has reached.
     now: Vec<PlainPath>,
-    /// Places that an operation may have filled already; nothing before it concerns them.
+    /// Paths that an operation may have filled already. Earlier operations don't concern them.
     filled: Vec<PlainPath>,
-    /// Those of them that are still empty of that.
+    /// Those of `filled` that are still empty of that content.
     stale: Vec<PlainPath>,
     governed: Names,
     arrived: Names,
@@ -84,8 +87,8 @@ impl Walk {
         }
     }
 
-    /// Takes one operation back. `is_queued`: it wasn't carried out meanwhile. Returns the places from which the
-    /// content moves by that.
+    /// Steps back over one operation. `is_queued` is false if the operation was carried out meanwhile. Returns the
+    /// paths between which the operation moves the directory's content.
     pub(crate) fn step_back(&mut self, op: &QueuedOp, is_queued: bool) -> Vec<Moved> {
         op.paths().for_each(|path| self.govern(path));
         if let Some(path) = op.fills().filter(|_| !is_queued) {
@@ -94,7 +97,7 @@ impl Walk {
         let mut moved = Vec::new();
         match op {
             QueuedOp::Put { .. } | QueuedOp::Delete { .. } | QueuedOp::Rename { .. } => {}
-            // What the source shows there is on its way out.
+            // The entries that the remote shows there are about to be removed.
             QueuedOp::RemoveDirectory { path } => self.now.retain(|place| !place.is_within(path)),
             QueuedOp::RenameDirectory { from, to } => {
                 self.now.retain(|place| !place.is_within(from));
@@ -110,7 +113,8 @@ impl Walk {
         moved
     }
 
-    /// Notes that a filled place shows nothing yet of what is to come there.
+    /// Records that the remote's listing of a filled path must be ignored, because the content hasn't arrived there
+    /// yet.
     pub(crate) fn is_stale(&mut self, filled: PlainPath) {
         self.stale.push(filled);
     }
@@ -129,7 +133,7 @@ impl Walk {
         self.arrived.extend(names.filter(|name| !name.is_empty()));
     }
 
-    /// The oldest places come first: entries only move from older to newer ones.
+    /// Returns the result. The oldest paths come first, because entries only move from older to newer ones.
     pub(crate) fn finish(mut self) -> Overlay {
         self.filled.reverse();
         self.now.append(&mut self.filled);
