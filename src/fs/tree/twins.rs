@@ -1,4 +1,4 @@
-//! New names of this mount that are to be compared with the remote, see [`crate::fs::sync::twins`].
+//! New names of this mount that still have to be compared with the remote, see [`crate::fs::sync::twins`].
 
 use crate::fs::ids::Ino;
 use crate::fs::lock::{Mutex, lock};
@@ -6,34 +6,34 @@ use crate::store::PlainPath;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-/// New names that wait for their look, and names that were reported, at most: some hundred bytes each. Others are
-/// neither.
+/// Limit of the names that wait for their check, and of those that were reported. Each takes some hundred bytes.
+/// Names beyond the limit are neither checked nor reported.
 const MAX_NAMES: usize = 65_536;
-/// How long a folder that was made here counts as new: it is unlikely that others have put folders into it.
-/// Unpacking an archive
-/// costs no request for each of its folders then.
+/// Time that a folder counts as new after this mount created it. In that time, it is unlikely that other clients have
+/// put folders into it. So unpacking an archive costs no request for each of its folders.
 const NEW_FOLDER: Duration = Duration::from_secs(60);
-/// Folders that are looked up together, in one request.
+/// Number of folders that are looked up in one request.
 const BATCH: usize = 1000;
 
-/// See the module. Nothing is locked under these locks, and none is held over an await.
+/// The names to compare. See the module. No other lock is taken while one of these is held, and none is held across
+/// an await.
 #[derive(Default)]
 pub(crate) struct Twins {
     made: Mutex<Made>,
     reported: Mutex<HashSet<PlainPath>>,
-    /// Folders that were made here, and when.
+    /// Folders that this mount created, with the time.
     new_folders: Mutex<NewFolders>,
-    /// Entries of the source that files of this machine hide, by directory.
+    /// Number of remote entries that files of this machine hide, by directory.
     covered: Mutex<HashMap<Ino, u64>>,
-    /// One look at a time, so that `flush` waits for one that is in progress.
+    /// The lock that allows one check at a time, so that `flush` can wait for a check in progress.
     pub(crate) looking: tokio::sync::Mutex<()>,
 }
 
-/// Folders that were made here, and when, at most [`MAX_NAMES`].
+/// Folders that this mount created, with the time, at most [`MAX_NAMES`].
 #[derive(Default)]
 struct NewFolders {
     made: HashMap<PlainPath, Instant>,
-    /// All of them, oldest first. One that was made again is in it twice.
+    /// All of them, oldest first. A folder that was created again is in it twice.
     order: VecDeque<(Instant, PlainPath)>,
 }
 
@@ -60,9 +60,9 @@ struct Made {
     files: BTreeMap<PlainPath, BTreeSet<PlainPath>>,
     /// Folders that hold new files. They are looked up as files.
     folders: BTreeSet<PlainPath>,
-    /// Groups of names that wait for their look, in that order.
+    /// Groups of names that wait for their check, in that order.
     waiting: VecDeque<Group>,
-    /// Number of all names that are here or being looked up.
+    /// Number of all names that are waiting here or being looked up.
     len: usize,
 }
 
@@ -90,7 +90,7 @@ impl Made {
         }
     }
 
-    /// Puts what is new at the end of the queue. Returns the length of the queue.
+    /// Appends new names to the queue. Returns the length of the queue.
     fn queue(&mut self) -> usize {
         let folders: Vec<PlainPath> = std::mem::take(&mut self.folders).into_iter().collect();
         let batches = folders.chunks(BATCH).map(|batch| Group { folders: batch.to_vec(), ..Group::default() });
@@ -100,8 +100,8 @@ impl Made {
         self.waiting.len()
     }
 
-    /// Puts a group whose look failed at the end of the queue. Folders are halved, so that in the end one of them that
-    /// can't be looked up waits alone.
+    /// Appends a group whose check failed to the queue. Folders are split in two halves each time, so that a folder
+    /// that can't be looked up ends up in a group of its own.
     fn give_back(&mut self, mut group: Group) {
         if group.folders.len() > 1 {
             let folders = group.folders.split_off(group.folders.len() / 2);
@@ -112,7 +112,7 @@ impl Made {
 }
 
 impl Twins {
-    /// Remembers that a folder was made here.
+    /// Records that this mount created a folder.
     pub(crate) fn note_new_folder(&self, path: PlainPath) {
         lock(&self.new_folders).add(path, Instant::now());
     }
@@ -123,7 +123,7 @@ impl Twins {
         made.is_some_and(|made| made.elapsed() < NEW_FOLDER)
     }
 
-    /// Has a file that was committed under a new name looked up, and the folders above it.
+    /// Queues a check for a file that was committed under a new name, and for the folders above it.
     pub(crate) fn note_made(&self, path: &PlainPath) {
         let Some((parent, _)) = path.split() else { return };
         let is_in_new_folder = self.is_in_new_folder(path);
@@ -137,8 +137,8 @@ impl Twins {
         }
     }
 
-    /// Has a folder that was moved looked up, and the folders above it. The files in it aren't looked up: each is in a
-    /// folder that was elsewhere until now.
+    /// Queues a check for a folder that was moved, and for the folders above it. The files in it aren't looked up,
+    /// because each of them was in another folder until now.
     pub(crate) fn note_moved_folder(&self, path: &PlainPath) {
         let mut made = lock(&self.made);
         if made.len < MAX_NAMES {
@@ -146,7 +146,7 @@ impl Twins {
         }
     }
 
-    /// Sets how many entries of the source aren't shown in a directory because of files of this machine.
+    /// Sets the number of remote entries that aren't shown in a directory because files of this machine hide them.
     pub(crate) fn note_covered(&self, directory: Ino, count: u64) {
         let mut covered = lock(&self.covered);
         match count {
@@ -155,34 +155,33 @@ impl Twins {
         }
     }
 
-    /// Returns the sum of those, without directories that `is_there` denies. The count of such a directory is
-    /// forgotten.
+    /// Returns the sum of these numbers. Drops directories for which `is_there` returns false.
     pub(crate) fn covered(&self, is_there: impl Fn(Ino) -> bool) -> u64 {
         let mut covered = lock(&self.covered);
         covered.retain(|directory, _| is_there(*directory));
         covered.values().sum()
     }
 
-    /// Puts what was committed since the last look at the end of the queue. Returns the length of the queue.
+    /// Appends the names that were committed since the last check to the queue. Returns the length of the queue.
     pub(crate) fn queue(&self) -> usize {
         lock(&self.made).queue()
     }
 
-    /// Takes the next groups of the queue, at most `most`.
+    /// Takes the next groups from the queue, at most `most`.
     pub(crate) fn take(&self, most: usize) -> Vec<Taken<'_>> {
         let mut made = lock(&self.made);
         let count = most.min(made.waiting.len());
         made.waiting.drain(..count).map(|group| Taken { twins: self, group: Some(group) }).collect()
     }
 
-    /// Returns true the first time.
+    /// Marks a name as reported. Returns true the first time.
     pub(crate) fn report(&self, path: &PlainPath) -> bool {
         let mut reported = lock(&self.reported);
         reported.len() < MAX_NAMES && reported.insert(path.clone())
     }
 }
 
-/// A group that is being looked up. It is given back where the look fails or is given up.
+/// A group that is being looked up. It returns to the queue if the check fails or is cancelled.
 pub(crate) struct Taken<'a> {
     twins: &'a Twins,
     pub(crate) group: Option<Group>,
@@ -209,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn new_folders_are_forgotten_oldest_first_once_they_are_old() {
+    fn old_new_folders_are_dropped_oldest_first() {
         let path = |number: usize| PlainPath::new(&number.to_string()).unwrap();
         let (mut folders, began) = (NewFolders::default(), Instant::now());
         (0..MAX_NAMES).for_each(|number| folders.add(path(number), began));
@@ -217,14 +216,14 @@ mod tests {
         assert_eq!((folders.made.len(), folders.order.len()), (MAX_NAMES, MAX_NAMES));
         folders.add(path(MAX_NAMES), began + NEW_FOLDER);
         assert_eq!((folders.made.len(), folders.order.len()), (1, 1));
-        // One that was made again is as new as its last making.
+        // A folder that was created again is as new as its last creation.
         folders.add(path(MAX_NAMES), began + NEW_FOLDER * 3 / 2);
         folders.add(path(1), began + NEW_FOLDER * 2);
         assert_eq!((folders.made.len(), folders.order.len()), (2, 2));
     }
 
     #[test]
-    fn group_whose_look_is_given_up_goes_to_end_of_queue() {
+    fn group_whose_check_is_cancelled_returns_to_end_of_queue() {
         let twins = Twins::default();
         ["a/n", "b/n", "c/n"].iter().for_each(|at| twins.note_made(&PlainPath::new(at).unwrap()));
         assert_eq!(lock(&twins.made).queue(), 4);
