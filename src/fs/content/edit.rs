@@ -1,7 +1,8 @@
-//! A file's local content: a draft, who may touch it when, and how much of it is in the journal.
+//! A file's local content: a draft, its locks, and the part of it that the journal has.
 //!
-//! Locks, in this order: the draft (async; held over base reads, which are bounded), the tree, `meta`, the journal. Whoever holds the draft for writing
-//! appends to the journal before letting go, so that deltas are journalled in the order they were made.
+//! The locks have this order: the draft (async; held over reads of the base, which are bounded), the tree, `meta`,
+//! the journal. A task that holds the draft for writing appends to the journal before it releases the draft. So
+//! deltas are journaled in the order in which they were made.
 
 use crate::fs::content::quota::Room;
 use crate::fs::errno::Error;
@@ -16,65 +17,66 @@ use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// When a file is due, and the latest time at which its upload starts.
+/// The time at which a file is due, and the latest time at which its upload starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Due {
     pub(crate) at: Instant,
     pub(crate) latest: Instant,
 }
 
-/// See the module.
+/// The local content of a file. See the module.
 pub(crate) struct Edit {
-    /// Its number in the ledger.
+    /// The file's number in the ledger.
     pub(crate) file: FileNo,
-    /// `None` once it has ended: the content is the inode's version.
+    /// The draft. `None` once the edit has ended: the content is then the inode's version.
     draft: RwLock<Option<Draft>>,
     meta: Mutex<Meta, { Rank::Meta as u8 }>,
-    /// The inode, once there is one (after a restart, not before its directory is listed).
+    /// The inode, once there is one. After a restart, there is none before the directory is listed.
     ino: OnceLock<Ino>,
 }
 
 struct Meta {
     len: u64,
     mtime: OffsetDateTime,
-    /// Counts changes; 0: the same as what it was begun from.
+    /// A counter of changes. 0 means that the content equals the version that it was started from.
     generation: u64,
     /// The generation that the journal has.
     settled: u64,
-    /// When the journal has it.
+    /// The ticket of the newest journal record.
     ticket: Ticket,
     committed: u64,
-    /// The oldest change that is not committed, and the newest.
+    /// Time of the oldest change that is not committed. The next field has that of the newest change.
     first_change: Instant,
     last_change: Instant,
-    /// Deltas that the journal refused to take so far.
+    /// Deltas that the journal has refused so far.
     backlog: Vec<Delta>,
-    /// What the source has now, if the draft doesn't know yet.
+    /// The version that the remote has now, if the draft doesn't know it yet.
     rebase: Option<Version>,
-    /// Generations up to this one are flushed without waiting for quiet.
+    /// Generations up to this one are flushed without waiting for a quiet time.
     hurry: u64,
-    /// Commits made while somebody was writing.
+    /// Number of commits that were made while the file was open for writing.
     early: u32,
-    /// The last write failed.
+    /// True if the last write failed.
     stuck: bool,
     /// Bytes of the base that a freeze still has to fetch, at most.
     owed: u64,
-    /// Where the next write goes in a file that was made longer before its first one, in streaming mode; `None`:
-    /// at the end.
+    /// Offset of the next write in streaming mode, for a file that was extended before its first write. `None` means
+    /// the end.
     next_write: Option<u64>,
-    /// Slots promised to it, if disk space is limited.
+    /// Slots that are promised to this file, if disk space is limited.
     room: Option<Room>,
-    /// Where it is counted while the remote lacks it, and the files and bytes that it counts for there.
+    /// The totals in which the file is counted while the remote lacks it. The next field has the files and bytes that
+    /// are counted for it.
     totals: Option<Arc<Totals>>,
     share: (u64, u64),
 }
 
-/// Number of files that the remote lacks, and their bytes.
+/// Number of files that the remote lacks, and their total size.
 #[derive(Default)]
 pub(crate) struct Totals(Mutex<(u64, u64)>);
 
 impl Totals {
-    /// Returns files and bytes.
+    /// Returns the number of files and the number of bytes.
     pub(crate) fn get(&self) -> (u64, u64) {
         *lock(&self.0)
     }
@@ -86,7 +88,7 @@ impl Totals {
 }
 
 impl Meta {
-    /// Brings the totals up to date. To be called after each change of length, generation or commit.
+    /// Updates the totals. It must be called after each change of length, generation or commit.
     fn recount(&mut self) {
         let Some(totals) = &self.totals else { return };
         let share = if self.generation > self.committed { (1, self.len) } else { (0, 0) };
@@ -100,7 +102,7 @@ impl Meta {
 }
 
 impl Edit {
-    /// An edit whose journal entries up to `ticket` say `generation`, of which the source has `committed`.
+    /// Returns an edit at `generation`, of which the remote has `committed`. The journal has both up to `ticket`.
     pub(crate) fn new(
         file: FileNo,
         draft: Draft,
@@ -133,75 +135,75 @@ impl Edit {
         Self { file, draft: RwLock::new(Some(draft)), meta: Mutex::new(meta), ino: OnceLock::new() }
     }
 
-    /// Tells which inode it is the content of.
+    /// Sets the inode of this content.
     pub(crate) fn set_ino(&self, ino: Ino) {
-        // A second inode for the same content can only be the same file found again; the first stays.
+        // A second inode for this content can only be the same file that was listed again. The first one stays.
         let _ = self.ino.set(ino);
     }
 
-    /// Its inode.
+    /// Returns the inode.
     pub(crate) fn ino(&self) -> Option<Ino> {
         self.ino.get().copied()
     }
 
-    /// Size now.
+    /// Returns the present size.
     pub(crate) fn len(&self) -> u64 {
         lock(&self.meta).len
     }
 
-    /// Time of the last change.
+    /// Returns the time of the last change.
     pub(crate) fn mtime(&self) -> OffsetDateTime {
         lock(&self.meta).mtime
     }
 
-    /// The current generation.
+    /// Returns the current generation.
     pub(crate) fn generation(&self) -> u64 {
         lock(&self.meta).generation
     }
 
-    /// How long the oldest change has waited that the source lacks.
+    /// Returns the age of the oldest change that the remote doesn't have.
     pub(crate) fn age(&self) -> Duration {
         lock(&self.meta).first_change.elapsed()
     }
 
-    /// Returns true if the file is new or emptied, and no byte was written to it since. It may have been made longer.
+    /// Returns true if the file is new or emptied, and no byte was written to it since. It may have been extended.
     pub(crate) fn is_unwritten(&self) -> bool {
         let meta = lock(&self.meta);
         meta.generation > meta.committed && (meta.len == 0 || meta.next_write == Some(0))
     }
 
-    /// Returns the offset that a write in order has.
+    /// Returns the offset that a write in order must have.
     pub(crate) fn next_write(&self) -> u64 {
         let meta = lock(&self.meta);
         meta.next_write.unwrap_or(meta.len)
     }
 
-    /// Sets the offset that the next write in order has. The draft must be held for writing.
+    /// Sets the offset of the next write in order. The draft must be held for writing.
     pub(crate) fn set_next_write(&self, offset: u64) {
         let mut meta = lock(&self.meta);
         meta.next_write = Some(offset).filter(|offset| *offset < meta.len);
     }
 
-    /// Whether the source lacks something of it.
+    /// Returns true if the remote doesn't have the newest generation.
     pub(crate) fn is_dirty(&self) -> bool {
         let meta = lock(&self.meta);
         meta.generation > meta.committed
     }
 
-    /// Whether the source has this generation.
+    /// Returns true if the remote has this generation.
     pub(crate) fn has_committed(&self, generation: u64) -> bool {
         lock(&self.meta).committed >= generation
     }
 
-    /// Whether the journal lacks something of it.
+    /// Returns true if the journal doesn't have the newest generation, or lacks deltas.
     pub(crate) fn is_unsettled(&self) -> bool {
         let meta = lock(&self.meta);
         meta.generation > meta.settled || !meta.backlog.is_empty()
     }
 
-    /// Returns when it should be flushed: after `debounce` of quiet, at the latest `window` after the first change. `None`:
-    /// the remote has it. While it is open for writing each flush doubles the window, so that a long copy isn't uploaded
-    /// over and over.
+    /// Returns the time at which the edit should be flushed: after `debounce` without changes, but not later than
+    /// `window` after the first change. Each flush of a file that is open for writing doubles the window, so that a
+    /// long copy isn't uploaded over and over. Returns `None` if the remote has the newest generation.
     pub(crate) fn due(&self, debounce: Duration, window: Duration) -> Option<Due> {
         let meta = lock(&self.meta);
         if meta.generation <= meta.committed {
@@ -215,24 +217,24 @@ impl Edit {
         Some(Due { at: (meta.last_change + debounce).min(latest), latest })
     }
 
-    /// How long nothing was changed.
+    /// Returns the time since the last change.
     pub(crate) fn quiet(&self) -> Duration {
         lock(&self.meta).last_change.elapsed()
     }
 
-    /// Bytes of slots that a first change would need besides its own, for the rest of the file.
+    /// Returns the bytes of slots that a first change would need in addition to its own, for the rest of the file.
     pub(crate) fn owed(&self) -> u64 {
         let meta = lock(&self.meta);
         if meta.generation == meta.committed { meta.owed } else { 0 }
     }
 
-    /// Whether it was changed and the source has all of it.
+    /// Returns true if the edit was changed and the remote has all of it.
     pub(crate) fn is_evictable(&self) -> bool {
         let meta = lock(&self.meta);
         meta.is_evictable()
     }
 
-    /// Counts it in these totals while the remote lacks it; `None`: in none.
+    /// Counts the edit in `totals` while the remote lacks it. `None` stops counting it.
     pub(crate) fn count_in(&self, totals: Option<&Arc<Totals>>) {
         let mut meta = lock(&self.meta);
         if let Some(old) = meta.totals.take() {
@@ -242,19 +244,19 @@ impl Edit {
         meta.recount();
     }
 
-    /// Makes its present content due immediately. To be called by the schedule only, which queues it.
+    /// Makes the present generation due immediately. Only the schedule calls this, because it also queues the edit.
     pub(crate) fn flush_early(&self) {
         let mut meta = lock(&self.meta);
         meta.hurry = meta.generation;
     }
 
-    /// The draft, to read it; `None` inside once the edit has ended.
+    /// Locks the draft for reading. It is `None` once the edit has ended.
     pub(crate) async fn reader(&self) -> RwLockReadGuard<'_, Option<Draft>> {
         before_wait("a file's draft");
         self.draft.read().await
     }
 
-    /// The draft, to change it.
+    /// Locks the draft for writing.
     pub(crate) async fn writer(&self) -> RwLockWriteGuard<'_, Option<Draft>> {
         before_wait("a file's draft");
         let mut draft = self.draft.write().await;
@@ -262,25 +264,25 @@ impl Edit {
         draft
     }
 
-    /// Returns the draft, to change it, unless something reads or changes it now.
+    /// Locks the draft for writing, unless another task holds it now.
     pub(crate) fn try_writer(&self) -> Option<RwLockWriteGuard<'_, Option<Draft>>> {
         let mut draft = self.draft.try_write().ok()?;
         self.rebase(draft.as_mut());
         Some(draft)
     }
 
-    /// Tells the draft which version the source has now, if it doesn't know yet.
+    /// Sets the remote's present version in the draft, if the draft doesn't have it yet.
     fn rebase(&self, draft: Option<&mut Draft>) {
         let version = lock(&self.meta).rebase.take();
         if let (Some(draft), Some(version)) = (draft, version)
-            // A copy is committed as what it is based on, and most of it may be nowhere else.
+            // A copy is committed as the version that it is based on, and most of it may be nowhere else.
             && draft.state().base.is_none_or(|(base, _)| base.hash != version.hash)
         {
             draft.rebase(version);
         }
     }
 
-    /// Notes a change of `draft`, which is held for writing.
+    /// Records a change of `draft`, which is held for writing.
     pub(crate) fn change(&self, draft: &Draft) {
         self.change_at(draft, stored_now());
     }
@@ -298,14 +300,14 @@ impl Edit {
         meta.recount();
     }
 
-    /// Takes over the slots that were promised to a change of this file.
+    /// Stores the slots that were promised to a change of this file.
     pub(crate) fn keep_room(&self, room: Option<Room>) {
         if room.is_some() {
             lock(&self.meta).room = room;
         }
     }
 
-    /// Limits the promise to what the upload of `draft` still needs.
+    /// Limits the promise to the slots that the upload of `draft` still needs.
     pub(crate) fn resize_room(&self, draft: &Draft) {
         let mut meta = lock(&self.meta);
         let slots = if meta.generation > meta.committed { draft.slots_needed() } else { 0 };
@@ -314,7 +316,7 @@ impl Edit {
         }
     }
 
-    /// Makes a version that was frozen one of the past, though its content is the present one.
+    /// Invalidates a frozen version: it counts as an older generation, although its content is the present one.
     pub(crate) fn outgrow(&self, generation: u64) {
         let mut meta = lock(&self.meta);
         if meta.generation == generation {
@@ -323,7 +325,7 @@ impl Edit {
         }
     }
 
-    /// Sets the time to be committed, if nothing was frozen since the last change; says whether that worked.
+    /// Sets the time to be committed, if nothing was frozen since the last change. Returns true if it did.
     pub(crate) fn set_mtime(&self, journal: &Journal, mtime: OffsetDateTime) -> Result<bool, Error> {
         let mut meta = lock(&self.meta);
         if meta.generation <= meta.committed {
@@ -337,7 +339,7 @@ impl Edit {
             match frozen.filter(|frozen| frozen.generation == meta.generation) {
                 None if draft.is_none() => return Ok((Vec::new(), false)),
                 None => {}
-                // What is uploaded but not on its way yet, a copy that was just made, is noted again with the new time.
+                // A version that is uploaded but not queued yet (a new copy) is recorded again with the new time.
                 Some(FrozenRecord { generation, frozen, stored: Some(stored), .. }) if !ledger.is_mentioned(file) => {
                     entries.push(Entry::Freeze { file, generation, mtime, frozen });
                     entries.push(Entry::Uploaded { file, generation, stored });
@@ -352,7 +354,7 @@ impl Edit {
         Ok(done)
     }
 
-    /// Brings every change into the journal; wait for the ticket to be written.
+    /// Records every change in the journal. The caller waits until the ticket is written.
     pub(crate) async fn settle(&self, journal: &Journal, pool: &Pool) -> Result<Ticket, Error> {
         let mut guard = self.writer().await;
         match guard.as_mut() {
@@ -361,7 +363,7 @@ impl Edit {
         }
     }
 
-    /// See [`Edit::settle`]; `draft` is this edit's, held for writing.
+    /// Records every change in the journal, as [`Edit::settle`] does. `draft` is this edit's, held for writing.
     pub(crate) async fn settle_locked(
         &self,
         draft: &mut Draft,
@@ -375,8 +377,8 @@ impl Edit {
         Ok(ticket)
     }
 
-    /// Writes to `draft`, which is held for writing. Once a write has failed, nothing more is taken into memory until what is there could be
-    /// settled: a program that doesn't look at errors can't fill it.
+    /// Writes to `draft`, which is held for writing. After a failed write, nothing more is accepted into memory until
+    /// the data in memory could be persisted. So a program that ignores errors can't fill the memory.
     pub(crate) async fn write(
         &self,
         draft: &mut Draft,
@@ -390,12 +392,13 @@ impl Edit {
         }
         let outcome = draft.write_at(offset, data).await;
         lock(&self.meta).stuck = outcome.is_err();
-        // Also where it failed: part of it may be there.
+        // A failed write counts as a change, too, because part of it may be there.
         self.change(draft);
         Ok(outcome?)
     }
 
-    /// Appends `delta`, whatever is left of earlier ones, and `more`. A delta that isn't taken now goes with the next.
+    /// Appends `delta`, the deltas that were refused earlier, and `more`. A delta that the journal refuses now is
+    /// appended with the next one.
     fn journal(
         &self,
         purpose: Purpose,
@@ -427,8 +430,8 @@ impl Edit {
         Ok(meta.ticket)
     }
 
-    /// Journals that the content is from now on `copy`, a version that the source has. The draft must be held for writing, with nothing unsettled, and be
-    /// replaced by `copy` right after.
+    /// Journals that the content is `copy` from now on, a version that the remote has. The draft must be held for
+    /// writing and be fully in the journal. The caller replaces it with `copy` right after.
     pub(crate) fn become_copy(
         &self,
         copy: &Draft,
@@ -452,8 +455,8 @@ impl Edit {
         Ok(())
     }
 
-    /// Forgets what is decrypted in memory, once the journal has all of it: `again` makes the same draft from its state. Thousands of files that
-    /// wait for their flush would each keep a record otherwise.
+    /// Evicts the plaintext in memory, if the journal has all of the draft. `again` creates the same draft from its
+    /// state. Otherwise each of thousands of files that wait for their flush would keep a record in memory.
     pub(crate) async fn cool(&self, again: impl FnOnce(DraftState) -> Result<Draft, Error>) -> Result<(), Error> {
         let mut guard = self.writer().await;
         if let Some(draft) = guard.as_mut().filter(|_| !self.is_unsettled()) {
@@ -462,9 +465,9 @@ impl Edit {
         Ok(())
     }
 
-    /// Frees all slots, if the remote has what is in them: from then on it is an edit of that version that has
-    /// changed nothing yet. Returns the
-    /// number of slots. Frees none while something reads or changes the draft: a read may wait for the network.
+    /// Frees all slots, if the remote has their content. After that, it is an edit of the remote's version without
+    /// changes. Returns the number of slots. Frees none while another task reads or changes the draft, because a read
+    /// may wait for the network.
     pub(crate) async fn evict(
         &self,
         journal: &Journal,
@@ -473,7 +476,7 @@ impl Edit {
     ) -> Result<u64, Error> {
         let Some(mut guard) = self.try_writer() else { return Ok(0) };
         let Some(draft) = guard.as_mut().filter(|_| self.is_evictable()) else { return Ok(0) };
-        // What a fetch brought into memory and no entry told yet.
+        // A fetch may have brought data into memory that no entry has yet.
         self.settle_locked(draft, journal, pool).await?;
         let slots = draft.state().records.len() as u64;
         let Some((version, _)) = draft.state().base.filter(|_| slots > 0) else { return Ok(0) };
@@ -482,7 +485,7 @@ impl Edit {
         let fresh = again(state.clone())?;
         let mut meta = lock(&self.meta);
         let (generation, mtime) = (meta.generation, meta.mtime);
-        // The note of a commit says that no byte of the base is needed: here all of them are.
+        // The entry of a commit says that no byte of the base is needed. Here all of them are needed.
         let base = Delta { len, base_len: len, ..Delta::default() };
         let entries = vec![
             Entry::Begin { file, state, generation, mtime },
@@ -495,8 +498,8 @@ impl Edit {
         Ok(slots)
     }
 
-    /// Fetches what a freeze would have to, piece by piece: between them the draft may be read and written, and no lock is held over the network.
-    /// Calls `fetched` after each piece.
+    /// Fetches the parts of the base that a freeze needs, piece by piece. Between the pieces, the draft may be read
+    /// and written. No lock is held during a request. Calls `fetched` after each piece.
     pub(crate) async fn fetch_base(&self, journal: &Journal, pool: &Pool, fetched: impl Fn()) -> Result<(), Error> {
         let mut from = 0;
         loop {
@@ -516,7 +519,8 @@ impl Edit {
         }
     }
 
-    /// Freezes the current generation; the journal has it when the ticket is written. `None`: the edit has ended.
+    /// Freezes the current generation. The journal has it when the ticket is written. Returns `None` if the edit has
+    /// ended.
     pub(crate) async fn freeze(&self, journal: &Journal, pool: &Pool) -> Result<Option<(u64, Arc<Frozen>)>, Error> {
         let mut guard = self.writer().await;
         let Some(draft) = guard.as_mut() else { return Ok(None) };
@@ -529,12 +533,12 @@ impl Edit {
         };
         lock(&self.meta).owed = 0;
         let entry = Entry::Freeze { file: self.file, generation, mtime, frozen: frozen.clone() };
-        // On a full disk this is the way out: what is committed gives its slots back.
+        // On a full disk, this entry must be accepted: the commit that follows frees slots.
         self.journal(Purpose::Relief, delta, journal, pool, vec![entry])?;
         Ok(Some((generation, frozen)))
     }
 
-    /// The source has `generation` now, as `version`. `writing`: somebody has the file open for writing.
+    /// Records that the remote has `generation` now, as `version`. `writing` is true if the file is open for writing.
     pub(crate) fn committed(&self, generation: u64, version: Version, writing: bool) {
         let mut meta = lock(&self.meta);
         meta.committed = meta.committed.max(generation);
@@ -544,8 +548,9 @@ impl Edit {
         meta.recount();
     }
 
-    /// Ends the edit if `give_up` agrees with everybody else locked out: what is in the journal of it is given up. `give_up` decides under the
-    /// tree's lock and calls what it is handed, which journals the end, before it lets go of the tree: nobody may begin anew in between.
+    /// Ends the edit if `give_up` agrees, while no other task can use the draft. The edit's entries in the journal
+    /// are dropped. `give_up` decides under the tree's lock. It calls the function that it gets, which journals the
+    /// end, before it releases the tree. So no other task can start a new edit in between.
     pub(crate) async fn end(
         &self,
         journal: &Journal,
@@ -555,7 +560,7 @@ impl Edit {
         self.end_with(journal, pool, |end| give_up(&mut || end(Vec::new()))).await
     }
 
-    /// The same, with entries that are to come right before the end.
+    /// Ends the edit as [`Edit::end`] does, with entries that come right before the end.
     pub(crate) async fn end_with(
         &self,
         journal: &Journal,
@@ -564,7 +569,8 @@ impl Edit {
     ) -> Result<bool, Error> {
         let mut guard = self.writer().await;
         let Some(draft) = guard.as_mut() else { return Ok(false) };
-        // Under the tree's lock nothing may wait: what isn't in a slot yet is dropped, and what no entry told yet is given back with the rest.
+        // Nothing may wait under the tree's lock. Data that isn't in a slot yet is dropped. Slots that no entry names
+        // yet are freed with the rest.
         let mut end = |mut entries: Vec<Entry>| {
             let delta = draft.abandon();
             entries.push(Entry::End { file: self.file });
