@@ -1,17 +1,18 @@
-//! Disk space of local changes.
+//! Limits the disk space of local changes.
 //!
 //! A mount keeps local changes in two files: the slot pool, which grows by [`GROWTH`] slots, and the journal, which
-//! has disk space reserved ahead of its end. Both limits count what these two files take on disk, reserved space
-//! included.
+//! has disk space reserved ahead of its end. Both limits count the size of these two files on disk, including
+//! reserved space.
 //!
-//! - `--max-pending-size` is a hard limit. Near it uploads begin early. At it, content that the remote already has is
-//!   evicted, even of open files, and a writer waits until there is space or most of the reply deadline is over: then
-//!   it gets `ENOSPC`. What was written before is not touched. Only writers wait. An upload may need slots for the
-//!   rest of an edited file. They are counted when the edit begins, so that the upload can't fail for lack of them.
-//! - `--max-staging-size` never delays or refuses a write. Above it, content that the remote already has is evicted in
-//!   the background.
+//! - `--max-pending-size` is a hard limit. Near it, uploads begin early. At it, content that the remote already has
+//!   is evicted, even of open files. A writer waits until there is space, or until most of the reply deadline has
+//!   passed; then it gets `ENOSPC`. Earlier writes are not touched. Only writers wait. An upload may need slots for
+//!   the rest of an edited file. They are counted when the edit begins, so that the upload can't fail for lack of
+//!   them.
+//! - `--max-staging-size` never delays or refuses a write. Above it, content that the remote already has is evicted
+//!   in the background.
 //!
-//! Eviction takes the file first that was changed longest ago.
+//! The file that was changed least recently is evicted first.
 
 use crate::fs::content::edit::Edit;
 use crate::fs::errno::Error;
@@ -29,21 +30,20 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Smallest `--max-pending-size`, bytes (16 MiB): a journal of a few pending changes grows to 9 MiB before it is
-/// compacted, and the pool to 4 MiB
-/// with its first slot.
+/// Smallest `--max-pending-size`, bytes (16 MiB). A journal of a few pending changes grows to 9 MiB before it is
+/// compacted, and the pool to 4 MiB with its first slot.
 pub const MIN_PENDING: u64 = 16 << 20;
-/// Uploads begin early when more than this part of the limit is taken (in eighths).
+/// Part of the limit (in eighths) above which uploads begin early.
 const NEARLY_FULL: u64 = 6;
-/// Uploads are started early at most this often.
+/// Shortest interval between two early starts of uploads.
 const HURRY: Duration = Duration::from_millis(200);
-/// Part of the reply deadline that a writer waits for space (in quarters): the rest is for the answer.
+/// Part of the reply deadline (in quarters) that a writer waits for space. The rest is for the reply.
 const PATIENCE: u32 = 3;
 /// Plaintext bytes of one slot.
 const RECORD: u64 = 1 << 16;
 
-/// Slots that accepted changes will take and that hold nothing yet. Nothing but the journal and the pool is locked
-/// under it.
+/// Number of slots that accepted changes will need and that hold nothing yet. Only the journal and the pool are
+/// locked under this lock.
 #[derive(Default)]
 pub(crate) struct Promises(Mutex<u64, { Rank::Promises as u8 }>);
 
@@ -55,14 +55,14 @@ impl Promises {
     }
 }
 
-/// Slots that are promised to one change, and then to the file that was changed. Ends when it is dropped.
+/// Slots that are promised to one change, and then to the changed file. The promise ends on drop.
 pub(crate) struct Room {
     promises: Arc<Promises>,
     slots: u64,
 }
 
 impl Room {
-    /// Makes it a promise of `slots` slots.
+    /// Changes the promise to `slots` slots.
     pub(crate) fn resize(&mut self, slots: u64) {
         let mut promised = lock(&self.promises.0);
         *promised = *promised - self.slots + slots;
@@ -81,10 +81,10 @@ impl Drop for Room {
 struct Taken {
     /// Slots with content.
     used: u64,
-    /// Slots that the disk has space for.
+    /// Slots for which disk space is reserved.
     reserved: u64,
     slot_len: u64,
-    /// Bytes of the journal, at most, after its next record.
+    /// Size of the journal after its next record, bytes, at most.
     journal: u64,
 }
 
@@ -99,14 +99,14 @@ impl Taken {
     fn bytes_with(&self, slots: u64) -> u64 {
         let wanted = self.used.saturating_add(slots);
         let growths = wanted.saturating_sub(self.reserved).div_ceil(GROWTH);
-        // Free slots need no space that isn't taken already. They don't count, so that a limit which is lower than
-        // an earlier one can be met.
+        // Free slots need no further space. They don't count, so that a limit which is lower than an earlier one can
+        // be met.
         let total = if growths == 0 { wanted } else { self.reserved.saturating_add(growths.saturating_mul(GROWTH)) };
         total.saturating_mul(self.slot_len).saturating_add(self.journal)
     }
 }
 
-/// Disk space of local changes. See the module.
+/// The limits of disk space. See the module.
 pub(crate) struct Quota {
     pub(crate) view: Arc<dyn View>,
     pub(crate) options: Arc<Options>,
@@ -120,8 +120,8 @@ pub(crate) struct Quota {
 
 impl Quota {
     /// Waits for disk space for a change of `edit`: `bytes` are written or added, and the file is `end` bytes long
-    /// afterwards. Give the
-    /// result to [`Edit::keep_room`] after the change. `None`: there is no limit.
+    /// afterwards. The caller passes the result to [`Edit::keep_room`] after the change. Returns `None` if there is
+    /// no limit.
     pub(crate) async fn make_room(&self, edit: &Edit, bytes: u64, end: u64) -> Result<Option<Room>, Error> {
         let bytes = bytes.saturating_add(edit.owed().min(end));
         self.reserve_room(bytes, end).await
@@ -131,12 +131,12 @@ impl Quota {
     pub(crate) async fn reserve_room(&self, bytes: u64, end: u64) -> Result<Option<Room>, Error> {
         let Some(limit) = self.options.max_pending.filter(|_| bytes > 0) else { return Ok(None) };
         let full = || Error::Staging(io::ErrorKind::StorageFull.into());
-        // No wait can make space for a file that doesn't fit by itself.
+        // No wait can free enough space for a file that doesn't fit by itself.
         let alone = Taken { used: 0, reserved: 0, slot_len: self.pool.slot_len(), journal: journal::file::RESERVE };
         if alone.bytes_with(end.div_ceil(RECORD)) > limit {
             return Err(full());
         }
-        // One more: a change needn't begin where a record does.
+        // One more slot is counted, because a change needn't begin at the start of a record.
         let slots = bytes.div_ceil(RECORD) + 1;
         let until = Instant::now() + self.options.reply_timeout() / 4 * PATIENCE;
         loop {
@@ -155,7 +155,7 @@ impl Quota {
             if wanted <= limit {
                 return Ok(Some(Room { promises: self.promises.clone(), slots }));
             }
-            // One file at a time: its slots are free a little later.
+            // Files are evicted one at a time. The slots are free a little later.
             let evicted = self.evict(1).await?;
             let compacted = self.journal.compact_if_worthwhile();
             if evicted == 0 && !compacted && Instant::now() >= until {
@@ -167,7 +167,7 @@ impl Quota {
         }
     }
 
-    /// Evicts content that the remote already has while more than `--max-staging-size` is taken.
+    /// Evicts content that the remote already has, while more than `--max-staging-size` is taken.
     pub(crate) async fn collect(&self) {
         let Some(limit) = self.options.max_staging else { return };
         let excess = self.taken().bytes().saturating_sub(limit);
@@ -184,7 +184,8 @@ impl Quota {
         Taken { used, reserved, slot_len: self.pool.slot_len(), journal }
     }
 
-    /// Uploads what can be uploaded now; with `all`, also what is still being written.
+    /// Starts the upload of all files that can be uploaded now. With `all`, includes files that are still being
+    /// written.
     fn hurry(&self, all: bool) {
         {
             let mut last = lock(&self.hurried);
@@ -207,8 +208,7 @@ impl Quota {
     }
 
     /// Frees slots of files that the remote has completely, until `bytes` are freed or no such file is left. Skips
-    /// files that are being read or
-    /// written. Returns the bytes freed.
+    /// files that are being read or written. Returns the number of bytes that were freed.
     async fn evict(&self, bytes: u64) -> Result<u64, Error> {
         let mut clean: Vec<_> = self.schedule.edits().into_iter().filter(|edit| edit.is_evictable()).collect();
         {
