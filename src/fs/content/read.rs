@@ -1,4 +1,5 @@
-//! Reading: from local content where there is some, else from the version that the handle is pinned to, with a small read-ahead.
+//! Reads files: from local content if there is some, else from the version that the handle is pinned to, with a small
+//! read-ahead.
 
 use crate::fs::content::Contents;
 use crate::fs::errno::Error;
@@ -15,22 +16,26 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bytes fetched at once by a sequential reader: some tens of records, so that one request to the store carries a few of its chunks.
+/// Bytes of one read-ahead fetch (2 MiB): some tens of records, so that one request to the store transfers several of
+/// its chunks.
 const WINDOW: u64 = 2 << 20;
-/// Windows kept by one handle: the one being read, the next, and the last for reads that the kernel sends out of order.
+/// Number of windows of one handle: the one that is being read, the next one, and the last one for reads that the
+/// kernel sends out of order.
 const WINDOWS: usize = 3;
-/// Windows of all handles together (256 MiB); beyond that reads go without.
+/// Number of windows of all handles together (256 MiB). Beyond it, reads have no read-ahead.
 const ALL_WINDOWS: usize = 128;
-/// How far a read may lie from the end of the one before and still be sequential (1 MiB): the kernel has several under way.
+/// Largest distance between a read and the end of the one before in sequential reading (1 MiB), because the kernel
+/// has several reads in flight.
 const JITTER: u64 = 1 << 20;
-/// Sequential reads before anything is fetched ahead.
+/// Number of sequential reads before the read-ahead begins.
 const WARM_UP: u32 = 2;
-/// Buffers of a handle that wasn't read for this long are freed.
+/// Time without reads after which the buffers of a handle are freed.
 const IDLE: Duration = Duration::from_secs(5);
 
 static BUDGET: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(ALL_WINDOWS)));
 
-/// A fetch that many may wait for; `None`: it failed, and who needs the bytes asks by itself to learn why.
+/// A fetch that several reads may wait for. `None` means that it failed. A read that needs the bytes then requests
+/// them itself, to get the error.
 type Fetch = Shared<BoxFuture<'static, Option<Bytes>>>;
 
 struct Window {
@@ -52,7 +57,7 @@ struct State {
 }
 
 impl Readahead {
-    /// The bytes `[offset, offset + len)` of `object`, cut at its end.
+    /// Returns the bytes `[offset, offset + len)` of `object`, or fewer at its end.
     async fn read(&self, object: &Arc<dyn Object>, offset: u64, len: usize) -> Result<Bytes, Error> {
         let end = offset.saturating_add(len as u64).min(object.len());
         if offset >= end {
@@ -64,11 +69,11 @@ impl Readahead {
             return Ok(bytes);
         }
         let bytes = object.read(offset, wanted).await?;
-        // A short answer would become zeros in the kernel's page.
+        // The kernel would fill the rest of its page with zeros after a short reply.
         if bytes.len() == wanted { Ok(bytes) } else { Err(Error::Store(crate::store::Error::LengthMismatch)) }
     }
 
-    /// The windows to read `[offset, end)` from, in order; none where the reader isn't sequential.
+    /// Returns the windows to read `[offset, end)` from, in order. Returns none if the reads aren't sequential.
     fn plan(&self, object: &Arc<dyn Object>, offset: u64, end: u64) -> Vec<(u64, Fetch)> {
         let mut state = lock(&self.0);
         if !state.object.as_ref().is_some_and(|old| Arc::ptr_eq(old, object)) {
@@ -91,7 +96,7 @@ impl Readahead {
         (first..=last).map_while(|index| Some((index, state.windows.get(&index)?.fetch.clone()))).collect()
     }
 
-    /// Frees what was read long ago.
+    /// Frees buffers that weren't used for a while.
     pub(crate) fn cool_down(&self) {
         let mut state = lock(&self.0);
         if state.used.is_some_and(|at| at.elapsed() > IDLE) {
@@ -115,7 +120,7 @@ impl State {
     }
 }
 
-/// The bytes `[offset, offset + len)` out of neighbouring windows; `None` where one is missing.
+/// Returns the bytes `[offset, offset + len)` from adjacent windows, or `None` if one is missing.
 async fn collect(fetches: Vec<(u64, Fetch)>, offset: u64, len: usize) -> Option<Bytes> {
     let mut parts = Vec::with_capacity(fetches.len());
     let mut at = offset;
@@ -140,7 +145,7 @@ async fn collect(fetches: Vec<(u64, Fetch)>, offset: u64, len: usize) -> Option<
 }
 
 impl Contents {
-    /// Reads; fewer bytes than asked for only at the end of the file.
+    /// Reads from a file. Returns fewer bytes than requested only at the end of the file.
     pub(crate) async fn read(&self, handle: HandleNo, offset: u64, len: usize) -> Result<Bytes, Error> {
         let handle = self.handles.file(handle)?;
         if !handle.access.read {
@@ -149,7 +154,7 @@ impl Contents {
         loop {
             let edit = lock(&self.tree).file(handle.ino)?.edit.clone();
             let Some(edit) = edit else { break };
-            // `None`: it ended while we waited; then the inode has its version.
+            // `None` means that the edit ended during the wait. The inode has its version then.
             if let Some(draft) = edit.reader().await.as_ref() {
                 tracing::debug!(ino = handle.ino.0, offset, len, "read from local content");
                 return Ok(draft.read_at(offset, len).await?);
@@ -160,7 +165,8 @@ impl Contents {
         handle.ahead.read(&object, offset, len).await
     }
 
-    /// The version that a handle reads: the inode's when it was opened, or a later one that we made ourselves.
+    /// Returns the version that a handle reads: the inode's at the time of `open`, or a later one that this mount
+    /// committed.
     pub(crate) async fn pin(&self, handle: &FileHandle) -> Result<Arc<dyn Object>, Error> {
         let (version, epoch) = self.readable_version(handle.ino)?;
         let pinned = lock(&handle.pinned).clone();
@@ -172,7 +178,7 @@ impl Contents {
         Ok(object)
     }
 
-    /// The version to read, or why there is none.
+    /// Returns the version to read, or the reason why there is none.
     fn readable_version(&self, ino: Ino) -> Result<(crate::store::Version, u64), Error> {
         let tree = lock(&self.tree);
         let file = tree.file(ino)?;
