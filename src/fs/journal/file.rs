@@ -1,6 +1,6 @@
-//! The journal: the ledger made to last.
+//! The journal file: makes the ledger durable.
 //!
-//! An append-only file. It begins with a header of 128 bytes:
+//! The file is append-only. It begins with a header of 128 bytes:
 //!
 //! | offset | size | field |
 //! |---|---|---|
@@ -8,22 +8,26 @@
 //! | 8 | 4 | slot length, bytes |
 //! | 12 | 4 | zeros |
 //! | 16 | 32 | journal id, random |
-//! | 48 | 32 | identity of the source |
+//! | 48 | 32 | identity of the remote |
 //! | 80 | 8 | sequence number of the first record |
 //! | 88 | 36 | zeros |
 //! | 124 | 4 | CRC-32C of the bytes before |
 //!
-//! Then records, each padded with zeros to a multiple of 8: the first 4 bytes of the journal id, payload length (u32), sequence number (u64),
-//! the highest sequence number known to be durable when this record was made (u64), CRC-32C of these three fields and the payload (u32), the
-//! payload. All numbers are little-endian. The payload holds entries ([`crate::fs::journal::codec`]), padded to a multiple of 256 bytes so that names don't show
-//! by their length, and sealed by [`Sealer`] for this journal id and sequence number (format spec, section 4c).
+//! Then records follow, each padded with zeros to a multiple of 8. A record has these fields: the first 4 bytes of
+//! the journal id, the payload length (u32), the sequence number (u64), the highest sequence number known to be
+//! durable when this record was made (u64), the CRC-32C of the three fields before and the payload (u32), and the
+//! payload. All numbers are little-endian. The payload holds entries ([`crate::fs::journal::codec`]). It is padded to
+//! a multiple of 256 bytes, so that its length doesn't reveal the lengths of names. It is sealed by [`Sealer`] for
+//! this journal id and sequence number (format spec, section 4c).
 //!
-//! **What an answer means.** [`Journal::append`] changes the ledger and gives a [`Ticket`]. [`Journal::written`]: the record is in the file, so
-//! `kill -9` can't lose it. [`Journal::synced`]: the slots were synced, then the journal, so a power cut can't. One sync serves all who wait.
+//! **Guarantees.** [`Journal::append`] changes the ledger and returns a [`Ticket`]. After [`Journal::written`], the
+//! record is in the file, so `kill -9` can't lose it. After [`Journal::synced`], first the slots and then the journal
+//! were synced, so a power cut can't lose it. One sync serves all callers that wait.
 //!
-//! **What is found after a crash.** Records are read until one is bad. If a later record says that the bad one was durable, data that was
-//! acknowledged is gone: an error, and nothing is touched. Otherwise it is the tail that the crash tore, and it is cut. A record that was
-//! not known to be durable also counts as torn where a slot it names doesn't have the bytes its checksum says.
+//! **Recovery after a crash.** Records are read up to the first bad one. If a later record says that the bad one was
+//! durable, acknowledged data is lost: opening fails, and the file is left as it is. Otherwise the bad record is the
+//! tail that the crash tore, and the file is truncated there. A record that was not known to be durable also counts
+//! as torn if a slot that it names doesn't have the bytes of its checksum.
 
 use crate::disk::{Beyond, Disk, DiskFile, Existing};
 use crate::fs::errno::Error;
@@ -44,49 +48,51 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 const MAGIC: &[u8; 8] = b"HFCJRNL1";
-/// Bytes of the file's header.
+/// Size of the file's header, bytes.
 const HEADER_LEN: usize = 128;
-/// Bytes of a record before its payload.
+/// Size of a record's header, bytes.
 const RECORD_HEADER_LEN: usize = 28;
-/// Payloads are padded to a multiple of this many bytes.
+/// Payloads are padded to a multiple of this size, bytes.
 const PADDING: usize = 256;
-/// A payload is at most this long (64 MiB): the slots of a frozen version of some TiB, written at random.
+/// Longest payload (64 MiB): the slots of a frozen version of some TiB that was written at random offsets.
 const MAX_PAYLOAD: usize = 64 << 20;
-/// Entries of a snapshot share a record up to this many bytes.
+/// Size up to which entries of a snapshot share a record, bytes.
 const SNAPSHOT_RECORD: usize = 512 << 10;
-/// A journal longer than this (8 MiB) and than [`GROWTH`] snapshots is compacted.
+/// Length (8 MiB) above which a journal is compacted, if it is also longer than [`GROWTH`] snapshots.
 const COMPACT_LEN: u64 = 8 << 20;
-/// Between two compactions, three times the length of a snapshot is appended. What is rewritten therefore stays in
-/// proportion to what is appended, however much the ledger remembers.
+/// Ratio of the length at which the journal is compacted to the length of a snapshot. Between two compactions, three
+/// times the length of a snapshot is appended. So the bytes that are rewritten stay in proportion to the bytes that
+/// are appended, whatever the size of the ledger.
 const GROWTH: u64 = 4;
-/// A journal with nothing pending is compacted sooner: longer than this (256 KiB) and than [`GROWTH`] snapshots.
+/// Length (256 KiB) above which a journal with nothing pending is compacted, if it is also longer than [`GROWTH`]
+/// snapshots.
 const BLANK_LEN: u64 = 256 << 10;
-/// Disk space is reserved ahead by this many bytes (1 MiB), so that what must be noted while the disk is full still can be.
+/// Disk space that is reserved ahead (1 MiB), so that necessary entries can still be written when the disk is full.
 pub(crate) const RESERVE: u64 = 1 << 20;
-/// When less than this is reserved (512 KiB) and there is no more to be had, new work is refused.
+/// Reserved space (512 KiB) below which new work is refused, if no more space is available.
 const RESERVE_LOW: u64 = 512 << 10;
-/// Journals longer than this (4 GiB) are not ours.
+/// Longest journal (4 GiB). A longer file isn't ours.
 const MAX_LEN: u64 = 4 << 30;
-/// Pause before writing is tried again after a failure.
+/// Pause between a failed write and the next attempt.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// A place in the journal: all changes up to it.
+/// A position in the journal. It stands for all changes up to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket(u64);
 
-/// Why an append is made.
+/// The reason of an append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// Somebody wants something new: refused when the disk is full.
+    /// New work. It is refused when the disk is full.
     Work,
-    /// Something was achieved or given up, which frees space sooner or later: always taken.
+    /// The result of earlier work, which frees space sooner or later. It is always accepted.
     Relief,
 }
 
 /// Rank of the journal's state.
 const JOURNAL: u8 = Rank::Journal as u8;
 
-/// See the module.
+/// The journal. See the module.
 pub(crate) struct Journal {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>, { Rank::Threads as u8 }>,
@@ -106,34 +112,36 @@ struct Shared {
 }
 
 struct State {
-    /// An entry in the middle of a record didn't fit, which is an error of this program: the ledger has part of a record that
-    /// the file lacks. From then on nothing is appended, and the ledger isn't written down.
+    /// The error of an entry in the middle of a record that didn't fit, which is a bug of this program. The ledger
+    /// then has part of a record that the file lacks. From then on, nothing is appended, and the journal isn't
+    /// compacted.
     refused: Option<String>,
     ledger: Ledger,
-    /// When each operation was queued, or found in the queue at the start.
+    /// Time at which each operation was queued, or at which the start found it in the queue.
     queued: HashMap<OpNo, OffsetDateTime>,
     id: [u8; 32],
     /// Sequence number of the next record.
     next: u64,
-    /// Records not in the file yet; with `rotate`, a whole new file.
+    /// Records that aren't in the file yet. With `rotate`, a whole new file.
     queue: Vec<u8>,
     rotate: bool,
-    /// `None` before the first compaction, which is part of the opening.
+    /// The open file. `None` before the first compaction, which is part of opening.
     file: Option<Arc<dyn DiskFile>>,
-    /// Bytes in the file, and reserved for it. While a compaction is queued `len` is 0, because it replaces them.
+    /// Bytes in the file, and bytes reserved for it. While a compaction is queued, `len` is 0, because the compaction
+    /// replaces them.
     len: u64,
     reserved: u64,
     /// Length of the last compaction, written or not.
     compacted: u64,
-    /// Compactions so far, and their bytes.
+    /// Number of compactions so far, and their bytes.
     #[cfg(test)]
     compactions: (u64, u64),
-    /// Slots that are free once the record is durable.
+    /// Slots that are free once the record with this number is durable.
     retired: VecDeque<(u64, Vec<SlotId>)>,
     sync_wanted: u64,
-    /// There is no disk space for new work.
+    /// True if the disk has no space for new work.
     full: bool,
-    /// Look again whether there is.
+    /// True if the writer has to check the disk space again.
     recheck: bool,
     stop: bool,
 }
@@ -142,16 +150,16 @@ struct State {
 struct Progress {
     written: u64,
     durable: u64,
-    /// The last attempt to write records up to here failed.
+    /// The number of the newest record and the error of the last attempt to write, if it failed.
     failed: Option<(u64, io::ErrorKind)>,
-    /// A sync failed: what the disk holds is unknown from then on.
+    /// The error of a failed sync. The state of the disk is unknown from then on.
     sync_failed: Option<io::ErrorKind>,
-    /// Nothing is written any more.
+    /// True if nothing is written any more.
     closed: bool,
 }
 
 impl Journal {
-    /// Opens the journal and the pool in `folder`, or makes them, and brings the ledger to where it was. Blocks.
+    /// Opens or creates the journal and the pool in `folder`, and restores the ledger. Blocks.
     pub(crate) fn open(
         disk: Arc<dyn Disk>,
         folder: &Path,
@@ -204,7 +212,8 @@ impl Journal {
             work: Condvar::default(),
             progress,
         });
-        // A fresh journal at once: its id is new, so no sequence number is ever sealed twice under one id, whatever the old tail held.
+        // A new journal is written immediately. Its id is new, so no sequence number is ever sealed twice under one
+        // id, whatever the old tail contained.
         shared.compact(&mut lock(&shared.state))?;
         shared.write_queue()?;
         shared.pool.cut()?;
@@ -216,12 +225,14 @@ impl Journal {
         Ok((Arc::new(Self { shared, threads: Mutex::new(threads) }), pool))
     }
 
-    /// Reads the ledger. Hold it for short, never across an await, and take no other lock under it.
+    /// Locks the ledger. The caller must hold the guard only briefly, never across an await, and take no other lock
+    /// under it.
     pub(crate) fn ledger(&self) -> LedgerGuard<'_> {
         LedgerGuard(lock(&self.shared.state))
     }
 
-    /// Appends what `decide` finds right, as one record, all or nothing. No entries: nothing happens, and the ticket is that of the last record.
+    /// Appends the entries that `decide` returns, as one record, all or none. Without entries it appends nothing, and
+    /// the ticket is that of the last record.
     pub(crate) fn transact<R>(
         &self,
         purpose: Purpose,
@@ -232,7 +243,8 @@ impl Journal {
             if let Some((_, kind)) = self.shared.progress.borrow().failed {
                 return Err(Error::Staging(kind.into()));
             }
-            // After a failed sync the kernel may have dropped what it was to write: nothing may be promised on top of that.
+            // After a failed sync, the kernel may have dropped unwritten data. Nothing may be promised on top of
+            // that.
             if let Some(kind) = self.shared.progress.borrow().sync_failed {
                 return Err(Error::Staging(kind.into()));
             }
@@ -250,7 +262,7 @@ impl Journal {
         self.transact(purpose, |_| Ok((entries, ()))).map(|(ticket, ())| ticket)
     }
 
-    /// Waits until a `kill` can't lose what the ticket stands for.
+    /// Waits until a `kill` can't lose the changes of the ticket.
     pub(crate) async fn written(&self, ticket: Ticket) -> Result<(), Error> {
         self.wait(|progress| match progress.failed {
             _ if progress.written >= ticket.0 => Some(Ok(())),
@@ -260,12 +272,12 @@ impl Journal {
         .await
     }
 
-    /// Waits until everything appended so far is safe from a power cut.
+    /// Waits until a power cut can't lose any change so far.
     pub(crate) async fn sync_all(&self) -> Result<(), Error> {
         self.synced(self.last()).await
     }
 
-    /// Waits until a power cut can't lose it.
+    /// Waits until a power cut can't lose the changes of the ticket.
     pub(crate) async fn synced(&self, ticket: Ticket) -> Result<(), Error> {
         self.want_sync(ticket);
         self.wait(|progress| match (progress.sync_failed, progress.failed) {
@@ -283,28 +295,29 @@ impl Journal {
         let done =
             |progress: &Progress| done(progress).or_else(|| progress.closed.then_some(Err(io::ErrorKind::BrokenPipe)));
         let seen = progress.wait_for(|progress| done(progress).is_some()).await;
-        // The sender lives in `shared`, which `self` holds.
+        // The sender is in `shared`, which `self` holds.
         let outcome = seen.ok().and_then(|progress| done(&progress)).unwrap_or(Err(io::ErrorKind::BrokenPipe));
         outcome.map_err(|kind| Error::Staging(kind.into()))
     }
 
-    /// The newest record.
+    /// Returns the ticket of the newest record.
     pub(crate) fn last(&self) -> Ticket {
         Ticket(lock(&self.shared.state).next - 1)
     }
 
-    /// Why a sync failed, once one has.
+    /// Returns the error of a failed sync, if there was one.
     pub(crate) fn sync_failure(&self) -> Option<io::ErrorKind> {
         self.shared.progress.borrow().sync_failed
     }
 
-    /// Returns the bytes that the file takes on disk after its next record, with what is reserved ahead.
+    /// Returns the size of the file on disk after its next record, with the space that is reserved ahead.
     pub(crate) fn disk_len(&self) -> u64 {
         let state = lock(&self.shared.state);
         state.reserved.max(state.len + state.queue.len() as u64 + RESERVE)
     }
 
-    /// Compacts if at least half of the file and [`RESERVE`] bytes are history. Returns true if that was queued.
+    /// Compacts if at least half of the file, and at least [`RESERVE`] bytes, are history. Returns true if a
+    /// compaction was queued.
     pub(crate) fn compact_if_worthwhile(&self) -> bool {
         let mut state = lock(&self.shared.state);
         let len = state.len + state.queue.len() as u64;
@@ -316,7 +329,7 @@ impl Journal {
         outcome.map_err(|error| tracing::warn!(%error, "cannot compact the journal")).is_ok()
     }
 
-    /// Asks for a sync of everything so far, without waiting. If the disk was full, looks whether it still is.
+    /// Requests a sync of everything so far, without waiting. If the disk was full, checks its space again.
     pub(crate) fn sync_soon(&self) {
         {
             let mut state = lock(&self.shared.state);
@@ -342,20 +355,20 @@ impl Journal {
             // A thread that panicked has nothing left to write.
             let _ = thread.join();
         }
-        // What was written and synced last is known by now; for the rest nobody need wait.
+        // The last write and sync are done. No caller has to wait for the rest.
         self.shared.progress.send_modify(|progress| progress.closed = true);
     }
 }
 
 #[cfg(test)]
 impl Journal {
-    /// Has the threads end without waiting for them.
+    /// Makes the threads end, without waiting for them.
     pub(crate) fn abandon(&self) {
         lock(&self.shared.state).stop = true;
         self.shared.work.notify_all();
     }
 
-    /// Returns how often the journal was rewritten, and how many bytes that took.
+    /// Returns how often the journal was rewritten, and the number of bytes that were written for that.
     pub(crate) fn compactions(&self) -> (u64, u64) {
         lock(&self.shared.state).compactions
     }
@@ -378,7 +391,8 @@ impl Drop for Journal {
 pub(crate) struct LedgerGuard<'a>(MutexGuard<'a, State, JOURNAL>);
 
 impl LedgerGuard<'_> {
-    /// When an operation was queued; of one that an earlier daemon left, when this one started.
+    /// Returns the time at which an operation was queued. For an operation that an earlier daemon left, it is the
+    /// start of this one.
     pub(crate) fn queued_since(&self, op: OpNo) -> Option<OffsetDateTime> {
         self.0.queued.get(&op).copied()
     }
@@ -408,7 +422,7 @@ impl Shared {
         let record = self.record(&state.id, state.next, entries)?;
         for (index, entry) in entries.iter().enumerate() {
             if let Err(misfit) = state.ledger.apply(entry) {
-                // The entries before it are in the ledger now and in no record.
+                // The entries before it are in the ledger now, but in no record.
                 state.refused = (index > 0).then(|| misfit.to_string());
                 return Err(self.broken(&misfit.to_string()));
             }
@@ -442,7 +456,7 @@ impl Shared {
         len > COMPACT_LEN || state.ledger.is_blank()
     }
 
-    /// Puts a whole new journal into the queue, in the place of what was waiting.
+    /// Queues a whole new journal, which replaces the records that were waiting.
     fn compact(&self, state: &mut State) -> Result<(), Error> {
         let mut id = [0; 32];
         getrandom::fill(&mut id).map_err(|e| Error::Staging(io::Error::other(e.to_string())))?;
@@ -510,7 +524,7 @@ impl Shared {
         Ok(record)
     }
 
-    /// Something that our own code should have kept from happening.
+    /// Logs and returns the error for an entry that our own code should not have produced.
     fn broken(&self, why: &str) -> Error {
         tracing::error!(why, "the journal refused an entry");
         Error::Journal { path: self.folder.join("journal").display().to_string(), why: why.to_owned() }
@@ -536,7 +550,7 @@ impl Shared {
         }
     }
 
-    /// Writes what is queued. On failure it stays queued.
+    /// Writes the queued records. On failure they stay queued.
     fn write_queue(&self) -> Result<(), Error> {
         let (bytes, upto, rotate, at, file) = {
             let mut state = lock(&self.state);
@@ -544,7 +558,7 @@ impl Shared {
             let (queue, at) = (std::mem::take(&mut state.queue), state.len);
             let rotate = std::mem::take(&mut state.rotate);
             if rotate {
-                // Counted while it is written, or the next append would compact again.
+                // The length counts during the write. Otherwise the next append would compact again.
                 state.len = queue.len() as u64;
             }
             (queue, state.next - 1, rotate, at, state.file.clone())
@@ -563,7 +577,7 @@ impl Shared {
         let mut state = lock(&self.state);
         match outcome {
             Ok(()) => {
-                // A compaction that was queued meanwhile replaces what was written.
+                // A compaction that was queued meanwhile replaces the bytes that were written.
                 if !state.rotate {
                     state.len = bytes.len() as u64 + if rotate { 0 } else { at };
                 }
@@ -581,7 +595,7 @@ impl Shared {
                 Ok(())
             }
             Err(error) => {
-                // A compaction that was queued meanwhile holds all of it already.
+                // A compaction that was queued meanwhile contains all of them already.
                 if !state.rotate {
                     let newer = std::mem::replace(&mut state.queue, bytes);
                     state.queue.extend_from_slice(&newer);
@@ -608,13 +622,13 @@ impl Shared {
         match more {
             Ok(()) => (state.reserved, state.full) = (end + RESERVE, false),
             Err(error) if is_full(&error) => state.full = true,
-            // A file system that can't reserve: writing itself will tell.
+            // If the file system can't reserve space, the write itself reports a full disk.
             Err(_) => state.full = false,
         }
         Ok(())
     }
 
-    /// Makes `bytes` the journal: whoever opens the folder later finds the old one or the new one, whole.
+    /// Replaces the journal with `bytes`. After a crash, either the old or the new journal is there, complete.
     fn replace_file(&self, bytes: &[u8]) -> io::Result<()> {
         let (fresh, path) = (self.folder.join("journal.new"), self.folder.join("journal"));
         let file = self.disk.create(&fresh, Existing::Emptied)?;
@@ -623,7 +637,7 @@ impl Shared {
             Err(error) if error.kind() == io::ErrorKind::StorageFull => return Err(error),
             _ => file.write_all_at(bytes, 0)?,
         }
-        // The slots it names must not come after it.
+        // The slots that the journal names must be durable before it.
         self.pool.sync()?;
         file.sync()?;
         self.disk.rename(&fresh, &path)?;
@@ -636,7 +650,8 @@ impl Shared {
 
     fn sync_loop(&self) {
         loop {
-            // Both under one lock: what is written up to now is in this file, or in an older one that was synced before it was replaced.
+            // Both are read under one lock. So the records that are written up to now are in this file, or in an
+            // older one that was synced before it was replaced.
             let (stop, file, upto) = {
                 let mut state = lock(&self.state);
                 while !state.stop && !self.is_sync_due(&state) {
@@ -676,7 +691,7 @@ impl Shared {
     }
 }
 
-/// Whether there is no room on disk, or none for this user.
+/// Returns true if the disk is full, or this user's quota is used up.
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
@@ -696,12 +711,12 @@ fn read_if_there(disk: &dyn Disk, path: &Path) -> Result<Option<Vec<u8>>, Error>
     Ok(Some(bytes))
 }
 
-/// A record as found.
+/// A record that was found in the file.
 struct Found<'a> {
     sequence: u64,
     durable: u64,
     payload: &'a [u8],
-    /// Where the next one begins.
+    /// Offset of the next record.
     end: usize,
 }
 
@@ -716,7 +731,7 @@ impl<'a> Replay<'a> {
         Error::Journal { path: self.path.display().to_string(), why: why.into() }
     }
 
-    /// Applies all good records; gives the next sequence number.
+    /// Applies all good records. Returns the next sequence number.
     fn run(
         self,
         ledger: &mut Ledger,
@@ -738,7 +753,7 @@ impl<'a> Replay<'a> {
             )));
         }
         if self.bytes[at.min(self.bytes.len())..].iter().any(|byte| *byte != 0) {
-            tracing::warn!(sequence = next, "the journal's tail is torn; it is cut there");
+            tracing::warn!(sequence = next, "the journal's tail is torn; it is truncated there");
         }
         loop {
             *ledger = self.replay(&good)?;
@@ -747,8 +762,11 @@ impl<'a> Replay<'a> {
             });
             let Some(torn) = torn else { return Ok(next) };
             next = good[torn].0;
-            tracing::warn!(sequence = next, "the journal's tail names slots that were never written; it is cut there");
-            // Slots that the cut records had replaced count again: look once more.
+            tracing::warn!(
+                sequence = next,
+                "the journal's tail names slots that were never written; it is truncated there"
+            );
+            // Slots that the removed records had replaced are in use again, so they have to be checked.
             good.truncate(torn);
         }
     }
@@ -777,7 +795,7 @@ impl<'a> Replay<'a> {
         Ok((std::array::from_fn(|i| header[16 + i]), first))
     }
 
-    /// The record at `at`, if its frame is whole.
+    /// Returns the record at `at`, if its frame is complete.
     fn frame_at(&self, id: &[u8; 32], at: usize) -> Option<Found<'a>> {
         let rest = self.bytes.get(at..)?;
         let header: &[u8; RECORD_HEADER_LEN] = rest.first_chunk()?;
@@ -802,7 +820,7 @@ impl<'a> Replay<'a> {
         Some((found, entries))
     }
 
-    /// A whole record behind `at` which knows that record `bad` was durable.
+    /// Returns the number of a complete record after `at` which says that record `bad` was durable.
     fn durable_behind(&self, id: &[u8; 32], at: usize, bad: u64) -> Option<u64> {
         let places = (at.next_multiple_of(8)..self.bytes.len()).step_by(8);
         places
@@ -813,8 +831,8 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// Whether the slots that the entries fill hold what they were filled with. Slots that the ledger doesn't name any more, or names for a later
-/// filling, may have been given out again and don't count.
+/// Returns true if the slots that the entries fill have the expected bytes. Slots that the ledger doesn't name any
+/// more, or names for a later content, may have been allocated again and aren't checked.
 fn slots_are_whole(entries: &[Entry], ledger: &Ledger, pool: Option<&dyn DiskFile>, slot_len: usize) -> bool {
     let mut buffer = vec![0; slot_len];
     entries.iter().all(|entry| {
