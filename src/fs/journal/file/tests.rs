@@ -1,4 +1,4 @@
-//! The journal on disk: what survives, what is cut, what is refused.
+//! Tests of the journal on disk: the records that survive, are truncated or are refused.
 
 use super::*;
 use crate::disk::RealDisk;
@@ -23,7 +23,7 @@ fn directory(text: &str) -> Entry {
     Entry::Directory { path: path(text) }
 }
 
-/// A file with a draft.
+/// Returns entries for a file with a draft.
 fn begin(file: u64) -> Vec<Entry> {
     let (file, state, mtime) = (FileNo(file), DraftState::default(), OffsetDateTime::UNIX_EPOCH);
     let place = Some(path(&format!("f{}", file.0)));
@@ -33,7 +33,7 @@ fn begin(file: u64) -> Vec<Entry> {
     ]
 }
 
-/// Record 0 of the file goes to a new slot, filled with `byte`.
+/// Returns an entry that moves record 0 of the file to a new slot, filled with `byte`.
 fn extend(pool: &Pool, file: u64, byte: u8) -> (SlotId, Entry) {
     let slot = pool.allocate().unwrap();
     pool.write(slot, &[byte; SLOT]).unwrap();
@@ -65,7 +65,7 @@ fn directories(journal: &Journal) -> Vec<String> {
     all
 }
 
-/// The file, and where each record begins.
+/// Returns the file, and the offsets of its records.
 fn records(folder: &Path) -> (Vec<u8>, Vec<usize>) {
     let bytes = std::fs::read(folder.join("journal")).unwrap();
     let mut starts = Vec::new();
@@ -83,7 +83,7 @@ fn rewrite(folder: &Path, bytes: &[u8]) {
 }
 
 #[tokio::test]
-async fn records_are_there_again_after_a_kill() {
+async fn records_survive_kill() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(dir.path()).unwrap();
     for name in ["a", "b", "a/c"] {
@@ -95,12 +95,12 @@ async fn records_are_there_again_after_a_kill() {
 }
 
 #[tokio::test]
-async fn a_torn_tail_is_cut_at_any_byte() {
+async fn tail_torn_at_any_byte_is_truncated() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(dir.path()).unwrap();
     add(&journal, vec![directory("a")]).await;
     add(&journal, vec![directory("b")]).await;
-    // A kill, not an orderly end: nothing is synced.
+    // A kill and not an orderly end: nothing is synced.
     let (bytes, starts) = records(dir.path());
     let last = *starts.last().unwrap();
     drop(journal);
@@ -119,7 +119,7 @@ async fn a_torn_tail_is_cut_at_any_byte() {
 }
 
 #[tokio::test]
-async fn appending_after_a_cut_tail_works() {
+async fn append_after_truncated_tail_works() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(dir.path()).unwrap();
     add(&journal, vec![directory("a")]).await;
@@ -134,12 +134,12 @@ async fn appending_after_a_cut_tail_works() {
 }
 
 #[tokio::test]
-async fn a_bad_record_in_the_middle_is_an_error_and_the_file_is_kept() {
+async fn bad_record_in_middle_is_error_and_file_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(dir.path()).unwrap();
     let first = add(&journal, vec![directory("a")]).await;
     journal.synced(first).await.unwrap();
-    // This one says that the first was durable.
+    // This record says that the first one was durable.
     add(&journal, vec![directory("b")]).await;
     let (bytes, starts) = records(dir.path());
     drop(journal);
@@ -157,7 +157,7 @@ async fn a_bad_record_in_the_middle_is_an_error_and_the_file_is_kept() {
 }
 
 #[tokio::test]
-async fn a_journal_of_another_source_or_with_a_damaged_header_is_refused_and_kept() {
+async fn journal_of_other_remote_or_with_damaged_header_is_refused_and_kept() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(dir.path()).unwrap();
     add(&journal, vec![directory("a")]).await;
@@ -179,7 +179,7 @@ async fn a_journal_of_another_source_or_with_a_damaged_header_is_refused_and_kep
 }
 
 #[tokio::test]
-async fn a_record_moved_to_another_place_is_bad() {
+async fn record_at_wrong_position_is_bad() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(dir.path()).unwrap();
     add(&journal, vec![directory("a")]).await;
@@ -194,7 +194,7 @@ async fn a_record_moved_to_another_place_is_bad() {
 }
 
 #[tokio::test]
-async fn a_replaced_slot_is_free_only_when_the_record_that_replaced_it_is_durable() {
+async fn replaced_slot_is_freed_only_after_replacing_record_is_durable() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, pool) = open(dir.path()).unwrap();
     add(&journal, begin(1)).await;
@@ -204,7 +204,7 @@ async fn a_replaced_slot_is_free_only_when_the_record_that_replaced_it_is_durabl
     let ticket = add(&journal, vec![entry]).await;
     assert_eq!(pool.used(), 2, "{old:?} {new:?}");
     journal.synced(ticket).await.unwrap();
-    // The slots are freed by the thread that synced, right after it said so.
+    // The slots are freed by the thread that synced, right after it reported the sync.
     while pool.used() != 1 {
         tokio::task::yield_now().await;
     }
@@ -212,7 +212,7 @@ async fn a_replaced_slot_is_free_only_when_the_record_that_replaced_it_is_durabl
 }
 
 #[tokio::test]
-async fn a_frozen_version_keeps_its_slots_until_it_is_dropped() {
+async fn frozen_version_keeps_slots_until_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, pool) = open(dir.path()).unwrap();
     add(&journal, begin(1)).await;
@@ -237,7 +237,7 @@ async fn a_frozen_version_keeps_its_slots_until_it_is_dropped() {
 }
 
 #[tokio::test]
-async fn slot_of_frozen_version_keeps_its_checksum_over_restarts() {
+async fn frozen_slot_keeps_checksum_across_restarts() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, pool) = open(dir.path()).unwrap();
     add(&journal, begin(1)).await;
@@ -260,7 +260,7 @@ async fn slot_of_frozen_version_keeps_its_checksum_over_restarts() {
 }
 
 #[tokio::test]
-async fn a_record_that_names_an_unwritten_slot_is_part_of_the_torn_tail() {
+async fn record_naming_unwritten_slot_belongs_to_torn_tail() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, pool) = open(dir.path()).unwrap();
     let ticket = add(&journal, begin(1)).await;
@@ -270,7 +270,7 @@ async fn a_record_that_names_an_unwritten_slot_is_part_of_the_torn_tail() {
     add(&journal, vec![directory("after")]).await;
     let image = std::fs::read(dir.path().join("journal")).unwrap();
     drop((journal, pool));
-    // The power went before the slot's bytes reached the disk.
+    // The power was cut before the slot's bytes reached the disk.
     rewrite(dir.path(), &image);
     let bytes = std::fs::read(dir.path().join("pool")).unwrap();
     let mut torn = bytes.clone();
@@ -283,7 +283,7 @@ async fn a_record_that_names_an_unwritten_slot_is_part_of_the_torn_tail() {
 }
 
 #[tokio::test]
-async fn a_slot_given_out_again_is_not_taken_for_a_torn_one() {
+async fn reallocated_slot_is_not_taken_for_torn_one() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, pool) = open(dir.path()).unwrap();
     add(&journal, begin(1)).await;
@@ -295,7 +295,7 @@ async fn a_slot_given_out_again_is_not_taken_for_a_torn_one() {
     while pool.used() != 1 {
         tokio::task::yield_now().await;
     }
-    // Reused, and killed before any later record could say that the others were durable.
+    // The slot is reused. The kill comes before any later record could say that the others were durable.
     assert_eq!(pool.allocate().unwrap(), old);
     pool.write(old, &[9; SLOT]).unwrap();
     drop((journal, pool));
@@ -306,7 +306,7 @@ async fn a_slot_given_out_again_is_not_taken_for_a_torn_one() {
 }
 
 #[tokio::test]
-async fn a_long_journal_is_compacted_and_says_the_same() {
+async fn long_journal_is_compacted_to_equal_state() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, pool) = open(dir.path()).unwrap();
     add(&journal, begin(1)).await;
@@ -340,7 +340,7 @@ async fn a_long_journal_is_compacted_and_says_the_same() {
 }
 
 #[tokio::test]
-async fn appends_to_a_journal_with_nothing_pending_cost_the_same_however_much_it_remembers() {
+async fn append_cost_with_nothing_pending_is_independent_of_ledger_size() {
     let link = |text: &str| Entry::Special { path: path(text), special: crate::fs::Special::Link(vec![b'x'; 40]) };
     let mut costs = Vec::new();
     for count in [1_000_u32, 10_000, 100_000] {
@@ -353,7 +353,7 @@ async fn appends_to_a_journal_with_nothing_pending_cost_the_same_however_much_it
         }
         journal.written(last).await.unwrap();
         let (times, bytes) = journal.compactions();
-        // Each one comes after as much again was appended.
+        // Each compaction comes after the same amount was appended again.
         assert!(times <= 20, "{times} compactions for {count} appends");
         costs.push(bytes / u64::from(count));
         drop(journal);
@@ -364,7 +364,7 @@ async fn appends_to_a_journal_with_nothing_pending_cost_the_same_however_much_it
 }
 
 #[tokio::test]
-async fn a_compaction_that_is_still_being_written_is_not_followed_by_another() {
+async fn compaction_in_flight_is_not_followed_by_another() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(dir.path()).unwrap();
     let before = journal.compactions().0;
@@ -373,7 +373,7 @@ async fn a_compaction_that_is_still_being_written_is_not_followed_by_another() {
         number += 1;
         journal.append(Purpose::Work, vec![directory(&format!("d{number}"))]).unwrap();
     }
-    // No await in between: the writer may or may not have begun.
+    // There is no await in between. The writer may or may not have begun.
     for more in 0..100 {
         journal.append(Purpose::Work, vec![directory(&format!("more{more}"))]).unwrap();
         std::thread::yield_now();
@@ -382,7 +382,7 @@ async fn a_compaction_that_is_still_being_written_is_not_followed_by_another() {
 }
 
 #[tokio::test]
-async fn a_crash_while_compacting_leaves_the_old_journal() {
+async fn crash_during_compaction_leaves_old_journal() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(dir.path()).unwrap();
     add(&journal, vec![directory("a")]).await;
@@ -408,7 +408,7 @@ async fn one_sync_serves_many() {
 }
 
 #[tokio::test]
-async fn record_that_fits_in_part_stops_the_journal_and_leaves_no_trace() {
+async fn record_that_fits_in_part_stops_journal_and_is_not_written() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(dir.path()).unwrap();
     add(&journal, vec![directory("a")]).await;
@@ -421,7 +421,7 @@ async fn record_that_fits_in_part_stops_the_journal_and_leaves_no_trace() {
 }
 
 #[tokio::test]
-async fn an_entry_that_does_not_fit_is_refused() {
+async fn invalid_entry_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(dir.path()).unwrap();
     assert!(journal.append(Purpose::Work, vec![Entry::End { file: FileNo(9) }]).is_err());
@@ -429,7 +429,7 @@ async fn an_entry_that_does_not_fit_is_refused() {
     assert_eq!(directories(&journal), ["a"]);
 }
 
-/// The cells of the tables in a section of docs/journal.md.
+/// Returns the cells of the tables in a section of docs/journal.md.
 fn documented(section: &str) -> Vec<Vec<String>> {
     let text = include_str!("../../../../docs/journal.md");
     let (_, section) = text.split_once(&format!("\n## {section}\n")).unwrap();
@@ -439,7 +439,7 @@ fn documented(section: &str) -> Vec<Vec<String>> {
 }
 
 #[tokio::test]
-async fn the_documented_layout_is_that_of_the_file() {
+async fn documented_layout_matches_file() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(dir.path()).unwrap();
     add(&journal, vec![directory("a")]).await;
@@ -485,7 +485,7 @@ async fn the_documented_layout_is_that_of_the_file() {
 }
 
 #[test]
-fn every_entry_is_documented_under_its_tag() {
+fn each_entry_is_documented_under_its_tag() {
     let rows = documented("Entries");
     let documented: Vec<_> = rows.iter().filter_map(|row| Some((row[0].parse::<u8>().ok()?, row[1].clone()))).collect();
     let (file, op, mtime, path) = (FileNo(1), OpNo(1), OffsetDateTime::UNIX_EPOCH, path("a"));
@@ -523,7 +523,7 @@ fn every_entry_is_documented_under_its_tag() {
 }
 
 #[test]
-fn documented_limits_are_those_of_the_code() {
+fn documented_limits_match_code() {
     let text = include_str!("../../../../docs/journal.md").replace('\n', " ");
     let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
     for told in [
