@@ -1,11 +1,14 @@
-//! What this machine owes the source: files with local content, directories that exist here only, and the queue of namespace operations.
+//! The ledger: all changes that the remote doesn't have yet. It holds files with local content, directories that
+//! exist on this machine only, and the queue of operations on names.
 //!
-//! The ledger is the pure state machine behind the journal: its state is what replaying all entries gives, live and after a crash alike, and
-//! compacting the journal means writing the ledger down. It does no I/O and knows no inodes; [`crate::fs::journal::file`] owns one behind its lock.
+//! The ledger is the pure state machine of the journal. Its state is the result of applying all entries in order,
+//! both live and after a crash. Compacting the journal means writing the ledger's state as entries. The ledger does
+//! no I/O and knows no inodes. [`crate::fs::journal::file`] owns one behind its lock.
 //!
-//! Operations are queued in the order the kernel asked for them and refer to files by number, not by version: what must be at a path for an
-//! operation to happen ([`Remote`]) is looked up when it is carried out, so an operation stays right when one before it in the queue has
-//! changed that. An operation waits for every earlier one whose paths overlap its own, and for nothing else.
+//! Operations are queued in the order of the kernel's requests. They refer to files by number, not by version. The
+//! version that must be at a path before an operation ([`Remote`]) is read from the ledger when the operation is
+//! carried out. So an operation stays correct if an earlier one in the queue changes that version. An operation waits
+//! for every earlier one whose paths overlap its own, and for no other.
 
 use crate::fs::ids::FileNo;
 use crate::fs::ids::OpNo;
@@ -18,24 +21,25 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use time::OffsetDateTime;
 
-/// What the source holds where a file lies, as far as we know.
+/// The content that the remote has at a file's path, as far as it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Remote {
-    /// Nothing.
+    /// No object.
     Absent,
-    /// This file's content, of this plaintext size.
+    /// This file's content, with its plaintext size.
     Own(Version, u64),
-    /// Content of a file that this one replaced here: may be overwritten, mustn't be moved along.
+    /// The content of a file that this one replaced on this machine. It may be overwritten, but must not be moved
+    /// with this file.
     Replaced(Hash),
-    /// Content of a file that was removed here and is damaged, or may be: its header could not be read. May be removed,
-    /// mustn't be overwritten.
+    /// The content of a file that was removed on this machine and whose header could not be read, so that it is
+    /// damaged or may be. It may be removed, but must not be overwritten.
     Unreadable(Hash),
-    /// An object without a hash: can't be compared.
+    /// An object without a hash, which can't be compared.
     Unhashed,
 }
 
 impl Remote {
-    /// What to demand before a change.
+    /// Returns the precondition of a change.
     pub(crate) fn expect(&self) -> Expect {
         match self {
             Self::Absent => Expect::Absent,
@@ -45,7 +49,7 @@ impl Remote {
         }
     }
 
-    /// What it is to a file that takes the place over.
+    /// Returns the content from the view of a file that takes the path over.
     pub(crate) fn replaced(&self) -> Self {
         match self {
             Self::Own(version, _) => Self::Replaced(version.hash),
@@ -54,7 +58,7 @@ impl Remote {
     }
 }
 
-/// A version that was frozen and maybe uploaded.
+/// A version that was frozen and possibly uploaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FrozenRecord {
     pub(crate) generation: u64,
@@ -67,7 +71,7 @@ pub(crate) struct FrozenRecord {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DraftRecord {
     pub(crate) state: DraftState,
-    /// Counts changes; 0: the same as what it was begun from.
+    /// A counter of changes. 0 means that the content equals the version that it was started from.
     pub(crate) generation: u64,
     /// The newest generation that is committed.
     pub(crate) committed: u64,
@@ -76,40 +80,40 @@ pub(crate) struct DraftRecord {
 }
 
 impl DraftRecord {
-    /// Whether the source doesn't have it yet.
+    /// Returns true if the remote doesn't have the newest generation yet.
     pub(crate) fn is_dirty(&self) -> bool {
         self.generation > self.committed
     }
 }
 
-/// A file that differs from the source, or is part of a queued operation.
+/// A file that differs from the remote, or that a queued operation names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FileRecord {
-    /// Where it is now; `None`: it has no name any more.
+    /// The present path. `None` if the file has no name any more.
     pub(crate) path: Option<PlainPath>,
-    /// What the source holds there once all queued operations of this file are done.
+    /// The content that the remote will have at that path once all queued operations of this file are done.
     pub(crate) remote: Remote,
     pub(crate) mtime: Option<OffsetDateTime>,
     pub(crate) draft: Option<DraftRecord>,
 }
 
-/// A queued operation. Paths are those of the moment it was queued at.
+/// A queued operation. Its paths are those at the time when it was queued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum QueuedOp {
     /// Commit the uploaded generation at the path.
     Put { file: FileNo, generation: u64, path: PlainPath },
     /// Remove the file.
     Delete { file: FileNo, path: PlainPath },
-    /// Move the file, in the place of `replaced`.
+    /// Move the file, and replace `replaced`.
     Rename { file: FileNo, from: PlainPath, to: PlainPath, replaced: Option<FileNo> },
     /// Move a whole directory.
     RenameDirectory { from: PlainPath, to: PlainPath },
-    /// Nothing to do at the source: hides the directory until the operations below it are done.
+    /// Hide the directory until the operations below it are done. The remote isn't changed.
     RemoveDirectory { path: PlainPath },
 }
 
 impl QueuedOp {
-    /// The paths it concerns.
+    /// Returns the paths that the operation concerns.
     pub(crate) fn paths(&self) -> impl Iterator<Item = &PlainPath> {
         let (a, b) = match self {
             Self::Put { path, .. } | Self::Delete { path, .. } | Self::RemoveDirectory { path } => (path, None),
@@ -118,7 +122,7 @@ impl QueuedOp {
         std::iter::once(a).chain(b)
     }
 
-    /// The path at which, or below which, the source has something when it is done.
+    /// Returns the path at or below which the remote has new entries after the operation.
     pub(crate) fn fills(&self) -> Option<&PlainPath> {
         match self {
             Self::Put { path, .. } => Some(path),
@@ -127,12 +131,12 @@ impl QueuedOp {
         }
     }
 
-    /// Returns true if it changes names: a removal or a rename.
+    /// Returns true if the operation changes names: a removal or a rename.
     pub(crate) fn changes_names(&self) -> bool {
         !matches!(self, Self::Put { .. } | Self::RemoveDirectory { .. })
     }
 
-    /// Returns the file whose commit it is.
+    /// Returns the file that the operation commits, if it is a commit.
     pub(crate) fn put_file(&self) -> Option<FileNo> {
         match self {
             Self::Put { file, .. } => Some(*file),
@@ -140,7 +144,7 @@ impl QueuedOp {
         }
     }
 
-    /// The files it names.
+    /// Returns the files that the operation names.
     pub(crate) fn files(&self) -> impl Iterator<Item = FileNo> {
         let (a, b) = match self {
             Self::Put { file, .. } | Self::Delete { file, .. } => (Some(*file), None),
@@ -151,12 +155,12 @@ impl QueuedOp {
     }
 }
 
-/// One change of the ledger. A journal record holds one or more, applied all or none.
+/// One change of the ledger. A journal record holds one or more, which are applied all or none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Entry {
-    /// A file becomes known.
+    /// A file was added to the ledger.
     Track { file: FileNo, path: Option<PlainPath>, remote: Remote, mtime: Option<OffsetDateTime> },
-    /// Local content begins, in the place of any that was there.
+    /// Local content was started. It replaces earlier local content.
     Begin { file: FileNo, state: DraftState, generation: u64, mtime: OffsetDateTime },
     /// Local content changed. `checksums` belong to `delta.placed`, in order.
     Extend { file: FileNo, generation: u64, mtime: OffsetDateTime, delta: Option<Delta>, checksums: Vec<u32> },
@@ -166,29 +170,29 @@ pub(crate) enum Entry {
     Uploaded { file: FileNo, generation: u64, stored: Stored },
     /// The local content isn't needed any more.
     End { file: FileNo },
-    /// The file has another path, or none, without an operation at the source.
+    /// The file has another path, or none, without an operation at the remote.
     Move { file: FileNo, path: Option<PlainPath> },
-    /// What the source holds at the file's path.
+    /// The content that the remote has at the file's path.
     Remote { file: FileNo, remote: Remote },
-    /// A directory exists here, whatever the source has.
+    /// A directory exists on this machine, whatever the remote has.
     Directory { path: PlainPath },
-    /// It doesn't have to be remembered any more.
+    /// The directory doesn't have to be recorded any more.
     ForgetDirectory { path: PlainPath },
-    /// A link, a pipe, a socket or a device is there.
+    /// A link, a pipe, a socket or a device was created.
     Special { path: PlainPath, special: Special },
-    /// It isn't there any more.
+    /// The special file was removed.
     ForgetSpecial { path: PlainPath },
     /// An operation was queued.
     Queue { op: OpNo, what: QueuedOp },
-    /// It is done, or was given up.
+    /// The operation is done, or was discarded.
     Finish { op: OpNo },
-    /// A generation is what the source has now.
+    /// The remote has this generation now.
     Committed { file: FileNo, generation: u64, version: Version },
-    /// Numbers up to these were used (first entry of a compacted journal).
+    /// Numbers up to these were used. This is the first entry of a compacted journal.
     Numbers { file: u64, op: u64 },
-    /// A commit, made by this operation, is to be read back.
+    /// The commit that this operation made has to be read back.
     Unconfirmed { op: OpNo, commit: Unconfirmed },
-    /// It was, or need not be.
+    /// The commit was read back, or doesn't need it.
     Confirmed { op: OpNo },
 }
 
@@ -197,27 +201,28 @@ pub(crate) enum Entry {
 pub(crate) struct Unconfirmed {
     pub(crate) path: PlainPath,
     pub(crate) version: Version,
-    /// Plaintext bytes, where they are known; else they are asked for if the version has to be put somewhere again.
+    /// Plaintext size, if it is known. Otherwise it is requested if the version has to be committed again.
     pub(crate) len: Option<u64>,
     pub(crate) mtime: OffsetDateTime,
-    /// Something else was at the path before, which others may have known, or was seen there since: if nothing is left of the version, it may
-    /// have gone unseen.
+    /// True if the path had another version before, or was seen with another version since. Another client may then
+    /// have removed that version and hit ours without having seen it.
     pub(crate) replaced: bool,
 }
 
-/// An entry that doesn't fit what came before: a programming error, or a journal that isn't ours.
+/// The error for an entry that doesn't fit the state: a programming error, or a journal that isn't ours.
 #[derive(Debug, thiserror::Error)]
 #[error("an entry refers to {0} that is not there")]
 pub(crate) struct Misfit(&'static str);
 
-/// How often a slot is named, and the checksum of its bytes.
+/// The number of entries that name a slot, and the checksum of its bytes.
 #[derive(Clone, Copy, Debug, Default)]
 struct SlotUse {
     count: u32,
     checksum: u32,
 }
 
-/// Commits that are to be read back. A path may have several: what somebody overwrote, and what we made of that since.
+/// Commits that have to be read back. A path may have several: a version that another client overwrote, and the one
+/// that this mount made of the new version.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Commits {
     by_op: BTreeMap<OpNo, Unconfirmed>,
@@ -225,29 +230,29 @@ pub(crate) struct Commits {
 }
 
 impl Commits {
-    /// How many there are.
+    /// Returns the number of commits.
     pub(crate) fn len(&self) -> usize {
         self.by_op.len()
     }
 
-    /// The one that an operation made.
+    /// Returns the commit that an operation made.
     pub(crate) fn of(&self, op: OpNo) -> Option<&Unconfirmed> {
         self.by_op.get(&op)
     }
 
-    /// All of them.
+    /// Returns all commits.
     pub(crate) fn all(&self) -> impl Iterator<Item = (OpNo, &Unconfirmed)> {
         self.by_op.iter().map(|(op, commit)| (*op, commit))
     }
 
-    /// Those at a path.
+    /// Returns the commits at a path.
     pub(crate) fn at(&self, path: &PlainPath) -> impl Iterator<Item = (OpNo, &Unconfirmed)> {
         let key = PathKey::new(path);
         let at = self.places.range((key.clone(), OpNo(0))..=(key, OpNo(u64::MAX)));
         at.filter_map(|(_, op)| Some((*op, self.by_op.get(op)?)))
     }
 
-    /// Those at or below a path.
+    /// Returns the commits at or below a path.
     pub(crate) fn within(&self, path: &PlainPath) -> impl Iterator<Item = (OpNo, &Unconfirmed)> {
         let below = PathKey::new(path).below();
         let below = self.places.range((below.start, OpNo(0))..(below.end, OpNo(0)));
@@ -266,8 +271,9 @@ impl Commits {
         }
     }
 
-    /// A change of ours will be compared with this version at the path. Any other that we committed there was overwritten, then: it must not be
-    /// taken for one that somebody has removed, whatever becomes of the path.
+    /// Records that a change of ours will be compared with `version` at the path, so that the commit of this version
+    /// needn't be read back. Every other version of ours at the path was overwritten. It must not be taken for a
+    /// version that another client removed on purpose, so it is marked as one that replaced something.
     fn supersede(&mut self, path: &PlainPath, version: Hash) {
         for (op, commit) in self.at(path).map(|(op, commit)| (op, commit.clone())).collect::<Vec<_>>() {
             match commit.version.hash == version {
@@ -288,13 +294,13 @@ impl Commits {
     }
 }
 
-/// Operations that finished while a listing was in progress, with the stamp of that moment: such a listing may show the
-/// state before or after them. Not journalled.
+/// Operations that finished during a listing, with the stamp at that time. Such a listing may show the state before
+/// or after them. They aren't in the journal.
 #[derive(Default)]
 struct Finished {
     ops: HashMap<OpNo, (u64, QueuedOp)>,
     places: PathIndex,
-    /// All of them in the order in which they finished.
+    /// All operations, in the order in which they finished.
     order: VecDeque<(u64, OpNo)>,
 }
 
@@ -309,13 +315,13 @@ impl Finished {
         self.ops.get(&op).map(|(_, what)| what)
     }
 
-    /// Returns those of a listing that began at `since` that overlap a path.
+    /// Returns the operations that finished since the stamp `since` and overlap a path.
     fn overlapping(&self, path: &PlainPath, since: u64) -> impl Iterator<Item = OpNo> {
         let all = self.places.at_or_above(path).chain(self.places.below(path));
         all.filter(move |op| self.ops.get(op).is_some_and(|(stamp, _)| *stamp >= since))
     }
 
-    /// Forgets those of listings that ended.
+    /// Drops operations that finished before `stamp`. No listing in progress needs them.
     fn forget_before(&mut self, stamp: u64) {
         while let Some((_, op)) = self.order.pop_front_if(|(at, _)| *at < stamp) {
             if let Some((_, what)) = self.ops.remove(&op) {
@@ -325,17 +331,17 @@ impl Finished {
     }
 }
 
-/// See the module.
+/// The state of pending changes. See the module.
 #[derive(Default)]
 pub(crate) struct Ledger {
     files: BTreeMap<FileNo, FileRecord>,
-    /// Files that have a path, by it.
+    /// Files that have a path, by path.
     places: BTreeMap<PathKey, FileNo>,
     directories: BTreeMap<PathKey, PlainPath>,
     specials: BTreeMap<PathKey, (PlainPath, Special)>,
     queue: Queue,
     slots: HashMap<SlotId, SlotUse>,
-    /// Slots that no entry names any more, since the last [`Ledger::take_unnamed`].
+    /// Slots that lost their last entry since the last [`Ledger::take_unnamed`].
     unnamed: Vec<SlotId>,
     last_file: u64,
     last_op: u64,
@@ -346,24 +352,24 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// A number for a new file.
+    /// Returns the number of a new file.
     pub(crate) fn new_file(&mut self) -> FileNo {
         self.last_file += 1;
         FileNo(self.last_file)
     }
 
-    /// A number for a new operation.
+    /// Returns the number of a new operation.
     pub(crate) fn new_op(&mut self) -> OpNo {
         self.last_op += 1;
         OpNo(self.last_op)
     }
 
-    /// A file's record.
+    /// Returns a file's record.
     pub(crate) fn file(&self, file: FileNo) -> Option<&FileRecord> {
         self.files.get(&file)
     }
 
-    /// All files.
+    /// Returns all files.
     pub(crate) fn files(&self) -> impl Iterator<Item = (FileNo, &FileRecord)> {
         self.files.iter().map(|(file, record)| (*file, record))
     }
@@ -373,12 +379,12 @@ impl Ledger {
         &self.queue
     }
 
-    /// Returns the queue, to take operations from it. Adding and removing them is for entries.
+    /// Returns the queue for taking operations from it. Only entries may add or remove operations.
     pub(crate) fn queue_mut(&mut self) -> &mut Queue {
         &mut self.queue
     }
 
-    /// Files that have a path at or below this one.
+    /// Returns the files that have a path at or below this one.
     pub(crate) fn files_within(&self, path: &PlainPath) -> impl Iterator<Item = (FileNo, &FileRecord)> {
         let key = PathKey::new(path);
         let below = self.places.range(key.below()).map(|(_, file)| *file);
@@ -386,7 +392,7 @@ impl Ledger {
         all.filter_map(|file| Some((file, self.files.get(&file)?)))
     }
 
-    /// Commits that weren't read back yet.
+    /// Returns the commits that weren't read back yet.
     pub(crate) fn unconfirmed(&self) -> &Commits {
         &self.unconfirmed
     }
@@ -396,68 +402,69 @@ impl Ledger {
         self.queue.of_file(file).next().is_some()
     }
 
-    /// Whether a directory is remembered as existing here.
+    /// Returns true if a directory is recorded as existing on this machine.
     pub(crate) fn has_directory(&self, path: &PlainPath) -> bool {
         self.directories.contains_key(&PathKey::new(path))
     }
 
-    /// Whether nothing is pending and nothing is remembered.
+    /// Returns true if no file, operation or slot is recorded.
     pub(crate) fn is_blank(&self) -> bool {
         self.files.is_empty() && self.queue.is_empty() && self.slots.is_empty()
     }
 
-    /// Returns true if an operation that overlaps the path finished since the look at the source that got this stamp
-    /// began. The look must be in progress.
+    /// Returns true if an operation that overlaps the path finished since the read of the remote with the stamp
+    /// `since` began. That read must still be in progress.
     pub(crate) fn any_finished(&self, path: &PlainPath, since: u64) -> bool {
         self.finished.overlapping(path, since).next().is_some()
     }
 
-    /// Whether the rename of a directory that is queued will bring the source what is at the path.
+    /// Returns true if the queued rename of a directory will move something to the path at the remote.
     fn is_to_be_moved_to(&self, path: &PlainPath) -> bool {
         let brings = |what: &QueuedOp| matches!(what, QueuedOp::RenameDirectory { to, .. } if path.is_within(to));
         self.queue.overlapping(path).any(|(_, what)| brings(what))
     }
 
-    /// The special file at a path.
+    /// Returns the special file at a path.
     pub(crate) fn special(&self, path: &PlainPath) -> Option<&Special> {
         self.specials.get(&PathKey::new(path)).map(|(_, special)| special)
     }
 
-    /// Special files below a path.
+    /// Returns the special files below a path.
     pub(crate) fn specials_within(&self, path: &PlainPath) -> impl Iterator<Item = &(PlainPath, Special)> {
         self.specials.range(PathKey::new(path).below()).map(|(_, special)| special)
     }
 
-    /// Remembered directories at or below a path.
+    /// Returns the recorded directories at or below a path.
     pub(crate) fn directories_within(&self, path: &PlainPath) -> impl Iterator<Item = &PlainPath> {
         let key = PathKey::new(path);
         let below = self.directories.range(key.below()).map(|(_, path)| path);
         self.directories.get(&key).into_iter().chain(below)
     }
 
-    /// Slots in use, with the checksum of their bytes.
+    /// Returns the slots in use, with the checksums of their bytes.
     pub(crate) fn slots(&self) -> impl Iterator<Item = (SlotId, u32)> {
         self.slots.iter().map(|(slot, used)| (*slot, used.checksum))
     }
 
-    /// The checksum of a slot in use.
+    /// Returns the checksum of a slot in use.
     pub(crate) fn checksum(&self, slot: SlotId) -> Option<u32> {
         self.slots.get(&slot).map(|used| used.checksum)
     }
 
-    /// Slots that lost their last name. They are free once what took it is durable.
+    /// Returns the slots that lost their last entry. They are free once the change that removed it is durable.
     pub(crate) fn take_unnamed(&mut self) -> Vec<SlotId> {
         std::mem::take(&mut self.unnamed)
     }
 
-    /// Marks the beginning of a listing of the source; give the stamp to [`Ledger::overlay`] and [`Ledger::end_listing`].
+    /// Marks the beginning of a listing of the remote. Pass the stamp to [`Ledger::overlay`] and
+    /// [`Ledger::end_listing`].
     pub(crate) fn begin_listing(&mut self) -> u64 {
         self.stamp += 1;
         *self.listings.entry(self.stamp).or_default() += 1;
         self.stamp
     }
 
-    /// Ends a listing that [`Ledger::begin_listing`] began.
+    /// Marks the end of a listing that [`Ledger::begin_listing`] began.
     pub(crate) fn end_listing(&mut self, stamp: u64) {
         if let Some(count) = self.listings.get_mut(&stamp) {
             *count -= 1;
@@ -468,7 +475,7 @@ impl Ledger {
         self.finished.forget_before(self.listings.keys().next().copied().unwrap_or(u64::MAX));
     }
 
-    /// Returns how queued and local changes lie over the listing of `directory` that began at `since`.
+    /// Returns the queued and local changes to merge into the listing of `directory` that began at `since`.
     pub(crate) fn overlay(&self, directory: &PlainPath, since: Option<u64>) -> Overlay {
         let mut overlay = self.walk(directory, since.unwrap_or(u64::MAX)).finish();
         let key = PathKey::new(directory);
@@ -478,8 +485,8 @@ impl Ledger {
         overlay
     }
 
-    /// Walks from the newest operation back to the oldest, over those that concern a place where the content of the
-    /// directory was at that point: they name it, one above it, or a child of it.
+    /// Walks back from the newest operation to the oldest. Visits only operations that concern a path at which the
+    /// directory's content was at that point: they name that path, one above it, or a child of it.
     fn walk(&self, directory: &PlainPath, since: u64) -> Walk {
         let mut walk = Walk::new(directory);
         let mut ahead = BTreeSet::new();
@@ -492,7 +499,7 @@ impl Ledger {
             };
             let moved = walk.step_back(what, is_queued);
             for Moved { filled, before } in moved {
-                // An operation that fills such a place waits for earlier ones there.
+                // An operation that fills such a path waits for earlier ones there.
                 if self.queue.any_overlapping(&filled, |earlier| earlier < op) {
                     walk.is_stale(filled);
                 }
@@ -507,7 +514,7 @@ impl Ledger {
         ahead.extend(queued.chain(self.finished.overlapping(place, since)).filter(|op| *op < before));
     }
 
-    /// Applies an entry. On an error nothing has changed.
+    /// Applies an entry. On an error, the ledger is unchanged.
     pub(crate) fn apply(&mut self, entry: &Entry) -> Result<(), Misfit> {
         match entry {
             Entry::Track { file, path, remote, mtime } => {
@@ -599,7 +606,7 @@ impl Ledger {
         self.record(file)?.draft.as_mut().ok_or(Misfit("a draft"))
     }
 
-    /// Gives a file a path, or takes it away.
+    /// Sets or removes a file's path.
     fn place(&mut self, file: FileNo, path: Option<PlainPath>) {
         let Some(record) = self.files.get_mut(&file) else { return };
         if let Some(old) = std::mem::replace(&mut record.path, path.clone()) {
@@ -668,7 +675,7 @@ impl Ledger {
         Some(draft)
     }
 
-    /// Forgets a file that nothing needs any more.
+    /// Removes the record of a file that isn't needed any more.
     fn collect(&mut self, file: FileNo) {
         let idle = self.files.get(&file).is_some_and(|record| record.draft.is_none());
         if idle && !self.is_mentioned(file) {
@@ -699,8 +706,9 @@ impl Ledger {
         Ok(())
     }
 
-    /// What an operation is going to be compared with needn't be read back any more. That is the version that its file has, not whatever is at
-    /// the path: what somebody has put in the place of ours meanwhile may have been seen and changed since.
+    /// Records that the versions which an operation will be compared with needn't be read back any more. These are
+    /// the versions that its files have, not whatever is at the path. A version that another client put in place of
+    /// ours may have been seen and changed since.
     fn supersede(&mut self, what: &QueuedOp) {
         let version = |file: &FileNo| match self.files.get(file)?.remote {
             Remote::Own(version, _) => Some(version.hash),
@@ -720,7 +728,8 @@ impl Ledger {
         }
     }
 
-    /// Moves every file, special file and remembered directory below `from`; `to` itself is remembered until the operation is done.
+    /// Moves every file, special file and recorded directory below `from`. `to` itself stays recorded until the
+    /// operation is done.
     fn rebase(&mut self, from: &PlainPath, to: &PlainPath) {
         let below = PathKey::new(from).below();
         let files: Vec<_> = self.places.range(below.clone()).map(|(_, file)| *file).collect();
@@ -755,7 +764,8 @@ impl Ledger {
     fn committed(&mut self, file: FileNo, generation: u64, version: Version) -> Result<(), Misfit> {
         let draft = self.draft(file)?;
         draft.committed = draft.committed.max(generation);
-        // The version that was frozen is whole in slots: of the base only its identity counts from now on. A copy is nothing but its base.
+        // All content of the frozen version is in slots, so only the identity of the base matters from now on. A copy
+        // consists of nothing but its base.
         if draft.state.base.is_none_or(|(base, _)| base.hash != version.hash) {
             draft.state.base = Some((version, 0));
         }
@@ -767,7 +777,7 @@ impl Ledger {
         record.mtime = mtime.or(record.mtime);
         record.remote = Remote::Own(version, len);
         let path = record.path.clone();
-        // What lies at the source needs no memory of its directories, once they are there themselves.
+        // A directory needs no record once the remote has something in it.
         let mut above = path.filter(|path| !self.is_to_be_moved_to(path));
         while let Some((parent, _)) = above.as_ref().and_then(PlainPath::split) {
             self.directories.remove(&PathKey::new(&parent));
@@ -776,12 +786,14 @@ impl Ledger {
         Ok(())
     }
 
-    /// Entries that bring an empty ledger to this state, in portions that fit a journal record. Slots keep their checksums.
+    /// Returns entries that lead from an empty ledger to this state, in batches that fit a journal record. Slots keep
+    /// their checksums.
     pub(crate) fn snapshot(&self) -> Vec<Entry> {
         let mut out = vec![Entry::Numbers { file: self.last_file, op: self.last_op }];
         out.extend(self.directories.values().map(|path| Entry::Directory { path: path.clone() }));
         for (file, record) in &self.files {
-            // Paths are those of now, so the effect of queued operations on them is in already; queueing them again must not repeat it.
+            // The effect of queued operations is already in the present paths. Queueing them again must not repeat
+            // it.
             out.push(Entry::Track { file: *file, path: None, remote: record.remote, mtime: record.mtime });
             if let Some(draft) = &record.draft {
                 self.snapshot_draft(*file, draft, &mut out);
@@ -791,13 +803,13 @@ impl Ledger {
         out.extend(self.files.iter().map(|(file, record)| Entry::Move { file: *file, path: record.path.clone() }));
         let specials = self.specials.values().cloned();
         out.extend(specials.map(|(path, special)| Entry::Special { path, special }));
-        // Queueing a directory's rename or removal changed these again.
+        // Queueing the rename or the removal of a directory has changed these records again.
         out.extend(self.replay_directories());
         out.extend(self.unconfirmed.all().map(|(op, commit)| Entry::Unconfirmed { op, commit: commit.clone() }));
         out
     }
 
-    /// Entries that set `directories` right after the queue was replayed over them.
+    /// Returns the entries that set `directories` after the queue was replayed over them.
     fn replay_directories(&self) -> Vec<Entry> {
         let mut touched: BTreeSet<PathKey> = BTreeSet::new();
         let mut now: BTreeMap<PathKey, PlainPath> = self.directories.clone();
@@ -840,7 +852,7 @@ impl Ledger {
                 let delta = Delta { len: state.len, binding: state.binding, base_len: visible, ..Delta::default() };
                 out.push(Entry::Extend { file, generation, mtime, delta: Some(delta), checksums: Vec::new() });
             }
-            // `Committed` sets what the record itself says.
+            // `Committed` sets the field that the record itself has.
             out.extend(self.file(file).map(|record| Entry::Remote { file, remote: record.remote }));
         }
         self.snapshot_frozen(file, draft, out);
@@ -860,8 +872,9 @@ impl Ledger {
         }
     }
 
-    /// Adds entries of a frozen version, before those of the draft's own records. A `Freeze` names slots without their
-    /// checksums. Slots that nothing else names are therefore placed in the draft before it, and cut off after it.
+    /// Adds the entries of a frozen version, before those of the draft's own records. A `Freeze` entry names slots
+    /// without their checksums. Therefore, slots that nothing else names are placed in the draft before it, and
+    /// truncated after it.
     fn snapshot_frozen(&self, file: FileNo, draft: &DraftRecord, out: &mut Vec<Entry>) {
         let Some(frozen) = &draft.frozen else { return };
         let delta = |placed, cut| {
@@ -889,7 +902,8 @@ impl Ledger {
     }
 }
 
-/// Adds the children of a directory that a map has, or has something below. What is further below costs one step a child.
+/// Adds the children of a directory that are in a map, or that have descendants in it. All descendants of a child
+/// together cost one step.
 fn add_children<T>(
     overlay: &mut Overlay,
     directory: &PathKey,
@@ -908,13 +922,13 @@ fn add_children<T>(
     }
 }
 
-/// Records in one entry of a snapshot (about 0.5 MiB encoded).
+/// Number of records in one entry of a snapshot (about 0.5 MiB encoded).
 const SNAPSHOT_RECORDS: usize = 8192;
 
 /// Names in a directory that local state decides.
 pub(crate) type Names = HashSet<String>;
 
-/// The file's number in the ledger, and the entry that makes it known where it isn't.
+/// Returns the file's number in the ledger, and the entry that adds the file if the ledger doesn't have it.
 pub(crate) fn track(
     ledger: &mut Ledger,
     known: Option<FileNo>,
@@ -931,7 +945,7 @@ pub(crate) fn track(
     }
 }
 
-/// What the source holds of a clean file.
+/// Returns the content that the remote has of a clean file.
 pub(crate) fn remote_of(version: Option<Version>, len: Len) -> Remote {
     match (version, len) {
         (Some(version), Len::Known(len)) => Remote::Own(version, len),
@@ -940,12 +954,12 @@ pub(crate) fn remote_of(version: Option<Version>, len: Len) -> Remote {
     }
 }
 
-/// What a replaced file leaves at the source.
+/// Returns the content that a replaced file leaves at the remote.
 pub(crate) fn left_by(ledger: &Ledger, replaced: Option<FileNo>) -> Remote {
     replaced.and_then(|file| ledger.file(file)).map_or(Remote::Absent, |record| record.remote.replaced())
 }
 
-/// What becomes of a file that moved here but had nothing to move at the source.
+/// Returns the entries for a file that was moved on this machine while the remote had nothing of it to move.
 pub(crate) fn after_local_move(ledger: &Ledger, file: FileNo, replaced: Option<FileNo>) -> Vec<Entry> {
     let entry = Entry::Remote { file, remote: left_by(ledger, replaced) };
     let emptied = replaced.map(|file| Entry::Remote { file, remote: Remote::Absent });
