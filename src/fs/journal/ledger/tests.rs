@@ -1,4 +1,4 @@
-//! The ledger alone: overlays, readiness, and that a snapshot says all of it.
+//! Tests of the ledger alone: merging with listings, readiness, and completeness of snapshots.
 
 use super::*;
 use crate::fs::journal::queue::OpKind;
@@ -32,7 +32,7 @@ fn sources(ledger: &Ledger, at: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_moved_directory_is_listed_where_it_was_and_where_it_goes() {
+fn moved_directory_is_listed_at_old_and_new_path() {
     let mut ledger = Ledger::default();
     apply(&mut ledger, vec![queue(1, move_directory("a", "b")), queue(2, move_directory("b/c", "d"))]);
     assert_eq!(sources(&ledger, "b"), ["a", "b"]);
@@ -48,17 +48,17 @@ fn a_moved_directory_is_listed_where_it_was_and_where_it_goes() {
 }
 
 #[test]
-fn what_was_queued_before_a_move_counts_under_the_new_name() {
+fn operation_queued_before_move_applies_to_new_name() {
     let mut ledger = Ledger::default();
     let gone = QueuedOp::Delete { file: FileNo(1), path: path("a/gone") };
     apply(&mut ledger, vec![track(1, "a/gone"), queue(1, gone), queue(2, move_directory("a", "b"))]);
     assert!(ledger.overlay(&path("b"), None).governed.contains("gone"));
-    // A file that appears at the old name afterwards is another one.
+    // A file that appears at the old name later is a different one.
     assert!(!ledger.overlay(&path("a"), None).governed.contains("gone"));
 }
 
 #[test]
-fn operations_wait_for_earlier_ones_that_overlap_and_for_no_others() {
+fn operation_waits_only_for_earlier_overlapping_ones() {
     let mut ledger = Ledger::default();
     let delete = |file, at| QueuedOp::Delete { file: FileNo(file), path: path(at) };
     apply(&mut ledger, vec![track(1, "a/x"), track(2, "b"), track(3, "a!")]);
@@ -82,7 +82,7 @@ fn operations_wait_for_earlier_ones_that_overlap_and_for_no_others() {
 }
 
 #[test]
-fn an_operation_that_finishes_during_a_listing_still_governs_it() {
+fn operation_finished_during_listing_still_governs_it() {
     let mut ledger = Ledger::default();
     let delete = QueuedOp::Delete { file: FileNo(1), path: path("a") };
     apply(&mut ledger, vec![track(1, "a"), queue(1, delete)]);
@@ -97,7 +97,7 @@ fn an_operation_that_finishes_during_a_listing_still_governs_it() {
 }
 
 #[test]
-fn what_arrives_during_a_listing_is_told_by_its_name_in_the_directory() {
+fn entries_that_arrive_during_listing_are_reported_by_name() {
     let mut ledger = Ledger::default();
     let put = QueuedOp::Put { file: FileNo(1), generation: 1, path: path("a/b/c") };
     apply(&mut ledger, vec![track(1, "a/b/c"), queue(1, put), queue(2, move_directory("d", "e/f"))]);
@@ -116,7 +116,7 @@ fn what_arrives_during_a_listing_is_told_by_its_name_in_the_directory() {
 }
 
 #[test]
-fn a_directory_that_waits_for_its_rename_outlives_the_commit_of_what_is_in_it() {
+fn directory_with_queued_rename_outlives_commit_of_its_files() {
     let version = Version { hash: Hash([4; 32]), stored_len: 5, side: Side::Plain };
     let mut ledger = Ledger::default();
     let put = QueuedOp::Put { file: FileNo(1), generation: 1, path: path("old/x") };
@@ -134,7 +134,7 @@ fn a_directory_that_waits_for_its_rename_outlives_the_commit_of_what_is_in_it() 
 }
 
 #[test]
-fn local_files_and_directories_show_with_everything_above_them() {
+fn local_files_and_directories_show_with_their_ancestors() {
     let mut ledger = Ledger::default();
     apply(&mut ledger, vec![track(1, "a/b/c"), Entry::Directory { path: path("d/e") }, track(2, "f")]);
     let root = ledger.overlay(&path(""), None).children;
@@ -146,7 +146,7 @@ fn local_files_and_directories_show_with_everything_above_them() {
 }
 
 #[test]
-fn a_later_operation_takes_the_place_of_a_commit_that_is_to_be_read_back() {
+fn later_operation_replaces_unconfirmed_commit() {
     let version = Version { hash: Hash([4; 32]), stored_len: 5, side: Side::Plain };
     let other = Version { hash: Hash([5; 32]), ..version };
     let commit = |op, at, version| Entry::Unconfirmed {
@@ -164,7 +164,8 @@ fn a_later_operation_takes_the_place_of_a_commit_that_is_to_be_read_back() {
     apply(&mut ledger, vec![queue(13, QueuedOp::Put { file: FileNo(2), generation: 1, path: path("e") })]);
     apply(&mut ledger, vec![Entry::Confirmed { op: OpNo(4) }]);
     let left: Vec<_> = ledger.unconfirmed().all().map(|(op, commit)| (op.0, commit.path.as_str())).collect();
-    // What somebody else's version was made of is still read back, and a directory takes its notes along.
+    // Commits of other versions than the expected one are still read back. A rename of a directory takes the commits
+    // below it along.
     assert_eq!(left, [(1, "d/x"), (3, "a!"), (5, "b"), (6, "e")]);
 }
 
@@ -227,7 +228,7 @@ fn any_entry() -> impl Strategy<Value = Entry> {
     ]
 }
 
-/// Returns true if two ledgers say the same.
+/// Returns true if two ledgers have equal states.
 fn same(one: &Ledger, other: &Ledger) -> bool {
     let names = |ledger: &Ledger| -> BTreeMap<_, _> {
         ledger.slots.iter().map(|(slot, used)| (*slot, (used.count, used.checksum))).collect()
@@ -239,7 +240,7 @@ fn same(one: &Ledger, other: &Ledger) -> bool {
         && names(one) == names(other)
 }
 
-/// What the callers of the ledger never do.
+/// Returns false for an entry that the callers of the ledger never produce.
 fn makes_sense(ledger: &Ledger, entry: &Entry) -> bool {
     match entry {
         Entry::Track { file, path, .. } => {
@@ -248,7 +249,8 @@ fn makes_sense(ledger: &Ledger, entry: &Entry) -> bool {
         }
         Entry::Move { path: Some(path), .. } => !ledger.places.contains_key(&PathKey::new(path)),
         Entry::Queue { op, what } => {
-            // The target's file goes with the operation or went before it; a directory's target holds nothing.
+            // The file at the target is moved by the operation, or was moved before. A directory at the target is
+            // empty.
             let free = |to: &PlainPath| {
                 ledger.overlay(to, None).children.is_empty() && !ledger.places.contains_key(&PathKey::new(to))
             };
@@ -270,11 +272,11 @@ fn makes_sense(ledger: &Ledger, entry: &Entry) -> bool {
 
 proptest! {
     #[test]
-    fn a_snapshot_says_what_the_ledger_says(entries in proptest::collection::vec(any_entry(), 0..60)) {
+    fn snapshot_restores_equal_ledger(entries in proptest::collection::vec(any_entry(), 0..60)) {
         let mut ledger = Ledger::default();
         for entry in entries {
             if makes_sense(&ledger, &entry) {
-                // What doesn't fit is refused and changes nothing.
+                // An entry that doesn't fit is refused and changes nothing.
                 let _ = ledger.apply(&entry);
             }
         }
@@ -286,7 +288,7 @@ proptest! {
     }
 }
 
-/// Lays changes over a listing by a walk over the whole queue.
+/// Computes the changes to merge into a listing by a walk over the whole queue.
 fn overlay_by_walk(ledger: &Ledger, directory: &PlainPath, since: u64) -> Overlay {
     let finished = ledger.finished.ops.iter().filter(|(_, (stamp, _))| *stamp >= since);
     let mut ops: Vec<_> = finished.map(|(op, (_, what))| (*op, what, false)).collect();
@@ -318,7 +320,7 @@ fn is_same_overlay(mut one: Overlay, mut other: Overlay) -> bool {
 
 proptest! {
     #[test]
-    fn overlay_is_the_one_that_a_walk_over_the_whole_queue_gives(
+    fn overlay_matches_walk_over_queue(
         entries in proptest::collection::vec((any_entry(), any::<u8>()), 0..60),
     ) {
         let mut ledger = Ledger::default();
@@ -334,7 +336,8 @@ proptest! {
         }
         for directory in ["", "a", "b", "a/b", "b/a", "a/a", "b/b"].map(path) {
             for since in &stamps {
-                let (fast, slow) = (ledger.overlay(&directory, Some(*since)), overlay_by_walk(&ledger, &directory, *since));
+                let fast = ledger.overlay(&directory, Some(*since));
+                let slow = overlay_by_walk(&ledger, &directory, *since);
                 prop_assert!(is_same_overlay(fast, slow), "{directory:?} since {since}: {:?}", ledger.snapshot());
             }
         }
@@ -351,7 +354,7 @@ fn shortest(mut run: impl FnMut()) -> Duration {
     (0..7).map(time).min().unwrap()
 }
 
-/// A ledger with so many queued removals and as many pending files below `far/`, and two of each in `near`.
+/// Returns a ledger with `files` queued removals and as many pending files below `far/`, and two of each in `near`.
 fn crowded(files: u64) -> Ledger {
     let mut ledger = Ledger::default();
     for file in 1..=files {
@@ -365,7 +368,7 @@ fn crowded(files: u64) -> Ledger {
 }
 
 #[test]
-fn cost_of_operations_does_not_depend_on_unrelated_ones() {
+fn cost_of_operations_is_independent_of_unrelated_ones() {
     let steps = |files: u64| {
         let mut ledger = crowded(files);
         let near = path("near");
