@@ -1,19 +1,21 @@
-//! The queue of operations on names and contents, indexed so that no call costs more than what it concerns.
+//! The queue of operations on names and contents. It is indexed, so that the cost of a call depends only on the
+//! operations that it concerns.
 //!
-//! Operations are numbered in the order of the kernel's requests. One may be carried out once no earlier one overlaps
-//! it, that is, names the same path or one above or below. The queue counts for each operation how many earlier ones
-//! overlap it, so finding those that are ready takes no walk.
+//! Operations are numbered in the order of the kernel's requests. An operation may be carried out once no earlier one
+//! overlaps it. Two operations overlap if they name the same path, or if one names a path above or below the other's.
+//! The queue counts for each operation how many earlier ones overlap it, so no walk is needed to find operations that
+//! are ready.
 //!
-//! Whoever takes an operation with [`Queue::take_ready`] holds it. It isn't given out again until it is released
-//! ([`Queue::release`]), and later operations that overlap it wait until it is removed.
+//! An operation that the caller takes with [`Queue::take_ready`] is held. It isn't returned again until it is
+//! released ([`Queue::release`]), and later operations that overlap it wait until it is removed.
 
 use crate::fs::ids::{FileNo, OpNo};
 use crate::fs::journal::ledger::QueuedOp;
 use crate::store::PlainPath;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-/// A path as a key that sorts a directory right before everything below it: names hold no NUL, and NUL sorts before
-/// everything.
+/// A path as a key that sorts a directory directly before the entries below it. Names contain no NUL, and NUL sorts
+/// before all other characters.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct PathKey(String);
 
@@ -28,16 +30,16 @@ impl PathKey {
         Self(path.as_str().replace('/', "\0"))
     }
 
-    /// Returns the keys strictly below this one.
+    /// Returns the range of the keys strictly below this one.
     pub(crate) fn below(&self) -> std::ops::Range<PathKey> {
         if self.0.is_empty() {
-            // No name begins with NUL, so everything but the root sorts at or after this.
+            // No name begins with NUL, so all keys except the root are not less than this one.
             return PathKey("\u{1}".into())..PathKey("\u{10ffff}\u{10ffff}".into());
         }
         PathKey(format!("{}\0", self.0))..PathKey(format!("{}\u{1}", self.0))
     }
 
-    /// Returns the part of a key below this one that follows it, with NUL between names.
+    /// Returns the part of `key` that follows this key, with NUL between names. `key` must be below this one.
     pub(crate) fn relative<'a>(&self, below: &'a PathKey) -> &'a str {
         let start = if self.0.is_empty() { 0 } else { self.0.len() + 1 };
         below.0.get(start..).unwrap_or("")
@@ -48,14 +50,14 @@ impl PathKey {
         PathKey(format!("{}\0", self.0))
     }
 
-    /// Returns the first key after everything at and below the child `name`.
+    /// Returns the first key after the child `name` and everything below it.
     pub(crate) fn after_child(&self, name: &str) -> PathKey {
         let separator = if self.0.is_empty() { "" } else { "\0" };
         PathKey(format!("{}{separator}{name}\u{1}", self.0))
     }
 }
 
-/// A set of paths that answers if another one is, holds or lies below one of them.
+/// A set of paths. It answers if a path equals one of them, contains one of them, or lies below one of them.
 #[derive(Default)]
 pub(crate) struct PathSet(BTreeSet<PathKey>);
 
@@ -75,7 +77,7 @@ fn at_and_above(path: &PlainPath) -> impl Iterator<Item = PlainPath> {
     std::iter::successors(Some(path.clone()), |at| at.split().map(|(parent, _)| parent))
 }
 
-/// Operations by the paths that they name.
+/// An index of operations by the paths that they name.
 #[derive(Default)]
 pub(crate) struct PathIndex(BTreeSet<(PathKey, OpNo)>);
 
@@ -90,7 +92,7 @@ impl PathIndex {
         }
     }
 
-    /// Returns operations that name a path or one above it.
+    /// Returns the operations that name a path or one above it.
     pub(crate) fn at_or_above(&self, path: &PlainPath) -> impl Iterator<Item = OpNo> {
         at_and_above(path).flat_map(|at| {
             let key = PathKey::new(&at);
@@ -98,13 +100,13 @@ impl PathIndex {
         })
     }
 
-    /// Returns operations that name a path below this one.
+    /// Returns the operations that name a path below this one.
     pub(crate) fn below(&self, path: &PlainPath) -> impl Iterator<Item = OpNo> {
         let below = PathKey::new(path).below();
         self.0.range((below.start, OpNo(0))..(below.end, OpNo(0))).map(|(_, op)| *op)
     }
 
-    /// Returns operations that name a child of a directory. What is further below costs one step a child.
+    /// Returns the operations that name a child of a directory. All paths below a child together cost one step.
     pub(crate) fn children(&self, directory: &PlainPath) -> impl Iterator<Item = OpNo> {
         let key = PathKey::new(directory);
         let below = key.below();
@@ -124,12 +126,12 @@ impl PathIndex {
     }
 }
 
-/// Kinds of operations that are carried out in different ways.
+/// The kinds of operations that are carried out in different ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OpKind {
-    /// Many of them share a request.
+    /// An operation that shares a request with many others.
     Batched,
-    /// The rename of a directory, which may take long and goes alone.
+    /// The rename of a directory, which may take long and is committed alone.
     DirectoryRename,
 }
 
@@ -143,18 +145,18 @@ impl OpKind {
     }
 }
 
-/// See the module.
+/// The queue of operations. See the module.
 #[derive(Default)]
 pub(crate) struct Queue {
     ops: BTreeMap<OpNo, QueuedOp>,
     places: PathIndex,
     by_file: BTreeSet<(FileNo, OpNo)>,
-    /// How many earlier operations overlap each one; none of zero.
+    /// Number of earlier operations that overlap an operation, if it isn't zero.
     blockers: HashMap<OpNo, usize>,
-    /// Operations that wait for nothing, by [`OpKind`].
+    /// Operations that may be taken, by [`OpKind`].
     ready: [BTreeSet<OpNo>; 2],
     held: HashSet<OpNo>,
-    /// How many operations change names.
+    /// Number of operations that change names.
     name_changes: u64,
 }
 
@@ -167,7 +169,7 @@ impl Queue {
         if earlier > 0 {
             self.blockers.insert(op, earlier);
         }
-        // None is later, but for a journal that says otherwise.
+        // Later operations exist only if the entries of the journal are out of order.
         overlapping.range(op..).for_each(|later| self.block(*later));
         self.places.insert(op, &what);
         self.by_file.extend(what.files().map(|file| (file, op)));
@@ -235,7 +237,7 @@ impl Queue {
         ready.into_iter().filter_map(|op| Some((op, self.ops.get(&op)?.clone()))).collect()
     }
 
-    /// Keeps an operation from being taken.
+    /// Holds an operation, so that it can't be taken.
     pub(crate) fn hold(&mut self, op: OpNo) {
         let Some(what) = self.ops.get(&op) else { return };
         let kind = OpKind::of(what);
@@ -243,7 +245,7 @@ impl Queue {
         self.held.insert(op);
     }
 
-    /// Lets an operation be taken again.
+    /// Releases an operation, so that it can be taken again.
     pub(crate) fn release(&mut self, op: OpNo) {
         if self.held.remove(&op) {
             self.make_ready(op);
@@ -255,7 +257,7 @@ impl Queue {
         self.ops.iter().map(|(op, what)| (*op, what))
     }
 
-    /// Returns the operations after one, oldest first; all of them after `None`.
+    /// Returns the operations after `op`, oldest first. `None` stands for the beginning.
     pub(crate) fn after(&self, op: Option<OpNo>) -> impl Iterator<Item = (OpNo, &QueuedOp)> {
         let from = op.map_or(OpNo(0), |op| OpNo(op.0.saturating_add(1)));
         self.ops.range(from..).map(|(op, what)| (*op, what))
@@ -276,24 +278,24 @@ impl Queue {
         of_file.filter_map(|(_, op)| Some((*op, self.ops.get(op)?)))
     }
 
-    /// Returns how many operations change names: removals and renames.
+    /// Returns the number of operations that change names: removals and renames.
     pub(crate) fn name_changes(&self) -> u64 {
         self.name_changes
     }
 
-    /// Returns operations that overlap a path, oldest first.
+    /// Returns the operations that overlap a path, oldest first.
     pub(crate) fn overlapping(&self, path: &PlainPath) -> impl Iterator<Item = (OpNo, &QueuedOp)> {
         let found: BTreeSet<OpNo> = self.places.at_or_above(path).chain(self.places.below(path)).collect();
         found.into_iter().filter_map(|op| Some((op, self.ops.get(&op)?)))
     }
 
-    /// Returns true if `test` accepts an operation that overlaps a path. Ends at the first one, however many there are
-    /// below.
+    /// Returns true if `test` accepts an operation that overlaps a path. Ends at the first one, however many there
+    /// are below.
     pub(crate) fn any_overlapping(&self, path: &PlainPath, test: impl Fn(OpNo) -> bool) -> bool {
         self.places.at_or_above(path).chain(self.places.below(path)).any(test)
     }
 
-    /// Returns operations that name a directory, one above it, or a child of it.
+    /// Returns the operations that name a directory, one above it, or a child of it.
     pub(crate) fn around(&self, directory: &PlainPath) -> impl Iterator<Item = OpNo> {
         self.places.at_or_above(directory).chain(self.places.children(directory))
     }
@@ -354,7 +356,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn ready_operations_are_those_that_a_walk_finds(steps in prop::collection::vec(step(), 1..60)) {
+        fn ready_operations_match_walk_over_queue(steps in prop::collection::vec(step(), 1..60)) {
             let mut queue = Queue::default();
             let mut last = 0;
             let nth = |queue: &Queue, at: usize| queue.iter().map(|(op, _)| op).nth(at);
@@ -381,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn children_are_found_beside_many_deeper_paths() {
+    fn children_are_found_among_many_deeper_paths() {
         let mut queue = Queue::default();
         for (number, at) in ["d", "d/a", "d/a/x/y", "d/a/z", "d/b/c", "d/e", "d\u{1}", "e"].iter().enumerate() {
             queue.insert(OpNo(number as u64 + 1), delete(at));
@@ -393,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn operation_that_is_held_keeps_later_ones_back_until_it_is_removed() {
+    fn held_operation_blocks_later_ones_until_removed() {
         let mut queue = Queue::default();
         queue.insert(OpNo(1), delete("d/a"));
         queue.insert(OpNo(2), delete("d/b"));
