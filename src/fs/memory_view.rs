@@ -140,7 +140,7 @@ impl MemoryView {
         self.state().trouble = trouble;
     }
 
-    /// Permanently refuses changes of paths that begin with `prefix`.
+    /// Refuses changes of paths that begin with `prefix`, permanently.
     pub(crate) fn refuse(&self, prefix: &str) {
         self.state().refused.push((prefix.to_owned(), true));
     }
