@@ -1,8 +1,8 @@
-//! The flusher's second half: carrying out the queue of operations at the source.
+//! Carries out the queue of operations at the remote.
 //!
-//! Operations that overlap no earlier one go together in a batch; a directory's rename, which may take long, goes alone. What must be
-//! at a path for its change to happen is looked up in the ledger at that moment. Where something else is there, nothing is overwritten: see
-//! [`crate::fs::sync::conflict`].
+//! Operations that overlap no earlier one are committed together in a batch. The rename of a directory may take long,
+//! so it is committed alone. The version that must be at a path before a change is read from the ledger at that time.
+//! If the remote has something else there, nothing is overwritten: see [`crate::fs::sync::conflict`].
 
 use crate::fs::content::edit::Edit;
 use crate::fs::errno::Error;
@@ -22,21 +22,21 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-/// Operations in one batch.
+/// Number of operations in one batch.
 const BATCH: usize = 256;
-/// Directories that are renamed at once.
+/// Number of concurrent renames of directories.
 const DIRECTORIES: usize = 2;
 
-/// How an operation is carried out.
+/// The way to carry out an operation.
 enum Step {
-    /// There is nothing to do at the source: these entries finish it.
+    /// The remote needs no change. These entries finish the operation.
     Nothing(Vec<Entry>),
-    /// This has to be done there.
+    /// The remote has to carry out this change.
     Remote(Op),
 }
 
 impl Sync {
-    /// Carries out what is queued until the mount stops.
+    /// Carries out queued operations, until the mount stops.
     pub(crate) async fn commit_loop(sync: Weak<Self>, schedule: Arc<Schedule>, mut stop: watch::Receiver<bool>) {
         let (batches, directories) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(DIRECTORIES)));
         loop {
@@ -48,7 +48,7 @@ impl Sync {
             for _ in 0..DIRECTORIES {
                 this.start_ready(&directories, 1, OpKind::DirectoryRename);
             }
-            // Not kept over the wait: the mount may end without a word.
+            // The reference isn't held during the wait, because the mount may be dropped without a shutdown.
             drop(this);
             tokio::select! {
                 () = schedule.commits_wanted() => {}
@@ -58,7 +58,7 @@ impl Sync {
         }
     }
 
-    /// Releases failed operations that are to be tried again now.
+    /// Releases failed operations whose retry is due now.
     fn release_retries(&self) {
         let retries = self.schedule.take_retries(Instant::now());
         if !retries.is_empty() {
@@ -82,7 +82,7 @@ impl Sync {
     }
 
     async fn carry_out(self: Arc<Self>, ready: Vec<(OpNo, QueuedOp)>, permit: OwnedSemaphorePermit) {
-        // Dropped last: the loop is woken when the permit is free, also after a panic.
+        // This is dropped last: the loop is woken when the permit is free, also after a panic.
         let _turn = Turn { sync: &self, permit: Some(permit) };
         let _running = Running { sync: &self, ops: ready.iter().map(|(op, _)| *op).collect() };
         let mut asked = Vec::new();
@@ -157,13 +157,14 @@ impl Sync {
             None => self.contents.end_if_unseen(edit).await,
         };
         if let Err(error) = ended {
-            tracing::warn!(%error, "cannot give up the staging of a committed file");
+            tracing::warn!(%error, "cannot drop the staged content of a committed file");
         }
     }
 
-    /// Waits until no power cut can undo what the source is about to be asked for, or anything before it: the next start would take what it finds
-    /// there for somebody else's, or for newer than what is here. A disk that fails must not keep from the source what may be nowhere
-    /// else. Says whether to go on.
+    /// Waits until no power cut can undo the changes that are about to be committed, or anything before them.
+    /// Otherwise the next start would take the new objects at the remote for those of another client, or for newer
+    /// ones than the local state. If the sync fails, the commit continues: the data may be nowhere else. Returns
+    /// false if the mount stops.
     async fn is_noted(&self) -> bool {
         let synced = self.journal.sync_all().await;
         if *self.stop.borrow() {
@@ -192,12 +193,12 @@ impl Sync {
         }
     }
 
-    /// Takes an operation out of the queue.
+    /// Removes an operation from the queue.
     pub(crate) fn finish(&self, op: OpNo, what: &QueuedOp, entries: Vec<Entry>) {
         self.finish_as(op, what, |_| entries);
     }
 
-    /// The same with entries that depend on what the ledger says at that moment.
+    /// Removes an operation from the queue, with entries that depend on the state of the ledger at that time.
     pub(crate) fn finish_as(&self, op: OpNo, what: &QueuedOp, decide: impl FnOnce(&Ledger) -> Vec<Entry>) {
         let noted = self.journal.transact(Purpose::Relief, |ledger| {
             let mut entries = decide(ledger);
@@ -210,7 +211,7 @@ impl Sync {
         self.schedule.op_finished(op, what.put_file());
     }
 
-    /// Notes that the source did what was asked.
+    /// Records that the remote has carried out an operation.
     pub(crate) fn done(self: &Arc<Self>, op: OpNo, what: &QueuedOp, request: &Op, version: Option<Version>) {
         match what {
             QueuedOp::Put { file, generation, .. } => {
@@ -225,7 +226,8 @@ impl Sync {
                 self.finish_as(op, what, |ledger| {
                     self.twins.note_made(to);
                     match (&request.change, ledger.file(*file).map(|record| record.remote)) {
-                        // The place was another file's; what this one finds at its new place is what it replaced there.
+                        // The path at the remote belonged to another file. At its new path, this file replaces the
+                        // content that the move replaced there.
                         (Change::Delete, _) => after_local_move(ledger, *file, *replaced),
                         (_, Some(Remote::Own(old, len))) => {
                             let version = version.filter(|new| new.hash == old.hash).unwrap_or(old);
@@ -241,7 +243,7 @@ impl Sync {
         }
     }
 
-    /// A file's content is at the source.
+    /// Records that the remote has a file's content.
     pub(crate) fn put_done(self: &Arc<Self>, op: OpNo, what: &QueuedOp, file: FileNo, generation: u64, stored: Stored) {
         let version = stored.version;
         let mtime = {
@@ -260,7 +262,7 @@ impl Sync {
             let read_back = readback::note(ledger, op, file, stored, time, replaced);
             let done = match has_draft {
                 true => Entry::Committed { file, generation, version },
-                // It was removed meanwhile; the operation that removes it is in the queue.
+                // The file was removed meanwhile. The operation that removes it is in the queue.
                 false => Entry::Remote { file, remote: Remote::Own(version, stored.plain_len) },
             };
             [done].into_iter().chain(read_back).collect::<Vec<_>>()
@@ -270,11 +272,11 @@ impl Sync {
             edit.committed(generation, version, writing);
             self.schedule.file_committed(file);
             self.finish_as(op, what, note);
-            // The Hub has it, so its name doesn't keep it from being uploaded.
+            // The Hub has the file, so its name doesn't exclude it from upload any more.
             if self.schedule.stop_keeping(file) {
                 self.schedule.touch(&edit);
             }
-            // Its lock may be held over a long read: not here.
+            // The draft's lock may be held during a long read, so this function doesn't wait for it.
             let this = self.clone();
             tokio::spawn(async move { this.end_if_over(&edit).await });
         } else {
@@ -283,7 +285,8 @@ impl Sync {
         self.read_back_later(op);
     }
 
-    /// After a commit has left the queue undone: its file is flushed again, unless it was removed (see [`Self::end_removed`]).
+    /// Flushes a file again after its commit has left the queue without being carried out. Does nothing if the file
+    /// was removed (see [`Self::end_removed`]).
     pub(crate) fn flush_again(&self, file: FileNo) {
         let has_name = self.journal.ledger().file(file).is_some_and(|record| record.path.is_some());
         if has_name {
@@ -291,7 +294,7 @@ impl Sync {
         }
     }
 
-    /// Makes the inode that of the committed version; says whether somebody is writing to it.
+    /// Updates the inode to the committed version. Returns true if the file is open for writing.
     fn show_commit(
         &self,
         ino: Option<crate::fs::ids::Ino>,
@@ -310,7 +313,8 @@ impl Sync {
         writing
     }
 
-    /// An operation failed. What may work later stays in the queue; a commit that was refused for good leaves it, and its file is parked.
+    /// Handles the failure of an operation. An operation that may succeed later stays in the queue. A commit that was
+    /// refused permanently leaves it, and its file is parked.
     async fn failed(&self, op: OpNo, what: &QueuedOp, error: crate::store::Error) {
         if let QueuedOp::RenameDirectory { from, to } = what
             && concerns_a_directory(&error)
@@ -326,14 +330,15 @@ impl Sync {
             QueuedOp::Put { file, generation, .. } if self.schedule.is_final(op, &error) => {
                 let copy = self.schedule.edit(*file).filter(|_| is_copy(&self.journal.ledger(), *file, *generation));
                 match copy {
-                    // What it was copied from may be gone from the source: it is sent like any other content then.
+                    // The original of the copy may have been removed from the remote. The copy is then uploaded like
+                    // any other content.
                     Some(edit) => {
                         self.finish(op, what, Vec::new());
                         edit.outgrow(*generation);
                         self.flush_again(*file);
                     }
                     None => {
-                        // Parked before it leaves the queue, or it would be queued again in between.
+                        // Parked before it leaves the queue. Otherwise it could be queued again in between.
                         self.schedule.file_failed(*file, *generation, Arc::new(error));
                         self.schedule.park_file(*file);
                         self.finish(op, what, Vec::new());
@@ -345,7 +350,8 @@ impl Sync {
     }
 }
 
-/// Operations that were started. What is left of them when this goes, after a panic or for want of an outcome, is tried again.
+/// Operations that were started. On drop, those without a result (after a panic, or without an outcome) are released
+/// for a retry.
 struct Running<'a> {
     sync: &'a Sync,
     ops: Vec<OpNo>,
@@ -357,7 +363,7 @@ impl Drop for Running<'_> {
     }
 }
 
-/// The permit of a batch. It is freed when this is dropped, and then the commit loop looks at the queue again.
+/// The permit of a batch. It is freed on drop, and then the commit loop checks the queue again.
 struct Turn<'a> {
     sync: &'a Sync,
     permit: Option<OwnedSemaphorePermit>,
@@ -370,14 +376,14 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Whether a frozen version is one that the source had before, with no bytes here to be sent.
+/// Returns true if a frozen version is one that the remote had before, so that no bytes have to be sent.
 fn is_copy(ledger: &Ledger, file: FileNo, generation: u64) -> bool {
     let draft = ledger.file(file).and_then(|record| record.draft.as_ref());
     let frozen = draft.and_then(|draft| draft.frozen.as_ref()).filter(|frozen| frozen.generation == generation);
     frozen.is_some_and(|frozen| frozen.frozen.len > 0 && frozen.frozen.records.is_empty())
 }
 
-/// What an operation asks of the source now.
+/// Returns the change that an operation needs at the remote now.
 fn prepare(ledger: &Ledger, what: &QueuedOp) -> Step {
     let nothing = Step::Nothing(Vec::new());
     let request = match what {
@@ -419,7 +425,7 @@ fn uploaded(frozen: &FrozenRecord) -> Option<(&FrozenRecord, Stored)> {
     Some((frozen, frozen.stored?))
 }
 
-/// The note of a file's rename that is over.
+/// Returns the entry that marks a finished rename of a file as unconfirmed.
 pub(crate) fn renamed(ledger: &Ledger, op: OpNo, file: FileNo, replaced: Option<FileNo>) -> Option<Entry> {
     let record = ledger.file(file)?;
     let Remote::Own(version, plain_len) = record.remote else { return None };
@@ -428,12 +434,12 @@ pub(crate) fn renamed(ledger: &Ledger, op: OpNo, file: FileNo, replaced: Option<
     readback::note(ledger, op, file, Stored { version, plain_len }, mtime, replaced)
 }
 
-/// Whether a directory's rename failed because of what is in it, or where it goes.
+/// Returns true if the rename of a directory failed because of its content, or because of its new path.
 pub(crate) fn concerns_a_directory(error: &store::Error) -> bool {
     matches!(error, store::Error::NotEmpty(_)) || concerns_one_file(error)
 }
 
-/// Whether a refusal to move one file of a directory says nothing of the others.
+/// Returns true if the refusal to move one file of a directory doesn't concern the others.
 pub(crate) fn concerns_one_file(error: &store::Error) -> bool {
     use store::Error as E;
     matches!(error, E::NameTooLong | E::InvalidName | E::NoContent | E::Unauthentic(_) | E::ReadOnly | E::NotFound)
