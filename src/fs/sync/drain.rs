@@ -9,19 +9,19 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A flush that waits checks this often if uploads advance, at most and at least.
+/// Shortest and longest interval at which a waiting flush checks if uploads advance.
 const STALL_CHECK: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
-/// What a flush waits for.
+/// The changes that a flush waits for.
 struct Remaining {
-    /// Files with the generation that they had, newest first.
+    /// Files, with the generations that they had at the start of the flush. The newest file comes first.
     files: Vec<(u64, Arc<Edit>)>,
-    /// The last operation.
+    /// The last operation that was in the queue.
     last: Option<OpNo>,
 }
 
 impl Sync {
-    /// Waits until all that was pending when it was called is at the source, or the deadline is over.
+    /// Waits until the remote has all changes that were pending at the call, or the deadline has passed.
     pub(crate) async fn flush(&self, deadline: Option<Duration>) -> Drained {
         let over = async {
             match deadline {
@@ -32,8 +32,8 @@ impl Sync {
         self.flush_until(over).await
     }
 
-    /// Flushes for as long as the source takes something: ends early when no upload has advanced and nothing was
-    /// committed for `stalled`.
+    /// Flushes for as long as there is progress. Ends early when, for `stalled`, no upload has advanced and no commit
+    /// has succeeded.
     pub(crate) async fn flush_unless_stalled(&self, stalled: Duration) -> Drained {
         let over = async {
             let achieved = || self.schedule.progress();
@@ -67,13 +67,13 @@ impl Sync {
             }
             self.find_committed_twins().await;
         };
-        // Everything that isn't done by then is counted below.
+        // Changes that aren't done by then are counted below.
         tokio::select! {
             () = work => {}
             () = over => {}
             _ = stop.wait_for(|stop| *stop) => {}
         }
-        // A file that waits for its `close` is no failure of a flush.
+        // A file that waits for its `close` is not a failure of the flush.
         let pending = self.schedule.dirty_files().len() as u64 + self.journal.ledger().queue().name_changes();
         let counters = self.schedule.counters();
         Drained { flushed: counters.flushed - before, pending, conflicts: counters.conflicts }
@@ -86,8 +86,9 @@ impl Sync {
         Remaining { files, last }
     }
 
-    /// Returns true if all of it is at the remote, or waits for the user: parked, or after something that is. It is asked
-    /// after each change, so files that are committed are looked at once only.
+    /// Returns true if the remote has all of `remaining`, except those that wait for the user: parked changes, and
+    /// those that are queued after a parked one. It is called after each change, so files that are committed are
+    /// dropped from `remaining` and checked only once.
     fn is_flushed(&self, remaining: &mut Remaining) -> bool {
         while remaining.files.last().is_some_and(|(generation, edit)| edit.has_committed(*generation)) {
             remaining.files.pop();
@@ -102,8 +103,8 @@ impl Sync {
         !remaining.files.iter().rev().any(is_undone)
     }
 
-    /// Returns the files whose commits are parked, or come after something that is. `None`: an operation up to `last`
-    /// will be carried out.
+    /// Returns the files whose commits are parked, or are queued after a parked operation. Returns `None` if an
+    /// operation up to `last` is still to be carried out.
     fn waiting_for_user(&self, last: Option<OpNo>) -> Option<HashSet<FileNo>> {
         let ledger = self.journal.ledger();
         let mut files = HashSet::new();
