@@ -1,7 +1,8 @@
-//! What is pending, one by one: listing it, trying it again, reading it, giving it up.
+//! Lists, retries, reads and discards pending changes one by one.
 //!
-//! Nothing pending is ever dropped without the user's word; this is where the user gives it. A file that is given up goes back to what the
-//! source has. A change of names is undone only where that has one meaning: it isn't under way, and nothing that was done later builds on it.
+//! Pending changes are discarded only on explicit request, which is handled here. A file whose changes are discarded
+//! returns to the remote's version. A change of names is undone only if the result is unambiguous: the change isn't
+//! in progress, and no later change depends on it.
 
 use crate::fs::content::edit::Edit;
 use crate::fs::errno::Error;
@@ -22,7 +23,8 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// Names something pending for as long as it is. Files come before changes of names, older before newer.
+/// The number of a pending change, valid as long as the change is pending. Files come before changes of names, older
+/// ones before newer ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PendingNo {
@@ -32,46 +34,46 @@ pub enum PendingNo {
     Change(u64),
 }
 
-/// What is pending.
+/// The kind of a pending change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PendingKind {
     /// The content of a file.
     File,
-    /// A file was removed here.
+    /// A file was removed on this machine.
     Delete,
-    /// A file was renamed here.
+    /// A file was renamed on this machine.
     Rename,
-    /// A directory was renamed here.
+    /// A directory was renamed on this machine.
     RenameDirectory,
 }
 
-/// How far it is.
+/// The progress of a pending change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PendingState {
-    /// A file with changes that no version holds yet.
+    /// A file with changes that no frozen version contains yet.
     Dirty,
-    /// Its version is fixed, and not uploaded yet.
+    /// Its version is frozen, but not uploaded yet.
     Frozen,
-    /// Its version is in the store, and under no name yet.
+    /// Its version is uploaded, but has no name at the remote yet.
     Uploaded,
     /// A change of names that waits for its turn.
     Queued,
-    /// The source is being changed right now.
+    /// The remote is being changed right now.
     Committing,
-    /// It failed, and is tried again by itself.
+    /// It failed, and is retried automatically.
     Retrying,
-    /// It was refused for good, or waits for its user.
+    /// It was refused permanently, or waits for the user.
     Parked,
 }
 
-/// Something that isn't at the source yet. Paths are plaintext.
+/// A change that the remote doesn't have yet. Paths are plaintext.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pending {
     /// Its number.
     pub number: PendingNo,
-    /// What it is.
+    /// Its kind.
     pub kind: PendingKind,
     /// The file, or the old name.
     pub path: String,
@@ -79,13 +81,13 @@ pub struct Pending {
     pub to: Option<String>,
     /// Size of a file.
     pub bytes: Option<u64>,
-    /// How far it is.
+    /// Its progress.
     pub state: PendingState,
-    /// Since when, RFC 3339; of what an earlier daemon left, since this one started.
+    /// Time of the change, RFC 3339. For a change that an earlier daemon left, the start of this one.
     pub since: Option<String>,
-    /// Attempts that failed.
+    /// Number of attempts that failed.
     pub attempts: u32,
-    /// Why the last one did.
+    /// Error of the last attempt.
     pub error: Option<String>,
 }
 
@@ -108,7 +110,7 @@ impl FlushStatus {
     }
 }
 
-/// A pending file, to be read as it is now.
+/// A pending file that is opened for reading its present content.
 pub struct PendingFile {
     edit: Arc<Edit>,
     generation: u64,
@@ -116,22 +118,23 @@ pub struct PendingFile {
 }
 
 impl PendingFile {
-    /// Its size in bytes.
+    /// Returns the size in bytes.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether it has no bytes.
+    /// Returns true if the file is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// When it was changed last.
+    /// Returns the time of the last change.
     pub fn mtime(&self) -> OffsetDateTime {
         self.edit.mtime()
     }
 
-    /// The bytes `[offset, offset + len)`, cut at the end. An error where the file has changed since it was opened.
+    /// Returns the bytes `[offset, offset + len)`, or fewer at the end. Fails if the file has changed since it was
+    /// opened.
     pub async fn read(&self, offset: u64, len: usize) -> Result<Bytes, Error> {
         let guard = self.edit.reader().await;
         let draft = guard.as_ref().filter(|_| self.edit.generation() == self.generation);
@@ -158,7 +161,7 @@ const BUSY: &str = "it is being committed at this moment";
 const LATER: &str = "something that was done later builds on it";
 
 impl Sync {
-    /// Lists pending changes in the order of their numbers: at most `limit` of those after `after`.
+    /// Returns pending changes in the order of their numbers: at most `limit` of those after `after`.
     pub(crate) fn pending(&self, after: Option<PendingNo>, limit: usize) -> Vec<Pending> {
         let mut pending = Vec::new();
         let mut file = match after {
@@ -167,7 +170,7 @@ impl Sync {
             Some(PendingNo::Change(_)) => None,
         };
         while let Some(after) = file.filter(|_| pending.len() < limit) {
-            // Read before the ledger is locked: an edit locks its own state before the journal.
+            // This is read before the ledger is locked, because an edit locks its own state before the journal.
             let unsent = self.schedule.unsent_after(after, limit - pending.len());
             let unsent: Vec<_> = unsent.iter().map(|edit| Content::of(edit)).collect();
             file = unsent.last().map(|content| Some(content.file));
@@ -231,8 +234,8 @@ impl Sync {
         })
     }
 
-    /// Tries these again at once, whatever kept them; where they meet a conflict, `wish` goes before the mount's policy. Says how many of them
-    /// are pending.
+    /// Retries these changes immediately, whatever the reason that delayed them. Returns how many of them are
+    /// pending. If they meet a conflict, `wish` overrides the mount's policy.
     pub(crate) fn retry(&self, numbers: &[PendingNo], wish: Option<OnConflict>) -> usize {
         let mut tried = 0;
         for number in numbers {
@@ -265,14 +268,16 @@ impl Sync {
         true
     }
 
-    /// Opens a pending file for reading. Needs no network for what is local: all that was written here, and what was fetched beside it.
+    /// Opens a pending file for reading. Local data needs no network: everything that was written here, and the parts
+    /// of the remote version that were fetched along with it.
     pub(crate) fn open_pending(&self, number: PendingNo) -> Result<PendingFile, Error> {
         let PendingNo::File(file) = number else { return Err(Error::NotPermitted("it has no content of its own")) };
         let edit = self.schedule.edit(FileNo(file)).filter(|edit| edit.is_dirty()).ok_or(Error::NotFound)?;
         Ok(PendingFile { generation: edit.generation(), len: edit.len(), edit })
     }
 
-    /// Gives up what is pending, in this order; `drop_order` is a good one. One answer each: why it was not given up, if so.
+    /// Discards pending changes in the given order; `drop_order` computes a suitable one. Returns one result for
+    /// each: `None`, or the reason why it was not discarded.
     pub(crate) async fn drop_pending(&self, numbers: &[PendingNo]) -> Result<Vec<Option<Error>>, Error> {
         let mut answers = Vec::with_capacity(numbers.len());
         for number in numbers {
@@ -283,12 +288,12 @@ impl Sync {
             answers.push(dropped.err());
         }
         self.schedule.wake();
-        // Whoever asked may pull the plug now, and what was given up doesn't come back.
+        // The caller may cut the power now, and the discarded changes must not come back.
         self.journal.written(self.journal.last()).await?;
         Ok(answers)
     }
 
-    /// A file goes back to what the source has, or goes away.
+    /// Returns a file to the remote's version, or removes it if the remote has none.
     async fn drop_content(&self, file: FileNo) -> Result<(), Error> {
         let edit = self.schedule.edit(file).filter(|edit| edit.is_dirty()).ok_or(Error::NotFound)?;
         let claim = self.claim_puts(file)?;
@@ -318,7 +323,7 @@ impl Sync {
         }
         claim.finish(Some(file));
         self.schedule.remove(&edit);
-        tracing::warn!("a pending file was given up by the user");
+        tracing::warn!("a pending file was discarded by the user");
         Ok(())
     }
 
@@ -351,7 +356,7 @@ impl Sync {
         }
     }
 
-    /// Keeps the commits of a file from being carried out meanwhile.
+    /// Prevents the commits of a file from being carried out while the claim lives.
     fn claim_puts(&self, file: FileNo) -> Result<Claim<'_>, Error> {
         let mut ledger = self.journal.ledger();
         let ops: Vec<_> = put_of(&ledger, file).collect();
@@ -365,11 +370,11 @@ impl Sync {
         Ok(Claim { sync: self, ops })
     }
 
-    /// Takes a change of names back.
+    /// Undoes a change of names.
     fn drop_change(&self, op: OpNo) -> Result<(), Error> {
         let what = self.journal.ledger().queue().get(op).cloned().ok_or(Error::NotFound)?;
         let mut tree = lock(&self.tree);
-        // What goes back needs a place to go to, in the table too.
+        // An entry that returns needs a free name, in the table too.
         let place = match &what {
             QueuedOp::Rename { from, .. } | QueuedOp::RenameDirectory { from, .. } => {
                 Some(free_place(&mut tree, from)?)
@@ -396,11 +401,11 @@ impl Sync {
             self.schedule.op_finished(op, file);
             file.into_iter().filter_map(|file| self.schedule.edit(file)).for_each(|edit| self.schedule.touch(&edit));
         }
-        tracing::warn!("a pending change of names was given up by the user");
+        tracing::warn!("a pending change of names was discarded by the user");
         Ok(())
     }
 
-    /// Entries that take an operation back, and the operations that leave the queue by them.
+    /// Returns the entries that undo an operation, and the operations that leave the queue with it.
     fn undo(&self, ledger: &Ledger, tree: &Tree, op: OpNo, what: &QueuedOp) -> Result<(Vec<Entry>, Vec<Left>), Error> {
         if ledger.queue().get(op) != Some(what) {
             return Err(Error::NotFound);
@@ -419,7 +424,7 @@ impl Sync {
                 if record.draft.is_some() {
                     return Err(Error::NotPermitted("the removed file is still open"));
                 }
-                // What the source has under this name by then is for the operations before this one to say.
+                // The content that the remote will have under this name depends on the operations before this one.
                 let earlier = ledger.queue().of_file(*file).any(|(no, _)| no != op);
                 if earlier && !is_own(record.remote) {
                     return Err(Error::NotPermitted("an earlier change of this file isn't done yet"));
@@ -445,8 +450,9 @@ impl Sync {
         Ok((entries, left))
     }
 
-    /// Later operations on the same paths that go with this one: commits of what moves back, which are queued again, and the hiding of
-    /// directories. Anything else is a later change that builds on it.
+    /// Returns the later operations on the same paths that are undone together with this one: commits of files that
+    /// move back, which are queued again, and the hiding of directories. Any other later operation depends on this
+    /// one, which is an error.
     fn undone_with(&self, ledger: &Ledger, op: OpNo, what: &QueuedOp) -> Result<Vec<Left>, Error> {
         let later: BTreeSet<OpNo> = what
             .paths()
@@ -479,7 +485,8 @@ impl Sync {
 /// An operation that left the queue, and the file whose commit it was.
 type Left = (OpNo, Option<FileNo>);
 
-/// The order in which everything can be given up at once: contents first, then what was done last.
+/// Sorts changes into an order in which all of them can be discarded: contents first, then changes of names, newest
+/// first.
 pub fn drop_order(numbers: &mut [PendingNo]) {
     numbers.sort_unstable_by_key(|number| match number {
         PendingNo::File(_) => (0, 0),
@@ -487,14 +494,14 @@ pub fn drop_order(numbers: &mut [PendingNo]) {
     });
 }
 
-/// Operations kept from being carried out while this lives.
+/// Operations that aren't carried out while this value lives.
 struct Claim<'a> {
     sync: &'a Sync,
     ops: Vec<OpNo>,
 }
 
 impl Claim<'_> {
-    /// They have left the queue.
+    /// Records that the operations have left the queue.
     fn finish(mut self, file: Option<FileNo>) {
         self.ops.drain(..).for_each(|op| self.sync.schedule.op_finished(op, file));
     }
@@ -519,7 +526,7 @@ fn to_text(time: OffsetDateTime) -> Option<String> {
     time.replace_nanosecond(0).ok()?.format(&Rfc3339).ok()
 }
 
-/// A directory whose last entry goes stays until it is removed by name.
+/// Returns the entry that keeps a directory whose last entry is removed. It stays until it is removed by name.
 fn emptied_directory(ledger: &Ledger, tree: &Tree, path: &PlainPath) -> Option<Entry> {
     let (parent, name) = path.split()?;
     let directory = tree.find(&parent).and_then(|ino| tree.directory(ino).ok());
@@ -532,7 +539,8 @@ fn check_free(ledger: &Ledger, from: &PlainPath) -> Result<(), Error> {
     if taken { Err(Error::NotPermitted("its old name is taken")) } else { Ok(()) }
 }
 
-/// The directory that `path` lies in, made where the table doesn't have it; an error where the name is taken there.
+/// Returns the directory that contains `path`, and creates it if the table doesn't have it. Fails if the name is
+/// taken there.
 fn free_place(tree: &mut Tree, path: &PlainPath) -> Result<Ino, Error> {
     let (parent, name) = path.split().ok_or(Error::Invalid("the root has no other name"))?;
     let mut at = Ino::ROOT;
@@ -548,7 +556,7 @@ fn free_place(tree: &mut Tree, path: &PlainPath) -> Result<Ino, Error> {
     Ok(at)
 }
 
-/// Moves what is at `to` back to `from`, whose directory is `place`.
+/// Moves the inode at `to` back to `from`, whose directory is `place`.
 fn put_back(
     tree: &mut Tree,
     place: Ino,
@@ -567,14 +575,15 @@ fn put_back(
     Ok(())
 }
 
-/// Has a directory listed anew before it is shown again.
+/// Invalidates the listing of a directory, so that it is listed again before it is shown.
 fn look_again(tree: &mut Tree, directory: Ino) {
     if let Ok(directory) = tree.directory_mut(directory) {
         directory.loaded = None;
     }
 }
 
-/// The same for one that may not be in the table, and for those above it, which may have to show it again.
+/// Invalidates the listings of a directory, which may not be in the table, and of all directories above it, which may
+/// have to show it again.
 fn look_again_above(tree: &mut Tree, path: &PlainPath) {
     let mut above = Some(path.clone());
     while let Some(at) = above {
@@ -585,7 +594,7 @@ fn look_again_above(tree: &mut Tree, path: &PlainPath) {
     }
 }
 
-/// Entries that move all that the ledger knows below `to` back to `from`.
+/// Returns the entries that move all records below `to` back to `from`.
 fn directory_back(ledger: &Ledger, tree: &Tree, from: &PlainPath, to: &PlainPath) -> Vec<Entry> {
     let back = |path: &PlainPath| path.rebase(to, from);
     let files = ledger.files_within(to).filter_map(|(file, record)| {
