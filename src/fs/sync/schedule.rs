@@ -1,20 +1,19 @@
-//! Decides when a file is uploaded and when a failed operation is tried again.
+//! Decides when a file is uploaded and when a failed operation is retried.
 //!
-//! A file goes from dirty to frozen (its bytes are fixed, so retries send the same ones) to uploaded to committed.
-//! [`super::upload`] freezes and uploads it. A `Put` then joins the queue of operations, which [`super::commit`] carries
-//! out.
+//! A file goes through these states: dirty, frozen (its content is fixed, so that retries send the same bytes),
+//! uploaded, committed. [`super::upload`] freezes and uploads it. Then a `Put` joins the queue of operations, which
+//! [`super::commit`] carries out.
 //!
-//! **Uploads in company.** An upload session, its shard and its commit cost several requests, however small the files are.
-//! A file that is due (nothing was written to it for the debounce, or it has waited for the whole window) therefore waits
-//! for others. A session starts when the files that are due fill one ([`GROUP_FILES`], [`GROUP_BYTES`]), when no other file
-//! is on its way to being due, or when the first of them has waited for [`COMPANY`] or for its whole window. A file that a
-//! user waits for (`fsync`, `flush`, `stop`) starts one immediately.
+//! **Shared sessions.** An upload session, its shard and its commit cost several requests, however small the files
+//! are. A file is due when it wasn't written to for the debounce time, or when its window is over. A due file waits
+//! for others to share its session. The session starts when the due files fill it ([`GROUP_FILES`], [`GROUP_BYTES`]),
+//! when no other file will be due soon, or when the first of them has waited for [`COMPANY`] or for its whole window.
+//! A file that a user waits for (`fsync`, `flush`, `stop`) starts a session immediately.
 //!
-//! **Cost.** Files are kept in queues by time. No call walks all files that are dirty, but for those that concern all of
-//! them.
+//! **Cost.** Files are kept in queues ordered by time. Only calls that concern all dirty files walk over all of them.
 //!
-//! **Failures.** Transient failures are retried with exponential backoff. A permanent failure *parks* the file or operation:
-//! its data stays, `status` counts it, and the next change or explicit flush tries again.
+//! **Failures.** Transient failures are retried with exponential backoff. A permanent failure *parks* the file or
+//! operation: its data stays, `status` counts it, and the next change or explicit flush retries it.
 
 use crate::fs::content::edit::{Due, Edit, Totals};
 use crate::fs::errno::Error;
@@ -26,68 +25,68 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
-/// Bytes up to which files share an upload session (64 MiB: one xorb), and how many may.
+/// Total size up to which files share an upload session (64 MiB: one xorb), and number of files that may share one.
 pub(crate) const GROUP_BYTES: u64 = 64 << 20;
 pub(crate) const GROUP_FILES: usize = 256;
-/// Longest time that a file which is due waits for others to share its session.
+/// Longest time that a due file waits for others to share its session.
 pub(crate) const COMPANY: Duration = Duration::from_secs(2);
-/// Concurrent sessions.
+/// Number of concurrent upload sessions.
 const SESSIONS: usize = 4;
-/// Pause after a first failure; doubled each time, up to [`LONGEST_PAUSE`].
+/// Pause after a first failure. It is doubled each time, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Pause after an operation was refused permanently: somebody has to change something, and may.
+/// Pause after an operation was refused permanently. The cause may be removed in that time.
 const PARKED_PAUSE: Duration = Duration::from_secs(300);
-/// Refusals of a single change that are taken for transient ones (such were seen); then it counts as refused
-/// permanently.
+/// Number of refusals of a single change that count as transient (such refusals have been observed). After that, the
+/// change counts as refused permanently.
 const REFUSALS: u32 = 5;
-/// Pause of an operation that waits for its user's decision (30 days).
+/// Pause of an operation that waits for a decision of the user (30 days), because no retry can resolve it.
 const UNDECIDED_PAUSE: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Bytes that a new upload may hand to connections without being taken for progress, if the one before failed (32 MiB).
-/// As much may fit into the buffers of connections to a Hub that takes nothing, again and again.
+/// Bytes (32 MiB) that a repeated upload may pass to connections before it counts as progress, if the upload before
+/// failed. As many bytes may fit into the buffers of connections to a Hub that accepts nothing, again and again.
 const BUFFERED: u64 = 32 << 20;
-/// The loops wake at least this often.
+/// Longest sleep of the loops.
 const LOOK: Duration = Duration::from_secs(3600);
 
-/// A failure of a file or an operation, and when to try again.
+/// A failure of a file or an operation, and the time of the next attempt.
 #[derive(Clone)]
 struct Failure {
     attempts: u32,
-    /// Not before.
+    /// Earliest time of the next attempt.
     next: Instant,
-    /// Refused permanently.
+    /// True if it was refused permanently.
     parked: bool,
-    /// The generation that failed; a newer one starts afresh.
+    /// The generation that failed. A newer one is tried without regard to this failure.
     generation: u64,
     error: Arc<Error>,
 }
 
 impl Failure {
-    /// Returns attempts, `parked` and the error, as a user sees them.
+    /// Returns the attempts, `parked` and the error, as they are shown to the user.
     fn report(&self, parked: bool) -> (u32, bool, String) {
         (self.attempts, parked, self.error.to_string())
     }
 }
 
-/// State of a dirty file.
+/// The state of a dirty file.
 struct Looked {
     file: FileNo,
     generation: u64,
     len: u64,
-    /// `None`: the remote has it.
+    /// `None` if the remote has the file.
     due: Option<Due>,
 }
 
-/// Where a dirty file is.
+/// The queue that a dirty file is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// In no queue: it is being uploaded or committed, is parked, or is being looked at.
+    /// In no queue: the file is being uploaded or committed, is parked, or is being checked.
     Idle,
-    /// Looked at then: it may be due.
+    /// Checked at that time, because the file may be due then.
     Coming(Instant),
-    /// Looked at then, after a failure.
+    /// Checked at that time, after a failure.
     Retry(Instant),
-    /// Due, and waits for a session; in it by then.
+    /// Due, and waiting for a session, which starts at that time at the latest.
     Waiting(Instant),
 }
 
@@ -96,13 +95,13 @@ struct DirtyFile {
     place: Place,
 }
 
-/// Dirty files in queues by time.
+/// Dirty files in queues that are ordered by time.
 #[derive(Default)]
 struct Dirty {
     files: HashMap<FileNo, DirtyFile>,
     /// Files that are [`Place::Coming`] or [`Place::Retry`].
     looks: BTreeSet<(Instant, FileNo)>,
-    /// How many are [`Place::Coming`].
+    /// Number of files that are [`Place::Coming`].
     coming: usize,
     /// Files that are [`Place::Waiting`], with their lengths.
     waiting: BTreeMap<(Instant, FileNo), u64>,
@@ -110,7 +109,7 @@ struct Dirty {
 }
 
 impl Dirty {
-    /// Moves a file to another place. `len` counts for one that waits.
+    /// Moves a file to another queue. `len` matters only for [`Place::Waiting`].
     fn put(&mut self, file: FileNo, place: Place, len: u64) {
         let Some(dirty) = self.files.get_mut(&file) else { return };
         let old = std::mem::replace(&mut dirty.place, place);
@@ -149,7 +148,7 @@ impl Dirty {
         }
     }
 
-    /// Takes the files that are to be looked at by `now` out of their queue.
+    /// Removes the files that have to be checked by `now` from their queue, and returns them.
     fn take_looks(&mut self, now: Instant) -> Vec<Arc<Edit>> {
         let mut taken = Vec::new();
         while let Some((_, file)) = self.looks.first().copied().filter(|(at, _)| *at <= now) {
@@ -159,14 +158,14 @@ impl Dirty {
         taken
     }
 
-    /// Returns true if a session is to start at `now`.
+    /// Returns true if a session has to start at `now`.
     fn is_session_due(&self, now: Instant) -> bool {
         let Some(((latest, _), _)) = self.waiting.first_key_value() else { return false };
         let is_full = self.waiting.len() >= GROUP_FILES || self.waiting_bytes >= GROUP_BYTES;
         is_full || self.coming == 0 || *latest <= now
     }
 
-    /// Takes files for one session: small ones together, a large one alone, and one that `is_single` accepts alone.
+    /// Takes the files of one session: several small ones, or a single one that is large or that `is_single` accepts.
     fn take_group(&mut self, is_single: impl Fn(FileNo) -> bool) -> Vec<Arc<Edit>> {
         let mut group = Vec::new();
         let mut bytes = 0;
@@ -185,7 +184,7 @@ impl Dirty {
         group
     }
 
-    /// Returns when the next file is to be looked at, or a session is due.
+    /// Returns the time at which the next file has to be checked, or a session is due.
     fn next(&self) -> Option<Instant> {
         let look = self.looks.first().map(|(at, _)| *at);
         let session = self.waiting.first_key_value().map(|((latest, _), _)| *latest);
@@ -196,21 +195,22 @@ impl Dirty {
 #[derive(Default)]
 struct Work {
     dirty: Dirty,
-    /// Files being frozen or uploaded.
+    /// Files that are being frozen or uploaded.
     busy: HashSet<FileNo>,
     /// Files with a commit in the queue.
     commit_queued: HashSet<FileNo>,
-    /// Operations being carried out.
+    /// Operations that are being carried out.
     running: HashSet<OpNo>,
     files: HashMap<FileNo, Failure>,
     ops: HashMap<OpNo, Failure>,
-    /// How many of them are parked.
+    /// Number of operations that are parked.
     parked_ops: u64,
-    /// When operations that somebody holds are to be released.
+    /// Times at which failed operations, which are held, have to be released.
     retries: BTreeSet<(Instant, OpNo)>,
-    /// Files whose upload in company was refused permanently: the next attempt tells which of them was meant.
+    /// Files whose common upload was refused permanently. They are retried one by one, to find the one that was
+    /// refused.
     alone: HashSet<FileNo>,
-    /// Policies for conflicts of these that the user has given, whatever the mount's is.
+    /// The user's policy for conflicts of these files, which overrides the mount's policy.
     file_overrides: HashMap<FileNo, OnConflict>,
     op_overrides: HashMap<OpNo, OnConflict>,
 }
@@ -226,14 +226,14 @@ impl Work {
         self.ops.insert(op, failure);
     }
 
-    /// Forgets the failures of an operation. Returns true if there were any.
+    /// Clears the failures of an operation. Returns true if there were any.
     fn clear_op(&mut self, op: OpNo) -> bool {
         let failure = self.ops.remove(&op);
         self.parked_ops -= u64::from(failure.as_ref().is_some_and(|failure| failure.parked));
         failure.is_some()
     }
 
-    /// Queues a file that is in no queue, to be looked at at `at`.
+    /// Queues a file that is in no queue for a check at `at`.
     fn look(&mut self, file: FileNo, at: Instant) {
         if self.dirty.files.get(&file).is_some_and(|dirty| dirty.place == Place::Idle) && !self.is_in_progress(file) {
             self.dirty.put(file, Place::Coming(at), 0);
@@ -244,10 +244,10 @@ impl Work {
         self.busy.contains(&file) || self.commit_queued.contains(&file)
     }
 
-    /// Puts a file that was looked at at `now` where it belongs.
+    /// Puts a file that was checked at `now` into the right queue.
     fn place(&mut self, looked: &Looked, now: Instant) {
         let Looked { file, generation, len, due } = *looked;
-        // Something else may have placed it, or forgotten it, in the meantime.
+        // Another task may have queued or removed the file meanwhile.
         if self.dirty.files.get(&file).is_none_or(|dirty| dirty.place != Place::Idle) || self.is_in_progress(file) {
             return;
         }
@@ -265,7 +265,7 @@ impl Work {
     }
 }
 
-/// Status of an upload or commit.
+/// The status of an upload or commit.
 #[derive(Default)]
 pub(crate) struct FlushStatus {
     pub(crate) committing: bool,
@@ -273,13 +273,13 @@ pub(crate) struct FlushStatus {
     pub(crate) failure: Option<(u32, bool, String)>,
 }
 
-/// Counts for `status`.
+/// Counters that `status` shows.
 #[derive(Default)]
 pub(crate) struct Counters {
     pub(crate) flushed: u64,
     pub(crate) conflicts: u64,
     pub(crate) last_error: Option<String>,
-    /// Counts uploads, commits and changes of names that succeeded.
+    /// Number of uploads, commits and changes of names that succeeded.
     achieved: u64,
 }
 
@@ -288,15 +288,16 @@ pub(crate) struct Counters {
 struct Uploads {
     in_progress: HashMap<u64, UploadInProgress>,
     next: u64,
-    /// How far uploads got that failed since one succeeded. A new one counts once it is further.
+    /// Largest progress of the uploads that failed since one succeeded. A new upload counts as advancing once it
+    /// exceeds this.
     failed: PutProgress,
-    /// Grows whenever an upload gets further.
+    /// A counter that grows whenever an upload advances.
     advances: u64,
 }
 
 struct UploadInProgress {
     progress: Box<dyn Fn() -> PutProgress + Send + Sync>,
-    /// How far it is known to be.
+    /// The last progress that was read.
     seen: PutProgress,
 }
 
@@ -333,30 +334,31 @@ impl Uploads {
     }
 }
 
-/// See the module. It locks one of its locks at a time, but for `edits`, which comes before `work`.
+/// The schedule of uploads and retries. See the module. No two of its locks are held together, except `edits` and
+/// then `work`.
 pub(crate) struct Schedule {
     /// All local content, by file.
     edits: Mutex<BTreeMap<FileNo, Arc<Edit>>, { Rank::Edits as u8 }>,
     /// Local content that isn't uploaded (see [`super::policy`]).
     kept: Mutex<HashSet<FileNo>>,
-    /// Files whose writes the journal may lack.
+    /// Files with writes that the journal may lack.
     unsettled: Mutex<HashMap<FileNo, Arc<Edit>>>,
     work: Mutex<Work, { Rank::Work as u8 }>,
     counters: Mutex<Counters>,
     uploads_in_progress: Mutex<Uploads>,
-    /// Files and bytes that the remote lacks.
+    /// Number of files that the remote lacks, and their bytes.
     totals: Arc<Totals>,
     debounce: Duration,
     window: Duration,
     uploads: Notify,
     commits: Notify,
     sessions: Arc<Semaphore>,
-    /// Counts everything that was achieved or failed.
+    /// A counter of all successes and failures.
     progress: watch::Sender<u64>,
-    /// Turns of the commit loop.
+    /// Number of turns of the commit loop.
     #[cfg(test)]
     pub(crate) turns: std::sync::atomic::AtomicU64,
-    /// Files that were looked at.
+    /// Number of files that were checked.
     #[cfg(test)]
     pub(crate) looks: std::sync::atomic::AtomicU64,
 }
@@ -402,13 +404,13 @@ impl Schedule {
         lock(&self.edits).values().cloned().collect()
     }
 
-    /// Removes local content that ended.
+    /// Removes local content that has ended.
     pub(crate) fn remove(&self, edit: &Arc<Edit>) {
         edit.count_in(None);
         lock(&self.unsettled).remove(&edit.file);
         {
             let mut edits = lock(&self.edits);
-            // The file may have been opened for writing again since: that is another edit.
+            // The file may have been opened for writing again since. In that case, it has another edit.
             if !edits.get(&edit.file).is_some_and(|now| Arc::ptr_eq(now, edit)) {
                 return;
             }
@@ -417,7 +419,7 @@ impl Schedule {
         self.forget(edit.file);
     }
 
-    /// Forgets a file that isn't to be flushed any more.
+    /// Stops flushing a file, and clears its failures.
     pub(crate) fn forget(&self, file: FileNo) {
         lock(&self.kept).remove(&file);
         {
@@ -430,12 +432,12 @@ impl Schedule {
         if let Some(edit) = self.edit(file) {
             edit.count_in(None);
         }
-        // It may have been the last one that others waited for.
+        // Others may have been waiting for this file to share a session.
         self.uploads.notify_one();
         self.report_change();
     }
 
-    /// Has a file flushed that changed.
+    /// Schedules a file that has changed.
     pub(crate) fn touch(&self, edit: &Arc<Edit>) {
         if self.is_kept(edit.file) {
             return;
@@ -460,7 +462,7 @@ impl Schedule {
         }
     }
 
-    /// Has a file flushed immediately: without waiting for quiet, nor for company.
+    /// Schedules a file immediately, without waiting for a quiet time or for other files.
     pub(crate) fn flush_early(&self, edit: &Arc<Edit>) {
         edit.flush_early();
         if self.is_kept(edit.file) {
@@ -478,18 +480,18 @@ impl Schedule {
         self.uploads.notify_one();
     }
 
-    /// Notes that the journal may lack writes of a file.
+    /// Records that the journal may lack writes of a file.
     pub(crate) fn wrote(&self, edit: &Arc<Edit>) {
         lock(&self.unsettled).entry(edit.file).or_insert_with(|| edit.clone());
     }
 
-    /// Takes the files whose writes the journal may lack.
+    /// Removes and returns the files with writes that the journal may lack.
     pub(crate) fn take_unsettled(&self) -> Vec<Arc<Edit>> {
         let unsettled = std::mem::take(&mut *lock(&self.unsettled));
         unsettled.into_values().filter(|edit| edit.is_unsettled()).collect()
     }
 
-    /// Has a file not uploaded.
+    /// Excludes a file from upload.
     pub(crate) fn keep(&self, file: FileNo) {
         lock(&self.kept).insert(file);
         lock(&self.work).dirty.remove(file);
@@ -500,7 +502,8 @@ impl Schedule {
         self.report_change();
     }
 
-    /// Has a file not flushed if it is kept. Another rename may stop keeping it at the same time: it is flushed then.
+    /// Removes a file from the flush if it is kept. Another rename may stop keeping it concurrently; then it is
+    /// flushed.
     pub(crate) fn drop_kept(&self, edit: &Arc<Edit>) {
         if self.is_kept(edit.file) {
             lock(&self.work).dirty.remove(edit.file);
@@ -511,33 +514,33 @@ impl Schedule {
         }
     }
 
-    /// Has a new file, which was never touched, not uploaded. Locks nothing else.
+    /// Excludes a new file, which was never touched, from upload. Takes no other lock.
     pub(crate) fn keep_new(&self, file: FileNo) {
         lock(&self.kept).insert(file);
     }
 
-    /// Has a file uploaded once it is touched. Returns true if it was kept.
+    /// Allows the upload of a file once it is touched. Returns true if it was kept.
     pub(crate) fn stop_keeping(&self, file: FileNo) -> bool {
         lock(&self.kept).remove(&file)
     }
 
-    /// Returns true if a file isn't uploaded.
+    /// Returns true if a file is excluded from upload.
     pub(crate) fn is_kept(&self, file: FileNo) -> bool {
         lock(&self.kept).contains(&file)
     }
 
-    /// Returns how many files aren't uploaded.
+    /// Returns the number of files that are excluded from upload.
     pub(crate) fn kept(&self) -> u64 {
         lock(&self.kept).len() as u64
     }
 
-    /// Wakes both loops.
+    /// Wakes the upload loop and the commit loop.
     pub(crate) fn wake(&self) {
         self.uploads.notify_one();
         self.commits.notify_one();
     }
 
-    /// Wakes the commit loop: operations were queued.
+    /// Wakes the commit loop after operations were queued.
     pub(crate) fn wake_commits(&self) {
         self.commits.notify_one();
     }
@@ -561,13 +564,13 @@ impl Schedule {
         lock(&self.work).running.contains(&op)
     }
 
-    /// Takes the operations that are to be released at `now`.
+    /// Removes and returns the operations whose retry is due at `now`.
     pub(crate) fn take_retries(&self, now: Instant) -> Vec<OpNo> {
         let mut work = lock(&self.work);
         let mut due = Vec::new();
         while let Some((at, op)) = work.retries.first().copied().filter(|(at, _)| *at <= now) {
             work.retries.remove(&(at, op));
-            // It may have been started since, or have failed again.
+            // The operation may have been started since, or may have failed again.
             let is_early = work.ops.get(&op).is_some_and(|failure| failure.next > now);
             if !is_early && !work.running.contains(&op) {
                 due.push(op);
@@ -576,18 +579,18 @@ impl Schedule {
         due
     }
 
-    /// Returns when the next operation is to be released.
+    /// Returns the time of the next retry.
     pub(crate) fn next_retry(&self) -> Instant {
         let first = lock(&self.work).retries.first().map(|(at, _)| *at);
         first.unwrap_or_else(|| Instant::now() + LOOK)
     }
 
-    /// Notes that an operation is being carried out.
+    /// Marks an operation as being carried out.
     pub(crate) fn op_started(&self, op: OpNo) {
         lock(&self.work).running.insert(op);
     }
 
-    /// Notes that an operation left the queue. `file`: it was that file's commit.
+    /// Records that an operation has left the queue. `file` is the file whose commit it was, if it was one.
     pub(crate) fn op_finished(&self, op: OpNo, file: Option<FileNo>) {
         lock(&self.counters).achieved += 1;
         {
@@ -604,7 +607,7 @@ impl Schedule {
         self.wake();
     }
 
-    /// Notes that an operation failed and stays in the queue.
+    /// Records the failure of an operation, which stays in the queue.
     pub(crate) fn op_failed(&self, op: OpNo, error: Error) {
         self.note_error(&error);
         {
@@ -625,7 +628,7 @@ impl Schedule {
         self.wake();
     }
 
-    /// Notes that an operation stays in the queue and may be carried out again immediately.
+    /// Releases an operation, which stays in the queue and may be carried out again immediately.
     pub(crate) fn op_again(&self, op: OpNo) {
         {
             let mut work = lock(&self.work);
@@ -635,13 +638,13 @@ impl Schedule {
         self.wake();
     }
 
-    /// Notes that a file's upload or commit failed.
+    /// Records the failure of a file's upload or commit.
     pub(crate) fn file_failed(&self, file: FileNo, generation: u64, error: Arc<Error>) {
         self.note_error(&error);
         {
             let mut work = lock(&self.work);
             let attempts = work.files.get(&file).map_or(0, |failure| failure.attempts) + 1;
-            // A full disk may be emptied by what is committed meanwhile.
+            // A full disk is not permanent: commits may free space on it.
             let is_local = matches!(&*error, Error::Staging(_) | Error::Store(crate::store::Error::Io(_)));
             let is_full_here = is_local && error.errno() == libc::ENOSPC;
             let parked = !error.is_transient() && !is_full_here;
@@ -653,36 +656,36 @@ impl Schedule {
         self.uploads.notify_one();
     }
 
-    /// Returns true if an operation that fails with this has been refused permanently.
+    /// Returns true if an operation that fails with this error is refused permanently.
     pub(crate) fn is_final(&self, op: OpNo, error: &Error) -> bool {
         is_final(error, lock(&self.work).ops.get(&op).map_or(0, |failure| failure.attempts) + 1)
     }
 
-    /// Has a failed file not tried again by itself.
+    /// Parks a failed file, so that it isn't retried automatically.
     pub(crate) fn park_file(&self, file: FileNo) {
         if let Some(failure) = lock(&self.work).files.get_mut(&file) {
             failure.parked = true;
         }
     }
 
-    /// Returns the policy that the user has given for a conflict of an operation, which is the commit of `file`.
+    /// Returns the user's policy for a conflict of an operation, or of the file that it commits.
     pub(crate) fn overridden(&self, op: OpNo, file: Option<FileNo>) -> Option<OnConflict> {
         let work = lock(&self.work);
         let of_file = || work.file_overrides.get(&file?);
         work.op_overrides.get(&op).or_else(of_file).copied()
     }
 
-    /// Sets the policy for conflicts of an operation.
+    /// Sets the user's policy for conflicts of an operation.
     pub(crate) fn override_op(&self, op: OpNo, policy: OnConflict) {
         lock(&self.work).op_overrides.insert(op, policy);
     }
 
-    /// Sets the policy for conflicts of a file.
+    /// Sets the user's policy for conflicts of a file.
     pub(crate) fn override_file(&self, file: FileNo, policy: OnConflict) {
         lock(&self.work).file_overrides.insert(file, policy);
     }
 
-    /// Notes that the remote has a file.
+    /// Records that the remote has a file.
     pub(crate) fn file_committed(&self, file: FileNo) {
         lock(&self.counters).flushed += 1;
         let mut work = lock(&self.work);
@@ -696,7 +699,7 @@ impl Schedule {
         lock(&self.work).parked_ops
     }
 
-    /// Notes that committed names were looked up, which `flush` waits for.
+    /// Records that committed names were looked up, which `flush` waits for.
     pub(crate) fn looked_up(&self) {
         lock(&self.counters).achieved += 1;
         self.report_change();
@@ -712,13 +715,13 @@ impl Schedule {
         lock(&self.counters).last_error = Some(error.to_string());
     }
 
-    /// Returns counts and the last error.
+    /// Returns the counters and the last error.
     pub(crate) fn counters(&self) -> MutexGuard<'_, Counters> {
         lock(&self.counters)
     }
 
-    /// Returns how many files with a name the remote lacks, their bytes, and how many of them are parked. Counts files
-    /// that wait for their `close`.
+    /// Returns the number of files with a name that the remote lacks, their bytes, and the number of them that are
+    /// parked. Files that wait for their `close` are included.
     pub(crate) fn pending(&self) -> (u64, u64, u64) {
         let parked: Vec<FileNo> = {
             let work = lock(&self.work);
@@ -730,18 +733,18 @@ impl Schedule {
         (files, bytes, parked as u64)
     }
 
-    /// Returns true if the content that a file has now was refused permanently.
+    /// Returns true if the present content of a file was refused permanently.
     pub(crate) fn is_parked(&self, edit: &Edit) -> bool {
         let generation = edit.generation();
         lock(&self.work).is_parked(edit.file, generation)
     }
 
-    /// Moves files that are due to where they wait for a session.
+    /// Moves files that are due to the queue of those that wait for a session.
     fn advance(&self, now: Instant) {
         let looked = lock(&self.work).dirty.take_looks(now);
         #[cfg(test)]
         self.looks.fetch_add(looked.len() as u64, std::sync::atomic::Ordering::Relaxed);
-        // An edit's own lock comes before this one's.
+        // An edit's own lock comes before this one.
         let looked: Vec<_> = looked.iter().map(|edit| self.look_at(edit)).collect();
         let mut work = lock(&self.work);
         looked.iter().for_each(|looked| work.place(looked, now));
@@ -753,7 +756,7 @@ impl Schedule {
         Looked { file: edit.file, generation: edit.generation(), len: edit.len(), due }
     }
 
-    /// Takes the files of the next upload session, marked busy, if one is due and has a turn.
+    /// Takes the files of the next upload session and marks them busy, if a session is due and a permit is free.
     pub(crate) fn take_session(self: &Arc<Self>, now: Instant) -> Option<Session> {
         self.advance(now);
         let permit = self.sessions.clone().try_acquire_owned().ok()?;
@@ -773,8 +776,8 @@ impl Schedule {
         })
     }
 
-    /// Returns when [`Schedule::take_session`] may have something to give. While no turn is free, the end of a session
-    /// wakes the upload loop.
+    /// Returns the time at which [`Schedule::take_session`] may return a session. If no permit is free, the end of a
+    /// session wakes the upload loop.
     pub(crate) fn next_session(&self) -> Instant {
         let next = lock(&self.work).dirty.next().filter(|_| self.sessions.available_permits() > 0);
         next.unwrap_or_else(|| Instant::now() + LOOK)
@@ -790,12 +793,12 @@ impl Schedule {
         lock(&self.work).commit_queued.contains(&file)
     }
 
-    /// Notes that a commit of the file is in the queue.
+    /// Records that a commit of the file is in the queue.
     pub(crate) fn commit_queued(&self, file: FileNo) {
         lock(&self.work).commit_queued.insert(file);
     }
 
-    /// Notes that commits of files, which were reported as queued, could not be queued.
+    /// Records that commits of files could not be queued, although they were reported as queued.
     pub(crate) fn commits_not_queued(&self, files: impl Iterator<Item = FileNo>) {
         let mut work = lock(&self.work);
         for file in files {
@@ -803,13 +806,13 @@ impl Schedule {
         }
     }
 
-    /// Has operations tried again that nothing has settled.
+    /// Releases operations that have no result for a retry.
     pub(crate) fn abandon_ops(&self, ops: &[OpNo]) {
         let left: Vec<_> = ops.iter().copied().filter(|op| self.is_running(*op)).collect();
         left.into_iter().for_each(|op| self.op_failed(op, Error::TimedOut));
     }
 
-    /// Clears failures, so that everything is tried again immediately.
+    /// Clears all failures, so that everything is retried immediately.
     pub(crate) fn clear_failures(&self) {
         let now = Instant::now();
         let mut work = lock(&self.work);
@@ -823,13 +826,13 @@ impl Schedule {
         work.retries.extend(ops);
     }
 
-    /// Returns the files after `file` that the remote lacks and that aren't kept, in the order of their numbers. A file
-    /// that is written in streaming mode is one of them before its `close`, too.
+    /// Returns the files after `file` that the remote lacks and that aren't kept, in the order of their numbers. A
+    /// file that is written in streaming mode is one of them, even before its `close`.
     pub(crate) fn unsent_after(&self, file: Option<FileNo>, limit: usize) -> Vec<Arc<Edit>> {
         let from = file.map_or(FileNo(0), |file| FileNo(file.0.saturating_add(1)));
         let mut unsent = Vec::new();
         let mut at = from;
-        // In portions: an edit's own lock comes before this one.
+        // The files are read in batches, because an edit's own lock comes before this one.
         while unsent.len() < limit {
             let portion: Vec<_> = lock(&self.edits).range(at..).take(limit).map(|(_, edit)| edit.clone()).collect();
             let Some(last) = portion.last() else { break };
@@ -840,18 +843,18 @@ impl Schedule {
         unsent
     }
 
-    /// Returns files to be flushed that the remote lacks.
+    /// Returns the files to be flushed that the remote lacks.
     pub(crate) fn dirty_files(&self) -> Vec<Arc<Edit>> {
         let all: Vec<_> = lock(&self.work).dirty.files.values().map(|dirty| dirty.edit.clone()).collect();
         all.into_iter().filter(|edit| edit.is_dirty()).collect()
     }
 
-    /// Returns true if a file is to be flushed.
+    /// Returns true if a file will be flushed.
     pub(crate) fn is_to_be_flushed(&self, file: FileNo) -> bool {
         lock(&self.work).dirty.files.contains_key(&file)
     }
 
-    /// Returns the status of a file's flush; `put`: its commit, if that is in the queue.
+    /// Returns the status of a file's flush. `put` is its commit, if that is in the queue.
     pub(crate) fn file_status(&self, file: FileNo, generation: u64, put: Option<OpNo>) -> FlushStatus {
         let work = lock(&self.work);
         let of_file = work.files.get(&file).map(|failure| failure.report(work.is_parked(file, generation)));
@@ -867,18 +870,18 @@ impl Schedule {
         FlushStatus { committing: work.running.contains(&op), failure }
     }
 
-    /// Returns true if an operation was refused permanently and isn't being tried again now.
+    /// Returns true if an operation was refused permanently and isn't being retried now.
     pub(crate) fn is_op_parked(&self, op: OpNo) -> bool {
         let work = lock(&self.work);
         work.ops.get(&op).is_some_and(|failure| failure.parked) && !work.running.contains(&op)
     }
 
-    /// Returns true if an operation was refused permanently.
+    /// Returns true if any operation is parked.
     pub(crate) fn has_parked_ops(&self) -> bool {
         lock(&self.work).parked_ops > 0
     }
 
-    /// Clears an operation's failures: it is tried again immediately.
+    /// Clears an operation's failures, so that it is retried immediately.
     pub(crate) fn clear_op_failures(&self, op: OpNo) {
         let mut work = lock(&self.work);
         if work.clear_op(op) {
@@ -891,8 +894,9 @@ impl Schedule {
         lock(&self.work).files.remove(&file);
     }
 
-    /// Flushes one file and waits until the remote has its present content. Fails where an attempt was refused, or
-    /// failed in any way if the caller has no deadline. With a deadline, transient failures are retried until then.
+    /// Flushes one file and waits until the remote has its present content. Without a deadline, the first failed
+    /// attempt ends the wait with its error. With a deadline, transient failures are retried until the deadline, and
+    /// only a refusal ends the wait earlier.
     pub(crate) async fn commit_now(&self, edit: &Arc<Edit>) -> Result<(), Error> {
         let generation = edit.generation();
         self.clear_file_failures(edit.file);
@@ -924,7 +928,7 @@ impl Schedule {
         }
     }
 
-    /// Has files uploaded one by one from now on: one of them makes their common upload fail.
+    /// Makes the next uploads of these files use a session each, because one of them makes their common upload fail.
     pub(crate) fn send_alone(&self, files: impl Iterator<Item = FileNo>) {
         lock(&self.work).alone.extend(files);
     }
@@ -939,14 +943,14 @@ impl Schedule {
         lock(&self.counters).achieved += count;
     }
 
-    /// Returns two numbers that differ from those of an earlier call if something was achieved, or an upload has
-    /// advanced, since.
+    /// Returns two numbers. At least one differs from that of an earlier call if an operation succeeded or an upload
+    /// advanced since.
     pub(crate) fn progress(&self) -> (u64, u64) {
         let achieved = self.counters().achieved;
         (achieved, lock(&self.uploads_in_progress).check())
     }
 
-    /// Returns a receiver that is notified whenever something succeeded or failed.
+    /// Returns a receiver that is notified of each success and failure.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.progress.subscribe()
     }
@@ -954,7 +958,7 @@ impl Schedule {
 
 #[cfg(test)]
 impl Schedule {
-    /// Returns true if no file is to be flushed and no operation is being carried out.
+    /// Returns true if no file waits for its flush and no operation is being carried out.
     pub(crate) fn is_idle(&self) -> bool {
         let is_clean = self.dirty_files().is_empty();
         let work = lock(&self.work);
@@ -971,7 +975,8 @@ impl std::fmt::Debug for Schedule {
     }
 }
 
-/// Returns true if another retry is useless: the error is permanent, or the Hub has refused the change [`REFUSALS`] times.
+/// Returns true if another retry is useless: the error is permanent, or the Hub has refused the change [`REFUSALS`]
+/// times.
 fn is_final(error: &Error, attempts: u32) -> bool {
     let refused = matches!(error, Error::Store(store::Error::Refused(_)));
     !error.is_transient() || (refused && attempts >= REFUSALS)
@@ -981,7 +986,7 @@ fn pause(attempts: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LONGEST_PAUSE)
 }
 
-/// Files that share an upload, and its turn. When it is dropped, after a panic too, they may be uploaded again.
+/// The files of an upload session, and its permit. On drop, also after a panic, the files may be uploaded again.
 pub(crate) struct Session {
     pub(crate) edits: Vec<Arc<Edit>>,
     files: Vec<FileNo>,
@@ -1005,7 +1010,7 @@ impl Drop for Session {
     }
 }
 
-/// An upload whose progress is checked. Has failed if it is dropped before its end.
+/// An upload whose progress is tracked. If it is dropped before its end, it has failed.
 pub(crate) struct Watched<'a> {
     schedule: &'a Schedule,
     upload: u64,
@@ -1018,7 +1023,7 @@ impl<'a> Watched<'a> {
         Self { schedule, upload, succeeded: false }
     }
 
-    /// Notes the outcome of the upload, which has content or hasn't, and returns it.
+    /// Records the outcome of the upload, and whether it has content. Returns the outcome.
     pub(crate) fn end<T, E>(mut self, outcome: Result<T, E>, has_content: bool) -> Result<T, E> {
         self.succeeded = has_content && outcome.is_ok();
         outcome
@@ -1037,7 +1042,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
     #[test]
-    fn repeated_upload_counts_once_it_is_further_than_those_that_failed() {
+    fn repeated_upload_advances_only_past_failed_ones() {
         let mut uploads = Uploads::default();
         let far = Arc::new(AtomicU64::new(0));
         let begin = |uploads: &mut Uploads| {
@@ -1058,7 +1063,7 @@ mod tests {
         uploads.end(second, true);
         let third = begin(&mut uploads);
         assert!(advanced(&mut uploads, 1));
-        // What is sent in a second try counts again beyond what connections may hold.
+        // Bytes that are sent in a second attempt count as progress again, past the size that connections may buffer.
         assert!(advanced(&mut uploads, 100 * BUFFERED));
         uploads.end(third, false);
         begin(&mut uploads);
