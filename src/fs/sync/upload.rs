@@ -1,5 +1,5 @@
-//! Freezes files that are due, and uploads them. Many small files share one upload session; a large one has its own, so
-//! that it keeps no other waiting.
+//! Freezes files that are due, and uploads them. Many small files share one upload session. A large file has its own,
+//! so that it doesn't delay others.
 
 use crate::fs::content::edit::Edit;
 use crate::fs::errno::Error;
@@ -14,12 +14,12 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 use tokio::sync::watch;
 
-/// Concurrent files of one session that are frozen and sent.
+/// Number of files of one session that are frozen and sent concurrently.
 const CONCURRENT_FILES: usize = 4;
-/// Commits that are queued by one record of the journal.
+/// Number of commits that one journal record queues.
 const PUTS: usize = 64;
 
-/// A file's version, frozen.
+/// A frozen version of a file.
 struct FrozenFile {
     edit: Arc<Edit>,
     generation: u64,
@@ -28,7 +28,7 @@ struct FrozenFile {
 }
 
 impl Sync {
-    /// Uploads files that are due until the mount stops.
+    /// Uploads files that are due, until the mount stops.
     pub(crate) async fn upload_loop(sync: Weak<Self>, schedule: Arc<Schedule>, mut stop: watch::Receiver<bool>) {
         loop {
             while let Some(session) = schedule.take_session(Instant::now()) {
@@ -72,7 +72,7 @@ impl Sync {
     fn upload_failed(&self, generations: &[(FileNo, u64)], error: store::Error) {
         let error = Arc::new(Error::Store(error));
         if generations.len() > 1 && !error.is_transient() {
-            tracing::warn!(%error, files = generations.len(), "an upload was refused; its files are sent one by one");
+            tracing::warn!(%error, files = generations.len(), "upload refused; its files are sent one by one");
             self.schedule.send_alone(generations.iter().map(|(file, _)| *file));
             return;
         }
@@ -81,7 +81,7 @@ impl Sync {
         }
     }
 
-    /// Freezes and sends; what failed or isn't wanted any more is left out.
+    /// Freezes and sends files. Leaves out those that failed or aren't needed any more.
     async fn add_all(&self, session: &dyn PutSession, group: Vec<Arc<Edit>>) -> Vec<(FrozenFile, Stored)> {
         let one = |edit: Arc<Edit>| async move {
             let (file, generation) = (edit.file, edit.generation());
@@ -104,7 +104,7 @@ impl Sync {
         if let Some(stored) = frozen.stored {
             return Ok(Some((frozen, stored)));
         }
-        // The file may be removed while it is read: its slots mustn't be given to another one then.
+        // The file may be removed while it is read. Its slots must not be allocated to another file then.
         let _pins = self.pool.pin(&frozen.frozen.records);
         let content = Content::Frozen { frozen: frozen.frozen.clone(), slots: self.pool.clone() };
         let stored = session.add(content).await?;
@@ -112,8 +112,7 @@ impl Sync {
         Ok(Some((frozen, stored)))
     }
 
-    /// Has a file not flushed any more that has lost its name. A write that came to its end after the removal may have
-    /// touched it since.
+    /// Stops flushing a file that has lost its name. A write that ended after the removal may have touched it since.
     fn forget_removed(&self, edit: &Edit) {
         let has_name = self.journal.ledger().file(edit.file).is_some_and(|record| record.path.is_some());
         if !has_name {
@@ -121,7 +120,7 @@ impl Sync {
         }
     }
 
-    /// The version to send: the one frozen before, if nothing changed since.
+    /// Returns the version to send. It is the earlier frozen one if nothing changed since.
     async fn freeze(&self, edit: Arc<Edit>) -> Result<Option<FrozenFile>, Error> {
         if self.schedule.is_kept(edit.file) {
             return Ok(None);
@@ -141,8 +140,8 @@ impl Sync {
         Ok(frozen.map(|(generation, frozen)| FrozenFile { edit, generation, frozen, stored: None }))
     }
 
-    /// Queues the commits at the paths that the files have now, in one record of the journal. A file that lost its name,
-    /// or changed since it was frozen, is left out.
+    /// Queues the commits at the files' present paths, in few journal records. Leaves out files that have lost their
+    /// names or have changed since they were frozen.
     fn queue_puts(&self, added: Vec<(FrozenFile, Stored)>) -> Result<(), Error> {
         let mut edits: Vec<_> = added.iter().map(|(frozen, _)| frozen.edit.clone()).collect();
         for portion in added.chunks(PUTS) {
@@ -169,7 +168,7 @@ impl Sync {
         let path = record.and_then(|record| record.path.clone());
         let is_unseen = record.is_some_and(|record| record.remote == Remote::Absent);
         if is_unseen && path.as_ref().is_some_and(|path| self.policy.keeps(path)) {
-            // It was renamed while it was uploaded.
+            // The file was renamed during its upload.
             self.schedule.keep_new(file);
             return Vec::new();
         }
