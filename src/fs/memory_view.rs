@@ -74,7 +74,7 @@ pub(crate) struct MemoryView {
     listings: RwLock<()>,
     sealer: Arc<Binder>,
     key: bool,
-    /// Upload sessions, and commits.
+    /// Number of upload sessions, and of commits.
     requests: (AtomicU64, AtomicU64),
 }
 
@@ -86,7 +86,7 @@ impl MemoryView {
         Arc::new(Self { state, commits, reads, listings, sealer, key, requests })
     }
 
-    /// Returns how many upload sessions and commits there were.
+    /// Returns the numbers of upload sessions and commits.
     pub(crate) fn requests(&self) -> (u64, u64) {
         (self.requests.0.load(Relaxed), self.requests.1.load(Relaxed))
     }
