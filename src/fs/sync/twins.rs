@@ -38,8 +38,8 @@ impl Sync {
             let groups = self.twins.take(left.min(LOOKS));
             left -= groups.len();
             let count = groups.len();
-            let looks = groups.into_iter().map(|group| self.look_up(group));
-            let errors: Vec<_> = futures::future::join_all(looks).await.into_iter().filter_map(Result::err).collect();
+            let checks = groups.into_iter().map(|group| self.look_up(group));
+            let errors: Vec<_> = futures::future::join_all(checks).await.into_iter().filter_map(Result::err).collect();
             let all_failed = count > 1 && errors.len() == count;
             failed = errors.into_iter().next().or(failed);
             if all_failed {
