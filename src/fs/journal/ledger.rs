@@ -323,7 +323,8 @@ impl Finished {
 
     /// Drops operations that finished before `stamp`. No listing in progress needs them.
     fn forget_before(&mut self, stamp: u64) {
-        while let Some((_, op)) = self.order.pop_front_if(|(at, _)| *at < stamp) {
+        while let Some((_, op)) = self.order.front().copied().filter(|(at, _)| *at < stamp) {
+            self.order.pop_front();
             if let Some((_, what)) = self.ops.remove(&op) {
                 self.places.remove(op, &what);
             }
