@@ -9,8 +9,8 @@
 //! | [`crypto`] | keys, names and containers: bytes in, bytes out, no I/O |
 //! | [`xet`] | the Xet formats and a client of the Xet CAS; knows nothing of encryption or the Hub |
 //! | [`hub`] | the Hub client and the embedded Hub; knows nothing of encryption |
-//! | [`store`] | where they meet: a source as plaintext paths, sizes and byte ranges |
-//! | [`fs`] | inodes, handles, staging, journal, flush; the FUSE front end |
+//! | [`store`] | where they meet: a source as plaintext paths, sizes and byte ranges; the staging pool |
+//! | [`fs`] | inodes, handles, journal, flush; the FUSE front end |
 //! | [`cli`] | arguments, daemon, progress, exit codes |
 
 pub mod cli;

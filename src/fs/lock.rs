@@ -34,8 +34,6 @@ pub(crate) enum Rank {
     Promises,
     /// The ledger and the queue of the journal.
     Journal,
-    /// The slots of the pool.
-    Pool,
     /// Tables of open handles.
     Handles,
     /// All edits, by file.
@@ -48,14 +46,13 @@ pub(crate) enum Rank {
 
 #[cfg(debug_assertions)]
 impl Rank {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 10] = [
         Self::Threads,
         Self::Dirty,
         Self::Tree,
         Self::Meta,
         Self::Promises,
         Self::Journal,
-        Self::Pool,
         Self::Handles,
         Self::Edits,
         Self::Work,

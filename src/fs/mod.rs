@@ -13,7 +13,7 @@
 //! | `journal` | pending changes, stored so that no crash loses them |
 //! | `sync` | uploads, commits, conflicts, read-backs, and the user's decisions about pending changes |
 //! | `persist` | the periodic jobs: syncing every second, and journaling the writes to open files |
-//! | `slots`, `staging` | the pool of staging slots, and the folder that holds pool and journal |
+//! | `staging` | the folder that holds the journal and the staging pool (`store::staging`) |
 //! | `front` | FUSE |
 //! | `lock` | the order of all locks |
 //! | `errno` | the table of error numbers |
@@ -21,7 +21,8 @@
 //!
 //! Two kinds of lock are async and are held across awaits: first a directory's gate, then a file's draft. All other
 //! locks come after them in the lock order. They are held for a short time and never across an await. Their order is
-//! that of `lock::Rank`, which debug builds check.
+//! that of `lock::Rank`, which debug builds check. The lock of the staging pool belongs to `store` and has no rank. It
+//! is the innermost: a thread takes no other lock while it holds it.
 
 mod content;
 mod errno;
@@ -36,7 +37,6 @@ mod memory_view;
 mod namespace;
 mod options;
 mod persist;
-mod slots;
 mod staging;
 mod start;
 mod sync;
@@ -57,6 +57,7 @@ pub use tree::inode::{Attr, Birth};
 pub use tree::xattr::SetXattr;
 
 use crate::store::View;
+use crate::store::staging::Pool;
 use bytes::Bytes;
 use content::Contents;
 use content::quota::Quota;
@@ -65,7 +66,6 @@ use handle::Handles;
 use journal::file::Journal;
 use namespace::Namespace;
 use persist::Persister;
-use slots::Pool;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use sync::Sync;

@@ -16,7 +16,6 @@ use crate::fs::lock::Mutex;
 use crate::fs::namespace::Namespace;
 use crate::fs::options::Options;
 use crate::fs::persist::Persister;
-use crate::fs::slots::Pool;
 use crate::fs::staging::Folder;
 use crate::fs::sync::Sync;
 use crate::fs::sync::policy::Policy;
@@ -26,6 +25,7 @@ use crate::fs::tree::listing::Directories;
 use crate::fs::tree::twins::Twins;
 use crate::fs::tree::xattr::Attributes;
 use crate::store::View;
+use crate::store::staging::Pool;
 use std::sync::Arc;
 
 /// A file that an earlier daemon left in the journal.

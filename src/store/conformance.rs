@@ -6,8 +6,9 @@
 //! Each check works in a directory of its own, which is empty before. The view must be writable. Files that only a
 //! certain kind of view has (read-only ones, damaged ones) are for the tests of that kind.
 
-use super::draft::{DraftState, SlotId, SlotIo};
+use super::draft::DraftState;
 use super::metadata::Metadata;
+use super::staging::{SlotId, SlotIo};
 use super::testing::path;
 use super::{
     Change, Content, Entry, Error, Expect, Hash, Hidden, Kind, Len, MovedFile, Op, Outcome, PlainPath, Stored, Version,

@@ -12,6 +12,7 @@ mod over;
 #[cfg(test)]
 mod tests;
 
+use super::staging::{SlotId, SlotIo};
 use super::{Error, Object, Version};
 use crate::crypto::geometry::{self, NONCE_LEN, Padding, PlainLen, RECORD_LEN, RECORD_PLAIN};
 use crate::crypto::{FileId, Format, Header, Keys, Random, RecordCipher, SystemRandom};
@@ -24,22 +25,6 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use zeroize::Zeroize;
-
-/// A place in the staging pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SlotId(pub u64);
-
-/// The pool of slots, on disk. Calls block on local I/O only; the draft makes them off the async workers where they are large.
-pub trait SlotIo: Send + Sync + 'static {
-    /// A free slot, reserved until it is freed. Fails with `StorageFull` before anything is written where there is no room.
-    fn allocate(&self) -> io::Result<SlotId>;
-    /// Gives back a slot that was allocated but never named in a delta.
-    fn cancel(&self, slot: SlotId);
-    /// Reads a whole slot.
-    fn read(&self, slot: SlotId, out: &mut [u8]) -> io::Result<()>;
-    /// Writes a whole slot.
-    fn write(&self, slot: SlotId, bytes: &[u8]) -> io::Result<()>;
-}
 
 /// What a slot's record was sealed under (a file id; zeros without a key). Opaque above the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]

@@ -27,6 +27,7 @@ pub mod plain;
 mod put;
 mod remote;
 pub mod source;
+pub(crate) mod staging;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -34,10 +35,11 @@ mod tests;
 mod twin;
 pub mod walk;
 
-pub use draft::{Binding, Delta, Draft, DraftState, Frozen, RecordRef, SlotId, SlotIo};
+pub use draft::{Binding, Delta, Draft, DraftState, Frozen, RecordRef};
 pub use error::{Cause, Error};
 pub use path::PlainPath;
 pub use source::{CacheMode, DiskCacheOptions, OpenOptions, Opened, Source, open};
+pub use staging::{SlotId, SlotIo};
 pub use twin::marked_name;
 
 /// Types of the layers beneath that are part of this one's surface: who uses the store names no other layer.

@@ -16,7 +16,7 @@ use crate::fs::content::edit::Edit;
 use crate::fs::errno::Error;
 use crate::fs::ids::{HandleNo, Ino};
 use crate::fs::lock::lock;
-use crate::fs::slots::Pool;
+use crate::store::staging::Pool;
 use crate::store::{Delta, Draft, DraftState, Format, Frozen, Len, PlainPath, Side, SlotIo, Stored};
 use std::sync::Arc;
 use time::OffsetDateTime;

@@ -10,7 +10,7 @@ use crate::fs::ids::{FileNo, Ino};
 use crate::fs::journal::file::{Journal, Purpose, Ticket};
 use crate::fs::journal::ledger::{Entry, FrozenRecord};
 use crate::fs::lock::{Mutex, Rank, before_wait, lock};
-use crate::fs::slots::Pool;
+use crate::store::staging::Pool;
 use crate::store::{Delta, Draft, DraftState, Frozen, Stored, Version, stored_now};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};

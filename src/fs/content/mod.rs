@@ -11,12 +11,12 @@ use crate::fs::gate::WriteGate;
 use crate::fs::handle::Handles;
 use crate::fs::journal::file::Journal;
 use crate::fs::options::Options;
-use crate::fs::slots::Pool;
 use crate::fs::sync::policy::Policy;
 use crate::fs::sync::schedule::Schedule;
 use crate::fs::tree::inode::InodeTable;
 use crate::fs::tree::listing::Directories;
 use crate::store::View;
+use crate::store::staging::Pool;
 use quota::Quota;
 use std::sync::Arc;
 

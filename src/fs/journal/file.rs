@@ -36,7 +36,7 @@ use crate::fs::journal::codec;
 use crate::fs::journal::ledger::{Entry, Ledger};
 use crate::fs::lock::lock;
 use crate::fs::lock::{Condvar, Mutex, MutexGuard, Rank, before_wait};
-use crate::fs::slots::{Pool, checksum};
+use crate::store::staging::{Pool, checksum};
 use crate::store::{Sealer, SlotId};
 use std::collections::{HashMap, VecDeque};
 use std::io;

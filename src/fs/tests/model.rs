@@ -249,7 +249,7 @@ pub(super) fn outline(tree: &Tree) -> Vec<String> {
     let content = |content: &Option<Vec<u8>>| match content {
         Some(link) if link == LINK => "link".to_owned(),
         None => "directory".to_owned(),
-        Some(bytes) => format!("{} bytes, {:08x}", bytes.len(), crate::fs::slots::checksum(bytes)),
+        Some(bytes) => format!("{} bytes, {:08x}", bytes.len(), crate::store::staging::checksum(bytes)),
     };
     tree.iter().map(|(path, found)| format!("{path}: {}", content(found))).collect()
 }

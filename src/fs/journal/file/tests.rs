@@ -533,8 +533,8 @@ fn documented_limits_match_code() {
         format!("longer than {} ({} KiB if nothing is pending)", mib(COMPACT_LEN), BLANK_LEN >> 10),
         format!("| journal | {} GiB;", MAX_LEN >> 30),
         format!("| payload of a record | {} |", mib(MAX_PAYLOAD as u64)),
-        format!("grows by {} slots", crate::fs::slots::GROWTH),
-        format!("more than {}, or", crate::fs::slots::SLACK),
+        format!("grows by {} slots", crate::store::staging::GROWTH),
+        format!("more than {}, or", crate::store::staging::SLACK),
         "read back | 65,536;".to_owned(),
     ] {
         assert!(text.contains(&told), "docs/journal.md doesn't say {told:?}");

@@ -5,12 +5,12 @@
 //! upload pins the slots that it reads. Disk space is reserved before a slot is allocated, so a full disk is reported
 //! before anything is written. At start, the allocation map is rebuilt from the journal ([`Pool::open`]).
 
+use super::{SlotId, SlotIo};
 use crate::disk::{Beyond, Disk, DiskFile, Existing};
-use crate::fs::lock::{Mutex, Rank, lock};
-use crate::store::{SlotId, SlotIo};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 /// Number of slots by which the file grows (4 MiB). It is small enough that a small mount stays small, and large
@@ -23,7 +23,8 @@ pub(crate) const SLACK: u64 = 1024;
 pub(crate) struct Pool {
     file: Box<dyn DiskFile>,
     slot_len: usize,
-    state: Mutex<State, { Rank::Pool as u8 }>,
+    /// The map of slots. A thread takes no other lock while it holds this one. It may hold others when it takes it.
+    state: Mutex<State>,
     /// A counter that changes whenever slots are freed.
     freed: watch::Sender<u64>,
 }
@@ -69,7 +70,7 @@ impl Pool {
     /// past it: while a power cut can still undo the newest records of the journal, older records could name slots
     /// that the undone ones freed.
     pub(crate) fn cut(&self) -> io::Result<()> {
-        let mut state = lock(&self.state);
+        let mut state = self.state();
         self.file.set_len(state.end.saturating_mul(self.slot_len as u64))?;
         state.reserved = state.end;
         Ok(())
@@ -82,12 +83,12 @@ impl Pool {
 
     /// Returns the checksum of the bytes that were written to a slot.
     pub(crate) fn checksum(&self, slot: SlotId) -> u32 {
-        lock(&self.state).checksums.get(&slot.0).copied().unwrap_or(NO_CHECKSUM)
+        self.state().checksums.get(&slot.0).copied().unwrap_or(NO_CHECKSUM)
     }
 
     /// Frees slots that nothing durable names.
     pub(crate) fn free(&self, slots: &[SlotId]) {
-        let mut state = lock(&self.state);
+        let mut state = self.state();
         for slot in slots {
             if state.pins.contains_key(&slot.0) {
                 state.doomed.insert(slot.0);
@@ -101,8 +102,8 @@ impl Pool {
     }
 
     /// Keeps the bytes of slots while the guard lives.
-    pub(crate) fn pin(self: &std::sync::Arc<Self>, slots: &[SlotId]) -> Pins {
-        let mut state = lock(&self.state);
+    pub(crate) fn pin(self: &Arc<Self>, slots: &[SlotId]) -> Pins {
+        let mut state = self.state();
         slots.iter().for_each(|slot| *state.pins.entry(slot.0).or_default() += 1);
         Pins { pool: self.clone(), slots: slots.to_vec() }
     }
@@ -124,19 +125,19 @@ impl Pool {
 
     /// Limits the free slots at the end of the file to [`GROWTH`]. Called if the mount has a limit of disk space.
     pub(crate) fn keep_small(&self) {
-        lock(&self.state).is_small = true;
+        self.state().is_small = true;
     }
 
     /// Returns the slots in use and the slots that the disk has space for.
     pub(crate) fn size(&self) -> (u64, u64) {
-        let state = lock(&self.state);
+        let state = self.state();
         (state.end - state.free.len() as u64, state.reserved)
     }
 
     /// Returns the number of slots in use.
     #[cfg(test)]
     pub(crate) fn used(&self) -> u64 {
-        let state = lock(&self.state);
+        let state = self.state();
         state.end - state.free.len() as u64
     }
 
@@ -155,8 +156,13 @@ impl Pool {
         }
     }
 
+    /// Locks the map of slots. Ignores poisoning: nothing panics halfway through a change of the map.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn offset(&self, slot: SlotId, len: usize) -> io::Result<u64> {
-        let known = slot.0 < lock(&self.state).reserved && len == self.slot_len;
+        let known = slot.0 < self.state().reserved && len == self.slot_len;
         let offset = slot.0.checked_mul(self.slot_len as u64).filter(|_| known);
         offset.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no such slot"))
     }
@@ -183,7 +189,7 @@ impl State {
 
 impl SlotIo for Pool {
     fn allocate(&self) -> io::Result<SlotId> {
-        let mut state = lock(&self.state);
+        let mut state = self.state();
         if let Some(slot) = state.free.pop_first() {
             return Ok(SlotId(slot));
         }
@@ -196,7 +202,7 @@ impl SlotIo for Pool {
     }
 
     fn cancel(&self, slot: SlotId) {
-        lock(&self.state).release(slot.0);
+        self.state().release(slot.0);
     }
 
     fn read(&self, slot: SlotId, out: &mut [u8]) -> io::Result<()> {
@@ -214,20 +220,20 @@ impl SlotIo for Pool {
     fn write(&self, slot: SlotId, bytes: &[u8]) -> io::Result<()> {
         let offset = self.offset(slot, bytes.len())?;
         self.file.write_all_at(bytes, offset)?;
-        lock(&self.state).checksums.insert(slot.0, checksum(bytes));
+        self.state().checksums.insert(slot.0, checksum(bytes));
         Ok(())
     }
 }
 
 /// A guard that keeps slots from being allocated again.
 pub(crate) struct Pins {
-    pool: std::sync::Arc<Pool>,
+    pool: Arc<Pool>,
     slots: Vec<SlotId>,
 }
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        let mut state = lock(&self.pool.state);
+        let mut state = self.pool.state();
         for slot in &self.slots {
             let Some(count) = state.pins.get_mut(&slot.0) else { continue };
             *count -= 1;
@@ -251,7 +257,6 @@ pub(crate) fn checksum(bytes: &[u8]) -> u32 {
 mod tests {
     use super::*;
     use crate::disk::RealDisk;
-    use std::sync::Arc;
 
     fn pool(used: &[u64]) -> (tempfile::TempDir, Arc<Pool>) {
         let dir = tempfile::tempdir().unwrap();
