@@ -98,6 +98,10 @@ impl From<std::io::Error> for Failure {
 /// What to do about bytes that don't authenticate.
 const INTEGRITY_HINT: &str = "altered, or made with another key; `hfcrypt verify` lists what is damaged";
 
+/// The way out of a journal that this version can't read.
+const EARLIER_JOURNAL_HINT: &str =
+    "mount with the version that wrote it, upload its changes with `hf-mount stop`, then remove the file";
+
 impl From<crypto::Error> for Failure {
     fn from(error: crypto::Error) -> Self {
         use crypto::Error as E;
@@ -193,6 +197,7 @@ impl From<store::Error> for Failure {
             E::ReadOnly
             | E::NotEmpty(_)
             | E::NoContent
+            | E::UnsupportedBlob
             | E::LengthMismatch
             | E::WrongSide
             | E::Refused(_)
@@ -214,6 +219,7 @@ impl From<fs::Error> for Failure {
             E::Mount(_) => Self::new(Exit::System, message),
             E::MountBusy => Self::new(Exit::MountPoint, message),
             E::TimedOut => Self::new(Exit::Unavailable, message),
+            E::EarlierJournal(_) => Self::new(Exit::Failure, message).hint(EARLIER_JOURNAL_HINT),
             _ => Self::new(Exit::Failure, message),
         }
     }
@@ -229,6 +235,15 @@ mod tests {
         let error = xet::Error::Token(denied);
         assert_eq!(Failure::from(error.clone()).exit, Exit::NoAccess);
         assert_eq!(Failure::from(error).exit, Exit::NoAccess);
+    }
+
+    #[test]
+    fn earlier_journal_keeps_exit_code_of_refused_journals_and_has_hint() {
+        let damaged = fs::Error::Journal { path: "j".into(), why: "damaged".into() };
+        let earlier = Failure::from(fs::Error::EarlierJournal("staging/journal".into()));
+        assert_eq!((earlier.exit, Failure::from(damaged).exit), (Exit::Failure, Exit::Failure));
+        assert!(earlier.message.contains("staging/journal") && earlier.message.contains("kept as it is"));
+        assert!(earlier.hint.unwrap().contains("the version that wrote it"));
     }
 
     #[test]

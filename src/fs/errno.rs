@@ -23,6 +23,10 @@ pub enum Error {
         /// The fault, and the next step.
         why: String,
     },
+    /// A journal that an earlier version of this program wrote. Nothing in it was changed. That version can upload the
+    /// changes that it holds.
+    #[error("journal {0}: it was written by an earlier version of this program; the file is kept as it is")]
+    EarlierJournal(String),
     /// Another daemon has mounted this remote.
     #[error("this source is mounted already by process {0}")]
     Busy(u32),
@@ -124,6 +128,7 @@ impl Error {
             Self::TooLarge => libc::EFBIG,
             Self::Busy(_) | Self::MountBusy => libc::EBUSY,
             Self::Journal { .. }
+            | Self::EarlierJournal(_)
             | Self::Mount(_)
             | Self::Damaged
             | Self::Conflict

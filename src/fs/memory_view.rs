@@ -2,9 +2,9 @@
 
 use crate::fs::lock::{Mutex, MutexGuard, lock};
 use crate::store::{
-    Change, Content, CryptoError, Draft, DraftState, Entry, Error, Expect, Format, Hash, Hidden, HubError, Kind, Len,
-    Listing, MovedFile, Object, Op, Outcome, PlainPath, PutProgress, PutSession, Sealer, Side, SlotIo, Stored, Version,
-    View, marked_name,
+    Change, Content, ContentId, CryptoError, Draft, DraftState, Entry, Error, Expect, Format, Hash, Hidden, HubError,
+    Kind, Len, Listing, MovedFile, Object, Op, Outcome, PlainPath, PutProgress, PutSession, Sealer, Side, SlotIo,
+    Stored, Version, View, marked_name,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -21,7 +21,7 @@ const SLOT: usize = 65536;
 
 #[derive(Clone)]
 struct File {
-    hash: Hash,
+    id: ContentId,
     mtime: OffsetDateTime,
 }
 
@@ -40,7 +40,7 @@ pub(crate) enum Trouble {
 #[derive(Default)]
 struct State {
     files: BTreeMap<String, File>,
-    contents: HashMap<Hash, Bytes>,
+    contents: HashMap<ContentId, Bytes>,
     offline: bool,
     /// Time that an upload takes for each record.
     pace: Duration,
@@ -54,7 +54,7 @@ struct State {
     /// Prefixes of paths whose operations are refused: permanently (true) or with a transient error (false).
     refused: Vec<(String, bool)>,
     /// The content whose upload session is refused.
-    poison: Option<Hash>,
+    poison: Option<ContentId>,
     unreadable: BTreeMap<String, u64>,
     listed: u64,
     looked_up: Vec<(Vec<PlainPath>, Vec<PlainPath>)>,
@@ -97,8 +97,16 @@ impl MemoryView {
 
     /// Writes a file as another client.
     pub(crate) fn put_foreign(&self, path: &str, content: &[u8]) {
-        let hash = self.state().store(content);
-        self.state().files.insert(path.to_owned(), File { hash, mtime: OffsetDateTime::UNIX_EPOCH });
+        let id = self.state().store(content);
+        self.state().files.insert(path.to_owned(), File { id, mtime: OffsetDateTime::UNIX_EPOCH });
+    }
+
+    /// Adds a file that another client wrote and that has a Git blob id only. The id is made up.
+    pub(crate) fn put_blob(&self, path: &str, content: &[u8]) {
+        let id = ContentId::Blob(*blake3::hash(content).as_bytes().first_chunk().expect("a hash is longer"));
+        let mut state = self.state();
+        state.contents.insert(id, Bytes::copy_from_slice(content));
+        state.files.insert(path.to_owned(), File { id, mtime: OffsetDateTime::UNIX_EPOCH });
     }
 
     /// Removes a file as another client.
@@ -109,7 +117,7 @@ impl MemoryView {
     /// Returns all files and their content.
     pub(crate) fn files(&self) -> BTreeMap<String, Vec<u8>> {
         let state = self.state();
-        state.files.iter().map(|(path, file)| (path.clone(), state.contents[&file.hash].to_vec())).collect()
+        state.files.iter().map(|(path, file)| (path.clone(), state.contents[&file.id].to_vec())).collect()
     }
 
     /// Returns the time with which a file was committed.
@@ -119,7 +127,7 @@ impl MemoryView {
 
     /// Returns true if this content was ever uploaded.
     pub(crate) fn has_content(&self, content: &[u8]) -> bool {
-        self.state().contents.contains_key(&content_hash(content))
+        self.state().contents.contains_key(&content_id(content))
     }
 
     /// Changes a file's time and nothing else.
@@ -157,7 +165,7 @@ impl MemoryView {
 
     /// Refuses uploads that hold this content.
     pub(crate) fn poison(&self, content: &[u8]) {
-        self.state().poison = Some(content_hash(content));
+        self.state().poison = Some(content_id(content));
     }
 
     /// Accepts all uploads again.
@@ -257,10 +265,10 @@ impl MemoryView {
 }
 
 impl State {
-    fn store(&mut self, content: &[u8]) -> Hash {
-        let hash = content_hash(content);
-        self.contents.insert(hash, Bytes::copy_from_slice(content));
-        hash
+    fn store(&mut self, content: &[u8]) -> ContentId {
+        let id = content_id(content);
+        self.contents.insert(id, Bytes::copy_from_slice(content));
+        id
     }
 
     fn online(&self) -> Result<(), Error> {
@@ -279,15 +287,15 @@ impl State {
         Kind::File { version: Some(version), len, mtime: Some(file.mtime), read_only }
     }
 
-    fn found(&self, path: &str) -> Option<Hash> {
-        self.files.get(path).map(|file| file.hash)
+    fn found(&self, path: &str) -> Option<ContentId> {
+        self.files.get(path).map(|file| file.id)
     }
 
     fn is_met(&self, path: &str, expect: Expect) -> bool {
         match expect {
             Expect::Any => true,
             Expect::Absent => self.found(path).is_none(),
-            Expect::Is(hash) => self.found(path) == Some(hash),
+            Expect::Is(id) => self.found(path) == Some(id),
         }
     }
 
@@ -300,7 +308,7 @@ impl State {
     /// Returns the version of a file.
     fn version(&self, file: &File) -> Version {
         let side = if self.format_1 { Side::Encrypted(Format::V1) } else { Side::Plain };
-        Version { hash: file.hash, stored_len: self.contents[&file.hash].len() as u64, side }
+        Version { id: file.id, stored_len: self.contents[&file.id].len() as u64, side }
     }
 
     fn apply(&mut self, op: &Op) -> Outcome {
@@ -320,15 +328,18 @@ impl State {
                 Outcome::Failed(Error::Unauthentic(CryptoError::Unauthentic))
             }
             Change::Put { stored, mtime } => {
+                if let Err(error) = stored.version.id.xet() {
+                    return Outcome::Failed(error);
+                }
                 let there = self.found(&path);
                 // A repeated put finds its own result, and changes nothing.
-                if there == Some(stored.version.hash) {
+                if there == Some(stored.version.id) {
                     return Outcome::Done(Some(stored.version));
                 }
                 if !self.is_met(&path, op.expect) {
                     return Outcome::Conflict { found: there };
                 }
-                self.files.insert(path, File { hash: stored.version.hash, mtime: *mtime });
+                self.files.insert(path, File { id: stored.version.id, mtime: *mtime });
                 Outcome::Done(Some(stored.version))
             }
             Change::Delete => {
@@ -356,10 +367,8 @@ impl State {
         let to = if means_file { self.key(to.as_str()) } else { to.as_str().to_owned() };
         let Some(file) = self.files.get(path).cloned() else {
             return match (op.expect, self.files.get(&to)) {
-                // An earlier attempt has done it.
-                (Expect::Is(hash), Some(there)) if moves && there.hash == hash => {
-                    Outcome::Done(Some(self.version(there)))
-                }
+                // An earlier try did it.
+                (Expect::Is(id), Some(there)) if moves && there.id == id => Outcome::Done(Some(self.version(there))),
                 (Expect::Is(_), _) => Outcome::Conflict { found: None },
                 _ => Outcome::Failed(Error::NotFound),
             };
@@ -371,7 +380,7 @@ impl State {
         if is_itself {
             return Outcome::Done(Some(version));
         }
-        if self.found(&to) != Some(file.hash) {
+        if self.found(&to) != Some(file.id) {
             if !self.is_met(&to, expect_to) {
                 return Outcome::Conflict { found: self.found(&to) };
             }
@@ -440,7 +449,7 @@ impl Object for MemoryObject {
     }
 }
 
-struct Session(Arc<Mutex<State>>, Mutex<Vec<Hash>>, Arc<AtomicU64>);
+struct Session(Arc<Mutex<State>>, Mutex<Vec<ContentId>>, Arc<AtomicU64>);
 
 impl Session {
     async fn add_stream(
@@ -458,9 +467,9 @@ impl Session {
     }
 
     fn store(&self, bytes: &[u8]) -> Stored {
-        let (hash, plain_len) = (lock(&self.0).store(bytes), bytes.len() as u64);
-        lock(&self.1).push(hash);
-        Stored { version: Version { hash, stored_len: plain_len, side: Side::Plain }, plain_len }
+        let (id, plain_len) = (lock(&self.0).store(bytes), bytes.len() as u64);
+        lock(&self.1).push(id);
+        Stored { version: Version { id, stored_len: plain_len, side: Side::Plain }, plain_len }
     }
 }
 
@@ -560,7 +569,8 @@ impl View for MemoryView {
 
     async fn open(&self, version: &Version) -> Result<Arc<dyn Object>, Error> {
         self.state().online()?;
-        let content = self.state().contents.get(&version.hash).cloned().ok_or(Error::NotFound)?;
+        version.id.xet()?;
+        let content = self.state().contents.get(&version.id).cloned().ok_or(Error::NotFound)?;
         Ok(Arc::new(MemoryObject { content, state: self.state.clone(), reads: self.reads.clone() }))
     }
 
@@ -618,7 +628,8 @@ impl View for MemoryView {
         let open = move |version: &Version| {
             let state = lock(&shared);
             state.online()?;
-            let content = state.contents.get(&version.hash).cloned().ok_or(Error::NotFound)?;
+            version.id.xet()?;
+            let content = state.contents.get(&version.id).cloned().ok_or(Error::NotFound)?;
             Ok(Arc::new(MemoryObject { content, state: shared.clone(), reads: reads.clone() }) as Arc<dyn Object>)
         };
         Ok(Draft::over(Arc::new(open), slots, state))
@@ -658,8 +669,8 @@ impl View for MemoryView {
 }
 
 /// Returns a hash that replaces the Xet hash of the content.
-pub(crate) fn content_hash(content: &[u8]) -> Hash {
-    Hash(*blake3::hash(content).as_bytes())
+pub(crate) fn content_id(content: &[u8]) -> ContentId {
+    ContentId::Xet(Hash(*blake3::hash(content).as_bytes()))
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Tests of the filesystem without a kernel: operations on [`Vfs`] against remotes that tests can inspect and break.
 
 mod bench;
+mod blobs;
 mod company;
 mod confirm;
 mod conflicts;

@@ -11,8 +11,8 @@ use super::metadata::Metadata;
 use super::staging::{SlotId, SlotIo};
 use super::testing::path;
 use super::{
-    Change, Content, Entry, Error, Expect, Hash, Hidden, Kind, Len, MovedFile, Op, Outcome, PlainPath, Stored, Version,
-    View,
+    Change, Content, ContentId, Entry, Error, Expect, Hidden, Kind, Len, MovedFile, Op, Outcome, PlainPath, Stored,
+    Version, View,
 };
 use futures::TryStreamExt;
 use std::collections::BTreeMap;
@@ -50,6 +50,7 @@ pub(crate) async fn all(view: &dyn View) {
     invalid_names_are_refused(view).await;
     sealed_payload_opens(view).await;
     metadata_is_refused(view).await;
+    git_blob_is_refused_as_content(view).await;
 }
 
 const MTIME: OffsetDateTime = datetime!(2026-02-06 17:37:57.123 UTC);
@@ -142,7 +143,7 @@ fn moved(outcome: Outcome) -> Vec<MovedFile> {
 }
 
 #[track_caller]
-fn conflict(outcome: Outcome) -> Option<Hash> {
+fn conflict(outcome: Outcome) -> Option<ContentId> {
     match outcome {
         Outcome::Conflict { found } => found,
         other => panic!("no conflict: {other:?}"),
@@ -308,7 +309,7 @@ async fn frozen_draft_becomes_a_version(view: &dyn View) {
     }
     assert_eq!(stored[0], stored[1], "a retry makes the same version");
     assert_eq!(stored[0].plain_len, 90_000);
-    done(commit(view, put("draft/f", Expect::Is(base.hash), stored[0])).await);
+    done(commit(view, put("draft/f", Expect::Is(base.id), stored[0])).await);
     let mut content = vec![7; 90_000];
     content[65_530..65_543].copy_from_slice(b"edited across");
     assert!(read(view, "draft/f").await == content);
@@ -327,15 +328,15 @@ async fn lens_are_those_of_the_content(view: &dyn View) {
 
 async fn put_obeys_its_expectation(view: &dyn View) {
     let (one, two) = (store(view, b"one").await, store(view, b"two").await);
-    let other = Expect::Is(two.version.hash);
+    let other = Expect::Is(two.version.id);
     assert_eq!(conflict(commit(view, put("put/f", other, one)).await), None);
     assert_eq!(version(view, "put/f").await, None);
     assert_eq!(done(commit(view, put("put/f", Expect::Absent, one)).await), Some(one.version));
-    let there = Some(one.version.hash);
+    let there = Some(one.version.id);
     assert_eq!(conflict(commit(view, put("put/f", Expect::Absent, two)).await), there);
     assert_eq!(conflict(commit(view, put("put/f", other, store(view, b"three").await)).await), there);
     assert_eq!(version(view, "put/f").await, Some(one.version));
-    assert_eq!(done(commit(view, put("put/f", Expect::Is(one.version.hash), two)).await), Some(two.version));
+    assert_eq!(done(commit(view, put("put/f", Expect::Is(one.version.id), two)).await), Some(two.version));
     assert_eq!(done(commit(view, put("put/f", Expect::Any, one)).await), Some(one.version));
     assert_eq!(read(view, "put/f").await, b"one");
 }
@@ -343,7 +344,7 @@ async fn put_obeys_its_expectation(view: &dyn View) {
 async fn repeated_put_is_done(view: &dyn View) {
     let base = write(view, "put again/f", b"base").await;
     let next = store(view, b"next").await;
-    for expect in [Expect::Is(base.hash), Expect::Is(base.hash), Expect::Absent, Expect::Any] {
+    for expect in [Expect::Is(base.id), Expect::Is(base.id), Expect::Absent, Expect::Any] {
         assert_eq!(done(commit(view, put("put again/f", expect, next)).await), Some(next.version));
     }
     assert_eq!(read(view, "put again/f").await, b"next");
@@ -351,12 +352,12 @@ async fn repeated_put_is_done(view: &dyn View) {
 
 async fn delete_obeys_its_expectation(view: &dyn View) {
     let here = write(view, "delete/f", b"here").await;
-    let other = store(view, b"other").await.version.hash;
+    let other = store(view, b"other").await.version.id;
     for expect in [Expect::Absent, Expect::Is(other)] {
-        assert_eq!(conflict(commit(view, delete("delete/f", expect)).await), Some(here.hash));
+        assert_eq!(conflict(commit(view, delete("delete/f", expect)).await), Some(here.id));
     }
     assert_eq!(version(view, "delete/f").await, Some(here));
-    assert_eq!(done(commit(view, delete("delete/f", Expect::Is(here.hash))).await), None);
+    assert_eq!(done(commit(view, delete("delete/f", Expect::Is(here.id))).await), None);
     assert_eq!(version(view, "delete/f").await, None);
     write(view, "delete/f", b"again").await;
     assert_eq!(done(commit(view, delete("delete/f", Expect::Any)).await), None);
@@ -366,7 +367,7 @@ async fn delete_obeys_its_expectation(view: &dyn View) {
 async fn delete_of_missing_file_is_done(view: &dyn View) {
     let gone = write(view, "delete again/f", b"here").await;
     for at in ["delete again/f", "delete again/f", "delete again/never was"] {
-        assert_eq!(done(commit(view, delete(at, Expect::Is(gone.hash))).await), None);
+        assert_eq!(done(commit(view, delete(at, Expect::Is(gone.id))).await), None);
     }
     for expect in [Expect::Absent, Expect::Any] {
         assert_eq!(done(commit(view, delete("delete again/f", expect)).await), None);
@@ -375,11 +376,11 @@ async fn delete_of_missing_file_is_done(view: &dyn View) {
 
 async fn rename_obeys_both_expectations(view: &dyn View) {
     let (a, b) = (write(view, "rename/a", b"a").await, write(view, "rename/b", b"b").await);
-    let (is_a, is_b) = (Expect::Is(a.hash), Expect::Is(b.hash));
-    assert_eq!(conflict(commit(view, rename("rename/a", is_b, "rename/c", Expect::Absent)).await), Some(a.hash));
-    assert_eq!(conflict(commit(view, rename("rename/a", Expect::Absent, "rename/c", Expect::Any)).await), Some(a.hash));
-    assert_eq!(conflict(commit(view, rename("rename/a", is_a, "rename/b", Expect::Absent)).await), Some(b.hash));
-    assert_eq!(conflict(commit(view, rename("rename/a", is_a, "rename/b", is_a)).await), Some(b.hash));
+    let (is_a, is_b) = (Expect::Is(a.id), Expect::Is(b.id));
+    assert_eq!(conflict(commit(view, rename("rename/a", is_b, "rename/c", Expect::Absent)).await), Some(a.id));
+    assert_eq!(conflict(commit(view, rename("rename/a", Expect::Absent, "rename/c", Expect::Any)).await), Some(a.id));
+    assert_eq!(conflict(commit(view, rename("rename/a", is_a, "rename/b", Expect::Absent)).await), Some(b.id));
+    assert_eq!(conflict(commit(view, rename("rename/a", is_a, "rename/b", is_a)).await), Some(b.id));
     assert_eq!(conflict(commit(view, rename("rename/a", is_a, "rename/c", is_b)).await), None);
     assert_eq!(names(view, "rename").await, ["a", "b"]);
     assert_eq!(done(commit(view, rename("rename/a", is_a, "rename/b", is_b)).await), Some(a));
@@ -396,7 +397,7 @@ async fn rename_obeys_both_expectations(view: &dyn View) {
 
 async fn repeated_rename_is_done(view: &dyn View) {
     let a = write(view, "rename again/a", b"a").await;
-    let operation = rename("rename again/a", Expect::Is(a.hash), "rename again/b", Expect::Absent);
+    let operation = rename("rename again/a", Expect::Is(a.id), "rename again/b", Expect::Absent);
     for _ in 0..2 {
         assert_eq!(done(commit(view, operation.clone()).await), Some(a));
         assert_eq!(names(view, "rename again").await, ["b"]);
@@ -411,26 +412,26 @@ async fn repeated_rename_is_done(view: &dyn View) {
 
 async fn rename_to_itself_compares_only(view: &dyn View) {
     let a = write(view, "itself/a", b"a").await;
-    let other = store(view, b"other").await.version.hash;
+    let other = store(view, b"other").await.version.id;
     let compare = |at, expect| rename(at, expect, at, Expect::Any);
-    for expect in [Expect::Is(a.hash), Expect::Any] {
+    for expect in [Expect::Is(a.id), Expect::Any] {
         assert_eq!(done(commit(view, compare("itself/a", expect)).await), Some(a));
     }
-    assert_eq!(conflict(commit(view, compare("itself/a", Expect::Is(other))).await), Some(a.hash));
+    assert_eq!(conflict(commit(view, compare("itself/a", Expect::Is(other))).await), Some(a.id));
     assert_eq!(conflict(commit(view, compare("itself/b", Expect::Is(other))).await), None);
     assert_eq!(file(view, "itself/a").await, Some((a, Len::Known(1), Some(MTIME))));
 }
 
 async fn copy_is_an_independent_file(view: &dyn View) {
     let a = write(view, "copy/a", b"a").await;
-    let is_a = Expect::Is(a.hash);
+    let is_a = Expect::Is(a.id);
     assert_eq!(done(commit(view, copy("copy/a", is_a, "copy/b", Expect::Absent)).await), Some(a));
     assert_eq!(done(commit(view, copy("copy/a", is_a, "copy/b", Expect::Absent)).await), Some(a), "a repeat");
     write(view, "copy/a", b"edited").await;
     assert_eq!((read(view, "copy/a").await, read(view, "copy/b").await), (b"edited".to_vec(), b"a".to_vec()));
     let edited = version(view, "copy/a").await.unwrap();
-    assert_eq!(conflict(commit(view, copy("copy/a", is_a, "copy/c", Expect::Absent)).await), Some(edited.hash));
-    assert_eq!(conflict(commit(view, copy("copy/a", Expect::Any, "copy/b", Expect::Absent)).await), Some(a.hash));
+    assert_eq!(conflict(commit(view, copy("copy/a", is_a, "copy/c", Expect::Absent)).await), Some(edited.id));
+    assert_eq!(conflict(commit(view, copy("copy/a", Expect::Any, "copy/b", Expect::Absent)).await), Some(a.id));
     done(commit(view, delete("copy/a", Expect::Any)).await);
     assert_eq!(read(view, "copy/b").await, b"a");
     assert_eq!(conflict(commit(view, copy("copy/a", is_a, "copy/c", Expect::Absent)).await), None);
@@ -484,7 +485,7 @@ async fn directory_move_into_itself_is_refused(view: &dyn View) {
 
 async fn operations_of_one_commit_build_on_each_other(view: &dyn View) {
     let (one, two) = (store(view, b"one").await, store(view, b"two").await);
-    let (is_one, is_two) = (Expect::Is(one.version.hash), Expect::Is(two.version.hash));
+    let (is_one, is_two) = (Expect::Is(one.version.id), Expect::Is(two.version.id));
     let operations = [
         put("order/a", Expect::Absent, one),
         put("order/a", is_one, two),
@@ -522,7 +523,7 @@ async fn failed_operation_fails_alone(view: &dyn View) {
                 Outcome::Conflict { found: Some(found) },
                 Outcome::Failed(Error::NotFound),
                 Outcome::Done(Some(_)),
-            ] if *found == there.hash
+            ] if *found == there.id
         ),
         "{outcomes:?}"
     );
@@ -557,10 +558,10 @@ async fn twins_are_found_and_reachable(view: &dyn View) {
         view.twins(&["twins/n.txt", "twins/n.txt/i"].map(path), &["twins/n.txt", "twins/x"].map(path)).await.unwrap();
     assert_eq!(twins, ["twins/n.txt", "twins/n.txt"].map(path));
     let other = store(view, b"other").await;
-    assert_eq!(conflict(commit(view, put(&alias, Expect::Is(other.version.hash), other)).await), Some(n.hash));
-    done(commit(view, put(&alias, Expect::Is(n.hash), other)).await);
+    assert_eq!(conflict(commit(view, put(&alias, Expect::Is(other.version.id), other)).await), Some(n.id));
+    done(commit(view, put(&alias, Expect::Is(n.id), other)).await);
     assert_eq!(read(view, &alias).await, b"other");
-    let is_other = Expect::Is(other.version.hash);
+    let is_other = Expect::Is(other.version.id);
     done(commit(view, rename(&alias, is_other, "twins/moved", Expect::Absent)).await);
     assert_eq!(names(view, "twins").await, ["moved", "n.txt"]);
     assert_eq!(read(view, "twins/moved").await, b"other");
@@ -597,5 +598,32 @@ async fn metadata_is_refused(view: &dyn View) {
     session.finish().await.unwrap();
     done(commit(view, put("metadata/f", Expect::Absent, stored)).await);
     let entry = view.stat(&path("metadata/f")).await.unwrap().unwrap();
-    assert_eq!((entry.metadata(), entry.etag()), (Metadata::default(), Some(format!("\"{}\"", stored.version.hash))));
+    assert_eq!((entry.metadata(), entry.etag()), (Metadata::default(), Some(format!("\"{}\"", stored.version.id))));
+}
+
+async fn git_blob_is_refused_as_content(view: &dyn View) {
+    let there = write(view, "blob/f", b"file").await;
+    let blob = Version { id: ContentId::Blob([5; 20]), ..there };
+    assert!(matches!(view.open(&blob).await.err(), Some(Error::UnsupportedBlob)));
+    let state = DraftState { len: 4, base: Some((blob, 4)), ..DraftState::default() };
+    let draft = view.draft(state, Arc::new(Pool::default())).unwrap();
+    assert!(matches!(draft.read_at(0, 4).await, Err(Error::UnsupportedBlob)));
+    let lens = view.lens(&[blob, there]).await;
+    assert!(matches!(lens[..], [Ok(Len::Known(_)) | Err(Error::UnsupportedBlob), Ok(Len::Known(4))]), "{lens:?}");
+    let is_blob = Expect::Is(blob.id);
+    for expect in [Expect::Absent, Expect::Any, Expect::Is(there.id), is_blob] {
+        let refused = failure(commit(view, put("blob/f", expect, Stored { version: blob, plain_len: 4 })).await);
+        assert!(matches!(refused, Error::UnsupportedBlob), "{refused:?}");
+    }
+    // An id of the other kind is other content.
+    let stored = store(view, b"new").await;
+    for operation in [
+        put("blob/f", is_blob, stored),
+        delete("blob/f", is_blob),
+        rename("blob/f", is_blob, "blob/g", Expect::Absent),
+        copy("blob/f", is_blob, "blob/g", Expect::Absent),
+    ] {
+        assert_eq!(conflict(commit(view, operation).await), Some(there.id));
+    }
+    assert_eq!((names(view, "blob").await, read(view, "blob/f").await), (vec!["f".to_owned()], b"file".to_vec()));
 }

@@ -7,7 +7,7 @@ use super::{ByteStream, Error, Version};
 use crate::xet::cache::FileCache;
 use crate::xet::{Downloader, Hash};
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStreamExt, stream};
 use std::ops::Range;
 use tokio::io::AsyncWrite;
 
@@ -27,7 +27,7 @@ impl Contents {
 
     /// Exactly these bytes of a version, nobody else's.
     pub(super) async fn read(&self, version: &Version, range: Range<u64>) -> Result<Bytes, Error> {
-        let Version { hash, stored_len, .. } = *version;
+        let (hash, stored_len) = (version.id.xet()?, version.stored_len);
         if let Some(files) = &self.files {
             let fill = || self.downloader.chunks(hash, stored_len);
             if let Some(bytes) = files.read(&hash, stored_len, range.clone(), fill).await {
@@ -47,7 +47,11 @@ impl Contents {
                 async move { contents.read(&version, window).await }
             });
         }
-        let pieces = self.downloader.stream_within(version.hash, range, WINDOW, AHEAD);
+        let hash = match version.id.xet() {
+            Ok(hash) => hash,
+            Err(error) => return stream::once(async { Err(error) }).boxed(),
+        };
+        let pieces = self.downloader.stream_within(hash, range, WINDOW, AHEAD);
         without_deadline(pieces.map_err(Error::from).boxed())
     }
 
@@ -58,6 +62,6 @@ impl Contents {
 
     /// A whole version in order, checked against its hash: from the source, whatever a cache has.
     pub(super) async fn download(&self, version: &Version, sink: impl AsyncWrite + Send + Unpin) -> Result<(), Error> {
-        Ok(self.downloader.download(&version.hash, version.stored_len, sink).await?)
+        Ok(self.downloader.download(&version.id.xet()?, version.stored_len, sink).await?)
     }
 }

@@ -333,7 +333,8 @@ impl Encrypted {
     async fn mark_copies(&self, versions: impl Iterator<Item = &Version>) {
         let mut seen = HashSet::new();
         let large = versions.filter(|version| version.stored_len > super::draft::NEW_ID_LIMIT);
-        let copies = large.filter(|version| !seen.insert(version.hash)).map(|version| version.hash);
+        let large = large.filter_map(|version| version.id.xet().ok());
+        let copies = large.filter(|hash| !seen.insert(*hash));
         let copies: Vec<Hash> = copies.filter(|hash| !self.memory().is_shared(hash)).collect();
         if let Err(error) = self.memory().mark_shared(super::memory::Sharing::Copied, copies).await {
             tracing::warn!(%error, "cannot mark copies");
@@ -579,7 +580,8 @@ fn sidecar_hash(file: &FileEntry) -> Option<Hash> {
 
 /// A file as it is listed. Without a Xet hash it is no container.
 fn file_kind(format: Format, file: &FileEntry) -> Kind {
-    let version = file.hash.map(|hash| Version { hash, stored_len: file.size, side: Side::Encrypted(format) });
+    let version =
+        file.hash.map(|hash| Version { id: hash.into(), stored_len: file.size, side: Side::Encrypted(format) });
     let len = if version.is_some() { Len::Unread } else { Len::Damaged };
     Kind::File { version, len, mtime: file.mtime.or(file.uploaded_at), read_only: false }
 }
@@ -654,7 +656,8 @@ impl Layout for Encrypted {
     }
 
     async fn in_newer_format(&self, stored: &Stored) -> Result<Stored, Error> {
-        let known = self.resealed.lock().unwrap_or_else(PoisonError::into_inner).get(&stored.version.hash).copied();
+        let hash = stored.version.id.xet()?;
+        let known = self.resealed.lock().unwrap_or_else(PoisonError::into_inner).get(&hash).copied();
         if let Some(known) = known {
             return Ok(known);
         }
@@ -673,7 +676,7 @@ impl Layout for Encrypted {
         if resealed.len() >= MAX_RESEALED {
             resealed.clear();
         }
-        resealed.insert(stored.version.hash, newer);
+        resealed.insert(hash, newer);
         Ok(newer)
     }
 

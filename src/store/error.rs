@@ -33,6 +33,10 @@ pub enum Error {
     /// An object without a Xet hash.
     #[error("the object has no Xet hash")]
     NoContent,
+    /// A Git blob where a Xet hash is needed: to read content from the CAS, or to commit it. Files of repositories may
+    /// have only a blob id, see [`ContentId`](super::ContentId).
+    #[error("the file is a Git blob: its content is not in Xet storage")]
+    UnsupportedBlob,
     /// The source's path is that of a file.
     #[error("the path in the source is a file, not a folder")]
     SourceIsFile,
@@ -95,6 +99,7 @@ impl Error {
             Self::Corrupt(error) => Self::Corrupt(error.clone()),
             Self::WrongKey { entries } => Self::WrongKey { entries: *entries },
             Self::NoContent => Self::NoContent,
+            Self::UnsupportedBlob => Self::UnsupportedBlob,
             Self::SourceIsFile => Self::SourceIsFile,
             Self::NoSuchFolder => Self::NoSuchFolder,
             Self::WrongSide => Self::WrongSide,
@@ -180,6 +185,7 @@ impl Error {
             Self::Io(error) => cause_of_io(error),
             Self::Crypto(crypto::Error::OutOfRange) => Cause::TooLarge,
             Self::NoContent
+            | Self::UnsupportedBlob
             | Self::LengthMismatch
             | Self::WrongSide
             | Self::Refused(_)

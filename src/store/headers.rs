@@ -50,7 +50,8 @@ impl Headers {
 
     /// The verified header of a version. `Error::Unauthentic` where it is damaged, another error where it can't be fetched.
     pub(super) async fn header(&self, version: &Version) -> Result<Header, Error> {
-        if let Some(bytes) = self.cached(vec![version.hash]).await.remove(&version.hash)
+        let hash = version.id.xet()?;
+        if let Some(bytes) = self.cached(vec![hash]).await.remove(&hash)
             && let Ok(header) = self.verify(version, &bytes)
         {
             return Ok(header);
@@ -72,9 +73,9 @@ impl Headers {
 
     /// The sizes that need no request; the others are `Unread`.
     pub(super) async fn cached_lens(&self, versions: &[Version]) -> Vec<Len> {
-        let cached = self.cached(versions.iter().map(|version| version.hash).collect()).await;
+        let cached = self.cached(versions.iter().filter_map(|version| version.id.xet().ok()).collect()).await;
         let len = |version: &Version| {
-            let header = self.verify(version, cached.get(&version.hash)?).ok()?;
+            let header = self.verify(version, cached.get(&version.id.xet().ok()?)?).ok()?;
             Some(Len::Known(header.plain_len.0))
         };
         let mut lens = Vec::with_capacity(versions.len());
@@ -109,14 +110,15 @@ impl Headers {
     }
 
     async fn fetch_header(&self, version: &Version) -> Result<Header, Error> {
-        if version.stored_len < HEADER_LEN as u64 || version.hash == EMPTY_FILE {
+        let hash = version.id.xet()?;
+        if version.stored_len < HEADER_LEN as u64 || hash == EMPTY_FILE {
             return Err(crypto::Error::Malformed("shorter than a header").into());
         }
         // No number of records fits: whatever the bytes are.
         crypto::geometry::records_of(CipherLen(version.stored_len))?;
-        let bytes = self.remote.contents.peek(&version.hash, 0..HEADER_LEN as u64).await?;
+        let bytes = self.remote.contents.peek(&hash, 0..HEADER_LEN as u64).await?;
         let header = self.verify(version, &bytes)?;
-        self.learn(vec![(version.hash, Bytes::copy_from_slice(&bytes))]).await;
+        self.learn(vec![(hash, Bytes::copy_from_slice(&bytes))]).await;
         Ok(header)
     }
 

@@ -31,12 +31,12 @@ impl Entry {
         Metadata::default()
     }
 
-    /// Returns the entity tag of a file, in the quotes of HTTP. It needs no format: the hash of the stored object names
+    /// Returns the entity tag of a file, in the quotes of HTTP. It needs no format: the id of the stored object names
     /// the content. Equal tags mean equal content. On a source with a key the opposite isn't true, because equal
-    /// content is sealed to another object each time. `None`: a directory, or an object without a hash.
+    /// content is sealed to another object each time. `None`: a directory, or an object without an id.
     pub fn etag(&self) -> Option<String> {
         match &self.kind {
-            Kind::File { version, .. } => version.map(|version| format!("\"{}\"", version.hash)),
+            Kind::File { version, .. } => version.map(|version| format!("\"{}\"", version.id)),
             Kind::Directory { .. } => None,
         }
     }
@@ -51,7 +51,7 @@ mod tests {
     #[test]
     fn etag_names_the_version() {
         let file = |content| {
-            let version = Some(Version { hash: hash_of(content), stored_len: 1, side: Side::Plain });
+            let version = Some(Version { id: hash_of(content).into(), stored_len: 1, side: Side::Plain });
             let kind = Kind::File { version, len: Len::Known(1), mtime: None, read_only: false };
             Entry { name: "f".into(), kind }
         };

@@ -9,6 +9,7 @@ mod beside;
 mod commit;
 #[cfg(test)]
 pub(crate) mod conformance;
+mod content_id;
 mod contents;
 mod database;
 pub mod draft;
@@ -35,6 +36,7 @@ mod tests;
 mod twin;
 pub mod walk;
 
+pub use content_id::ContentId;
 pub use draft::{Binding, Delta, Draft, DraftState, Frozen, RecordRef};
 pub use error::{Cause, Error};
 pub use path::PlainPath;
@@ -64,11 +66,11 @@ pub enum Side {
     Plain,
 }
 
-/// One immutable version of a file: pinned by content, never by path, so no reader can mix two versions.
+/// One immutable version of a file. It is pinned by content, never by path, so a reader can't mix two versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Version {
-    /// Xet hash of the stored object.
-    pub hash: Hash,
+    /// Id of the stored content.
+    pub id: ContentId,
     /// Stored size in bytes.
     pub stored_len: u64,
     /// Where it lies.
@@ -96,7 +98,7 @@ pub enum Kind {
     },
     /// A file.
     File {
-        /// Its content. `None`: an object without a Xet hash, which can't be opened yet.
+        /// Its content. `None`: an object without a content id, which can't be opened yet.
         version: Option<Version>,
         /// Its plaintext size.
         len: Len,
@@ -160,7 +162,8 @@ pub trait Object: Send + Sync + 'static {
             async move { object.read(window.start, (window.end - window.start) as usize).await }
         })
     }
-    /// Reads all that is stored, padding too, and checks it against the Xet hash. Damaged records are in the answer, not an error.
+    /// Reads all that is stored, padding too, and checks it against its hash. Damaged records are in the answer, not an
+    /// error.
     async fn verify(&self) -> Result<Verified, Error> {
         let mut offset = 0;
         while offset < self.len() {
@@ -261,7 +264,7 @@ pub enum Expect {
     /// Nothing is there.
     Absent,
     /// This content is there.
-    Is(Hash),
+    Is(ContentId),
     /// Whatever is there.
     Any,
 }
@@ -310,7 +313,7 @@ pub struct Op {
     pub change: Change,
 }
 
-/// A file that was moved with its directory. Objects without a hash are left out.
+/// A file that was moved with its directory. Objects without a content id are left out.
 #[derive(Clone, Debug)]
 pub struct MovedFile {
     /// Its new path.
@@ -331,7 +334,7 @@ pub enum Outcome {
     /// Something else is there than was expected; nothing was changed.
     Conflict {
         /// What is there.
-        found: Option<Hash>,
+        found: Option<ContentId>,
     },
     /// Not (wholly) done. Adds that succeeded stay; no delete ran before its add succeeded. Repeating is safe.
     Failed(Error),

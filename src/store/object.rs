@@ -90,7 +90,10 @@ impl Bases for Opener {
     async fn open(&self, version: &Version) -> Result<Arc<dyn Object>, Error> {
         let contents = self.remote.contents.clone();
         match version.side {
-            Side::Plain => Ok(Arc::new(PlainObject { contents, version: *version })),
+            Side::Plain => {
+                version.id.xet()?;
+                Ok(Arc::new(PlainObject { contents, version: *version }))
+            }
             Side::Encrypted(format) => {
                 let (keys, header) = self.header(version).await?;
                 let cipher = Arc::new(keys.records(format, &header.file_id));
@@ -120,7 +123,8 @@ impl Bases for Opener {
     }
 
     fn is_shared(&self, version: &Version) -> bool {
-        self.memory.is_shared(&version.hash)
+        // Without a hash nothing is recorded, so the answer is the safe one: an edit takes a new file id.
+        version.id.xet().map_or(true, |hash| self.memory.is_shared(&hash))
     }
 }
 

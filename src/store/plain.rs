@@ -147,7 +147,7 @@ impl PlainTree {
     fn kind(&self, key: &str, file: Option<&FileEntry>) -> Kind {
         let read_only = self.read_only(key);
         let Some(file) = file else { return Kind::Directory { read_only } };
-        let version = file.hash.map(|hash| Version { hash, stored_len: file.size, side: Side::Plain });
+        let version = file.hash.map(|hash| Version { id: hash.into(), stored_len: file.size, side: Side::Plain });
         Kind::File { version, len: Len::Known(file.size), mtime: file.mtime.or(file.uploaded_at), read_only }
     }
 

@@ -74,7 +74,10 @@ impl Session {
     async fn add_unmeasured(&self, reader: Box<dyn AsyncRead + Send + Unpin>) -> Result<Stored, Error> {
         let Some(sealing) = &self.sealing else {
             let Uploaded { hash, len } = self.upload.add(reader, Policy::Auto).await.map_err(upload_error)?;
-            return Ok(Stored { version: Version { hash, stored_len: len, side: Side::Plain }, plain_len: len });
+            return Ok(Stored {
+                version: Version { id: hash.into(), stored_len: len, side: Side::Plain },
+                plain_len: len,
+            });
         };
         self.seal_and_upload(sealing, reader, None).await
     }
@@ -105,7 +108,7 @@ impl Session {
             return Err(Error::LengthMismatch);
         }
         self.made(hash, Bytes::copy_from_slice(&head));
-        let version = Version { hash, stored_len, side: Side::Encrypted(*format) };
+        let version = Version { id: hash.into(), stored_len, side: Side::Encrypted(*format) };
         Ok(Stored { version, plain_len: header.plain_len.0 })
     }
 
@@ -133,7 +136,7 @@ impl Session {
                 let side = Side::Encrypted(format);
                 let session = if frozen.len > NEW_ID_LIMIT { &self.edits } else { &self.upload };
                 let stored = self.put(session, content, Policy::Never, side, stored_len, frozen.len).await?;
-                self.made(stored.version.hash, head);
+                self.made(stored.version.id.xet()?, head);
                 Ok(stored)
             }
             _ => Err(Error::WrongSide),
@@ -153,7 +156,7 @@ impl Session {
         if uploaded.len != stored_len {
             return Err(Error::LengthMismatch);
         }
-        Ok(Stored { version: Version { hash: uploaded.hash, stored_len, side }, plain_len })
+        Ok(Stored { version: Version { id: uploaded.hash.into(), stored_len, side }, plain_len })
     }
 
     fn made(&self, hash: Hash, head: Bytes) {

@@ -458,7 +458,7 @@ impl Keyed {
     pub(super) fn learn(&self, operation: &Op) {
         if let Change::Put { stored, .. } = operation.change {
             let Side::Encrypted(format) = stored.version.side else { return };
-            self.remember(stored.version.hash, self.head(format).into());
+            self.remember(stored.version.id.xet().unwrap(), self.head(format).into());
         }
     }
 
@@ -511,7 +511,7 @@ pub(super) fn put(at: &str, content: &str, expect: Expect) -> Op {
 
 /// New content.
 pub(super) fn put_as(at: &str, content: &str, expect: Expect, format: Format) -> Op {
-    let version = Version { hash: hash_of(content), stored_len: 65_638, side: Side::Encrypted(format) };
+    let version = Version { id: hash_of(content).into(), stored_len: 65_638, side: Side::Encrypted(format) };
     let stored = Stored { version, plain_len: 1 };
     Op { path: path(at), expect, change: Change::Put { stored, mtime: OffsetDateTime::UNIX_EPOCH } }
 }

@@ -206,8 +206,11 @@ mod tests {
     #[test]
     fn failed_listing_fails_operations_of_its_directory_only() {
         let path = |text| PlainPath::new(text).unwrap();
-        let delete =
-            |at| Op { path: path(at), expect: Expect::Is(crate::xet::hash::chunk_hash(b"n")), change: Change::Delete };
+        let delete = |at| Op {
+            path: path(at),
+            expect: Expect::Is(crate::xet::hash::chunk_hash(b"n").into()),
+            change: Change::Delete,
+        };
         let [a, b, c] = ["a/n (conflict with folder)", "b/n (conflict with folder)", "a/other"].map(delete);
         let operations = [a.clone(), b.clone(), c.clone()];
         assert_eq!(asked_by_all(&operations).into_keys().collect::<Vec<_>>(), [path("a"), path("b")]);

@@ -68,6 +68,28 @@ def test_full_cache_disk_is_named_and_exits_with_8(hub, key, mount, tmp_path, si
         eventually(lambda: subprocess.run(["umount", cache], capture_output=True).returncode == 0)
 
 
+def test_journal_of_earlier_version_is_refused_with_hint_and_kept(hub, key, mount, tmp_path):
+    cache = tmp_path / "cache"
+    options = ["--create", "--encryption-key-file", key, "--cache-dir", cache]
+    m = mount(*options)
+    write_tree(m.point, {"a": b"1"})
+    m.stop()
+    (journal,) = cache.glob("staging/*/journal")
+    earlier = b"HFCJRNL1" + journal.read_bytes()[8:]
+    journal.write_bytes(earlier)
+    m = mount(*options, check=False)
+    assert (m.started.returncode, m.started.stdout) == (1, ""), m.started
+    error, hint = m.started.stderr.splitlines()
+    assert error == f"error: journal {journal}: it was written by an earlier version of this program; the file is kept as it is"
+    assert hint.startswith("hint: ") and "the version that wrote it" in hint
+    assert journal.read_bytes() == earlier
+    assert not os.path.ismount(m.point)
+    journal.unlink()
+    m = mount(*options)
+    assert (m.point / "a").read_bytes() == b"1"
+    m.stop()
+
+
 def test_mount_table_shows_the_subtype_and_a_remount_without_helper_works(hub, key, mount):
     m = mount("--create", "--encryption-key-file", key)
     found = subprocess.run(["findmnt", "-rn", "-t", "fuse.hf-mount", "-o", "TARGET"], capture_output=True, text=True)

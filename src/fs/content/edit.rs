@@ -276,7 +276,7 @@ impl Edit {
         let version = lock(&self.meta).rebase.take();
         if let (Some(draft), Some(version)) = (draft, version)
             // A copy is committed as the version that it is based on, and most of it may be nowhere else.
-            && draft.state().base.is_none_or(|(base, _)| base.hash != version.hash)
+            && draft.state().base.is_none_or(|(base, _)| base.id != version.id)
         {
             draft.rebase(version);
         }

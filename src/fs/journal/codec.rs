@@ -8,7 +8,7 @@ use crate::fs::ids::{FileNo, OpNo, Special};
 use crate::fs::journal::ledger::Unconfirmed;
 use crate::fs::journal::ledger::{Entry, QueuedOp, Remote};
 use crate::store::{
-    Binding, Delta, DraftState, Format, Frozen, Hash, PlainPath, RecordRef, Side, SlotId, Stored, Version,
+    Binding, ContentId, Delta, DraftState, Format, Frozen, Hash, PlainPath, RecordRef, Side, SlotId, Stored, Version,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -71,8 +71,20 @@ impl Writer {
     fn time(&mut self, time: OffsetDateTime) {
         self.0.extend_from_slice(&time.unix_timestamp_nanos().to_le_bytes());
     }
+    fn content_id(&mut self, id: &ContentId) {
+        match id {
+            ContentId::Xet(hash) => {
+                self.u8(XET);
+                self.0.extend_from_slice(&hash.0);
+            }
+            ContentId::Blob(id) => {
+                self.u8(BLOB);
+                self.0.extend_from_slice(id);
+            }
+        }
+    }
     fn version(&mut self, version: &Version) {
-        self.0.extend_from_slice(&version.hash.0);
+        self.content_id(&version.id);
         self.u64(version.stored_len);
         self.u8(match version.side {
             Side::Plain => 0,
@@ -88,14 +100,14 @@ impl Writer {
                 self.version(version);
                 self.u64(*len);
             }
-            Remote::Replaced(hash) => {
+            Remote::Replaced(id) => {
                 self.u8(2);
-                self.0.extend_from_slice(&hash.0);
+                self.content_id(id);
             }
             Remote::Unhashed => self.u8(3),
-            Remote::Unreadable(hash) => {
+            Remote::Unreadable(id) => {
                 self.u8(4);
-                self.0.extend_from_slice(&hash.0);
+                self.content_id(id);
             }
         }
     }
@@ -349,8 +361,15 @@ impl<'a> Reader<'a> {
     fn file(&mut self) -> Result<FileNo> {
         self.u64().map(FileNo)
     }
+    fn content_id(&mut self) -> Result<ContentId> {
+        match self.u8()? {
+            XET => self.array().map(|hash| ContentId::Xet(Hash(hash))),
+            BLOB => self.array().map(ContentId::Blob),
+            _ => Err(Malformed),
+        }
+    }
     fn version(&mut self) -> Result<Version> {
-        let hash = Hash(self.array()?);
+        let id = self.content_id()?;
         let stored_len = self.u64()?;
         let side = match self.u8()? {
             0 => Side::Plain,
@@ -358,15 +377,15 @@ impl<'a> Reader<'a> {
             2 => Side::Encrypted(Format::V2),
             _ => return Err(Malformed),
         };
-        Ok(Version { hash, stored_len, side })
+        Ok(Version { id, stored_len, side })
     }
     fn remote(&mut self) -> Result<Remote> {
         Ok(match self.u8()? {
             0 => Remote::Absent,
             1 => Remote::Own(self.version()?, self.u64()?),
-            2 => Remote::Replaced(Hash(self.array()?)),
+            2 => Remote::Replaced(self.content_id()?),
             3 => Remote::Unhashed,
-            4 => Remote::Unreadable(Hash(self.array()?)),
+            4 => Remote::Unreadable(self.content_id()?),
             _ => return Err(Malformed),
         })
     }
@@ -494,6 +513,10 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Kind byte of a Xet hash.
+const XET: u8 = 0;
+/// Kind byte of a Git blob id.
+const BLOB: u8 = 1;
 /// Limit of the slots in one list: a file of 16 TiB.
 const MAX_SLOTS: u64 = 1 << 28;
 
@@ -505,9 +528,15 @@ pub(crate) mod tests {
     fn path() -> impl Strategy<Value = PlainPath> {
         "[a-dé]{1,3}(/[a-d]{1,3}){0,2}".prop_map(|text| PlainPath::new(&text).unwrap())
     }
+    fn content_id() -> impl Strategy<Value = ContentId> {
+        prop_oneof![
+            any::<[u8; 32]>().prop_map(|hash| ContentId::Xet(Hash(hash))),
+            any::<[u8; 20]>().prop_map(ContentId::Blob),
+        ]
+    }
     fn version() -> impl Strategy<Value = Version> {
-        (any::<[u8; 32]>(), any::<u64>(), 0..3u8).prop_map(|(hash, stored_len, side)| Version {
-            hash: Hash(hash),
+        (content_id(), any::<u64>(), 0..3u8).prop_map(|(id, stored_len, side)| Version {
+            id,
             stored_len,
             side: [Side::Plain, Side::Encrypted(Format::V1), Side::Encrypted(Format::V2)][usize::from(side)],
         })
@@ -516,8 +545,8 @@ pub(crate) mod tests {
         prop_oneof![
             Just(Remote::Absent),
             Just(Remote::Unhashed),
-            any::<[u8; 32]>().prop_map(|hash| Remote::Replaced(Hash(hash))),
-            any::<[u8; 32]>().prop_map(|hash| Remote::Unreadable(Hash(hash))),
+            content_id().prop_map(Remote::Replaced),
+            content_id().prop_map(Remote::Unreadable),
             (version(), any::<u64>()).prop_map(|(version, len)| Remote::Own(version, len)),
         ]
     }

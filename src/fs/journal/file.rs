@@ -4,7 +4,7 @@
 //!
 //! | offset | size | field |
 //! |---|---|---|
-//! | 0 | 8 | `HFCJRNL1` |
+//! | 0 | 8 | `HFCJRNL2` |
 //! | 8 | 4 | slot length, bytes |
 //! | 12 | 4 | zeros |
 //! | 16 | 32 | journal id, random |
@@ -47,8 +47,12 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
-const MAGIC: &[u8; 8] = b"HFCJRNL1";
-/// Size of the file's header, bytes.
+/// The first bytes of the file. The digit is the version of the layout.
+const MAGIC: &[u8; 8] = b"HFCJRNL2";
+/// The first bytes of a journal of the earlier layout, in which a version has no kind byte before its hash. Such a
+/// journal is refused: it may hold changes that only the program which wrote it can upload.
+const EARLIER_MAGIC: &[u8; 8] = b"HFCJRNL1";
+/// Bytes of the file's header.
 const HEADER_LEN: usize = 128;
 /// Size of a record's header, bytes.
 const RECORD_HEADER_LEN: usize = 28;
@@ -782,6 +786,9 @@ impl<'a> Replay<'a> {
     }
 
     fn header(&self, identity: [u8; 32], slot_len: u32) -> Result<([u8; 32], u64), Error> {
+        if self.bytes.starts_with(EARLIER_MAGIC) {
+            return Err(Error::EarlierJournal(self.path.display().to_string()));
+        }
         let header: &[u8; HEADER_LEN] =
             self.bytes.first_chunk().ok_or_else(|| self.error("it has no header; the file is kept as it is"))?;
         let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));

@@ -16,7 +16,9 @@ use crate::fs::ids::Special;
 use crate::fs::journal::queue::{PathIndex, PathKey, Queue};
 use crate::fs::tree::queued::{LocalChild, Moved, Overlay, Walk};
 use crate::store::Len;
-use crate::store::{Binding, Delta, DraftState, Expect, Frozen, Hash, PlainPath, RecordRef, SlotId, Stored, Version};
+use crate::store::{
+    Binding, ContentId, Delta, DraftState, Expect, Frozen, PlainPath, RecordRef, SlotId, Stored, Version,
+};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use time::OffsetDateTime;
@@ -30,10 +32,10 @@ pub(crate) enum Remote {
     Own(Version, u64),
     /// The content of a file that this one replaced on this machine. It may be overwritten, but must not be moved
     /// with this file.
-    Replaced(Hash),
+    Replaced(ContentId),
     /// The content of a file that was removed on this machine and whose header could not be read, so that it is
     /// damaged or may be. It may be removed, but must not be overwritten.
-    Unreadable(Hash),
+    Unreadable(ContentId),
     /// An object without a hash, which can't be compared.
     Unhashed,
 }
@@ -43,8 +45,8 @@ impl Remote {
     pub(crate) fn expect(&self) -> Expect {
         match self {
             Self::Absent => Expect::Absent,
-            Self::Own(version, _) => Expect::Is(version.hash),
-            Self::Replaced(hash) | Self::Unreadable(hash) => Expect::Is(*hash),
+            Self::Own(version, _) => Expect::Is(version.id),
+            Self::Replaced(id) | Self::Unreadable(id) => Expect::Is(*id),
             Self::Unhashed => Expect::Any,
         }
     }
@@ -52,7 +54,7 @@ impl Remote {
     /// Returns the content from the view of a file that takes the path over.
     pub(crate) fn replaced(&self) -> Self {
         match self {
-            Self::Own(version, _) => Self::Replaced(version.hash),
+            Self::Own(version, _) => Self::Replaced(version.id),
             other => *other,
         }
     }
@@ -274,9 +276,9 @@ impl Commits {
     /// Records that a change of ours will be compared with `version` at the path, so that the commit of this version
     /// needn't be read back. Every other version of ours at the path was overwritten. It must not be taken for a
     /// version that another client removed on purpose, so it is marked as one that replaced something.
-    fn supersede(&mut self, path: &PlainPath, version: Hash) {
+    fn supersede(&mut self, path: &PlainPath, version: ContentId) {
         for (op, commit) in self.at(path).map(|(op, commit)| (op, commit.clone())).collect::<Vec<_>>() {
-            match commit.version.hash == version {
+            match commit.version.id == version {
                 true => self.remove(op),
                 false => self.insert(op, Unconfirmed { replaced: true, ..commit }),
             }
@@ -712,8 +714,8 @@ impl Ledger {
     /// ours may have been seen and changed since.
     fn supersede(&mut self, what: &QueuedOp) {
         let version = |file: &FileNo| match self.files.get(file)?.remote {
-            Remote::Own(version, _) => Some(version.hash),
-            Remote::Replaced(hash) | Remote::Unreadable(hash) => Some(hash),
+            Remote::Own(version, _) => Some(version.id),
+            Remote::Replaced(id) | Remote::Unreadable(id) => Some(id),
             Remote::Absent | Remote::Unhashed => None,
         };
         let compared: Vec<_> = match what {
@@ -767,7 +769,7 @@ impl Ledger {
         draft.committed = draft.committed.max(generation);
         // All content of the frozen version is in slots, so only the identity of the base matters from now on. A copy
         // consists of nothing but its base.
-        if draft.state.base.is_none_or(|(base, _)| base.hash != version.hash) {
+        if draft.state.base.is_none_or(|(base, _)| base.id != version.id) {
             draft.state.base = Some((version, 0));
         }
         let frozen = draft.frozen.take_if(|frozen| frozen.generation == generation);
@@ -950,7 +952,7 @@ pub(crate) fn track(
 pub(crate) fn remote_of(version: Option<Version>, len: Len) -> Remote {
     match (version, len) {
         (Some(version), Len::Known(len)) => Remote::Own(version, len),
-        (Some(version), Len::Unread | Len::Damaged) => Remote::Unreadable(version.hash),
+        (Some(version), Len::Unread | Len::Damaged) => Remote::Unreadable(version.id),
         (None, _) => Remote::Unhashed,
     }
 }

@@ -230,7 +230,7 @@ impl Sync {
                         // content that the move replaced there.
                         (Change::Delete, _) => after_local_move(ledger, *file, *replaced),
                         (_, Some(Remote::Own(old, len))) => {
-                            let version = version.filter(|new| new.hash == old.hash).unwrap_or(old);
+                            let version = version.filter(|new| new.id == old.id).unwrap_or(old);
                             let remote = Entry::Remote { file: *file, remote: Remote::Own(version, len) };
                             renamed(ledger, op, *file, *replaced).into_iter().chain([remote]).collect()
                         }

@@ -1,8 +1,8 @@
 //! Resolves an operation for which the remote has something other than the operation expected.
 //!
 //! An apparent conflict may be caused by our own earlier attempt: its response was lost, or the daemon was killed
-//! before it could record the result. So a version with the hash that we sent counts as ours. In all other cases the
-//! mount's policy decides ([`OnConflict`]):
+//! before it could record the result. So a version with the content id that we sent counts as ours. In all other cases
+//! the mount's policy decides ([`OnConflict`]):
 //!
 //! | operation | found | keep both | overwrite |
 //! |---|---|---|---|
@@ -17,7 +17,7 @@
 //! With the policy `fail`, the operation is parked in each of these cases.
 //!
 //! If a directory can't be renamed as a whole, its files are renamed one by one. A file that can't be moved at all
-//! (its format can't store the new name, or the object has no hash) stays at the old name, which is logged. The
+//! (its format can't store the new name, or the object has no content id) stays at the old name, which is logged. The
 //! operation doesn't stay in the queue for such files.
 
 use crate::fs::errno::Error;
@@ -32,7 +32,7 @@ use crate::fs::sync::Sync;
 use crate::fs::sync::commit::{concerns_one_file, renamed};
 use crate::fs::sync::readback::notes_moved;
 use crate::store::{
-    self, Change, Entry as Listed, Expect, Hash, Kind, MovedFile, Op, Outcome, PlainPath, Stored, Version,
+    self, Change, ContentId, Entry as Listed, Expect, Kind, MovedFile, Op, Outcome, PlainPath, Stored, Version,
 };
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -51,12 +51,12 @@ const HOST_LEN: usize = 32;
 
 impl Sync {
     /// Resolves a conflict of an operation, or leaves the operation for a retry.
-    pub(crate) async fn resolve(self: &Arc<Self>, op: OpNo, what: QueuedOp, request: &Op, found: Option<Hash>) {
+    pub(crate) async fn resolve(self: &Arc<Self>, op: OpNo, what: QueuedOp, request: &Op, found: Option<ContentId>) {
         let policy = self.schedule.overridden(op, what.put_file()).unwrap_or(self.options.on_conflict);
         let outcome = match &what {
             QueuedOp::Put { file, generation, path } => {
                 let Change::Put { stored, .. } = request.change else { return };
-                if found == Some(stored.version.hash) {
+                if found == Some(stored.version.id) {
                     self.put_done(op, &what, *file, *generation, stored);
                     return;
                 }
@@ -80,7 +80,7 @@ impl Sync {
         what: &QueuedOp,
         (file, generation): (FileNo, u64),
         path: &PlainPath,
-        found: Option<Hash>,
+        found: Option<ContentId>,
         policy: OnConflict,
     ) -> Result<(), Error> {
         let now = self.journal.ledger().file(file).and_then(|record| record.path.clone());
@@ -114,7 +114,7 @@ impl Sync {
         what: &QueuedOp,
         file: FileNo,
         path: &PlainPath,
-        found: Option<Hash>,
+        found: Option<ContentId>,
         policy: OnConflict,
     ) -> Result<(), Error> {
         match (policy, found) {
@@ -128,7 +128,7 @@ impl Sync {
     }
 
     /// Schedules the operation again, so that it replaces `theirs`.
-    fn overwrite(&self, op: OpNo, file: FileNo, path: &PlainPath, theirs: Hash) -> Result<(), Error> {
+    fn overwrite(&self, op: OpNo, file: FileNo, path: &PlainPath, theirs: ContentId) -> Result<(), Error> {
         self.note_overwritten(path);
         self.journal.append(Purpose::Relief, vec![Entry::Remote { file, remote: Remote::Replaced(theirs) }])?;
         self.schedule.op_again(op);
@@ -221,7 +221,7 @@ impl Sync {
         Ok(match self.view.stat(path).await? {
             // Keys below this path (that is, a directory) don't prevent a file at it.
             None | Some(Listed { kind: Kind::Directory { .. }, .. }) => Found::Nothing,
-            Some(Listed { kind: Kind::File { version: Some(version), .. }, .. }) => Found::Content(version.hash),
+            Some(Listed { kind: Kind::File { version: Some(version), .. }, .. }) => Found::Content(version.id),
             Some(_) => Found::Other,
         })
     }
@@ -252,12 +252,12 @@ impl Sync {
             self.finish(op, what, local);
             return Ok(());
         };
-        let ours = Found::Content(version.hash);
+        let ours = Found::Content(version.id);
         let target = self.look(to).await?;
         if target == ours {
             // The response was lost after the first half.
             if source == ours {
-                self.ask(Op { path: from.clone(), expect: Expect::Is(version.hash), change: Change::Delete }).await?;
+                self.ask(Op { path: from.clone(), expect: Expect::Is(version.id), change: Change::Delete }).await?;
             }
             self.finish_rename(op, what, file, replaced);
             return Ok(());
@@ -272,7 +272,7 @@ impl Sync {
         }
         let expect = match target {
             Found::Nothing => Expect::Absent,
-            Found::Content(hash) => Expect::Is(hash),
+            Found::Content(id) => Expect::Is(id),
             Found::Other => return Err(Error::Exists),
         };
         if is_taken {
@@ -287,14 +287,14 @@ impl Sync {
         match source {
             // Ours, still at its old name.
             _ if source == ours => {
-                self.ask(Op { path: from.clone(), expect: Expect::Is(version.hash), change: Change::Delete }).await?;
+                self.ask(Op { path: from.clone(), expect: Expect::Is(version.id), change: Change::Delete }).await?;
             }
             Found::Nothing => self.note_conflict(from),
             theirs => self.remove_theirs(from, theirs, policy).await?,
         }
         if dirty {
             // The commit that follows expects the version that was found here.
-            let remote = if let Found::Content(hash) = target { Remote::Replaced(hash) } else { Remote::Absent };
+            let remote = if let Found::Content(id) = target { Remote::Replaced(id) } else { Remote::Absent };
             let emptied = replaced.map(|file| Entry::Remote { file, remote: Remote::Absent });
             self.finish(op, what, [Entry::Remote { file, remote }].into_iter().chain(emptied).collect());
         } else {
@@ -314,9 +314,9 @@ impl Sync {
         match (theirs, policy) {
             (Found::Nothing, _) => Ok(()),
             (_, OnConflict::Fail) => Err(Error::Conflict),
-            (Found::Content(hash), OnConflict::Overwrite) => {
+            (Found::Content(id), OnConflict::Overwrite) => {
                 self.note_overwritten(path);
-                self.ask(Op { path: path.clone(), expect: Expect::Is(hash), change: Change::Delete }).await.map(drop)
+                self.ask(Op { path: path.clone(), expect: Expect::Is(id), change: Change::Delete }).await.map(drop)
             }
             _ => {
                 self.note_conflict(path);
@@ -380,7 +380,7 @@ impl Sync {
     }
 
     /// Returns our files at the remote below a directory, by path. `None` marks a file that can't be moved.
-    async fn files_below(&self, directory: &PlainPath) -> Result<BTreeMap<PlainPath, Option<Hash>>, Error> {
+    async fn files_below(&self, directory: &PlainPath) -> Result<BTreeMap<PlainPath, Option<ContentId>>, Error> {
         let mut files = BTreeMap::new();
         let mut open = vec![directory.clone()];
         while let Some(at) = open.pop() {
@@ -389,7 +389,7 @@ impl Sync {
                 match entry.kind {
                     Kind::Directory { .. } => open.push(path),
                     Kind::File { read_only: true, .. } => {}
-                    Kind::File { version, .. } => drop(files.insert(path, version.map(|version| version.hash))),
+                    Kind::File { version, .. } => drop(files.insert(path, version.map(|version| version.id))),
                 }
             }
         }
@@ -398,18 +398,18 @@ impl Sync {
 
     async fn move_files(
         &self,
-        files: &[(PlainPath, Option<Hash>)],
+        files: &[(PlainPath, Option<ContentId>)],
         from: &PlainPath,
         to: &PlainPath,
         policy: OnConflict,
         stuck: &mut HashSet<PlainPath>,
     ) -> Result<Vec<MovedFile>, Error> {
         let mut ops = Vec::with_capacity(files.len());
-        for (path, hash) in files {
-            match (hash, path.rebase(from, to)) {
-                (Some(hash), Some(target)) => {
+        for (path, id) in files {
+            match (id, path.rebase(from, to)) {
+                (Some(id), Some(target)) => {
                     let change = Change::Rename { to: target, expect_to: Expect::Absent };
-                    ops.push(Op { path: path.clone(), expect: Expect::Is(*hash), change });
+                    ops.push(Op { path: path.clone(), expect: Expect::Is(*id), change });
                 }
                 _ => drop(stuck.insert(path.clone())),
             }
@@ -417,14 +417,14 @@ impl Sync {
         let outcomes = self.view.commit(&ops).await;
         let mut moved = Vec::new();
         for (op, outcome) in ops.into_iter().zip(outcomes) {
-            let (Change::Rename { to, .. }, Expect::Is(hash)) = (&op.change, op.expect) else { continue };
+            let (Change::Rename { to, .. }, Expect::Is(id)) = (&op.change, op.expect) else { continue };
             match outcome {
                 Outcome::Done(version) => {
                     moved.extend(version.map(|version| MovedFile { path: to.clone(), version, mtime: None }));
                 }
                 Outcome::Moved(_) => {}
                 Outcome::Conflict { .. } => {
-                    if !self.clear_for(&op.path, hash, to, policy).await? {
+                    if !self.clear_for(&op.path, id, to, policy).await? {
                         stuck.insert(op.path.clone());
                     }
                 }
@@ -437,12 +437,18 @@ impl Sync {
 
     /// Frees `to` for a file of a directory that is being moved, so that the next round can move it. Returns false if
     /// that isn't possible.
-    async fn clear_for(&self, path: &PlainPath, ours: Hash, to: &PlainPath, policy: OnConflict) -> Result<bool, Error> {
+    async fn clear_for(
+        &self,
+        path: &PlainPath,
+        ours: ContentId,
+        to: &PlainPath,
+        policy: OnConflict,
+    ) -> Result<bool, Error> {
         match self.look(to).await? {
             // The file itself was changed or removed. The next round sees its present state.
             Found::Nothing => {}
             Found::Other => return Ok(false),
-            Found::Content(hash) if hash == ours => {
+            Found::Content(id) if id == ours => {
                 self.ask(Op { path: path.clone(), expect: Expect::Is(ours), change: Change::Delete }).await?;
             }
             Found::Content(theirs) if policy == OnConflict::Overwrite => {
@@ -476,7 +482,7 @@ impl Sync {
     }
 
     /// Renames another client's version to a conflict name.
-    async fn move_aside(&self, path: &PlainPath, theirs: Hash) -> Result<(), Error> {
+    async fn move_aside(&self, path: &PlainPath, theirs: ContentId) -> Result<(), Error> {
         self.note_conflict(path);
         let path_now = self.free_conflict_path(path, &HashSet::new())?;
         let change = Change::Rename { to: path_now.clone(), expect_to: Expect::Absent };
@@ -535,7 +541,7 @@ impl Sync {
 fn matches_expected(found: Found, expected: Remote) -> bool {
     match (found, expected.expect()) {
         (_, Expect::Any) | (Found::Nothing, Expect::Absent) => true,
-        (Found::Content(hash), Expect::Is(expected)) => hash == expected,
+        (Found::Content(id), Expect::Is(expected)) => id == expected,
         _ => false,
     }
 }

@@ -17,7 +17,7 @@ use crate::fs::tree::inode::InodeTable;
 use crate::fs::tree::listing::Directories;
 use crate::fs::tree::twins::Twins;
 use crate::store::staging::Pool;
-use crate::store::{Hash, View};
+use crate::store::{ContentId, View};
 use policy::Policy;
 use readback::ReadBacks;
 use schedule::Schedule;
@@ -112,7 +112,7 @@ impl Sync {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Found {
     Nothing,
-    Content(Hash),
-    /// A directory, or an object that has no hash.
+    Content(ContentId),
+    /// A directory, or an object that has no content id.
     Other,
 }

@@ -28,7 +28,7 @@ use crate::fs::lock::lock;
 use crate::fs::lock::{Mutex, MutexGuard};
 use crate::fs::sync::Found;
 use crate::fs::sync::Sync;
-use crate::store::{Change, Expect, Hash, Len, MovedFile, Op, Outcome, PlainPath, Side, Stored};
+use crate::store::{Change, ContentId, Expect, Len, MovedFile, Op, Outcome, PlainPath, Side, Stored};
 use std::collections::BTreeSet;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
@@ -147,7 +147,7 @@ impl Sync {
         let is_unchanged = |ledger: &Ledger, commit: &Unconfirmed| {
             let waits = ledger.queue().overlapping(&commit.path).any(|(other, _)| other != op);
             let has_draft = |record: &FileRecord| record.path.as_ref() == Some(&commit.path) && record.draft.is_some();
-            let is_noted = ledger.unconfirmed().at(&commit.path).any(|(_, at)| at.version.hash == commit.version.hash);
+            let is_noted = ledger.unconfirmed().at(&commit.path).any(|(_, at)| at.version.id == commit.version.id);
             !waits && !is_noted && !ledger.files_within(&commit.path).any(|(_, record)| has_draft(record))
         };
         let commit = |MovedFile { path, version, mtime }| {
@@ -199,7 +199,7 @@ impl Sync {
             .iter()
             .map(|(_, commit)| Op {
                 path: commit.path.clone(),
-                expect: Expect::Is(commit.version.hash),
+                expect: Expect::Is(commit.version.id),
                 change: Change::Rename { to: commit.path.clone(), expect_to: Expect::Any },
             })
             .collect();
@@ -304,7 +304,7 @@ impl Sync {
     }
 
     /// Handles a path that has another version.
-    async fn overwritten(&self, commit: &Unconfirmed, theirs: Hash) -> Result<(), Error> {
+    async fn overwritten(&self, commit: &Unconfirmed, theirs: ContentId) -> Result<(), Error> {
         let since = ours_since(&self.journal.ledger(), commit, theirs);
         match since {
             // Nothing was there before our commit, and nothing else was seen there since. So another client removed
@@ -355,14 +355,14 @@ struct Since {
 
 /// Returns a value if the version that was found is our own: this mount changed the version that another client had
 /// put in place of `commit`, or created the file again after the other client had removed it.
-fn ours_since(ledger: &Ledger, commit: &Unconfirmed, found: Hash) -> Option<Since> {
-    let noted = ledger.unconfirmed().at(&commit.path).find(|(_, other)| other.version.hash == found);
+fn ours_since(ledger: &Ledger, commit: &Unconfirmed, found: ContentId) -> Option<Since> {
+    let noted = ledger.unconfirmed().at(&commit.path).find(|(_, other)| other.version.id == found);
     if let Some((_, other)) = noted {
         return Some(Since { replaced: other.replaced });
     }
     let is_it = |record: &FileRecord| {
         record.path.as_ref() == Some(&commit.path)
-            && matches!(record.remote, Remote::Own(version, _) if version.hash == found)
+            && matches!(record.remote, Remote::Own(version, _) if version.id == found)
             && record.draft.is_some()
     };
     ledger.files_within(&commit.path).any(|(_, record)| is_it(record)).then_some(Since { replaced: true })
@@ -372,7 +372,7 @@ fn ours_since(ledger: &Ledger, commit: &Unconfirmed, found: Hash) -> Option<Sinc
 /// they were overwritten. The entries mark them as commits that replaced something.
 fn others_were_overwritten(ledger: &Ledger, found: &Unconfirmed) -> Vec<Entry> {
     let noted = ledger.unconfirmed().at(&found.path);
-    let others = noted.filter(|(_, commit)| commit.version.hash != found.version.hash && !commit.replaced);
+    let others = noted.filter(|(_, commit)| commit.version.id != found.version.id && !commit.replaced);
     others
         .map(|(op, commit)| Entry::Unconfirmed { op, commit: Unconfirmed { replaced: true, ..commit.clone() } })
         .collect()
@@ -401,11 +401,11 @@ struct Sorted {
 
 /// Returns true if the version was changed here and the change isn't committed yet.
 fn is_edited(ledger: &Ledger, commit: &Unconfirmed) -> bool {
-    let hash = commit.version.hash;
+    let id = commit.version.id;
     ledger.files_within(&commit.path).any(|(_, record)| {
         record.path.as_ref() == Some(&commit.path)
             && record.draft.as_ref().is_some_and(|draft| draft.is_dirty())
-            && matches!(record.remote, Remote::Own(version, _) if version.hash == hash)
+            && matches!(record.remote, Remote::Own(version, _) if version.id == id)
     })
 }
 

@@ -108,7 +108,7 @@ impl Sync {
         let _pins = self.pool.pin(&frozen.frozen.records);
         let content = Content::Frozen { frozen: frozen.frozen.clone(), slots: self.pool.clone() };
         let stored = session.add(content).await?;
-        tracing::debug!(hash = %stored.version.hash, bytes = frozen.frozen.len, "uploaded");
+        tracing::debug!(hash = %stored.version.id, bytes = frozen.frozen.len, "uploaded");
         Ok(Some((frozen, stored)))
     }
 

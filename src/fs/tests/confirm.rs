@@ -433,7 +433,7 @@ async fn own_change_before_comparison_is_not_conflict() {
         mount
             .vfs
             .sync
-            .all_compared(asked, || Outcome::Conflict { found: before.get("d/a").map(|_| Hash([7; 32])) })
+            .all_compared(asked, || Outcome::Conflict { found: before.get("d/a").map(|_| Hash([7; 32]).into()) })
             .await;
         assert_eq!((mount.vfs.status().conflicts, mount.remote()), (0, before), "{change}");
         let before = mount.remote();

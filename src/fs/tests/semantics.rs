@@ -767,7 +767,7 @@ async fn extended_attributes_show_side_and_hash() {
     mount.view.put_foreign("a", b"a");
     let ino = mount.find("a").await.unwrap();
     assert_eq!(mount.vfs.getxattr(ino, "user.hf.encrypted").unwrap(), b"0");
-    let hash = crate::fs::memory_view::content_hash(b"a").to_string();
+    let hash = crate::fs::memory_view::content_id(b"a").to_string();
     assert_eq!(mount.vfs.getxattr(ino, "user.hf.hash").unwrap(), hash.as_bytes());
     refused!(mount.vfs.getxattr(ino, "user.other"), ENODATA);
     mount.write_at("a", 0, b"b").await.unwrap();

@@ -74,7 +74,8 @@ impl Attributes {
             HASH => {
                 let stored = file.edit.as_ref().is_none_or(|edit| !edit.is_dirty());
                 let version = file.version.filter(|_| stored).ok_or(Error::NoAttribute)?;
-                Ok(version.hash.to_string().into_bytes())
+                let hash = version.id.xet().map_err(|_| Error::NoAttribute)?;
+                Ok(hash.to_string().into_bytes())
             }
             _ => Err(Error::NoAttribute),
         }

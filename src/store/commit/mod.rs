@@ -18,7 +18,7 @@ pub(super) use queue::{Execute, Queue};
 
 use super::memory::{InProgress, Memory, Sharing};
 use super::remote::Remote;
-use super::{Change, Error, Expect, MovedFile, Op, Outcome, PlainPath, Side, Stored, Version};
+use super::{Change, ContentId, Error, Expect, MovedFile, Op, Outcome, PlainPath, Side, Stored, Version};
 use crate::hub::FileEntry;
 use crate::xet::Hash;
 use async_trait::async_trait;
@@ -86,7 +86,7 @@ impl From<Error> for Failure {
 impl From<Failure> for Outcome {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Conflict(found) => Outcome::Conflict { found },
+            Failure::Conflict(found) => Outcome::Conflict { found: found.map(ContentId::Xet) },
             Failure::Error(error) => Outcome::Failed(error),
         }
     }
@@ -283,11 +283,11 @@ impl Committer<'_> {
             }
         }
         let slot = if stored.version.side == self.layout.side(Slot::Primary) { Slot::Primary } else { Slot::Legacy };
-        let hash = stored.version.hash;
-        let (shown, legacy) = (at.shown(), at.legacy.and_then(|held| held.hash));
+        let hash = stored.version.id.xet().map_err(Outcome::Failed)?;
+        let (shown, legacy) = (at.shown(), at.legacy.and_then(|held| held.id()));
         let already = shown.is_some_and(|(at, held)| at == slot && held.hash == Some(hash));
         if !already && !meets(expect, &at) {
-            return Err(Outcome::Conflict { found: at.shown_hash() });
+            return Err(Outcome::Conflict { found: at.shown_id() });
         }
         // A hidden format-1 object isn't what the new version began from, unless an earlier try made it hidden.
         let began_from_legacy = matches!(expect, Expect::Is(base) if legacy == Some(base));
@@ -307,7 +307,7 @@ impl Committer<'_> {
         let Some((slot, held)) = from.shown() else {
             return Err(match (expect, to.shown()) {
                 // An earlier try did it all.
-                (Expect::Is(hash), Some((slot, held))) if moves && held.hash == Some(hash) => {
+                (Expect::Is(id), Some((slot, held))) if moves && held.id() == Some(id) => {
                     Outcome::Done(self.version(slot, held))
                 }
                 (Expect::Is(_), _) => Outcome::Conflict { found: None },
@@ -315,7 +315,7 @@ impl Committer<'_> {
             });
         };
         if !meets(expect, &from) {
-            return Err(Outcome::Conflict { found: from.shown_hash() });
+            return Err(Outcome::Conflict { found: from.shown_id() });
         }
         let version = self.version(slot, held);
         if from.place.primary == to.place.primary {
@@ -327,16 +327,16 @@ impl Committer<'_> {
             }
             return Err(Outcome::Done(version));
         }
-        let already = held.hash.is_some() && to.shown_hash() == held.hash;
+        let already = held.hash.is_some() && to.shown_id() == held.id();
         if !already && !meets(expect_to, &to) {
-            return Err(Outcome::Conflict { found: to.shown_hash() });
+            return Err(Outcome::Conflict { found: to.shown_id() });
         }
         let change = if moves { plan::Change::Move { from, to } } else { plan::Change::Copy { from, to } };
         Ok(Decided { change, version })
     }
 
     fn version(&self, slot: Slot, held: Held) -> Option<Version> {
-        held.hash.map(|hash| Version { hash, stored_len: held.size, side: self.layout.side(slot) })
+        held.id().map(|id| Version { id, stored_len: held.size, side: self.layout.side(slot) })
     }
 
     /// Refuses changes that would overwrite a file that doesn't open.
@@ -534,14 +534,14 @@ fn meets(expect: Expect, spot: &Spot) -> bool {
     match expect {
         Expect::Any => true,
         Expect::Absent => spot.shown().is_none(),
-        Expect::Is(hash) => spot.shown_hash() == Some(hash),
+        Expect::Is(id) => spot.shown_id() == Some(id),
     }
 }
 
 fn decide_delete(expect: Expect, at: Spot) -> Result<Decided, Outcome> {
     // What is gone already is done, also in a repeat; its sidecars may still be there.
     if at.shown().is_some() && !meets(expect, &at) {
-        return Err(Outcome::Conflict { found: at.shown_hash() });
+        return Err(Outcome::Conflict { found: at.shown_id() });
     }
     Ok(Decided { change: plan::Change::Delete { at }, version: None })
 }

@@ -9,6 +9,7 @@
 //! - what would hide a moved object at its new path goes before the old path does.
 
 use crate::hub::replacing_mtime;
+use crate::store::ContentId;
 use crate::xet::Hash;
 use crate::xet::{hash::chunk_hash, merkle::file_hash};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -71,6 +72,13 @@ pub(in crate::store) struct Held {
     pub(in crate::store) mtime: Option<OffsetDateTime>,
 }
 
+impl Held {
+    /// Returns the id of the content.
+    pub(in crate::store) fn id(&self) -> Option<ContentId> {
+        self.hash.map(ContentId::Xet)
+    }
+}
+
 /// A path and what is at its keys.
 #[derive(Clone, Debug)]
 pub(in crate::store) struct Spot {
@@ -88,9 +96,9 @@ impl Spot {
         primary.or(self.legacy.map(|held| (Slot::Legacy, held)))
     }
 
-    /// The hash of what a reader sees.
-    pub(in crate::store) fn shown_hash(&self) -> Option<Hash> {
-        self.shown().and_then(|(_, held)| held.hash)
+    /// Returns the content that a reader sees.
+    pub(in crate::store) fn shown_id(&self) -> Option<ContentId> {
+        self.shown().and_then(|(_, held)| held.id())
     }
 
     /// Whether a name above it, or its own, can't be read for want of its sidecar.

@@ -120,7 +120,7 @@ fn sealed(format: Format, padding: Padding) -> Medium {
 }
 
 fn version(stored_len: u64, format: Format) -> Version {
-    Version { hash: Hash([9; 32]), stored_len, side: Side::Encrypted(format) }
+    Version { id: Hash([9; 32]).into(), stored_len, side: Side::Encrypted(format) }
 }
 
 /// The bytes that a frozen version stands for, read back as any reader would.

@@ -241,7 +241,7 @@ async fn a_format_1_file_moves_to_format_2_with_its_next_version() {
     assert_eq!(names(&*new, "d").await, ["f", "g"]);
     let (base, _) = version(&*new, "d/f").await;
     let stored = store(&*new, stream(b"second")).await;
-    done(&*new, put("d/f", stored, Expect::Is(base.hash))).await;
+    done(&*new, put("d/f", stored, Expect::Is(base.id))).await;
     assert_eq!(read(&*old, "d/f").await, b"second");
     assert_eq!(stack.keys().await.len(), 2);
 }
@@ -254,7 +254,7 @@ async fn what_is_in_format_2_is_never_written_in_format_1_again() {
     let (base, _) = version(&*new, "f").await;
     let content = bytes(5, 200_000);
     let stored = store(&*old, stream(&content)).await;
-    let operation = put("f", stored, Expect::Is(base.hash));
+    let operation = put("f", stored, Expect::Is(base.id));
     let committed = done(&*old, operation.clone()).await.unwrap();
     assert_eq!(committed.side, crate::store::Side::Encrypted(Format::V2));
     assert!(read(&*new, "f").await == content);
@@ -380,7 +380,7 @@ async fn file_and_folder_of_one_name_are_both_reachable_on_either_side() {
         assert!(matches!(view.stat(&path("n.txt")).await.unwrap().unwrap().kind, Kind::Directory { .. }));
         let twins = view.twins(&["n.txt", "n.txt/i"].map(path), &["m", "q"].map(path)).await.unwrap();
         assert_eq!(twins, ["m", "n.txt"].map(path));
-        let expect = async |at: &str| Expect::Is(version(&*view, at).await.0.hash);
+        let expect = async |at: &str| Expect::Is(version(&*view, at).await.0.id);
         done(&*view, Op { expect: expect(n).await, ..rename(n, "moved") }).await;
         done(&*view, Op { expect: expect(m).await, ..delete(m) }).await;
         let stored = store(&*view, stream(b"edited")).await;
@@ -481,7 +481,7 @@ async fn altered_records_are_errors_and_verify_names_them() {
         container[HEADER_LEN + record * RECORD_LEN + 1000] ^= 1;
     }
     let hash = stack.raw(&key, &container).await;
-    let object = view.open(&Version { hash, ..stored }).await.unwrap();
+    let object = view.open(&Version { id: hash.into(), ..stored }).await.unwrap();
     assert!(object.read(0, 2 * 65_536).await.unwrap() == content[..2 * 65_536]);
     assert!(object.read(3 * 65_536, content.len()).await.unwrap() == content[3 * 65_536..]);
     let error = object.read(2 * 65_536 - 1, 2).await.err().unwrap();
@@ -568,7 +568,7 @@ async fn a_stream_of_unknown_length_becomes_an_object_in_one_pass() {
             let unmeasured = Content::Stream { reader: Box::new(reader), len: None };
             let (stored, ()) = tokio::join!(store(&*view, unmeasured), feeding);
             assert_eq!(stored.plain_len, len as u64);
-            let at = format!("piped {}", stored.version.hash);
+            let at = format!("piped {}", stored.version.id);
             done(&*view, put(&at, stored, Expect::Absent)).await;
             assert!(read(&*view, &at).await == content, "{len} bytes");
             assert_eq!(version(&*view, &at).await.1, Len::Known(len as u64));
@@ -705,7 +705,7 @@ async fn drafts_freeze_upload_and_go_on() {
         assert_eq!(stored.plain_len, 1_900_000);
         let again = store(&*view, Content::Frozen { frozen, slots: pool }).await;
         assert_eq!(stored, again, "a retry sends the same bytes");
-        done(&*view, put(at, stored, Expect::Is(base.hash))).await;
+        done(&*view, put(at, stored, Expect::Is(base.id))).await;
         assert!(read(&*view, at).await == content, "{at}");
     }
 }
@@ -868,7 +868,7 @@ async fn an_edit_of_a_large_file_sends_what_changed() {
     let (frozen, _) = draft.freeze().await.unwrap();
     let before = stored_bytes();
     let stored = store(&*view, Content::Frozen { frozen: Arc::new(frozen), slots: pool }).await;
-    done(&*view, put("f", stored, Expect::Is(base.hash))).await;
+    done(&*view, put("f", stored, Expect::Is(base.id))).await;
     let sent = stored_bytes() - before;
     // What is packed before the CAS has answered that it has the rest is sent again: a xorb of a third of the session's memory.
     assert!(sent < 20 << 20, "{sent} bytes of {len} were stored for six");

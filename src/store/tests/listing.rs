@@ -45,7 +45,7 @@ async fn aliases_of_one_batch_cost_one_listing_of_their_directory() {
         for count in [1, 20] {
             let alias = |number| path(&format!("d/{number} (conflict with folder)"));
             let delete =
-                |number| Op { path: alias(number), expect: Expect::Is(hash_of("old")), change: Change::Delete };
+                |number| Op { path: alias(number), expect: Expect::Is(hash_of("old").into()), change: Change::Delete };
             let operations: Vec<_> = (0..count).map(delete).collect();
             keyed.hub.take_listings();
             assert_eq!(view.commit(&operations).await.len(), count);
@@ -95,7 +95,7 @@ async fn the_merged_view_shows_and_hides_what_the_vectors_say() {
                 assert_eq!(entry["plain"], *read_only, "{}", entry["path"]);
             }
             Kind::File { version: Some(version), read_only, .. } => {
-                assert_eq!(version.hash, hash_of(entry["object_key"].as_str().unwrap()));
+                assert_eq!(version.id.xet().unwrap(), hash_of(entry["object_key"].as_str().unwrap()));
                 let side = match &entry["format"] {
                     format if format == 1 => Side::Encrypted(V1),
                     format if format == 2 => Side::Encrypted(V2),
@@ -129,10 +129,10 @@ async fn stat_agrees_with_the_listing() {
     keyed.learn_all_headers();
     let view = merged(&keyed);
     for (at, entry) in walk(&*view).await.0 {
-        if let Kind::File { version: Some(Version { hash, side: Side::Encrypted(format), .. }), .. } = entry.kind
+        if let Kind::File { version: Some(Version { id, side: Side::Encrypted(format), .. }), .. } = entry.kind
             && at.contains("(conflict with folder)")
         {
-            keyed.remember(hash, keyed.head(format).into());
+            keyed.remember(id.xet().unwrap(), keyed.head(format).into());
         }
         let found = view.stat(&path(&at)).await.unwrap().unwrap_or_else(|| panic!("{at} is not found"));
         match (&entry.kind, &found.kind) {
@@ -240,7 +240,7 @@ async fn the_plaintext_side_is_read_only() {
     let view = merged(&keyed);
     let refused = [
         put("p.txt", "new", Expect::Any),
-        put("p.txt", "new", Expect::Is(hash_of("p"))),
+        put("p.txt", "new", Expect::Is(hash_of("p").into())),
         put("dir/q.txt", "new", Expect::Absent),
         crate::store::testing::rename("p.txt", "elsewhere", Expect::Any, Expect::Any),
         crate::store::testing::rename("own", "p.txt", Expect::Any, Expect::Any),

@@ -6,7 +6,7 @@ use crate::fs::ids::{FileNo, OpNo};
 use crate::fs::journal::ledger::Unconfirmed;
 use crate::fs::journal::ledger::{QueuedOp, Remote};
 use crate::fs::memory_view::sealer;
-use crate::store::{Binding, Delta, DraftState, PlainPath, RecordRef, SlotIo};
+use crate::store::{Binding, ContentId, Delta, DraftState, PlainPath, RecordRef, SlotIo};
 use time::OffsetDateTime;
 
 const SLOT: usize = 4096;
@@ -175,6 +175,46 @@ async fn journal_of_other_remote_or_with_damaged_header_is_refused_and_kept() {
         rewrite(dir.path(), broken);
         assert!(matches!(open(dir.path()), Err(Error::Journal { .. })));
         assert_eq!(std::fs::read(dir.path().join("journal")).unwrap(), broken);
+    }
+}
+
+/// Returns the start of a journal of the earlier layout: the header, made by hand, and the head of a first record.
+fn earlier_journal() -> Vec<u8> {
+    let mut bytes = b"HFCJRNL1".to_vec();
+    bytes.extend((SLOT as u32).to_le_bytes());
+    bytes.extend([0; 4]);
+    bytes.extend([9; 32]);
+    bytes.extend([3; 32]);
+    bytes.extend(1u64.to_le_bytes());
+    bytes.extend([0; 36]);
+    bytes.extend(checksum(&bytes).to_le_bytes());
+    assert_eq!(bytes.len(), 128);
+    bytes.extend([9; 28]);
+    bytes
+}
+
+#[test]
+fn journal_of_earlier_layout_is_refused_and_kept() {
+    let whole = earlier_journal();
+    let mut damaged = whole.clone();
+    damaged[20] ^= 1;
+    for bytes in [&whole[..], &whole[..8], &whole[..100], &damaged] {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = [7; SLOT];
+        rewrite(dir.path(), bytes);
+        std::fs::write(dir.path().join("pool"), pool).unwrap();
+        match open(dir.path()).err() {
+            Some(error @ Error::EarlierJournal(_)) => {
+                let named = dir.path().join("journal").display().to_string();
+                assert_eq!(error.errno(), libc::EIO);
+                let why = "it was written by an earlier version of this program; the file is kept as it is";
+                assert_eq!(error.to_string(), format!("journal {named}: {why}"));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(std::fs::read(dir.path().join("journal")).unwrap(), bytes);
+        assert_eq!(std::fs::read(dir.path().join("pool")).unwrap(), pool);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "nothing was added");
     }
 }
 
@@ -458,7 +498,7 @@ async fn documented_layout_matches_file() {
         end += number(&row[1]);
     }
     assert_eq!(end, HEADER_LEN);
-    assert_eq!(&bytes[field(&header, "`HFCJRNL1`")], MAGIC);
+    assert_eq!(&bytes[field(&header, &format!("`{}`", MAGIC.escape_ascii()))], MAGIC);
     assert_eq!(bytes[field(&header, "slot length")], (SLOT as u32).to_le_bytes());
     assert_eq!(bytes[field(&header, "identity")], [3; 32]);
     let crc = field(&header, "CRC-32C");
@@ -489,8 +529,11 @@ fn each_entry_is_documented_under_its_tag() {
     let rows = documented("Entries");
     let documented: Vec<_> = rows.iter().filter_map(|row| Some((row[0].parse::<u8>().ok()?, row[1].clone()))).collect();
     let (file, op, mtime, path) = (FileNo(1), OpNo(1), OffsetDateTime::UNIX_EPOCH, path("a"));
-    let version =
-        crate::store::Version { hash: crate::store::Hash([1; 32]), stored_len: 1, side: crate::store::Side::Plain };
+    let version = crate::store::Version {
+        id: crate::store::Hash([1; 32]).into(),
+        stored_len: 1,
+        side: crate::store::Side::Plain,
+    };
     let stored = crate::store::Stored { version, plain_len: 1 };
     let frozen = Arc::new(crate::store::Frozen { header: None, len: 0, records: Vec::new() });
     let entries = [
@@ -520,6 +563,22 @@ fn each_entry_is_documented_under_its_tag() {
     let there: Vec<_> =
         entries.iter().map(|entry| (codec::encode(std::slice::from_ref(entry))[0], name(entry))).collect();
     assert_eq!(documented, there);
+}
+
+#[test]
+fn every_kind_of_content_id_is_documented_under_its_byte() {
+    let rows = documented("Content ids");
+    let number = |cell: &str| cell.parse::<usize>().ok();
+    let documented: Vec<_> = rows.iter().filter_map(|row| Some((number(&row[0])?, number(&row[2])?))).collect();
+    let ids = [ContentId::Xet(crate::store::Hash([0xab; 32])), ContentId::Blob([0xab; 20])];
+    let encoded = ids.map(|id| {
+        let remote = |remote| codec::encode(&[Entry::Remote { file: FileNo(1), remote }]);
+        // Tag, file and the kind of remote stand before the id.
+        let bytes = remote(Remote::Replaced(id))[10..].to_vec();
+        assert!(bytes[1..].iter().all(|byte| *byte == 0xab));
+        (usize::from(bytes[0]), bytes.len() - 1)
+    });
+    assert_eq!(documented, encoded);
 }
 
 #[test]

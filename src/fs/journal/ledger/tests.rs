@@ -3,7 +3,7 @@
 use super::*;
 use crate::fs::journal::queue::OpKind;
 use crate::fs::tree::queued::LocalChild;
-use crate::store::{Binding, RecordRef, Side};
+use crate::store::{Binding, Hash, RecordRef, Side};
 use proptest::prelude::*;
 use std::time::{Duration, Instant};
 
@@ -117,7 +117,7 @@ fn entries_that_arrive_during_listing_are_reported_by_name() {
 
 #[test]
 fn directory_with_queued_rename_outlives_commit_of_its_files() {
-    let version = Version { hash: Hash([4; 32]), stored_len: 5, side: Side::Plain };
+    let version = Version { id: Hash([4; 32]).into(), stored_len: 5, side: Side::Plain };
     let mut ledger = Ledger::default();
     let put = QueuedOp::Put { file: FileNo(1), generation: 1, path: path("old/x") };
     let begin = Entry::Begin {
@@ -147,8 +147,8 @@ fn local_files_and_directories_show_with_their_ancestors() {
 
 #[test]
 fn later_operation_replaces_unconfirmed_commit() {
-    let version = Version { hash: Hash([4; 32]), stored_len: 5, side: Side::Plain };
-    let other = Version { hash: Hash([5; 32]), ..version };
+    let version = Version { id: Hash([4; 32]).into(), stored_len: 5, side: Side::Plain };
+    let other = Version { id: Hash([5; 32]).into(), ..version };
     let commit = |op, at, version| Entry::Unconfirmed {
         op: OpNo(op),
         commit: Unconfirmed { path: path(at), version, len: None, mtime: OffsetDateTime::UNIX_EPOCH, replaced: false },
@@ -176,7 +176,7 @@ fn any_path() -> impl Strategy<Value = PlainPath> {
 fn any_entry() -> impl Strategy<Value = Entry> {
     let file = || (1..4u64).prop_map(FileNo);
     let op = || (1..6u64).prop_map(OpNo);
-    let version = Version { hash: Hash([4; 32]), stored_len: 5, side: Side::Plain };
+    let version = Version { id: Hash([4; 32]).into(), stored_len: 5, side: Side::Plain };
     let mtime = OffsetDateTime::UNIX_EPOCH;
     let slots = || proptest::collection::vec((0..12u64).prop_map(SlotId), 0..4);
     let what = prop_oneof![

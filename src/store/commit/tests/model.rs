@@ -131,7 +131,7 @@ fn moved(path: &str, from: &str, to: &str) -> Option<String> {
 /// An operation that makes sense now, and what each path may show while it runs and must show when it is done.
 fn operation(world: &mut World, step: &Step) -> Option<(Op, Shown)> {
     let (paths, mut after) = (paths(), world.now());
-    let expect = |shown: Option<Hash>| shown.map_or(Expect::Absent, Expect::Is);
+    let expect = |shown: Option<Hash>| shown.map_or(Expect::Absent, |hash| Expect::Is(hash.into()));
     match step {
         Step::Put { at, old_format } => {
             let (at, content) = (&paths[*at], world.content());

@@ -4,7 +4,7 @@ use crate::crypto::Format::{V1, V2};
 use crate::hub::BatchOp;
 use crate::store::draft::NEW_ID_LIMIT;
 use crate::store::testing::{Fault, Keyed, hash_of, long_name, path, put, rename};
-use crate::store::{Change, Error, Expect, Op, Outcome, View};
+use crate::store::{Change, ContentId, Error, Expect, Op, Outcome, View};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -22,7 +22,7 @@ fn refuse(keys: &[String]) -> Option<Fault> {
 }
 
 fn is(content: &str) -> Expect {
-    Expect::Is(hash_of(content))
+    Expect::Is(hash_of(content).into())
 }
 
 fn done(outcome: Outcome) {
@@ -31,7 +31,7 @@ fn done(outcome: Outcome) {
 
 fn conflict(outcome: Outcome, found: Option<&str>) {
     match outcome {
-        Outcome::Conflict { found: there } => assert_eq!(there, found.map(hash_of)),
+        Outcome::Conflict { found: there } => assert_eq!(there, found.map(|content| hash_of(content).into())),
         other => panic!("{other:?}"),
     }
 }
@@ -346,11 +346,11 @@ async fn reading_a_file_back_brings_a_missing_sidecar_back() {
     let view = Keyed::new().await;
     let long = format!("{}/x", long_name(200, 5));
     view.object(&long, V2, "x");
-    done(view.commit(rename(&long, &long, Expect::Is(hash_of("x")), Expect::Any)).await);
+    done(view.commit(rename(&long, &long, Expect::Is(hash_of("x").into()), Expect::Any)).await);
     assert!(view.hub.contents().contains_key(&view.place(&long).sidecars[0].key));
     assert_eq!((view.hub.contents().len(), view.shown(&long)), (2, Some(hash_of("x"))));
     view.hub.take_batches();
-    done(view.commit(rename(&long, &long, Expect::Is(hash_of("x")), Expect::Any)).await);
+    done(view.commit(rename(&long, &long, Expect::Is(hash_of("x").into()), Expect::Any)).await);
     assert!(view.hub.take_batches().is_empty(), "nothing is missing");
 }
 
@@ -382,9 +382,9 @@ async fn a_directory_moves_in_both_formats_and_goes_on_after_a_cut() {
     // And once more, as after a crash between the end and the journal's entry.
     for _ in 0..2 {
         let Outcome::Moved(moved) = view.commit(view.move_directory("d", "n")).await else { panic!("not moved") };
-        let moved: BTreeSet<_> = moved.into_iter().map(|file| (file.path, file.version.hash)).collect();
+        let moved: BTreeSet<_> = moved.into_iter().map(|file| (file.path, file.version.id)).collect();
         let shown = [("n/a", "d/a V2"), ("n/b", "d/b V1"), ("n/e/f", "d/e/f V2")];
-        assert_eq!(moved, shown.map(|(at, content)| (path(at), hash_of(content))).into());
+        assert_eq!(moved, shown.map(|(at, content)| (path(at), ContentId::Xet(hash_of(content)))).into());
     }
     let expected: BTreeSet<_> = [
         ("n/a", V2, "d/a V2"),

@@ -100,7 +100,7 @@ async fn damage_comes_in_its_place_and_ends_the_stream() {
         let mut container = read(&*stack.plain().await, &key).await;
         container[HEADER_LEN + 5 * RECORD_LEN + 1000] ^= 1;
         let hash = stack.raw(&key, &container).await;
-        let object = view.open(&Version { hash, ..stored }).await.unwrap();
+        let object = view.open(&Version { id: hash.into(), ..stored }).await.unwrap();
         for from in [0, 1, 3 * 65_536 - 1, 5 * 65_536, 5 * 65_536 + 9] {
             let mut stream = object.clone().stream(from as u64..u64::MAX);
             let mut delivered = Vec::new();
