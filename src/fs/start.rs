@@ -210,8 +210,7 @@ impl Vfs {
         let ticket = self.journal.last();
         let restored = self.view.draft(draft.state, self.pool.clone())?;
         let space = self.options.max_pending.map(|_| self.quota.promises.add(restored.slots_needed()));
-        let edit = Arc::new(Edit::new(file, restored, draft.mtime, draft.generation, draft.committed, ticket));
-        edit.keep_room(space);
-        Ok(edit)
+        let edit = Edit::new(file, restored, draft.mtime, draft.generation, draft.committed, ticket);
+        Ok(Arc::new(edit.with_room(space)))
     }
 }

@@ -89,16 +89,14 @@ impl Contents {
         if self.policy.keeps(&path) {
             return Err(Error::NotSupported);
         }
-        let mut guard = edit.writer().await;
-        let draft = guard.as_mut().filter(|draft| draft.is_empty()).ok_or(Error::NotSupported)?;
+        let guard = edit.write_guard(&self.journal, &self.pool).await;
+        let mut guard = guard.filter(|draft| draft.is_empty()).ok_or(Error::NotSupported)?;
         // A commit that is in flight would be taken for the commit of the copy.
         if self.schedule.is_in_progress(edit.file) || !self.is_advanced() {
             return Err(Error::NotSupported);
         }
-        edit.settle_locked(draft, &self.journal, &self.pool).await?;
         let copy = self.view.draft(state_of(&stored), self.pool.clone())?;
-        edit.become_copy(&copy, stored, frozen_of(&stored), &self.journal)?;
-        *draft = copy;
+        guard.become_copy(copy, stored, frozen_of(&stored)).await?;
         drop(guard);
         self.changed(to.ino, &edit);
         Ok(copied)

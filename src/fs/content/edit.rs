@@ -1,8 +1,8 @@
 //! A file's local content: a draft, its locks, and the part of it that the journal has.
 //!
 //! The locks have this order: the draft (async; held over reads of the base, which are bounded), the tree, `meta`,
-//! the journal. A task that holds the draft for writing appends to the journal before it releases the draft. So
-//! deltas are journaled in the order in which they were made.
+//! the journal.
+//! Only [`EditGuard`] changes a draft: it holds the draft's lock together with the journal and the pool.
 
 use crate::fs::content::quota::Room;
 use crate::fs::errno::Error;
@@ -178,12 +178,6 @@ impl Edit {
         meta.next_write.unwrap_or(meta.len)
     }
 
-    /// Sets the offset of the next write in order. The draft must be held for writing.
-    pub(crate) fn set_next_write(&self, offset: u64) {
-        let mut meta = lock(&self.meta);
-        meta.next_write = Some(offset).filter(|offset| *offset < meta.len);
-    }
-
     /// Returns true if the remote doesn't have the newest generation.
     pub(crate) fn is_dirty(&self) -> bool {
         let meta = lock(&self.meta);
@@ -256,25 +250,21 @@ impl Edit {
         self.draft.read().await
     }
 
-    /// Locks the draft for writing.
-    pub(crate) async fn writer(&self) -> RwLockWriteGuard<'_, Option<Draft>> {
+    /// Locks the draft for a change. `None`: the edit has ended, and the content is the inode's version.
+    pub(crate) async fn write_guard<'a>(&'a self, journal: &'a Journal, pool: &'a Pool) -> Option<EditGuard<'a>> {
         before_wait("a file's draft");
-        let mut draft = self.draft.write().await;
-        self.rebase(draft.as_mut());
-        draft
+        EditGuard::new(self, self.draft.write().await, journal, pool)
     }
 
-    /// Locks the draft for writing, unless another task holds it now.
-    pub(crate) fn try_writer(&self) -> Option<RwLockWriteGuard<'_, Option<Draft>>> {
-        let mut draft = self.draft.try_write().ok()?;
-        self.rebase(draft.as_mut());
-        Some(draft)
+    /// Locks the draft for a change, unless something reads or changes it now.
+    pub(crate) fn try_write_guard<'a>(&'a self, journal: &'a Journal, pool: &'a Pool) -> Option<EditGuard<'a>> {
+        EditGuard::new(self, self.draft.try_write().ok()?, journal, pool)
     }
 
     /// Sets the remote's present version in the draft, if the draft doesn't have it yet.
-    fn rebase(&self, draft: Option<&mut Draft>) {
+    fn rebase(&self, draft: &mut Draft) {
         let version = lock(&self.meta).rebase.take();
-        if let (Some(draft), Some(version)) = (draft, version)
+        if let Some(version) = version
             // A copy is committed as the version that it is based on, and most of it may be nowhere else.
             && draft.state().base.is_none_or(|(base, _)| base.id != version.id)
         {
@@ -282,38 +272,10 @@ impl Edit {
         }
     }
 
-    /// Records a change of `draft`, which is held for writing.
-    pub(crate) fn change(&self, draft: &Draft) {
-        self.change_at(draft, stored_now());
-    }
-
-    fn change_at(&self, draft: &Draft, mtime: OffsetDateTime) {
-        let mut meta = lock(&self.meta);
-        let now = Instant::now();
-        meta.len = draft.len();
-        meta.mtime = mtime;
-        if meta.generation == meta.committed {
-            meta.first_change = now;
-        }
-        meta.last_change = now;
-        meta.generation += 1;
-        meta.recount();
-    }
-
-    /// Stores the slots that were promised to a change of this file.
-    pub(crate) fn keep_room(&self, room: Option<Room>) {
-        if room.is_some() {
-            lock(&self.meta).room = room;
-        }
-    }
-
-    /// Limits the promise to the slots that the upload of `draft` still needs.
-    pub(crate) fn resize_room(&self, draft: &Draft) {
-        let mut meta = lock(&self.meta);
-        let slots = if meta.generation > meta.committed { draft.slots_needed() } else { 0 };
-        if let Some(room) = &mut meta.room {
-            room.resize(slots);
-        }
+    /// Takes over the slots that were promised to its content, before anything else sees it.
+    pub(crate) fn with_room(self, room: Option<Room>) -> Self {
+        lock(&self.meta).room = room;
+        self
     }
 
     /// Invalidates a frozen version: it counts as an older generation, although its content is the present one.
@@ -354,148 +316,12 @@ impl Edit {
         Ok(done)
     }
 
-    /// Records every change in the journal. The caller waits until the ticket is written.
+    /// Writes every change to the journal. The caller waits until the journal file holds the ticket's entry.
     pub(crate) async fn settle(&self, journal: &Journal, pool: &Pool) -> Result<Ticket, Error> {
-        let mut guard = self.writer().await;
-        match guard.as_mut() {
-            Some(draft) => self.settle_locked(draft, journal, pool).await,
+        match self.write_guard(journal, pool).await {
+            Some(mut guard) => guard.settle().await,
             None => Ok(lock(&self.meta).ticket),
         }
-    }
-
-    /// Records every change in the journal, as [`Edit::settle`] does. `draft` is this edit's, held for writing.
-    pub(crate) async fn settle_locked(
-        &self,
-        draft: &mut Draft,
-        journal: &Journal,
-        pool: &Pool,
-    ) -> Result<Ticket, Error> {
-        let delta = draft.settle().await?;
-        self.resize_room(draft);
-        let ticket = self.journal(Purpose::Work, delta, journal, pool, Vec::new())?;
-        lock(&self.meta).stuck = false;
-        Ok(ticket)
-    }
-
-    /// Writes to `draft`, which is held for writing. After a failed write, nothing more is accepted into memory until
-    /// the data in memory could be persisted. So a program that ignores errors can't fill the memory.
-    pub(crate) async fn write(
-        &self,
-        draft: &mut Draft,
-        offset: u64,
-        data: &[u8],
-        journal: &Journal,
-        pool: &Pool,
-    ) -> Result<(), Error> {
-        if lock(&self.meta).stuck {
-            self.settle_locked(draft, journal, pool).await?;
-        }
-        let outcome = draft.write_at(offset, data).await;
-        lock(&self.meta).stuck = outcome.is_err();
-        // A failed write counts as a change, too, because part of it may be there.
-        self.change(draft);
-        Ok(outcome?)
-    }
-
-    /// Appends `delta`, the deltas that were refused earlier, and `more`. A delta that the journal refuses now is
-    /// appended with the next one.
-    fn journal(
-        &self,
-        purpose: Purpose,
-        delta: Option<Delta>,
-        journal: &Journal,
-        pool: &Pool,
-        more: Vec<Entry>,
-    ) -> Result<Ticket, Error> {
-        let mut meta = lock(&self.meta);
-        meta.backlog.extend(delta);
-        if meta.backlog.is_empty() && meta.settled == meta.generation && more.is_empty() {
-            return Ok(meta.ticket);
-        }
-        let (file, generation, mtime) = (self.file, meta.generation, meta.mtime);
-        let extend = |delta: Option<&Delta>| {
-            let checksums = delta.map_or_else(Vec::new, |delta| {
-                delta.placed.iter().map(|(_, record)| pool.checksum(record.slot)).collect()
-            });
-            Entry::Extend { file, generation, mtime, delta: delta.cloned(), checksums }
-        };
-        let mut entries: Vec<Entry> = meta.backlog.iter().map(|delta| extend(Some(delta))).collect();
-        if entries.is_empty() && meta.settled != meta.generation {
-            entries.push(extend(None));
-        }
-        entries.extend(more);
-        meta.ticket = journal.append(purpose, entries)?;
-        meta.backlog.clear();
-        meta.settled = generation;
-        Ok(meta.ticket)
-    }
-
-    /// Journals that the content is `copy` from now on, a version that the remote has. The draft must be held for
-    /// writing and be fully in the journal. The caller replaces it with `copy` right after.
-    pub(crate) fn become_copy(
-        &self,
-        copy: &Draft,
-        stored: Stored,
-        frozen: Arc<Frozen>,
-        journal: &Journal,
-    ) -> Result<(), Error> {
-        let (file, mtime) = (self.file, stored_now());
-        {
-            let mut meta = lock(&self.meta);
-            let generation = meta.generation + 1;
-            let entries = vec![
-                Entry::Begin { file, state: copy.state().clone(), generation, mtime },
-                Entry::Freeze { file, generation, mtime, frozen },
-                Entry::Uploaded { file, generation, stored },
-            ];
-            meta.ticket = journal.append(Purpose::Work, entries)?;
-            meta.settled = generation;
-        }
-        self.change_at(copy, mtime);
-        Ok(())
-    }
-
-    /// Evicts the plaintext in memory, if the journal has all of the draft. `again` creates the same draft from its
-    /// state. Otherwise each of thousands of files that wait for their flush would keep a record in memory.
-    pub(crate) async fn cool(&self, again: impl FnOnce(DraftState) -> Result<Draft, Error>) -> Result<(), Error> {
-        let mut guard = self.writer().await;
-        if let Some(draft) = guard.as_mut().filter(|_| !self.is_unsettled()) {
-            *draft = again(draft.state().clone())?;
-        }
-        Ok(())
-    }
-
-    /// Frees all slots, if the remote has their content. After that, it is an edit of the remote's version without
-    /// changes. Returns the number of slots. Frees none while another task reads or changes the draft, because a read
-    /// may wait for the network.
-    pub(crate) async fn evict(
-        &self,
-        journal: &Journal,
-        pool: &Pool,
-        again: impl FnOnce(DraftState) -> Result<Draft, Error>,
-    ) -> Result<u64, Error> {
-        let Some(mut guard) = self.try_writer() else { return Ok(0) };
-        let Some(draft) = guard.as_mut().filter(|_| self.is_evictable()) else { return Ok(0) };
-        // A fetch may have brought data into memory that no entry has yet.
-        self.settle_locked(draft, journal, pool).await?;
-        let slots = draft.state().records.len() as u64;
-        let Some((version, _)) = draft.state().base.filter(|_| slots > 0) else { return Ok(0) };
-        let (file, len) = (self.file, draft.len());
-        let state = DraftState { len, base: Some((version, len)), ..DraftState::default() };
-        let fresh = again(state.clone())?;
-        let mut meta = lock(&self.meta);
-        let (generation, mtime) = (meta.generation, meta.mtime);
-        // The entry of a commit says that no byte of the base is needed. Here all of them are needed.
-        let base = Delta { len, base_len: len, ..Delta::default() };
-        let entries = vec![
-            Entry::Begin { file, state, generation, mtime },
-            Entry::Committed { file, generation, version },
-            Entry::Extend { file, generation, mtime, delta: Some(base), checksums: Vec::new() },
-        ];
-        meta.ticket = journal.append(Purpose::Relief, entries)?;
-        meta.owed = len;
-        *draft = fresh;
-        Ok(slots)
     }
 
     /// Fetches the parts of the base that a freeze needs, piece by piece. Between the pieces, the draft may be read
@@ -503,39 +329,16 @@ impl Edit {
     pub(crate) async fn fetch_base(&self, journal: &Journal, pool: &Pool, fetched: impl Fn()) -> Result<(), Error> {
         let mut from = 0;
         loop {
-            let Some(gap) = (match self.writer().await.as_mut() {
-                Some(draft) => draft.gap(from).await?,
-                None => None,
-            }) else {
-                return Ok(());
-            };
+            let Some(mut guard) = self.write_guard(journal, pool).await else { return Ok(()) };
+            let Some(gap) = guard.draft_mut().gap(from).await? else { return Ok(()) };
+            drop(guard);
             from = gap.end();
             let filling = gap.fetch().await?;
-            let mut guard = self.writer().await;
-            let Some(draft) = guard.as_mut() else { return Ok(()) };
-            draft.fill(filling);
-            self.settle_locked(draft, journal, pool).await?;
+            let Some(mut guard) = self.write_guard(journal, pool).await else { return Ok(()) };
+            guard.draft_mut().fill(filling);
+            guard.settle().await?;
             fetched();
         }
-    }
-
-    /// Freezes the current generation. The journal has it when the ticket is written. Returns `None` if the edit has
-    /// ended.
-    pub(crate) async fn freeze(&self, journal: &Journal, pool: &Pool) -> Result<Option<(u64, Arc<Frozen>)>, Error> {
-        let mut guard = self.writer().await;
-        let Some(draft) = guard.as_mut() else { return Ok(None) };
-        let (frozen, delta) = draft.freeze().await?;
-        self.resize_room(draft);
-        let frozen = Arc::new(frozen);
-        let (generation, mtime) = {
-            let meta = lock(&self.meta);
-            (meta.generation, meta.mtime)
-        };
-        lock(&self.meta).owed = 0;
-        let entry = Entry::Freeze { file: self.file, generation, mtime, frozen: frozen.clone() };
-        // On a full disk, this entry must be accepted: the commit that follows frees slots.
-        self.journal(Purpose::Relief, delta, journal, pool, vec![entry])?;
-        Ok(Some((generation, frozen)))
     }
 
     /// Records that the remote has `generation` now, as `version`. `writing` is true if the file is open for writing.
@@ -547,39 +350,237 @@ impl Edit {
         meta.first_change = Instant::now();
         meta.recount();
     }
+}
 
-    /// Ends the edit if `give_up` agrees, while no other task can use the draft. The edit's entries in the journal
-    /// are dropped. `give_up` decides under the tree's lock. It calls the function that it gets, which journals the
-    /// end, before it releases the tree. So no other task can start a new edit in between.
-    pub(crate) async fn end(
-        &self,
-        journal: &Journal,
-        pool: &Pool,
-        give_up: impl FnOnce(&mut dyn FnMut() -> Result<(), Error>) -> Result<bool, Error>,
-    ) -> Result<bool, Error> {
-        self.end_with(journal, pool, |end| give_up(&mut || end(Vec::new()))).await
+/// The locked draft of an edit, with the journal and the pool that a change of it needs. Everything that changes the
+/// draft is a method of this guard, so no change is possible without the lock. Deltas are appended to the journal
+/// before the lock is released, and are therefore journaled in the order in which they were made.
+pub(crate) struct EditGuard<'a> {
+    edit: &'a Edit,
+    /// `Some` as long as this guard exists. Only [`EditGuard::end_with`], which consumes the guard, removes the draft.
+    draft: RwLockWriteGuard<'a, Option<Draft>>,
+    journal: &'a Journal,
+    pool: &'a Pool,
+}
+
+impl std::ops::Deref for EditGuard<'_> {
+    type Target = Draft;
+
+    fn deref(&self) -> &Draft {
+        self.draft.as_ref().expect("a guard is made for a draft, and `end_with` consumes it")
+    }
+}
+
+impl<'a> EditGuard<'a> {
+    fn new(
+        edit: &'a Edit,
+        mut draft: RwLockWriteGuard<'a, Option<Draft>>,
+        journal: &'a Journal,
+        pool: &'a Pool,
+    ) -> Option<Self> {
+        edit.rebase(draft.as_mut()?);
+        Some(Self { edit, draft, journal, pool })
     }
 
-    /// Ends the edit as [`Edit::end`] does, with entries that come right before the end.
-    pub(crate) async fn end_with(
-        &self,
-        journal: &Journal,
-        pool: &Pool,
+    fn draft_mut(&mut self) -> &mut Draft {
+        self.draft.as_mut().expect("a guard is made for a draft, and `end_with` consumes it")
+    }
+
+    /// Records that the draft has changed.
+    pub(crate) fn change(&mut self) {
+        self.change_at(stored_now());
+    }
+
+    fn change_at(&mut self, mtime: OffsetDateTime) {
+        let mut meta = lock(&self.edit.meta);
+        let now = Instant::now();
+        meta.len = self.len();
+        meta.mtime = mtime;
+        if meta.generation == meta.committed {
+            meta.first_change = now;
+        }
+        meta.last_change = now;
+        meta.generation += 1;
+        meta.recount();
+    }
+
+    /// Sets the offset that the next write in order has.
+    pub(crate) fn set_next_write(&mut self, offset: u64) {
+        let mut meta = lock(&self.edit.meta);
+        meta.next_write = Some(offset).filter(|offset| *offset < meta.len);
+    }
+
+    /// Takes over the slots that were promised to a change of this file.
+    pub(crate) fn keep_room(&mut self, room: Option<Room>) {
+        if room.is_some() {
+            lock(&self.edit.meta).room = room;
+        }
+    }
+
+    /// Limits the promise to what the upload of the draft still needs.
+    pub(crate) fn resize_room(&mut self) {
+        let mut meta = lock(&self.edit.meta);
+        let slots = if meta.generation > meta.committed { self.slots_needed() } else { 0 };
+        if let Some(room) = &mut meta.room {
+            room.resize(slots);
+        }
+    }
+
+    /// Writes every change to the journal. The caller waits until the journal file holds the ticket's entry.
+    pub(crate) async fn settle(&mut self) -> Result<Ticket, Error> {
+        let delta = self.draft_mut().settle().await?;
+        self.resize_room();
+        let ticket = self.append(Purpose::Work, delta, Vec::new())?;
+        lock(&self.edit.meta).stuck = false;
+        Ok(ticket)
+    }
+
+    /// Writes. After a failed write, first settles what is in memory, and takes nothing more while that fails: a
+    /// program that ignores errors can't fill the memory.
+    pub(crate) async fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), Error> {
+        if lock(&self.edit.meta).stuck {
+            self.settle().await?;
+        }
+        let outcome = self.draft_mut().write_at(offset, data).await;
+        lock(&self.edit.meta).stuck = outcome.is_err();
+        // A failed write may have written a part.
+        self.change();
+        Ok(outcome?)
+    }
+
+    /// Sets the size. New bytes are zeros.
+    pub(crate) async fn truncate(&mut self, len: u64) -> Result<(), Error> {
+        self.draft_mut().truncate(len).await?;
+        self.change();
+        Ok(())
+    }
+
+    /// Appends `delta`, earlier deltas that the journal refused, and `more`. If the journal refuses the delta now, the
+    /// next call appends it.
+    fn append(&mut self, purpose: Purpose, delta: Option<Delta>, more: Vec<Entry>) -> Result<Ticket, Error> {
+        let mut meta = lock(&self.edit.meta);
+        meta.backlog.extend(delta);
+        if meta.backlog.is_empty() && meta.settled == meta.generation && more.is_empty() {
+            return Ok(meta.ticket);
+        }
+        let (file, generation, mtime) = (self.edit.file, meta.generation, meta.mtime);
+        let extend = |delta: Option<&Delta>| {
+            let checksums = delta.map_or_else(Vec::new, |delta| {
+                delta.placed.iter().map(|(_, record)| self.pool.checksum(record.slot)).collect()
+            });
+            Entry::Extend { file, generation, mtime, delta: delta.cloned(), checksums }
+        };
+        let mut entries: Vec<Entry> = meta.backlog.iter().map(|delta| extend(Some(delta))).collect();
+        if entries.is_empty() && meta.settled != meta.generation {
+            entries.push(extend(None));
+        }
+        entries.extend(more);
+        meta.ticket = self.journal.append(purpose, entries)?;
+        meta.backlog.clear();
+        meta.settled = generation;
+        Ok(meta.ticket)
+    }
+
+    /// Replaces the content by `copy`, a version that the remote has, and journals that.
+    pub(crate) async fn become_copy(&mut self, copy: Draft, stored: Stored, frozen: Arc<Frozen>) -> Result<(), Error> {
+        self.settle().await?;
+        let (file, mtime) = (self.edit.file, stored_now());
+        {
+            let mut meta = lock(&self.edit.meta);
+            let generation = meta.generation + 1;
+            let entries = vec![
+                Entry::Begin { file, state: copy.state().clone(), generation, mtime },
+                Entry::Freeze { file, generation, mtime, frozen },
+                Entry::Uploaded { file, generation, stored },
+            ];
+            meta.ticket = self.journal.append(Purpose::Work, entries)?;
+            meta.settled = generation;
+        }
+        *self.draft_mut() = copy;
+        self.change_at(mtime);
+        Ok(())
+    }
+
+    /// Frees the decrypted records in memory if the journal has all of them: `again` creates the same draft from its
+    /// state. Otherwise each of the thousands of files that wait for their upload would keep a record in memory.
+    pub(crate) fn cool(mut self, again: impl FnOnce(DraftState) -> Result<Draft, Error>) -> Result<(), Error> {
+        if !self.edit.is_unsettled() {
+            *self.draft_mut() = again(self.state().clone())?;
+        }
+        Ok(())
+    }
+
+    /// Frees all slots if the remote has their content: the edit is then one of that version without a change. Returns
+    /// the number of slots. `again` creates a draft from its state.
+    pub(crate) async fn evict(mut self, again: impl FnOnce(DraftState) -> Result<Draft, Error>) -> Result<u64, Error> {
+        if !self.edit.is_evictable() {
+            return Ok(0);
+        }
+        // A fetch may have brought records into memory that no entry names yet.
+        self.settle().await?;
+        let slots = self.state().records.len() as u64;
+        let Some((version, _)) = self.state().base.filter(|_| slots > 0) else { return Ok(0) };
+        let (file, len) = (self.edit.file, self.len());
+        let state = DraftState { len, base: Some((version, len)), ..DraftState::default() };
+        let fresh = again(state.clone())?;
+        let mut meta = lock(&self.edit.meta);
+        let (generation, mtime) = (meta.generation, meta.mtime);
+        // The entry of a commit says that no byte of the base is needed. Here all of them are needed.
+        let base = Delta { len, base_len: len, ..Delta::default() };
+        let entries = vec![
+            Entry::Begin { file, state, generation, mtime },
+            Entry::Committed { file, generation, version },
+            Entry::Extend { file, generation, mtime, delta: Some(base), checksums: Vec::new() },
+        ];
+        meta.ticket = self.journal.append(Purpose::Relief, entries)?;
+        meta.owed = len;
+        drop(meta);
+        *self.draft_mut() = fresh;
+        Ok(slots)
+    }
+
+    /// Freezes the current generation and journals that.
+    pub(crate) async fn freeze(mut self) -> Result<(u64, Arc<Frozen>), Error> {
+        let (frozen, delta) = self.draft_mut().freeze().await?;
+        self.resize_room();
+        let frozen = Arc::new(frozen);
+        let (generation, mtime) = {
+            let mut meta = lock(&self.edit.meta);
+            meta.owed = 0;
+            (meta.generation, meta.mtime)
+        };
+        let entry = Entry::Freeze { file: self.edit.file, generation, mtime, frozen: frozen.clone() };
+        // On a full disk, a commit is the only way to free slots.
+        self.append(Purpose::Relief, delta, vec![entry])?;
+        Ok((generation, frozen))
+    }
+
+    /// Ends the edit if `give_up` agrees: its content in the journal is given up. Returns true if it has ended.
+    /// `give_up` decides under the tree's lock. It calls its argument, which journals the end, before it releases the
+    /// tree, so that no new edit begins in between.
+    pub(crate) fn end(
+        self,
+        give_up: impl FnOnce(&mut dyn FnMut() -> Result<(), Error>) -> Result<bool, Error>,
+    ) -> Result<bool, Error> {
+        self.end_with(|end| give_up(&mut || end(Vec::new())))
+    }
+
+    /// Ends the edit as [`Self::end`] does, with entries that come right before the end.
+    pub(crate) fn end_with(
+        mut self,
         give_up: impl FnOnce(&mut dyn FnMut(Vec<Entry>) -> Result<(), Error>) -> Result<bool, Error>,
     ) -> Result<bool, Error> {
-        let mut guard = self.writer().await;
-        let Some(draft) = guard.as_mut() else { return Ok(false) };
-        // Nothing may wait under the tree's lock. Data that isn't in a slot yet is dropped. Slots that no entry names
-        // yet are freed with the rest.
+        // Nothing may wait under the tree's lock. So records that are in no slot are dropped, and slots that no entry
+        // names are freed together with the others.
         let mut end = |mut entries: Vec<Entry>| {
-            let delta = draft.abandon();
-            entries.push(Entry::End { file: self.file });
-            self.journal(Purpose::Relief, delta, journal, pool, entries).map(|_| ())
+            let delta = self.draft_mut().abandon();
+            entries.push(Entry::End { file: self.edit.file });
+            self.append(Purpose::Relief, delta, entries).map(|_| ())
         };
         let ended = give_up(&mut end)?;
         if ended {
-            *guard = None;
-            lock(&self.meta).room = None;
+            *self.draft = None;
+            lock(&self.edit.meta).room = None;
         }
         Ok(ended)
     }

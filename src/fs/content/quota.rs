@@ -120,8 +120,8 @@ pub(crate) struct Quota {
 
 impl Quota {
     /// Waits for disk space for a change of `edit`: `bytes` are written or added, and the file is `end` bytes long
-    /// afterwards. The caller passes the result to [`Edit::keep_room`] after the change. Returns `None` if there is
-    /// no limit.
+    /// afterwards. The caller passes the result to `EditGuard::keep_room` after the change. Returns `None` if
+    /// there is no limit.
     pub(crate) async fn make_room(&self, edit: &Edit, bytes: u64, end: u64) -> Result<Option<Room>, Error> {
         let bytes = bytes.saturating_add(edit.owed().min(end));
         self.reserve_room(bytes, end).await
@@ -223,7 +223,9 @@ impl Quota {
                 break;
             }
             let again = |state| Ok(self.view.draft(state, self.pool.clone())?);
-            freed += edit.evict(&self.journal, &self.pool, again).await?.saturating_mul(self.pool.slot_len());
+            // A draft that is locked is skipped: a read may hold it over a wait for the network.
+            let Some(guard) = edit.try_write_guard(&self.journal, &self.pool) else { continue };
+            freed += guard.evict(again).await?.saturating_mul(self.pool.slot_len());
         }
         if freed > 0 {
             self.journal.sync_soon();

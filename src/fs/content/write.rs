@@ -7,7 +7,7 @@
 //! removed before it was closed, the remote never sees it. Both ways use the same staging from the first byte.
 
 use crate::fs::content::Contents;
-use crate::fs::content::edit::Edit;
+use crate::fs::content::edit::{Edit, EditGuard};
 use crate::fs::errno::Error;
 use crate::fs::handle::{Access, FileHandle, Opened};
 use crate::fs::ids::{HandleNo, Ino};
@@ -16,7 +16,7 @@ use crate::fs::journal::ledger::track;
 use crate::fs::journal::ledger::{Entry, Remote};
 use crate::fs::lock::lock;
 use crate::fs::tree::inode::{Cached, File, Node, Tree};
-use crate::store::{Draft, DraftState, Len};
+use crate::store::{DraftState, Len};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -131,21 +131,20 @@ impl Contents {
             // A gap before the data is stored as zeros.
             let bytes = start.saturating_add(data.len() as u64) - start.min(edit.len());
             let room = self.quota.make_room(&edit, bytes, end).await?;
-            let mut guard = edit.writer().await;
-            let Some(draft) = guard.as_mut() else { continue };
-            let offset = if handle.access.append { draft.len() } else { offset };
+            let Some(mut guard) = edit.write_guard(&self.journal, &self.pool).await else { continue };
+            let offset = if handle.access.append { guard.len() } else { offset };
             let end = offset.checked_add(data.len() as u64).filter(|end| *end <= MAX_LEN);
             end.ok_or(Error::TooLarge)?;
             let in_order = handle.access.append || offset == edit.next_write();
             if !self.is_advanced() && !in_order {
                 return Err(Error::Invalid("without --advanced-writes a file is written in order"));
             }
-            let outcome = edit.write(draft, offset, &data, &self.journal, &self.pool).await;
+            let outcome = guard.write(offset, &data).await;
             if !self.is_advanced() && outcome.is_ok() {
-                edit.set_next_write(offset + data.len() as u64);
+                guard.set_next_write(offset + data.len() as u64);
             }
-            edit.keep_room(room);
-            edit.resize_room(draft);
+            guard.keep_room(room);
+            guard.resize_room();
             drop(guard);
             self.changed(handle.ino, &edit);
             return outcome.map(|()| data.len());
@@ -182,23 +181,21 @@ impl Contents {
         loop {
             let edit = self.edit(ino).await?;
             let room = self.quota.make_room(&edit, len.saturating_sub(edit.len()), len).await?;
-            let mut guard = edit.writer().await;
-            let Some(draft) = guard.as_mut() else { continue };
+            let Some(mut guard) = edit.write_guard(&self.journal, &self.pool).await else { continue };
             // An unchanged size is no change, except for an emptied file: that is a new version, whatever its size
             // was before.
-            if draft.len() == len && !(len == 0 && edit.generation() == 0) {
+            if guard.len() == len && !(len == 0 && edit.generation() == 0) {
                 return Ok(());
             }
             if len != 0 && !self.is_advanced() && !edit.is_unwritten() {
                 return Err(RESIZED);
             }
-            draft.truncate(len).await?;
-            edit.change(draft);
+            guard.truncate(len).await?;
             if !self.is_advanced() {
-                edit.set_next_write(0);
+                guard.set_next_write(0);
             }
-            edit.keep_room(room);
-            let ticket = edit.settle_locked(draft, &self.journal, &self.pool).await;
+            guard.keep_room(room);
+            let ticket = guard.settle().await;
             drop(guard);
             self.changed(ino, &edit);
             return self.journal.written(ticket?).await;
@@ -229,43 +226,23 @@ impl Contents {
             };
             let longest = if how == (Allocate::Zero { keep_size: true }) { old } else { end.max(old) };
             let room = self.quota.make_room(&edit, bytes, longest).await?;
-            let mut guard = edit.writer().await;
-            let Some(draft) = guard.as_mut() else { continue };
-            let old = draft.len();
+            let Some(mut guard) = edit.write_guard(&self.journal, &self.pool).await else { continue };
+            let old = guard.len();
             // The write is recorded first, because the operation may fail halfway.
             self.schedule.wrote(&edit);
             if matches!(how, Allocate::Zero { .. }) && offset < old {
-                self.clear(&edit, draft, offset, end).await?;
+                clear(&mut guard, offset, end).await?;
             }
             if how != (Allocate::Zero { keep_size: true }) && end > old {
-                draft.truncate(end).await?;
+                guard.truncate(end).await?;
             }
-            edit.change(draft);
-            edit.keep_room(room);
-            let ticket = edit.settle_locked(draft, &self.journal, &self.pool).await;
+            guard.change();
+            guard.keep_room(room);
+            let ticket = guard.settle().await;
             drop(guard);
             self.changed(handle.ino, &edit);
             return self.journal.written(ticket?).await;
         }
-    }
-
-    /// Fills `[offset, end)` of a draft that is longer than `offset` with zeros.
-    async fn clear(&self, edit: &Edit, draft: &mut Draft, offset: u64, end: u64) -> Result<(), Error> {
-        let len = draft.len();
-        if end >= len {
-            draft.truncate(offset).await?;
-            return Ok(draft.truncate(len).await?);
-        }
-        if end - offset > MAX_HOLE {
-            return Err(Error::NotSupported);
-        }
-        let mut at = offset;
-        while at < end {
-            let part = (end - at).min(ZEROS.len() as u64);
-            edit.write(draft, at, &ZEROS[..part as usize], &self.journal, &self.pool).await?;
-            at += part;
-        }
-        Ok(())
     }
 
     /// Updates times and schedule after a change of a file's content.
@@ -381,7 +358,10 @@ impl Contents {
         if !self.is_advanced() && edit.is_dirty() && self.has_name(handle.ino) {
             self.schedule.touch(&edit);
         }
-        edit.cool(|state| Ok(self.view.draft(state, self.pool.clone())?)).await
+        match edit.write_guard(&self.journal, &self.pool).await {
+            Some(guard) => guard.cool(|state| Ok(self.view.draft(state, self.pool.clone())?)),
+            None => Ok(()),
+        }
     }
 
     /// Ends local content that isn't needed any more. A file without a name needs it while a handle is open. A file
@@ -391,28 +371,27 @@ impl Contents {
         if !self.is_idle(ino, edit) {
             return Ok(false);
         }
-        let ended = edit
-            .end(&self.journal, &self.pool, |end| {
-                let mut tree = lock(&self.tree);
-                if !self.is_idle_in(&tree, ino, edit) {
-                    return Ok(false);
+        let Some(guard) = edit.write_guard(&self.journal, &self.pool).await else { return Ok(false) };
+        let ended = guard.end(|end| {
+            let mut tree = lock(&self.tree);
+            if !self.is_idle_in(&tree, ino, edit) {
+                return Ok(false);
+            }
+            // The record is read before the end, because the end removes the file from the ledger.
+            let remote = self.journal.ledger().file(edit.file).map(|record| (record.remote, record.mtime));
+            end()?;
+            if let Ok(file) = tree.file_mut(ino)
+                && file.edit.as_ref().is_some_and(|now| Arc::ptr_eq(now, edit))
+            {
+                file.edit = None;
+                // After a restart, the inode may have been created after the commit and before its journal entry.
+                if let Some((Remote::Own(version, len), mtime)) = remote {
+                    (file.version, file.len) = (Some(version), Len::Known(len));
+                    file.keep_mtime(mtime);
                 }
-                // The record is read before the end, because the end removes the file from the ledger.
-                let remote = self.journal.ledger().file(edit.file).map(|record| (record.remote, record.mtime));
-                end()?;
-                if let Ok(file) = tree.file_mut(ino)
-                    && file.edit.as_ref().is_some_and(|now| Arc::ptr_eq(now, edit))
-                {
-                    file.edit = None;
-                    // After a restart, the inode may have been created after the commit and before its journal entry.
-                    if let Some((Remote::Own(version, len), mtime)) = remote {
-                        (file.version, file.len) = (Some(version), Len::Known(len));
-                        file.keep_mtime(mtime);
-                    }
-                }
-                Ok(true)
-            })
-            .await?;
+            }
+            Ok(true)
+        })?;
         if ended {
             self.schedule.remove(edit);
         }
@@ -422,19 +401,18 @@ impl Contents {
     /// Ends the local content of a file that a restart restored and that was never listed: such a file has no inode
     /// yet. Returns true if it has ended.
     pub(crate) async fn end_if_unseen(&self, edit: &Arc<Edit>) -> Result<bool, Error> {
-        let ended = edit
-            .end(&self.journal, &self.pool, |end| {
-                // A new inode for the file would be created under this lock.
-                let _tree = lock(&self.tree);
-                let has_name = self.journal.ledger().file(edit.file).is_some_and(|record| record.path.is_some());
-                let is_needed = (edit.is_dirty() && has_name) || self.schedule.is_commit_queued(edit.file);
-                let over = edit.ino().is_none() && !is_needed;
-                if over {
-                    end()?;
-                }
-                Ok(over)
-            })
-            .await?;
+        let Some(guard) = edit.write_guard(&self.journal, &self.pool).await else { return Ok(false) };
+        let ended = guard.end(|end| {
+            // A new inode for the file would be created under this lock.
+            let _tree = lock(&self.tree);
+            let has_name = self.journal.ledger().file(edit.file).is_some_and(|record| record.path.is_some());
+            let is_needed = (edit.is_dirty() && has_name) || self.schedule.is_commit_queued(edit.file);
+            let over = edit.ino().is_none() && !is_needed;
+            if over {
+                end()?;
+            }
+            Ok(over)
+        })?;
         if ended {
             self.schedule.remove(edit);
         }
@@ -463,6 +441,25 @@ impl Contents {
             tracing::debug!(%error, "an abandoned handle could not be released");
         }
     }
+}
+
+/// Fills `[offset, end)` of a draft that is longer than `offset` with zeros.
+async fn clear(guard: &mut EditGuard<'_>, offset: u64, end: u64) -> Result<(), Error> {
+    let len = guard.len();
+    if end >= len {
+        guard.truncate(offset).await?;
+        return guard.truncate(len).await;
+    }
+    if end - offset > MAX_HOLE {
+        return Err(Error::NotSupported);
+    }
+    let mut at = offset;
+    while at < end {
+        let part = (end - at).min(ZEROS.len() as u64);
+        guard.write(at, &ZEROS[..part as usize]).await?;
+        at += part;
+    }
+    Ok(())
 }
 
 /// Returns true if streaming writes may continue: the file was created or emptied by a writer that hasn't closed it.

@@ -318,7 +318,8 @@ impl Sync {
             self.show_dropped(&mut tree, &edit, &path, remote, mtime);
             Ok(true)
         };
-        if !edit.end_with(&self.journal, &self.pool, give_up).await? {
+        let guard = edit.write_guard(&self.journal, &self.pool).await.ok_or(Error::NotFound)?;
+        if !guard.end_with(give_up)? {
             return Err(Error::NotFound);
         }
         claim.finish(Some(file));

@@ -136,8 +136,11 @@ impl Sync {
             return Ok(Some(FrozenFile { edit, generation, frozen: earlier.frozen, stored: earlier.stored }));
         }
         edit.fetch_base(&self.journal, &self.pool, || self.schedule.advanced()).await?;
-        let frozen = edit.freeze(&self.journal, &self.pool).await?;
-        Ok(frozen.map(|(generation, frozen)| FrozenFile { edit, generation, frozen, stored: None }))
+        let (generation, frozen) = match edit.write_guard(&self.journal, &self.pool).await {
+            Some(guard) => guard.freeze().await?,
+            None => return Ok(None),
+        };
+        Ok(Some(FrozenFile { edit, generation, frozen, stored: None }))
     }
 
     /// Queues the commits at the files' present paths, in few journal records. Leaves out files that have lost their

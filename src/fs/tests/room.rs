@@ -174,7 +174,8 @@ async fn evicted_file_is_readable_after_kill_and_compaction() {
     mount.flush().await;
     let edit = mount.vfs.schedule.edits().remove(0);
     let again = |state| Ok(crate::store::View::draft(&*mount.view, state, mount.vfs.pool.clone())?);
-    assert_eq!(edit.evict(&mount.vfs.journal, &mount.vfs.pool, again).await.unwrap(), 3);
+    let guard = edit.try_write_guard(&mount.vfs.journal, &mount.vfs.pool).unwrap();
+    assert_eq!(guard.evict(again).await.unwrap(), 3);
     mount.put(handle, 0, b"2").await.unwrap();
     mount.vfs.flush_file(handle).await.unwrap();
     // Each start compacts the journal. Two starts read a snapshot of a snapshot.
@@ -311,7 +312,7 @@ async fn eviction_skips_files_whose_readers_wait_for_remote() {
     let _source_hangs = mount.view.hold_reads().await;
     let (vfs, handle) = (mount.vfs.clone(), handles[0]);
     let read = tokio::spawn(async move { vfs.read(handle, 0, 10).await });
-    while edit("read").try_writer().is_some() {
+    while edit("read").try_write_guard(&mount.vfs.journal, &mount.vfs.pool).is_some() {
         tokio::task::yield_now().await;
     }
     mount.flush().await;
