@@ -1,13 +1,13 @@
 //! Open files and directories.
 
-use crate::fs::content::read::Readahead;
+use crate::fs::content::prefetch::Readahead;
 use crate::fs::errno::Error;
 use crate::fs::ids::HandleNo;
 use crate::fs::ids::{FileKind, Ino};
 use crate::fs::lock::lock;
 use crate::fs::lock::{Mutex, Rank};
 use crate::fs::tree::inode::Cached;
-use crate::store::Object;
+use crate::store::{Object, Version};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -56,6 +56,7 @@ pub(crate) struct FileHandle {
 #[derive(Clone)]
 pub(crate) struct Pinned {
     pub(crate) epoch: u64,
+    pub(crate) version: Version,
     pub(crate) object: Arc<dyn Object>,
 }
 

@@ -63,13 +63,30 @@ struct State {
 /// A part of paths whose check for twins fails.
 pub(crate) const BAD_LOOK: &str = "no-look";
 
+/// Reads of contents.
+#[derive(Default)]
+struct Reads {
+    /// Held by a test to keep them waiting.
+    gate: Arc<RwLock<()>>,
+    begun: AtomicU64,
+    in_progress: AtomicU64,
+}
+
+/// A read in progress.
+struct Reading<'a>(&'a Reads);
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.in_progress.fetch_sub(1, Relaxed);
+    }
+}
+
 /// The remote in memory. See the module.
 pub(crate) struct MemoryView {
     state: Arc<Mutex<State>>,
     /// Held by a test to keep commits waiting.
     commits: RwLock<()>,
-    /// Held by a test to keep reads of contents waiting.
-    reads: Arc<RwLock<()>>,
+    reads: Arc<Reads>,
     /// Held by a test to keep responses of listings waiting.
     listings: RwLock<()>,
     sealer: Arc<Binder>,
@@ -230,7 +247,17 @@ impl MemoryView {
 
     /// Keeps reads waiting while the guard lives.
     pub(crate) async fn hold_reads(&self) -> tokio::sync::OwnedRwLockWriteGuard<()> {
-        self.reads.clone().write_owned().await
+        self.reads.gate.clone().write_owned().await
+    }
+
+    /// Returns the number of reads that began since the last call.
+    pub(crate) fn take_reads(&self) -> u64 {
+        self.reads.begun.swap(0, Relaxed)
+    }
+
+    /// Returns the number of reads that have neither returned nor were dropped.
+    pub(crate) fn reads_in_progress(&self) -> u64 {
+        self.reads.in_progress.load(Relaxed)
     }
 
     fn listing(&self, directory: &PlainPath) -> Result<Listing, Error> {
@@ -432,7 +459,7 @@ impl State {
 struct MemoryObject {
     content: Bytes,
     state: Arc<Mutex<State>>,
-    reads: Arc<RwLock<()>>,
+    reads: Arc<Reads>,
 }
 
 #[async_trait]
@@ -442,7 +469,10 @@ impl Object for MemoryObject {
     }
 
     async fn read(&self, offset: u64, len: usize) -> Result<Bytes, Error> {
-        let _turn = self.reads.read().await;
+        self.reads.begun.fetch_add(1, Relaxed);
+        self.reads.in_progress.fetch_add(1, Relaxed);
+        let _reading = Reading(&self.reads);
+        let _turn = self.reads.gate.read().await;
         lock(&self.state).online()?;
         let start = (offset as usize).min(self.content.len());
         Ok(self.content.slice(start..self.content.len().min(start.saturating_add(len))))

@@ -5,6 +5,7 @@ use crate::disk::{Disk, RealDisk};
 use crate::fs::Vfs;
 use crate::fs::content::Contents;
 use crate::fs::content::edit::Edit;
+use crate::fs::content::prefetch::Budget;
 use crate::fs::content::quota::{Promises, Quota};
 use crate::fs::errno::Error;
 use crate::fs::gate::WriteGate;
@@ -111,6 +112,7 @@ impl Vfs {
             policy,
             directories: directories.clone(),
             quota: quota.clone(),
+            read_ahead: Budget::default(),
         });
         let names = Namespace {
             view: view.clone(),

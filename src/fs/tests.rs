@@ -11,6 +11,7 @@ mod pending;
 mod policy;
 mod posix;
 mod power;
+mod prefetch;
 mod room;
 mod semantics;
 mod stress;

@@ -24,6 +24,7 @@ use std::collections::btree_map::Entry as MapEntry;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use tokio::sync::OnceCell;
 use zeroize::Zeroize;
 
 /// What a slot's record was sealed under (a file id; zeros without a key). Opaque above the store.
@@ -130,6 +131,27 @@ pub(super) trait Bases: Send + Sync + 'static {
     async fn sealed(&self, version: &Version, records: Range<u64>) -> Result<Bytes, Error>;
     /// Whether another path may hold the same object, so that an edit must take a new file id.
     fn is_shared(&self, version: &Version) -> bool;
+}
+
+/// Reads the version that a draft is based on, for a caller that has a faster way than one request for each read.
+#[async_trait]
+pub trait BaseReader: Send + Sync {
+    /// Returns exactly the bytes of `range`, which lies in `version`.
+    async fn read(&self, version: &Version, range: Range<u64>) -> Result<Bytes, Error>;
+}
+
+/// Reads a base with one request for each range.
+struct Direct<'a> {
+    bases: &'a dyn Bases,
+    object: OnceCell<Arc<dyn Object>>,
+}
+
+#[async_trait]
+impl BaseReader for Direct<'_> {
+    async fn read(&self, version: &Version, range: Range<u64>) -> Result<Bytes, Error> {
+        let object = self.object.get_or_try_init(|| self.bases.open(version)).await?;
+        object.read(range.start, (range.end - range.start) as usize).await
+    }
 }
 
 /// A decrypted record and whether a slot holds it already.
@@ -297,12 +319,21 @@ impl Draft {
 
     /// Plaintext bytes `[offset, offset + len)`, cut at the end. Fetches from the base what isn't local.
     pub async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes, Error> {
+        self.read_through(&self.direct(), offset, len).await
+    }
+
+    fn direct(&self) -> Direct<'_> {
+        Direct { bases: &*self.bases, object: OnceCell::new() }
+    }
+
+    /// Reads as [`Self::read_at`] does. `base` reads what isn't local.
+    pub async fn read_through(&self, base: &dyn BaseReader, offset: u64, len: usize) -> Result<Bytes, Error> {
         let end = offset.saturating_add(len as u64).min(self.len);
         if offset >= end {
             return Ok(Bytes::new());
         }
         let mut out = BytesMut::zeroed((end - offset) as usize);
-        self.read_base(offset, end, &mut out).await?;
+        self.read_base(base, offset, end, &mut out).await?;
         let mut local = Vec::new();
         for (index, part) in parts(offset, end) {
             let at = (index * PLAIN + part.start as u64 - offset) as usize;
@@ -333,7 +364,7 @@ impl Draft {
     }
 
     /// Fills `out`, which stands for `[offset, end)` and holds zeros, with the bytes that only the base has.
-    async fn read_base(&self, offset: u64, end: u64, out: &mut [u8]) -> Result<(), Error> {
+    async fn read_base(&self, base: &dyn BaseReader, offset: u64, end: u64, out: &mut [u8]) -> Result<(), Error> {
         let Some((version, visible)) = self.state.base else { return Ok(()) };
         let end = end.min(visible);
         if offset >= end {
@@ -351,12 +382,8 @@ impl Draft {
                 _ => runs.push(start..stop),
             }
         }
-        if runs.is_empty() {
-            return Ok(());
-        }
-        let base = self.bases.open(&version).await?;
         for run in runs {
-            let bytes = base.read(run.start, (run.end - run.start) as usize).await?;
+            let bytes = base.read(&version, run.clone()).await?;
             let at = (run.start - offset) as usize;
             // An `Object` is never short inside its size; a base that is shorter than what it was when the draft began is not the same object.
             let target = out.get_mut(at..at + bytes.len()).ok_or(Error::LengthMismatch)?;
@@ -420,7 +447,7 @@ impl Draft {
         }
         let mut buffer = HotBuffer::zeroed();
         let start = index.saturating_mul(PLAIN);
-        self.read_base(start, start.saturating_add(PLAIN), buffer.plain_mut()).await?;
+        self.read_base(&self.direct(), start, start.saturating_add(PLAIN), buffer.plain_mut()).await?;
         Ok(buffer)
     }
 

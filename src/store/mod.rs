@@ -37,7 +37,7 @@ mod twin;
 pub mod walk;
 
 pub use content_id::ContentId;
-pub use draft::{Binding, Delta, Draft, DraftState, Frozen, RecordRef};
+pub use draft::{BaseReader, Binding, Delta, Draft, DraftState, Frozen, RecordRef};
 pub use error::{Cause, Error};
 pub use path::PlainPath;
 pub use source::{CacheMode, DiskCacheOptions, OpenOptions, Opened, Source, open};

@@ -3,6 +3,7 @@
 pub(crate) mod attr;
 pub(crate) mod copy;
 pub(crate) mod edit;
+pub(crate) mod prefetch;
 pub(crate) mod quota;
 pub(crate) mod read;
 pub(crate) mod write;
@@ -17,6 +18,7 @@ use crate::fs::tree::inode::InodeTable;
 use crate::fs::tree::listing::Directories;
 use crate::store::View;
 use crate::store::staging::Pool;
+use prefetch::Budget;
 use quota::Quota;
 use std::sync::Arc;
 
@@ -33,4 +35,6 @@ pub(crate) struct Contents {
     pub(in crate::fs) policy: Policy,
     pub(in crate::fs) directories: Arc<Directories>,
     pub(in crate::fs) quota: Arc<Quota>,
+    /// Memory for the read-ahead of all handles.
+    pub(in crate::fs) read_ahead: Budget,
 }
