@@ -17,4 +17,4 @@ mod semantics;
 mod stress;
 mod twins;
 
-use bench::Mount;
+pub(in crate::fs) use bench::Mount;

@@ -2,5 +2,6 @@
 
 #[cfg(feature = "fuse")]
 pub mod fuse;
+mod permissions;
 #[cfg(feature = "fuse")]
 mod request;

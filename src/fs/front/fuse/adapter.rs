@@ -1,6 +1,6 @@
 //! The requests of the kernel, with one method each: decode, call [`Vfs`], encode.
 
-use crate::fs::front::request::{Desk, Repeatable, errno};
+use crate::fs::front::request::{Desk, Repeatable, WriteMemory};
 use crate::fs::{
     Access, Allocate, Attr, Birth, Create, Error, FileKind, HandleNo, Ino, STATFS_BLOCK, STATFS_BLOCKS, STATFS_NAME,
     SetAttr, SetXattr, Special, TIME_GRANULARITY, Vfs,
@@ -18,17 +18,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 
 /// Largest write and read-ahead of the kernel, bytes. Each write in flight holds one copy of its data.
 const MAX_IO: u32 = 1 << 20;
 /// Number of requests that the kernel may send without a process that waits for each.
 const MAX_BACKGROUND: u16 = 64;
-/// Limit of the data of writes in flight (64 MiB).
+/// Limit of the data of writes that are being processed (64 MiB).
 const WRITES: usize = 64 << 20;
-/// Longest wait of a thread for space below that limit. After it, the write fails, so that the mount never stops
-/// replying.
-const WRITE_PATIENCE: Duration = Duration::from_secs(2);
+/// Limit of the data of all writes in flight (512 MiB). The data of a write must be copied before a thread can take
+/// the next request, so writes that wait for their turn hold a copy too. The kernel sends one write of at most
+/// [`MAX_IO`] for each thread that is inside `write(2)`, one for each file at a time, and at most [`MAX_BACKGROUND`]
+/// writes of asynchronous direct I/O. 512 threads reach the limit at the earliest. It fails writes instead of blocking
+/// the thread that reads requests: while that thread waits, the mount replies to no one.
+const WRITE_COPIES: usize = 512 << 20;
 /// Optimal size of a read or write, bytes: one record.
 const BLOCK_SIZE: u32 = 65536;
 
@@ -36,12 +38,12 @@ const BLOCK_SIZE: u32 = 65536;
 pub(crate) struct Adapter {
     desk: Desk,
     direct_io: bool,
-    writes: Arc<Semaphore>,
+    writes: WriteMemory,
 }
 
 impl Adapter {
     pub(crate) fn new(vfs: Arc<Vfs>, runtime: Handle, direct_io: bool) -> Self {
-        Self { desk: Desk::new(vfs, runtime), direct_io, writes: Arc::new(Semaphore::new(WRITES)) }
+        Self { desk: Desk::new(vfs, runtime), direct_io, writes: WriteMemory::new(WRITE_COPIES, WRITES) }
     }
 
     fn vfs(&self) -> Arc<Vfs> {
@@ -64,7 +66,7 @@ impl Adapter {
     fn answer<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
-        reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
+        reply: impl FnOnce(Result<T, Error>) + Send + 'static,
     ) {
         self.desk.answer(None, work, reply, |_, _| async {});
     }
@@ -84,25 +86,30 @@ impl Adapter {
         self.desk.answer(None, work, reply, |vfs, attr| async move { vfs.forget(attr.ino, 1) });
     }
 
-    fn entry(&self, missed_in: Option<Ino>, reply: ReplyEntry) -> impl FnOnce(Result<Attr, Errno>) + Send + 'static {
+    fn entry(&self, missed_in: Option<Ino>, reply: ReplyEntry) -> impl FnOnce(Result<Attr, Error>) + Send + 'static {
         let (ttl, vfs) = (self.ttl(), self.vfs());
         // An entry without an inode number tells the kernel that it may cache the absence.
         let absent_for = move || missed_in.map_or(Duration::ZERO, |parent| vfs.absent_for(parent));
-        move |done: Result<Attr, Errno>| match done {
+        move |done: Result<Attr, Error>| match done {
             Ok(attr) => reply.entry(&ttl_of(&attr, ttl), &file_attr(&attr), Generation(0)),
-            Err(error) if error.code() == libc::ENOENT => match absent_for() {
-                Duration::ZERO => reply.error(error),
+            Err(error) if error.errno() == libc::ENOENT => match absent_for() {
+                Duration::ZERO => reply.error(errno(&error)),
                 ttl => reply.entry(&ttl, &absent(), Generation(0)),
             },
-            Err(error) => reply.error(error),
+            Err(error) => reply.error(errno(&error)),
         }
     }
 }
 
-fn empty(reply: ReplyEmpty, done: Result<(), Errno>) {
+/// Returns the errno of an error.
+fn errno(error: &Error) -> Errno {
+    Errno::from_i32(error.errno())
+}
+
+fn empty(reply: ReplyEmpty, done: Result<(), Error>) {
     match done {
         Ok(()) => reply.ok(),
-        Err(error) => reply.error(error),
+        Err(error) => reply.error(errno(&error)),
     }
 }
 
@@ -258,7 +265,7 @@ impl Filesystem for Adapter {
         let (vfs, ttl) = (self.vfs(), self.ttl());
         self.answer(async move { vfs.getattr(Ino(ino.0)).await }, move |done| match done {
             Ok(attr) => reply.attr(&ttl_of(&attr, ttl), &file_attr(&attr)),
-            Err(error) => reply.error(error),
+            Err(error) => reply.error(errno(&error)),
         });
     }
 
@@ -285,7 +292,7 @@ impl Filesystem for Adapter {
         let set = SetAttr { mode, uid, gid, len: size, atime: atime.map(time), mtime: mtime.map(time) };
         self.answer(async move { vfs.setattr(Ino(ino.0), set).await }, move |done| match done {
             Ok(attr) => reply.attr(&ttl_of(&attr, ttl), &file_attr(&attr)),
-            Err(error) => reply.error(error),
+            Err(error) => reply.error(errno(&error)),
         });
     }
 
@@ -381,7 +388,7 @@ impl Filesystem for Adapter {
             work,
             move |done| match done {
                 Ok(opened) => reply.opened(FileHandle(opened.handle.0), if opened.keep_cache { keep } else { drop }),
-                Err(error) => reply.error(error),
+                Err(error) => reply.error(errno(&error)),
             },
             |vfs, opened| async move { vfs.abandon(opened.handle).await },
         );
@@ -401,9 +408,9 @@ impl Filesystem for Adapter {
         let vfs = self.vfs();
         let request = Repeatable::Read { handle: fh.0, bytes: offset..offset.saturating_add(u64::from(size)) };
         let work = async move { vfs.read(HandleNo(fh.0), offset, size as usize).await };
-        let reply = move |done: Result<Bytes, Errno>| match done {
+        let reply = move |done: Result<Bytes, Error>| match done {
             Ok(bytes) => reply.data(&bytes),
-            Err(error) => reply.error(error),
+            Err(error) => reply.error(errno(&error)),
         };
         self.desk.answer_once(request, work, reply, |_, _| async {});
     }
@@ -420,16 +427,12 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        // The buffer is borrowed, so it must be copied before this function returns. The semaphore limits the copies.
-        let room = self.writes.clone().acquire_many_owned(data.len().min(WRITES) as u32);
-        let room = match self.desk.runtime.block_on(async { tokio::time::timeout(WRITE_PATIENCE, room).await }) {
-            Ok(Ok(room)) => room,
-            _ => return reply.error(Errno::ENOMEM),
-        };
-        let (vfs, data) = (self.vfs(), Bytes::copy_from_slice(data));
+        // The buffer is borrowed, so it must be copied before this function returns.
+        let Some(queued) = self.writes.copy(data) else { return reply.error(Errno::ENOMEM) };
+        let vfs = self.vfs();
         let durable = flags.0 & libc::O_DSYNC != 0;
         let work = async move {
-            let _room = room;
+            let (data, _turn) = queued.turn().await?;
             let handle = HandleNo(fh.0);
             let written = vfs.write(handle, offset, data).await?;
             if durable {
@@ -440,7 +443,7 @@ impl Filesystem for Adapter {
         self.answer(work, move |done| match done {
             // Not longer than one request.
             Ok(written) => reply.written(written as u32),
-            Err(error) => reply.error(error),
+            Err(error) => reply.error(errno(&error)),
         });
     }
 
@@ -480,7 +483,7 @@ impl Filesystem for Adapter {
             work,
             move |done| match done {
                 Ok(handle) => reply.opened(FileHandle(handle.0), FopenFlags::empty()),
-                Err(error) => reply.error(error),
+                Err(error) => reply.error(errno(&error)),
             },
             // The handle was created a moment ago, and its number was never returned.
             |vfs, handle| async move { drop(vfs.releasedir(handle)) },
@@ -524,7 +527,7 @@ impl Filesystem for Adapter {
     }
 
     fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
-        empty(reply, self.desk.vfs.releasedir(HandleNo(fh.0)).map_err(|error| errno(&error)));
+        empty(reply, self.desk.vfs.releasedir(HandleNo(fh.0)));
     }
 
     fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
@@ -555,7 +558,7 @@ impl Filesystem for Adapter {
         };
         let name = name.to_str().ok_or(Error::NotSupported);
         let done = name.and_then(|name| self.desk.vfs.setxattr(Ino(ino.0), name, value, how));
-        empty(reply, done.map_err(|error| errno(&error)));
+        empty(reply, done);
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -570,7 +573,7 @@ impl Filesystem for Adapter {
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_str().ok_or(Error::NoAttribute);
         let done = name.and_then(|name| self.desk.vfs.removexattr(Ino(ino.0), name));
-        empty(reply, done.map_err(|error| errno(&error)));
+        empty(reply, done);
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -605,7 +608,7 @@ impl Filesystem for Adapter {
                     let ttl = ttl_of(&attr, ttl);
                     reply.created(&ttl, &file_attr(&attr), Generation(0), FileHandle(opened.handle.0), flags);
                 }
-                Err(error) => reply.error(error),
+                Err(error) => reply.error(errno(&error)),
             },
             |vfs, (attr, opened)| async move {
                 vfs.abandon(opened.handle).await;
@@ -664,7 +667,7 @@ impl Filesystem for Adapter {
         self.answer(work, |done| match done {
             // Replies have 32 bits. A longer file isn't copied this way.
             Ok(copied) => reply.written(copied),
-            Err(error) => reply.error(error),
+            Err(error) => reply.error(errno(&error)),
         });
     }
 

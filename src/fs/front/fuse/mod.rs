@@ -178,6 +178,58 @@ pub fn detach(mountpoint: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::tests::Mount;
+    use std::os::unix::fs::FileExt;
+    use std::time::Duration;
+
+    /// Bytes of one write: the largest that the kernel sends.
+    const WRITE: usize = 1 << 20;
+
+    #[tokio::test(flavor = "multi_thread")]
+    #[ignore = "needs root and /dev/fuse"]
+    async fn mount_replies_while_more_writes_wait_than_are_processed_at_once() {
+        let mount = Mount::new().await;
+        let old = vec![1; WRITE + 2];
+        // One more than the limit of 64 MiB has turns for.
+        let files = 80;
+        (0..files).for_each(|number| mount.view.put_foreign(&format!("f{number}"), &old));
+        let folder = tempfile::tempdir().unwrap();
+        let options = FuseOptions {
+            source_name: "test".into(),
+            allow_other: false,
+            read_only: false,
+            threads: 2,
+            direct_io: true,
+        };
+        let fuse = FuseMount::mount(mount.vfs.clone(), folder.path(), options).await.unwrap();
+        let open = |number: usize| {
+            let path = folder.path().join(format!("f{number}"));
+            std::fs::File::options().write(true).open(path).unwrap()
+        };
+        let opened: Vec<_> = tokio::task::block_in_place(|| (0..files).map(open).collect());
+        let source_hangs = mount.view.hold_reads().await;
+        // Each begins in the middle of a record, of which the remote has the rest.
+        let write = |file: std::fs::File| move || file.write_at(&vec![2; WRITE], 1).unwrap();
+        let writers: Vec<_> = opened.into_iter().map(|file| std::thread::spawn(write(file))).collect();
+        while mount.view.reads_in_progress() < 64 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // A thread that waited for a turn would reply to this only when the source works again.
+        let path = folder.path().to_owned();
+        let replies =
+            tokio::task::spawn_blocking(move || (0..20).map(|_| std::fs::metadata(&path).is_ok()).all(|ok| ok));
+        let replies = tokio::time::timeout(Duration::from_secs(5), replies).await;
+        drop(source_hangs);
+        let written: Vec<_> =
+            tokio::task::block_in_place(|| writers.into_iter().map(|writer| writer.join().unwrap()).collect());
+        assert!(replies.expect("the mount doesn't reply").unwrap());
+        assert_eq!(written, vec![WRITE; files]);
+        mount.flush().await;
+        let expected = [&[1][..], &vec![2; WRITE], &[1]].concat();
+        assert!(mount.remote().values().all(|content| *content == expected));
+        fuse.unmount(true).await.unwrap();
+        fuse.unmounted().await;
+    }
 
     #[test]
     fn kernel_before_5_4_gets_no_subtype_option() {
