@@ -1,8 +1,10 @@
-//! Container headers and long-name sidecars, read once and kept (format spec, section 5 "Plaintext sizes"; 4b "Names").
+//! Reads container headers and long-name sidecars once and caches them (format spec, section 5 "Plaintext
+//! sizes"; 4b "Names").
 //!
-//! A Xet hash names its content for ever, so what was read under it is kept in a local database: the sealed 70 bytes of a header, the 293 of
-//! a sidecar. That is ciphertext, and it is verified again at every use; only what was verified once is kept at all, since a ranged read isn't
-//! checked against the hash.
+//! A listing shows plaintext sizes, which are in the headers, and reading each header costs a request. A Xet
+//! hash always identifies the same content. So the bytes read under a hash are kept in a local database: the
+//! sealed 70 bytes of a header, the 293 bytes of a sidecar. These are ciphertext, and they are verified again
+//! at every use. Only verified bytes are kept, because a ranged read isn't checked against the hash.
 
 use super::database::{Database, Durability};
 use super::remote::Remote;
@@ -23,9 +25,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 const PARALLEL: usize = 32;
 /// Headers verified before other tasks get their turn: about a millisecond.
 const VERIFY_AT_ONCE: usize = 512;
-/// Rows of the database: some 80 MB of headers. The oldest go first.
+/// Rows of the database: some 80 MB of headers. The oldest rows are removed first.
 const MAX_ROWS: i64 = 500_000;
-/// Entries of the front in memory: some 8 MB.
+/// Entries of the cache in memory: some 8 MB.
 const MAX_KNOWN: usize = 65_536;
 
 const SCHEMA: &str = "
@@ -37,18 +39,19 @@ pub(super) struct Headers {
     keys: Arc<Keys>,
     remote: Arc<Remote>,
     database: Arc<Database>,
-    /// A front of the database. Never held over an await.
+    /// Cache in memory of database rows. Never held over an await.
     known: Mutex<HashMap<Hash, Bytes>>,
 }
 
 impl Headers {
-    /// Opens the cache in `folder`; in memory without one.
+    /// Opens the cache in `folder`, or in memory without one.
     pub(super) fn open(folder: Option<&Path>, keys: Arc<Keys>, remote: Arc<Remote>) -> Result<Self, Error> {
         let database = Arc::new(Database::open(folder, "headers.sqlite", Durability::Cache, SCHEMA)?);
         Ok(Self { keys, remote, database, known: Mutex::default() })
     }
 
-    /// The verified header of a version. `Error::Unauthentic` where it is damaged, another error where it can't be fetched.
+    /// Returns the verified header of a version. `Error::Unauthentic`: it is damaged. Another error: it can't
+    /// be fetched.
     pub(super) async fn header(&self, version: &Version) -> Result<Header, Error> {
         let hash = version.id.xet()?;
         if let Some(bytes) = self.cached(vec![hash]).await.remove(&hash)
@@ -59,7 +62,7 @@ impl Headers {
         self.fetch_header(version).await
     }
 
-    /// The plaintext size of each version.
+    /// Returns the plaintext size of each version.
     pub(super) async fn lens(&self, versions: &[Version]) -> Vec<Result<Len, Error>> {
         let mut lens: Vec<Result<Len, Error>> = self.cached_lens(versions).await.into_iter().map(Ok).collect();
         let unread = (0..lens.len()).filter(|&index| matches!(lens[index], Ok(Len::Unread))).collect::<Vec<_>>();
@@ -71,7 +74,7 @@ impl Headers {
         lens
     }
 
-    /// The sizes that need no request; the others are `Unread`.
+    /// Returns the sizes that need no request. The others are `Unread`.
     pub(super) async fn cached_lens(&self, versions: &[Version]) -> Vec<Len> {
         let cached = self.cached(versions.iter().filter_map(|version| version.id.xet().ok()).collect()).await;
         let len = |version: &Version| {
@@ -86,7 +89,8 @@ impl Headers {
         lens
     }
 
-    /// The content of sidecars, by hash. One that can't be fetched fails the call: nothing may vanish from a listing for a moment's fault.
+    /// Returns the content of sidecars by hash. If one can't be fetched, the call fails: a transient failure
+    /// must not remove entries from a listing.
     pub(super) async fn sidecars(&self, hashes: Vec<Hash>) -> Result<HashMap<Hash, Bytes>, Error> {
         let mut found = self.cached(hashes.clone()).await;
         found.retain(|_, bytes| bytes.len() == SIDECAR_LEN);
@@ -114,7 +118,7 @@ impl Headers {
         if version.stored_len < HEADER_LEN as u64 || hash == EMPTY_FILE {
             return Err(crypto::Error::Malformed("shorter than a header").into());
         }
-        // No number of records fits: whatever the bytes are.
+        // No number of records gives this length, so the bytes can't be a container.
         crypto::geometry::records_of(CipherLen(version.stored_len))?;
         let bytes = self.remote.contents.peek(&hash, 0..HEADER_LEN as u64).await?;
         let header = self.verify(version, &bytes)?;
@@ -128,7 +132,7 @@ impl Headers {
         Ok(self.keys.open_header(format, head, version.stored_len)?)
     }
 
-    /// What is kept under these hashes.
+    /// Returns the cached bytes of these hashes.
     async fn cached(&self, hashes: Vec<Hash>) -> HashMap<Hash, Bytes> {
         let mut found = HashMap::new();
         let mut unknown = Vec::new();
@@ -163,7 +167,7 @@ impl Headers {
         found
     }
 
-    /// Keeps headers and sidecars that this process made, or that turned out to be authentic.
+    /// Stores headers and sidecars that this process created, or that have authenticated.
     pub(super) async fn learn(&self, heads: Vec<(Hash, Bytes)>) {
         let heads = self.unknown(heads);
         if heads.is_empty() {
@@ -179,7 +183,7 @@ impl Headers {
                     insert.execute(params![hash.0, &bytes[..]])?;
                 }
             }
-            // Ids grow with time, so this is the oldest, and found by index.
+            // Ids grow with time, so this removes the oldest rows, found by index.
             transaction.execute("DELETE FROM heads WHERE id <= (SELECT max(id) FROM heads) - ?1", params![MAX_ROWS])?;
             transaction.commit()
         });
@@ -188,7 +192,7 @@ impl Headers {
         }
     }
 
-    /// Those that aren't kept already.
+    /// Returns the entries that aren't cached yet.
     fn unknown(&self, mut heads: Vec<(Hash, Bytes)>) -> Vec<(Hash, Bytes)> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         heads.retain(|(hash, bytes)| known.get(hash) != Some(bytes));
@@ -204,7 +208,7 @@ impl Headers {
     }
 }
 
-/// A damaged file is shown; one whose header can't be fetched is an error.
+/// Maps a header to its size. A damaged file is shown. A header that can't be fetched is an error.
 fn len_of(header: Result<Header, Error>) -> Result<Len, Error> {
     match header {
         Ok(header) => Ok(Len::Known(header.plain_len.0)),

@@ -1,7 +1,9 @@
-//! A source as plaintext paths, sizes and byte ranges: the one place where crypto meets Xet and the Hub.
+//! Shows a bucket as plaintext paths, sizes and byte ranges. This is the only layer where crypto meets Xet
+//! and the Hub.
 //!
-//! [`View`] is implemented by [`plain`], [`encrypted`] and [`merged`]. Conflict checks, adds-before-deletes, format rules and everything
-//! that needs a key live here; `fs` above never sees a key, a stored name or a container.
+//! [`View`] is implemented by [`plain`], [`encrypted`] and [`merged`]. Conflict checks, the order of adds
+//! before deletes, format rules and everything that needs a key live here. The layer `fs` above never sees a
+//! key, a stored name or a container.
 //!
 //! Plaintext paths are secrets: [`PlainPath`] has no `Display`, and its `Debug` hides the text.
 
@@ -44,7 +46,8 @@ pub use source::{CacheMode, DiskCacheOptions, OpenOptions, Opened, Source, open}
 pub use staging::{SlotId, SlotIo};
 pub use twin::marked_name;
 
-/// Types of the layers beneath that are part of this one's surface: who uses the store names no other layer.
+/// Types of the layers below that are part of the interface of this layer. Users of the store import no other
+/// layer.
 pub use crate::{
     crypto::{Error as CryptoError, Format},
     hub::{Error as HubError, MTIME_GRANULARITY, mtime_from_millis, mtime_millis, stored_mtime, stored_now},
@@ -57,7 +60,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use time::OffsetDateTime;
 
-/// Which side of a source an entry lies on.
+/// Side of a bucket on which an entry lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Side {
     /// Under `.enc/`, in this format: authenticated.
@@ -73,27 +76,28 @@ pub struct Version {
     pub id: ContentId,
     /// Stored size in bytes.
     pub stored_len: u64,
-    /// Where it lies.
+    /// Side on which it lies.
     pub side: Side,
 }
 
-/// A file's plaintext size, as far as it is known.
+/// Plaintext size of a file, as far as it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Len {
-    /// Verified (encrypted), or as the Hub says (plain). Bytes.
+    /// Bytes. Verified on the encrypted side, reported by the Hub on the plain side.
     Known(u64),
     /// The header has not been read yet: [`View::stat`] or [`View::lens`] reads it.
     Unread,
-    /// An own file whose header doesn't authenticate or is of the wrong format: shown, size 0, `open` fails, `unlink` is allowed.
+    /// An own file whose header doesn't authenticate or has the wrong format. It is shown with size 0. `open`
+    /// fails, and `unlink` is allowed.
     Damaged,
 }
 
-/// What an entry is.
+/// Kind of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A directory. `read_only`: it has a plaintext side in a view with a key, so it can't be renamed or removed.
+    /// A directory.
     Directory {
-        /// See above.
+        /// It has a plaintext side in a view with a key, so it can't be renamed or removed.
         read_only: bool,
     },
     /// A file.
@@ -102,7 +106,7 @@ pub enum Kind {
         version: Option<Version>,
         /// Its plaintext size.
         len: Len,
-        /// The writer's time, else the Hub's.
+        /// Time that the writer gave, or else the Hub's.
         mtime: Option<OffsetDateTime>,
         /// A plaintext file in a view with a key.
         read_only: bool,
@@ -114,20 +118,20 @@ pub enum Kind {
 pub struct Entry {
     /// Its plaintext name.
     pub name: String,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
 }
 
-/// What a listing did not show, by reason. Never silent: `status` has the sums.
+/// Numbers of entries that a listing did not show, by reason. `status` reports the sums.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hidden {
-    /// Don't decode or authenticate: another key's, or damaged.
+    /// Names that don't decode or authenticate: they belong to another key, or are damaged.
     pub foreign: u64,
-    /// Authenticate but break a name rule.
+    /// Names that authenticate but break a name rule.
     pub suspicious: u64,
     /// Hidden by another entry of the same name (plaintext below encrypted, format 1 below format 2).
     pub shadowed: u64,
-    /// Keys that are no path for us (`//`, NUL, `..`, a component of more than 255 bytes).
+    /// Keys that can't be paths here (`//`, NUL, `..`, a component of more than 255 bytes).
     pub unreachable: u64,
 }
 
@@ -136,7 +140,7 @@ pub struct Hidden {
 pub struct Listing {
     /// Shown entries, ascending by name bytes, each name once.
     pub entries: Vec<Entry>,
-    /// Counts of what is not shown.
+    /// Counts of the entries that are not shown.
     pub hidden: Hidden,
 }
 
@@ -145,12 +149,13 @@ pub struct Listing {
 pub trait Object: Send + Sync + 'static {
     /// Plaintext size in bytes.
     fn len(&self) -> u64;
-    /// Whether it has no bytes.
+    /// Returns true if it has no bytes.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// The plaintext bytes `[offset, offset + len)`, cut at the end of the file, never short otherwise. Authenticated before they are
-    /// given out on the encrypted side. Good up to some MiB a call.
+    /// Returns the plaintext bytes `[offset, offset + len)`. The result ends at the end of the file, and is
+    /// never shorter otherwise. On the encrypted side the bytes are authenticated before they are returned.
+    /// Suitable for up to some MiB per call.
     async fn read(&self, offset: u64, len: usize) -> Result<Bytes, Error>;
     /// Returns the plaintext bytes of `range`, which ends at the end of the file at the latest, as an ordered stream of
     /// pieces, none of them empty. See [`ByteStream`] for what it promises.
@@ -175,57 +180,60 @@ pub trait Object: Send + Sync + 'static {
 
 /// Plaintext in order, fetched ahead of the reader.
 ///
-/// - **Errors** come in their place: every byte before the damage or the failure is delivered, and none after it. On
-///   the encrypted side each byte was authenticated before it is delivered. The stream ends after the first error. If
-///   it ends without an error, the range is complete.
-/// - **Windows** of 1 MiB at first, then twice as large each, are fetched ahead: small ones for an early first byte,
-///   large ones for few requests.
+/// - **Errors** come in order: every byte before the damage or the failure is delivered, and no byte after
+///   it. On the encrypted side each byte was authenticated before it is delivered. The stream ends after the
+///   first error. If it ends without an error, the range is complete.
+/// - **Windows** are fetched ahead. The first has 1 MiB, and each next one is twice as large. Small windows
+///   give an early first byte, large ones need few requests.
 /// - **Back-pressure**: nothing more is fetched while the reader doesn't poll.
-/// - **Memory**: at most 16 MiB of windows (four of 4 MiB), and one more that is being opened. Chunks that lie across
-///   the edges of windows come on top.
+/// - **Memory**: at most 16 MiB of windows (four of 4 MiB), and one more that is being decrypted. Chunks that
+///   cross the edges of windows come on top.
 /// - **Dropping** it ends all requests and frees all memory.
-/// - **Deadlines**: it outlives the operation that opened it or polls it, so it has none of its own. A reader that has
-///   a deadline waits for each piece with [`deadline::timely`]. It must be polled inside a Tokio runtime.
+/// - **Deadlines**: it outlives the operation that opened it or polls it, so it has none of its own. A reader
+///   that has a deadline waits for each piece with [`deadline::timely`]. It must be polled inside a Tokio
+///   runtime.
 pub type ByteStream = BoxStream<'static, Result<Bytes, Error>>;
 
-/// Bytes that [`Object::verify`] reads at once where an object has no better way.
+/// Bytes that [`Object::verify`] reads per step where an object has no better way.
 const VERIFY_STEP: usize = 1 << 20;
 
-/// What a check of a whole object found.
+/// Result of a check of a whole object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
     /// Records read; 0 on the plain side.
     pub records: u64,
-    /// How many don't authenticate, or have bytes behind the end.
+    /// Number of records that don't authenticate, or have bytes past the end of the file.
     pub damaged: u64,
-    /// The first of those, by index.
+    /// Indices of the first damaged records.
     pub named: Vec<u64>,
-    /// A hint, format 1 only: bytes behind the end, left by a truncation, or by an older header over newer records.
+    /// A hint for format 1 only: there are bytes past the end of the file. A truncation left them, or an
+    /// older header stands over newer records.
     pub stale_tail: bool,
 }
 
-/// What is put into the store.
+/// Content that is put into the store.
 pub enum Content {
-    /// Plaintext from a reader: sealed on the way where there is a key, in one pass and constant memory, whether its length is known or not.
+    /// Plaintext from a reader. With a key it is sealed in one pass, in constant memory, even if its length
+    /// is not known.
     Stream {
         /// The plaintext.
         reader: Box<dyn tokio::io::AsyncRead + Send + Unpin>,
-        /// Its length, if it is known before: another one is an error.
+        /// Its length, if it is known in advance. A different length is an error.
         len: Option<u64>,
     },
-    /// A draft that was frozen: its stored bytes are sent as they are.
+    /// A frozen draft. Its stored bytes are sent unchanged.
     Frozen {
-        /// What was frozen.
+        /// The frozen version.
         frozen: Arc<Frozen>,
-        /// Where its slots are.
+        /// The pool that holds its slots.
         slots: Arc<dyn SlotIo>,
     },
 }
 
-/// Content that is in the store and may be committed under any path once its session has finished.
+/// Content that is in the store. It may be committed under any path once its session has finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stored {
-    /// The version it makes.
+    /// The version of this content.
     pub version: Version,
     /// Plaintext size.
     pub plain_len: u64,
@@ -234,37 +242,38 @@ pub struct Stored {
 /// Bytes that an upload session has handled so far. They only grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PutProgress {
-    /// Bytes of content read. A session reads on only while it has memory, so what can't be sent stops it.
+    /// Bytes of content read. A session stops reading when its memory is full, so content that can't be sent
+    /// stops it.
     pub read: u64,
-    /// Bytes handed to connections. What is sent again counts once.
+    /// Bytes handed to connections. Bytes that are sent again count once.
     pub sent: u64,
 }
 
-/// Puts content into the store: any number of files share xorbs, and one shard registers them.
+/// Uploads content to the store. Any number of files share xorbs, and one shard registers them.
 #[async_trait]
 pub trait PutSession: Send + Sync {
-    /// Returns a function that tells how far the session is. It may be called at any time, also while the session
-    /// finishes.
+    /// Returns a function that reports the progress of the session. It may be called at any time, also while
+    /// the session finishes.
     fn progress(&self) -> Box<dyn Fn() -> PutProgress + Send + Sync>;
     /// Uploads one content. An error concerns this content only.
     async fn add(&self, content: Content) -> Result<Stored, Error>;
-    /// Uploads one content that has metadata. No format has a place for metadata yet, so this is a seam: it fails with
+    /// Uploads one content that has metadata. No format can store metadata yet, so this fails with
     /// [`Error::Unstorable`] unless the metadata is empty.
     async fn add_with(&self, content: Content, metadata: &metadata::Metadata) -> Result<Stored, Error> {
         metadata.check_storable()?;
         self.add(content).await
     }
-    /// Registers what was added. Before this has returned, nothing of it may be committed.
+    /// Registers the added content. None of it may be committed before this has returned.
     async fn finish(self: Box<Self>) -> Result<(), Error>;
 }
 
-/// What a path must be right before a change for the change to happen.
+/// State of a path that a change requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
     /// Nothing is there.
     Absent,
     /// This content is there.
-    Is(ContentId),
+    Is(Hash),
     /// Whatever is there.
     Any,
 }
@@ -272,7 +281,7 @@ pub enum Expect {
 /// A change of the namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Puts stored content at the path, replacing what is there.
+    /// Puts stored content at the path and replaces the file there.
     Put {
         /// The content.
         stored: Stored,
@@ -281,23 +290,24 @@ pub enum Change {
     },
     /// Removes the file (in both formats, with its sidecars).
     Delete,
-    /// Moves the file at the path to `to`; content untouched. `expect` concerns the source, `expect_to` the target.
+    /// Moves the file at the path to `to`. The content is unchanged. `expect` concerns the old path,
+    /// `expect_to` the new one.
     Rename {
         /// New path.
         to: PlainPath,
-        /// What must be at `to`.
+        /// Required state of `to`.
         expect_to: Expect,
     },
-    /// Moves everything below the directory at the path to `to`, which must not exist or hold nothing.
+    /// Moves everything below the directory at the path to `to`. `to` must not exist or must be empty.
     RenameDirectory {
         /// New path.
         to: PlainPath,
     },
-    /// Adds the same content at `to`: an independent file.
+    /// Adds a file with this content at `to`. The two files are independent.
     Copy {
         /// New path.
         to: PlainPath,
-        /// What must be at `to`.
+        /// Required state of `to`.
         expect_to: Expect,
     },
 }
@@ -307,7 +317,7 @@ pub enum Change {
 pub struct Op {
     /// The path.
     pub path: PlainPath,
-    /// What must be there.
+    /// Required state of the path.
     pub expect: Expect,
     /// The change.
     pub change: Change,
@@ -320,81 +330,88 @@ pub struct MovedFile {
     pub path: PlainPath,
     /// Its version.
     pub version: Version,
-    /// Time of its last change, where one is known.
+    /// Time of its last change, if it is known.
     pub mtime: Option<OffsetDateTime>,
 }
 
-/// What became of one operation.
+/// Result of one operation.
 #[derive(Debug)]
 pub enum Outcome {
-    /// Done; the version that is now at the (new) path, if any.
+    /// The operation was carried out. Holds the version that is now at the (new) path, if any.
     Done(Option<Version>),
     /// A directory was moved, with these files.
     Moved(Vec<MovedFile>),
-    /// Something else is there than was expected; nothing was changed.
+    /// The path was not in the expected state. Nothing was changed.
     Conflict {
         /// What is there.
-        found: Option<ContentId>,
+        found: Option<Hash>,
     },
-    /// Not (wholly) done. Adds that succeeded stay; no delete ran before its add succeeded. Repeating is safe.
+    /// The operation was not carried out, or only partly. Adds that succeeded stay. No delete ran before its
+    /// add succeeded. Repeating is safe.
     Failed(Error),
 }
 
-/// Seals what a mount keeps in local files: identity on a source without a key.
+/// Seals the data that a mount keeps in local files. On a source without a key it returns the data unchanged.
 pub trait Sealer: Send + Sync + 'static {
-    /// Seals `payload` for place `sequence` of journal `journal`.
+    /// Seals `payload` for sequence number `sequence` of journal `journal`.
     fn seal(&self, journal: &[u8; 32], sequence: u64, payload: &[u8]) -> Result<Vec<u8>, Error>;
-    /// Opens it again; `Error::Unauthentic` where it was altered or belongs elsewhere.
+    /// Opens a sealed payload. Fails with `Error::Unauthentic` if it was altered or belongs to another place.
     fn open(&self, journal: &[u8; 32], sequence: u64, sealed: &[u8]) -> Result<Vec<u8>, Error>;
 }
 
 /// A source as plaintext paths. All calls are safe to repeat. Every remote wait is bounded.
 #[async_trait]
 pub trait View: Send + Sync + 'static {
-    /// Children of a directory. An unknown directory is empty (the Hub has none). What can't be listed is an error.
+    /// Returns the children of a directory. An unknown directory is empty, because the Hub has no
+    /// directories. A directory that can't be listed is an error.
     async fn list(&self, directory: &PlainPath) -> Result<Listing, Error>;
-    /// One entry, its size read. `None`: nothing is there. A header that can't be fetched is an error, never `None`.
+    /// Returns one entry with its size. `None`: nothing is there. A header that can't be fetched is an error,
+    /// never `None`.
     async fn stat(&self, path: &PlainPath) -> Result<Option<Entry>, Error>;
-    /// Plaintext sizes of many versions at once, from the local header cache where possible.
+    /// Returns the plaintext sizes of many versions, from the local header cache where possible.
     async fn lens(&self, versions: &[Version]) -> Vec<Result<Len, Error>>;
     /// Opens a version.
     async fn open(&self, version: &Version) -> Result<Arc<dyn Object>, Error>;
-    /// Begins an upload.
+    /// Starts an upload.
     async fn put(&self) -> Result<Box<dyn PutSession>, Error>;
-    /// Carries out operations in order and gives one outcome each, in the same order. Batches are formed inside: all adds first, deletes in a
-    /// later batch and only for adds that succeeded; expectations are compared with the remote state right before.
-    /// Concurrent calls wait for each other where their paths overlap (equal, above or below), and share batches where
-    /// they don't. Dropping the call ends what no other call shares, at any point.
+    /// Carries out operations in order and returns one outcome each, in the order of `operations`. Batches
+    /// are formed inside. All adds come first. Deletes run in a later batch, and only for adds that
+    /// succeeded. Expectations are checked against the remote state immediately before.
+    ///
+    /// Concurrent calls wait for each other where their paths overlap (equal, above or below). Other calls
+    /// share batches. If the call is dropped, all work that no other call shares ends at any point.
     async fn commit(&self, operations: &[Op]) -> Vec<Outcome>;
-    /// Returns those of `files` where the source also has a folder of that name, and those of `folders` where it also
-    /// has a file.
+    /// Returns those of `files` for which the source also has a folder of that name, and those of `folders`
+    /// for which it also has a file.
     async fn twins(&self, files: &[PlainPath], folders: &[PlainPath]) -> Result<Vec<PlainPath>, Error>;
-    /// Returns the name under which the file `name` is shown beside a folder of that name which only this machine has;
-    /// `taken` says which names are in use. From then on changes of that name are changes of the file. `None`: no such
-    /// name is free.
+    /// Returns the name under which the file `name` is shown next to a folder of that name that exists only
+    /// on this machine. `taken` returns true for a name that is in use. From then on changes of the returned
+    /// name are changes of the file. `None`: no such name is free.
     fn show_beside(&self, directory: &PlainPath, name: &str, taken: &dyn Fn(&str) -> bool) -> Option<String>;
     /// Checks a name that is about to be created (length, characters, reserved) before any local state changes.
     fn check_name(&self, parent: &PlainPath, name: &str) -> Result<(), Error>;
-    /// Checks that a file which is stored in format 1 can be stored, in its format, at another path.
+    /// Checks that a file that is stored in format 1 can be stored, in its format, at another path.
     fn check_format_1(&self, _path: &PlainPath) -> Result<(), Error> {
         Ok(())
     }
-    /// A new draft for local editing. `state`: empty, over a base version, or from a journal.
+    /// Returns a new draft for local editing. `state` is empty, based on a version, or read from a journal.
     fn draft(&self, state: DraftState, slots: Arc<dyn SlotIo>) -> Result<Draft, Error>;
-    /// Bytes of one staging slot: 65568 with a key, 65536 without.
+    /// Returns the bytes of one staging slot: 65568 with a key, 65536 without.
     fn slot_len(&self) -> usize;
-    /// The sealer of local journals.
+    /// Returns the sealer of local journals.
     fn sealer(&self) -> Arc<dyn Sealer>;
-    /// An opaque text that changes whenever a file of the source does; `None` where the source doesn't tell.
+    /// Returns an opaque text that changes whenever a file of the source changes. `None`: the source doesn't
+    /// report it.
     async fn revision(&self) -> Result<Option<String>, Error>;
-    /// Whether nothing may be written at all.
+    /// Returns true if all writes are refused.
     fn read_only(&self) -> bool;
-    /// Names the source: SHA-256(endpoint, kind, bucket id, key id or "plain", stored prefix).
+    /// Returns the identity of the source: SHA-256(endpoint, kind, bucket id, key id or "plain", stored
+    /// prefix).
     fn identity(&self) -> [u8; 32];
-    /// Key id as 16 hex digits, on a source with a key.
+    /// Returns the key id as 16 hex digits, on a source with a key.
     fn key_id(&self) -> Option<String>;
-    /// What a path is called in logs: its stored path, never plaintext on a source with a key.
+    /// Returns the name of a path for logs: its stored path. On a source with a key it is never plaintext.
     fn log_name(&self, path: &PlainPath) -> String;
-    /// Sums of hidden entries over the directories listed so far.
+    /// Returns the sums of hidden entries over the directories listed so far.
     fn hidden(&self) -> Hidden;
 }
