@@ -1,6 +1,6 @@
-//! The stored bytes of versions, through the disk cache where there is one.
+//! Reads the stored bytes of versions, through the disk cache if there is one.
 //!
-//! All of it is below encryption: what a cache keeps of an encrypted source is ciphertext.
+//! This is below encryption: the bytes that a cache stores of an encrypted source are ciphertext.
 
 use super::object::{AHEAD, WINDOW, in_windows, without_deadline};
 use super::{ByteStream, Error, Version};
@@ -11,12 +11,12 @@ use futures::{StreamExt, TryStreamExt, stream};
 use std::ops::Range;
 use tokio::io::AsyncWrite;
 
-/// Reads one source's content. Cheap to clone.
+/// Reader of one source's content. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Contents {
-    /// Asks the chunk cache first, if it has one.
+    /// Asks the chunk cache first, if there is one.
     downloader: Downloader,
-    /// Instead of a chunk cache.
+    /// Cache of whole files. It replaces a chunk cache.
     files: Option<FileCache>,
 }
 
@@ -25,7 +25,7 @@ impl Contents {
         Self { downloader, files }
     }
 
-    /// Exactly these bytes of a version, nobody else's.
+    /// Returns exactly these bytes of this version.
     pub(super) async fn read(&self, version: &Version, range: Range<u64>) -> Result<Bytes, Error> {
         let (hash, stored_len) = (version.id.xet()?, version.stored_len);
         if let Some(files) = &self.files {
@@ -55,12 +55,14 @@ impl Contents {
         without_deadline(pieces.map_err(Error::from).boxed())
     }
 
-    /// The same where a few bytes are wanted and nothing tells that more will be: doesn't begin to keep the file.
+    /// Returns a few bytes of a file, without starting to cache the file. Used where no further read is
+    /// expected.
     pub(super) async fn peek(&self, hash: &Hash, range: Range<u64>) -> Result<Bytes, Error> {
         Ok(self.downloader.read(hash, range).await?)
     }
 
-    /// A whole version in order, checked against its hash: from the source, whatever a cache has.
+    /// Writes a whole version to `sink` in order and checks it against its hash. Reads from the CAS, never
+    /// from a cache.
     pub(super) async fn download(&self, version: &Version, sink: impl AsyncWrite + Send + Unpin) -> Result<(), Error> {
         Ok(self.downloader.download(&version.id.xet()?, version.stored_len, sink).await?)
     }

@@ -1,8 +1,9 @@
-//! Opening the store's local SQLite files.
+//! Opens the local SQLite files of the store.
 //!
-//! Two kinds: a cache that may vanish at any time ([`super::headers`]), and what this machine remembers ([`super::memory`]). Neither holds
-//! plaintext, names or keys. A file that SQLite can't read is set aside, said so, and begun anew: a mount must not depend on a cache.
-//! Several processes may have one open.
+//! There are two kinds: a cache that may disappear at any time ([`super::headers`]), and the state that this
+//! machine remembers ([`super::memory`]). Neither holds plaintext, names or keys. If SQLite can't read a
+//! file, it is renamed, a warning is logged, and an empty one is created: a mount must not depend on a cache.
+//! Several processes may have one file open.
 
 use super::Error;
 use rusqlite::{Connection, ErrorCode};
@@ -13,7 +14,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// How long a statement waits for another process's transaction.
+/// Time that a statement waits for a transaction of another process.
 const BUSY: Duration = Duration::from_secs(5);
 
 /// An opened database. Calls block on local I/O.
@@ -22,17 +23,17 @@ pub(super) struct Database {
     connection: Mutex<Connection>,
 }
 
-/// How much a power cut may take.
+/// Amount of data that a power cut may remove.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Durability {
-    /// The last transactions: it can all be learnt again.
+    /// The last transactions. Their data can be read again from the source.
     Cache,
-    /// Nothing that was committed.
+    /// No committed data.
     Full,
 }
 
 impl Database {
-    /// Opens `name` in `folder`, or a database in memory without one. `schema` is idempotent SQL.
+    /// Opens `name` in `folder`, or a database in memory without a folder. `schema` is idempotent SQL.
     pub(super) fn open(folder: Option<&Path>, name: &str, durability: Durability, schema: &str) -> Result<Self, Error> {
         let connection = match folder {
             None => Connection::open_in_memory().and_then(|connection| prepare(connection, durability, schema)),
@@ -44,12 +45,12 @@ impl Database {
     fn open_file(folder: &Path, name: &str, durability: Durability, schema: &str) -> Result<Self, Error> {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         let path = folder.join(name);
-        // SQLite would make it with the mode of the umask.
+        // SQLite would create it with the mode of the umask.
         drop(OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?);
         let open = || Connection::open(&path).and_then(|connection| prepare(connection, durability, schema));
         let connection = match open() {
             Err(error) if is_damaged(&error) => {
-                tracing::warn!(file = name, %error, "a local database is damaged: it is set aside and begun anew");
+                tracing::warn!(file = name, %error, "a local database is damaged: it is renamed to *.damaged and recreated");
                 set_aside(&path)?;
                 open()
             }
@@ -65,7 +66,7 @@ impl Database {
         work(&mut connection).map_err(failed)
     }
 
-    /// The same off the async workers.
+    /// Runs `work` on the connection, off the async workers.
     pub(super) async fn run<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -91,7 +92,8 @@ fn is_damaged(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt))
 }
 
-/// Keeps the latest damaged file for whoever wants to know; its journal means nothing without it.
+/// Keeps the latest damaged file for inspection. Its journal is removed, because it is useless without the
+/// file.
 fn set_aside(path: &Path) -> io::Result<()> {
     std::fs::rename(path, path.with_extension("damaged"))?;
     for suffix in ["-wal", "-shm"] {
@@ -106,7 +108,7 @@ fn set_aside(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Keeps the kind of a full disk: the caller tells the user what to do about it.
+/// Converts an error. Keeps the kind of a full disk, because the caller has a hint for it.
 fn failed(error: rusqlite::Error) -> Error {
     let kind = match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => io::ErrorKind::StorageFull,

@@ -1,6 +1,7 @@
 use crate::{crypto, hub, xet};
 
-/// What can go wrong with a source. Texts name no plaintext path: who reports the error adds what it may.
+/// Failure of an operation on a source. Texts name no plaintext path. The layer that reports the error adds
+/// the path where that is allowed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nothing is there.
@@ -12,22 +13,22 @@ pub enum Error {
     /// Longer than the format or the backend can store.
     #[error("name too long")]
     NameTooLong,
-    /// Plaintext entries of a view with a key, and everything in a read-only source.
-    #[error("read-only here")]
+    /// A write to a plaintext entry of a view with a key, or to anything in a read-only source.
+    #[error("read-only")]
     ReadOnly,
-    /// A directory that isn't empty as stored (entries of other keys count).
+    /// A directory that isn't empty as stored. Entries of other keys count.
     #[error("not empty: it holds {0} entries that this key can't read")]
     NotEmpty(u64),
-    /// A header, record or slot that doesn't authenticate. Never transient.
+    /// A header, record or slot doesn't authenticate. Never transient.
     #[error("integrity: {0}")]
     Unauthentic(#[source] crypto::Error),
-    /// Xet data that doesn't match its hash.
+    /// Xet data doesn't match its hash.
     #[error("integrity: {0}")]
     Corrupt(#[source] xet::Error),
-    /// The key opens nothing in a tree that isn't empty.
+    /// The key opens no entry of a tree that isn't empty.
     #[error("this key opens nothing in this bucket; it has {entries} encrypted entries")]
     WrongKey {
-        /// Entries seen.
+        /// Number of entries seen.
         entries: u64,
     },
     /// An object without a Xet hash.
@@ -37,28 +38,29 @@ pub enum Error {
     /// have only a blob id, see [`ContentId`](super::ContentId).
     #[error("the file is a Git blob: its content is not in Xet storage")]
     UnsupportedBlob,
-    /// The source's path is that of a file.
+    /// The path of the source is a file.
     #[error("the path in the source is a file, not a folder")]
     SourceIsFile,
-    /// Nothing is at the source's path, and nothing may be written there.
+    /// Nothing is at the path of the source, and writing there is not allowed.
     #[error("the folder in the source does not exist")]
     NoSuchFolder,
     /// Ciphertext for a plaintext path, or plaintext for the encrypted tree.
-    #[error("content of the other side of the bucket")]
+    #[error("the content belongs to the other side of the bucket")]
     WrongSide,
-    /// The Hub took the request but refused this key's line of it, several times (Hub API spec, 4.3: such refusals have been seen to pass).
+    /// The Hub accepted the request but refused the line of this key several times (Hub API spec, 4.3). A
+    /// later try may succeed: such refusals have disappeared by themselves.
     #[error("the Hub refused the change: {0}")]
     Refused(String),
-    /// A stream that was shorter or longer than announced.
-    #[error("the content is not of the announced length")]
+    /// A stream was shorter or longer than announced.
+    #[error("the content does not have the announced length")]
     LengthMismatch,
-    /// Something that no stored format has a place for.
+    /// No stored format can hold this.
     #[error("{0} can't be stored")]
     Unstorable(&'static str),
-    /// At the Hub.
+    /// Error of the Hub.
     #[error(transparent)]
     Hub(#[from] hub::Error),
-    /// At the CAS.
+    /// Error of the CAS.
     #[error(transparent)]
     Cas(xet::Error),
     /// Sealing failed (size out of range, no randomness).
@@ -70,7 +72,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the same call may succeed later without anybody changing anything.
+    /// Returns true if the call may succeed later although nothing is changed.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Hub(e) => e.is_transient(),
@@ -80,14 +82,14 @@ impl Error {
         }
     }
 
-    /// Whether bytes or names failed to authenticate.
+    /// Returns true if bytes or names failed to authenticate.
     pub fn is_integrity(&self) -> bool {
         matches!(self, Self::Unauthentic(_) | Self::Corrupt(_))
     }
 }
 
 impl Error {
-    /// The same error once more: one request fails for many operations at once.
+    /// Returns a copy of the error. One request may fail for many operations.
     pub(super) fn again(&self) -> Self {
         match self {
             Self::NotFound => Self::NotFound,
@@ -143,35 +145,36 @@ fn hub_again(error: &hub::Error) -> hub::Error {
     }
 }
 
-/// What kind of failure it is, whichever layer it comes from: all that a front end's table of codes needs.
+/// Kind of a failure, independent of the layer that it comes from. The tables of codes in the front ends need
+/// nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// Nothing is there.
     NotFound,
-    /// A name that can't be.
+    /// A name that isn't allowed.
     InvalidName,
     /// A name that is too long.
     NameTooLong,
-    /// Read-only here.
+    /// A write to a read-only path.
     ReadOnly,
     /// A directory that isn't empty.
     NotEmpty,
-    /// Something doesn't authenticate or match its hash.
+    /// Data doesn't authenticate or match its hash.
     Integrity,
-    /// The Hub or the CAS denied it.
+    /// The Hub or the CAS denied access.
     Denied,
-    /// A quota of the Hub, or the local disk, is full.
+    /// A quota of the Hub is exceeded, or the local disk is full.
     NoSpace,
-    /// A local quota is full.
+    /// A local quota is exceeded.
     LocalQuota,
-    /// Larger than a file may be.
+    /// A file larger than the limit.
     TooLarge,
-    /// Anything else.
+    /// Any other failure.
     Other,
 }
 
 impl Error {
-    /// What kind of failure it is.
+    /// Returns the kind of the failure.
     pub fn cause(&self) -> Cause {
         match self {
             Self::NotFound | Self::NoSuchFolder | Self::SourceIsFile => Cause::NotFound,
@@ -221,7 +224,7 @@ fn cause_at_cas(error: &xet::Error) -> Cause {
         E::Status { status, .. } => cause_of_status(*status),
         E::Io(error) => cause_of_io(error),
         E::Malformed { .. } | E::HashMismatch { .. } => Cause::Integrity,
-        // Why there is no token is for the Hub's error to say.
+        // The Hub's error gives the reason why there is no token.
         E::Token(source) => source.downcast_ref::<hub::Error>().map_or(Cause::Other, cause_at_hub),
         E::NotFound(_) | E::RangeNotSatisfiable | E::Network(_) => Cause::Other,
     }

@@ -1,20 +1,21 @@
-//! Sums of what listings did not show.
+//! Adds up the entries that listings did not show.
 
 use super::Hidden;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-/// Directories that are counted one by one; those of further ones are only added up, since a server may have any number of them.
+/// Directories that are counted one by one. Those of further directories are only added up, because a server
+/// may have any number of them.
 const MAX_DIRECTORIES: usize = 65_536;
 
 impl Hidden {
-    /// Returns how many entries are not shown, whatever the reason.
+    /// Returns the number of entries that are not shown, for any reason.
     pub fn total(&self) -> u64 {
         [self.foreign, self.suspicious, self.shadowed, self.unreachable].into_iter().fold(0, u64::saturating_add)
     }
 
-    /// Returns how many entries are there although no entry of their name is shown. They keep their directory from
-    /// being removed.
+    /// Returns the number of entries that exist although no entry of their name is shown. A directory that
+    /// has some can't be removed.
     pub fn nameless(&self) -> u64 {
         [self.foreign, self.suspicious, self.unreachable].into_iter().fold(0, u64::saturating_add)
     }
@@ -33,12 +34,12 @@ impl std::ops::AddAssign for Hidden {
     }
 }
 
-/// What the directories listed so far did not show, each as of its last listing.
+/// Counts of hidden entries of all directories listed so far, each from its last listing.
 #[derive(Default)]
 pub(super) struct HiddenSums(Mutex<HashMap<String, Hidden>>);
 
 impl HiddenSums {
-    /// Notes the latest listing of the directory with this stored key.
+    /// Records the counts of the latest listing of the directory with this stored key.
     pub(super) fn note(&self, directory: &str, hidden: Hidden) {
         let mut directories = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if hidden == Hidden::default() {
@@ -46,12 +47,12 @@ impl HiddenSums {
         } else if directories.len() < MAX_DIRECTORIES || directories.contains_key(directory) {
             directories.insert(directory.to_owned(), hidden);
         } else {
-            // Not a key of any directory.
+            // No directory has this key.
             *directories.entry("//".to_owned()).or_default() += hidden;
         }
     }
 
-    /// The sum.
+    /// Returns the sums over all directories.
     pub(super) fn sum(&self) -> Hidden {
         let mut sum = Hidden::default();
         self.0.lock().unwrap_or_else(PoisonError::into_inner).values().for_each(|hidden| sum += *hidden);
@@ -64,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_listing_of_a_directory_counts() {
+    fn last_listing_of_directory_replaces_its_counts() {
         let sums = HiddenSums::default();
         sums.note("a", Hidden { foreign: 2, ..Hidden::default() });
         sums.note("b", Hidden { foreign: 1, shadowed: 4, ..Hidden::default() });

@@ -1,10 +1,11 @@
-//! A place for what a gateway tells of an object beside its content: content type, user metadata and ETag.
+//! Metadata of an object in addition to its content: content type, user metadata and ETag.
 //!
-//! This is a seam, unused for now. A gateway needs the three of each object that it lists, reads or writes, and they
-//! have to pass through [`View`](super::View) in both directions. Content type and user metadata need a stored format
-//! first (see DESIGN, "Object metadata needs a format"). Until then nothing is stored: [`Entry::metadata`] is empty,
-//! and [`PutSession::add_with`](super::PutSession::add_with) refuses an object that has some, so nothing is dropped
-//! silently. The Hub's own content type ([`BatchOp`](crate::hub::BatchOp)) stays unset.
+//! This module is an interface without storage for now. A gateway needs the three of each object that it
+//! lists, reads or writes, and they have to pass through [`View`](super::View) in both directions. Content
+//! type and user metadata need a stored format first (see DESIGN, "Object metadata needs a format"). Until
+//! then nothing is stored. [`Entry::metadata`] is empty, and
+//! [`PutSession::add_with`](super::PutSession::add_with) refuses an object that has metadata, so none is
+//! dropped silently. The Hub's own content type ([`BatchOp`](crate::hub::BatchOp)) stays unset.
 
 use super::{Entry, Error, Kind};
 use std::collections::BTreeMap;
@@ -14,19 +15,19 @@ use std::collections::BTreeMap;
 pub struct Metadata {
     /// Media type, as the writer gave it. It is never guessed.
     pub content_type: Option<String>,
-    /// Names and values that the writer gave. Secret on a source with a key, like paths.
+    /// Names and values that the writer gave. On a source with a key they are secret, like paths.
     pub user: BTreeMap<String, String>,
 }
 
 impl Metadata {
-    /// Fails if the metadata can't be stored: always, unless it is empty.
+    /// Fails if the metadata can't be stored. Only empty metadata can.
     pub(super) fn check_storable(&self) -> Result<(), Error> {
         if *self == Self::default() { Ok(()) } else { Err(Error::Unstorable("content type or user metadata")) }
     }
 }
 
 impl Entry {
-    /// Returns the metadata of a file: nothing, until a format has a place for it.
+    /// Returns the metadata of a file. It is empty until a format can store it.
     pub fn metadata(&self) -> Metadata {
         Metadata::default()
     }
@@ -49,7 +50,7 @@ mod tests {
     use crate::store::{Len, Side, Version};
 
     #[test]
-    fn etag_names_the_version() {
+    fn etag_is_hash_of_version() {
         let file = |content| {
             let version = Some(Version { id: hash_of(content).into(), stored_len: 1, side: Side::Plain });
             let kind = Kind::File { version, len: Len::Known(1), mtime: None, read_only: false };
@@ -62,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_without_a_format_is_refused() {
+    fn metadata_without_format_is_refused() {
         assert!(Metadata::default().check_storable().is_ok());
         let typed = Metadata { content_type: Some("text/plain".into()), ..Metadata::default() };
         let tagged = Metadata { user: [("k".to_owned(), "v".to_owned())].into(), ..Metadata::default() };

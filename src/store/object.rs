@@ -1,6 +1,8 @@
-//! Opened versions: byte ranges of plaintext, authenticated before they are given out (format spec, sections 4 "Reading" and 4b).
+//! Opens versions and reads byte ranges of plaintext, which are authenticated before they are returned
+//! (format spec, sections 4 "Reading" and 4b).
 //!
-//! Records are opened in place in the buffer that came from the network; offsets and lengths are plaintext bytes unless said otherwise.
+//! Records are opened in place in the buffer that came from the network. Offsets and lengths are plaintext
+//! bytes unless stated otherwise.
 
 use super::contents::Contents;
 use super::draft::Bases;
@@ -22,17 +24,18 @@ use std::task::{Context, Poll};
 use tokio::io::AsyncWrite;
 use zeroize::Zeroize;
 
-/// Records opened without leaving the async worker (1 MiB, some 0.1 ms); more are opened in pieces of this many, in parallel.
+/// Records opened without leaving the async worker (1 MiB, some 0.1 ms). More are opened in pieces of this
+/// many records, in parallel.
 const PIECE: usize = 16;
-/// Damaged records that `verify` names; the rest is counted.
+/// Damaged records whose index `verify` reports. Further ones are only counted.
 const MAX_NAMED: usize = 1000;
 
-/// Bytes of the first window of a stream: the first byte should come soon.
+/// Bytes of the first window of a stream. A small window makes the first byte arrive soon.
 const FIRST_WINDOW: u64 = 1 << 20;
 /// Bytes of the longest window of a stream: a request of this length costs little more than its bytes.
 pub(super) const WINDOW: u64 = 4 << 20;
-/// Windows that a stream fetches ahead of the one that it delivers. Over a round trip of 50 ms, that allows some
-/// 300 MB/s.
+/// Windows that a stream fetches ahead of the one that it delivers. Over a round trip of 50 ms, this allows
+/// some 300 MB/s.
 pub(super) const AHEAD: usize = 3;
 
 /// Streams `range` by windows, which `read` returns whole. Windows are read ahead while the stream is polled.
@@ -74,7 +77,7 @@ pub(super) fn without_deadline(pieces: ByteStream) -> ByteStream {
 pub(super) struct Opener {
     pub(super) remote: Arc<Remote>,
     pub(super) memory: Arc<Memory>,
-    /// The key and the headers read with it; none on a plain source.
+    /// Key, and the headers read with it. `None` on a plain source.
     pub(super) sealed: Option<(Arc<Keys>, Arc<Headers>)>,
 }
 
@@ -115,7 +118,7 @@ impl Bases for Opener {
         if stored.len() as u64 != to - from {
             return Err(Error::LengthMismatch);
         }
-        // They are going to be stored again: damage must not be passed on.
+        // The records are going to be stored again, so damage must not be copied.
         let cipher = Arc::new(keys.records(format, &header.file_id));
         let mut plain = open_records(&cipher, header, records.start, stored.clone()).await?;
         plain.zeroize();
@@ -225,14 +228,14 @@ impl Object for SealedObject {
     async fn verify(&self) -> Result<Verified, Error> {
         let mut check = Check::new(self);
         let whole = self.contents.download(&self.version, &mut check).await;
-        // A bad header explains more than whatever stopped the download after it.
+        // A bad header explains more than the error that stopped the download after it.
         std::mem::replace(&mut check.header, Ok(()))?;
         whole?;
         Ok(std::mem::take(&mut check.found))
     }
 }
 
-/// Opens whole records, the first of index `first`, and gives their plaintext without the gaps between.
+/// Opens whole records, the first of index `first`. Returns their plaintext without the gaps between them.
 async fn open_records(
     cipher: &Arc<RecordCipher>,
     header: Header,
@@ -262,13 +265,13 @@ async fn open_records(
     Ok(plain)
 }
 
-/// Opens the records in `piece` in place and closes the gaps. On an error nothing of it may be used.
+/// Opens the records in `piece` in place and closes the gaps. After an error no byte of `piece` may be used.
 fn open_piece(cipher: &RecordCipher, header: &Header, first: u64, piece: &mut BytesMut) -> Result<(), Error> {
     open_leading(cipher, header, first, piece).map_or(Ok(()), Err)
 }
 
-/// Opens the records in `piece` in place up to the first that doesn't authenticate, and closes the gaps. The piece is
-/// then the plaintext of those before it.
+/// Opens the records in `piece` in place, up to the first that doesn't authenticate, and closes the gaps. The
+/// piece is then the plaintext of the records before that one.
 fn open_leading(cipher: &RecordCipher, header: &Header, first: u64, piece: &mut BytesMut) -> Option<Error> {
     let records = piece.len() / RECORD_LEN;
     let (mut opened, mut damage) = (records, None);
@@ -282,7 +285,7 @@ fn open_leading(cipher: &RecordCipher, header: &Header, first: u64, piece: &mut 
             (opened, damage) = (position, Some(error));
             break;
         }
-        // Distances are multiples of 32: memmove is slow where they are 1 to 31 modulo 4096.
+        // Distances are multiples of 32. `memmove` is slow for distances of 1 to 31 modulo 4096.
         piece.copy_within(at + NONCE_LEN..at + NONCE_LEN + RECORD_PLAIN, NONCE_LEN + position * RECORD_PLAIN);
     }
     piece.advance(NONCE_LEN.min(piece.len()));
@@ -290,12 +293,12 @@ fn open_leading(cipher: &RecordCipher, header: &Header, first: u64, piece: &mut 
     damage
 }
 
-/// A stream of plaintext: whole records are opened as soon as their last byte has come.
+/// A stream of plaintext. Whole records are opened as soon as their last byte has arrived.
 struct Opening {
     stored: ByteStream,
     cipher: Arc<RecordCipher>,
     header: Header,
-    /// Stored bytes that were received and not opened.
+    /// Stored bytes that were received but not opened.
     buffer: BytesMut,
     /// Index of the first record in the buffer.
     index: u64,
@@ -303,12 +306,12 @@ struct Opening {
     skip: usize,
     /// Plaintext bytes that are still to be delivered.
     left: u64,
-    /// The error that comes after what was delivered.
+    /// Error that is returned after the delivered bytes.
     damage: Option<Error>,
 }
 
 impl Opening {
-    /// `range` isn't empty and lies in the file.
+    /// Starts a stream of `range`, which isn't empty and lies in the file.
     fn new(object: &SealedObject, range: Range<u64>) -> Result<Self, Error> {
         let records = geometry::records_of_range(PlainLen(range.start), PlainLen(range.end));
         let from = geometry::record_offset(RecordIndex(records.start))?.0;
@@ -349,7 +352,8 @@ impl Opening {
         }
     }
 
-    /// Opens records at the front of the buffer. The piece ends before the first that doesn't authenticate.
+    /// Opens records at the front of the buffer. The piece ends before the first record that doesn't
+    /// authenticate.
     fn open(&mut self, records: usize) -> Bytes {
         let mut piece = self.buffer.split_to(records * RECORD_LEN);
         self.damage = open_leading(&self.cipher, &self.header, self.index, &mut piece);
@@ -361,7 +365,8 @@ impl Opening {
     }
 }
 
-/// Checks the stored bytes of a container as they come by: the header, then every record, pad records included.
+/// Checks the stored bytes of a container as they arrive: the header, then every record, pad records
+/// included.
 struct Check<'a> {
     object: &'a SealedObject,
     header: Result<(), Error>,
@@ -399,7 +404,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// The object was opened with a header from the cache, perhaps; this is the one that is stored.
+    /// Checks the stored header. The object may have been opened with a header from the cache.
     fn check_header(&mut self) {
         let SealedObject { keys, version, header, .. } = self.object;
         let Side::Encrypted(format) = version.side else { return };

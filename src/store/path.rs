@@ -1,18 +1,19 @@
 use super::Error;
 use std::fmt;
 
-/// A checked plaintext path from the root of the view: components joined with `/`, no slash at the ends, empty for the root. No component is
-/// empty, `.`, `..` or holds NUL. A secret: it has no `Display`, and `Debug` hides it.
+/// A checked plaintext path from the root of the view. Components are joined with `/`. There is no slash at
+/// the ends, and the root is empty. No component is empty, `.`, `..` or contains NUL. The path is a secret:
+/// it has no `Display`, and `Debug` hides it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct PlainPath(String);
 
 impl PlainPath {
-    /// The root.
+    /// Returns the root.
     pub fn root() -> Self {
         Self::default()
     }
 
-    /// Checks a text.
+    /// Checks a text and returns it as a path.
     pub fn new(text: &str) -> Result<Self, Error> {
         let mut path = Self::root();
         if !text.is_empty() {
@@ -23,7 +24,7 @@ impl PlainPath {
         Ok(path)
     }
 
-    /// The path of a child.
+    /// Returns the path of a child.
     pub fn join(&self, name: &str) -> Result<Self, Error> {
         if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
             return Err(Error::InvalidName);
@@ -31,17 +32,17 @@ impl PlainPath {
         Ok(Self(if self.0.is_empty() { name.to_owned() } else { format!("{}/{name}", self.0) }))
     }
 
-    /// The text.
+    /// Returns the path as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether it is the root.
+    /// Returns true if it is the root.
     pub fn is_root(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Parent and name; `None` for the root.
+    /// Returns parent and name. `None` for the root.
     pub fn split(&self) -> Option<(Self, &str)> {
         match self.0.rsplit_once('/') {
             Some((parent, name)) => Some((Self(parent.to_owned()), name)),
@@ -50,14 +51,14 @@ impl PlainPath {
         }
     }
 
-    /// Whether it is `other` or lies below it.
+    /// Returns true if it is `other` or lies below it.
     pub fn is_within(&self, other: &Self) -> bool {
         other.is_root()
             || self.0 == other.0
             || (self.0.starts_with(&other.0) && self.0.as_bytes().get(other.0.len()) == Some(&b'/'))
     }
 
-    /// The same path with the leading `from` replaced by `to`; `None` where it isn't within `from`.
+    /// Returns the path with the leading `from` replaced by `to`. `None` if it isn't within `from`.
     pub fn rebase(&self, from: &Self, to: &Self) -> Option<Self> {
         if !self.is_within(from) {
             return None;

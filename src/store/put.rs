@@ -1,8 +1,10 @@
-//! Putting content into the store: sealed on the way where there is a key, then chunked and uploaded by the Xet session.
+//! Uploads content to the store. With a key the content is sealed first. The Xet session then chunks and
+//! uploads it.
 //!
-//! A stream needs no length: its container's header is sealed when it has ended, and the session keeps back the chunk that it belongs in
-//! (DESIGN, "Ways that make it fast"). Constant memory beside the session's own: one record of a stream, two groups of slots of a frozen
-//! draft. Ciphertext is never compressed; plaintext as the Xet heuristic says.
+//! A stream needs no length. The header of its container is sealed after the stream has ended, and the
+//! session keeps back the chunk that it belongs to (DESIGN, "Ways that make it fast"). Memory is constant in
+//! addition to that of the session: one record of a stream, two groups of slots of a frozen draft. Ciphertext
+//! is never compressed. Plaintext is compressed if the Xet heuristic says so.
 
 use super::draft::NEW_ID_LIMIT;
 use super::headers::Headers;
@@ -24,14 +26,14 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio_util::io::StreamReader;
 use zeroize::Zeroize;
 
-/// Slots read by one blocking call (1 MiB): enough to keep the chunker busy while the next ones are read.
+/// Slots read by one blocking call (1 MiB). This keeps the chunker busy while the next ones are read.
 const SLOTS_PER_READ: usize = 16;
-/// Bytes of content that a session holds: a mount has four sessions at a time.
+/// Bytes of content that a session holds. A mount has four concurrent sessions.
 const MEMORY: usize = 48 << 20;
-/// Such reads under way.
+/// Reads of slots in flight.
 const READS_AHEAD: usize = 2;
 
-/// How a view seals new content.
+/// Settings by which a view seals new content.
 #[derive(Clone)]
 pub(super) struct Sealing {
     pub(super) keys: Arc<Keys>,
@@ -43,10 +45,10 @@ pub(super) struct Sealing {
 /// An upload session of a view.
 pub(super) struct Session {
     upload: UploadSession,
-    /// For edits in place of large encrypted files, whose untouched records are stored already.
+    /// Session for edits in place of large encrypted files, whose unchanged records are stored already.
     edits: UploadSession,
     sealing: Option<Sealing>,
-    /// Headers made here, for the cache once they are registered. Never held over an await.
+    /// Headers created here. They enter the cache once they are registered. Never held over an await.
     made: Mutex<Vec<(Hash, Bytes)>>,
 }
 
@@ -57,7 +59,7 @@ impl Session {
             let options = xet::upload::Options { memory: MEMORY, global_dedup, local, known, ..Default::default() };
             UploadSession::new(remote.cas.clone(), options)
         };
-        // No two new ciphertexts are alike: there is nothing to ask for.
+        // No two new ciphertexts are equal, so a query for dedup would find nothing.
         Self { upload: session(sealing.is_none()), edits: session(true), sealing, made: Mutex::default() }
     }
 
@@ -66,7 +68,7 @@ impl Session {
         let Some(sealing) = &self.sealing else {
             return self.put(&self.upload, exact, Policy::Auto, Side::Plain, len, len).await;
         };
-        // What can't be stored is refused before anything is read.
+        // Content that can't be stored is refused before anything is read.
         let records = geometry::records_for(sealing.format, PlainLen(len), sealing.padding)?;
         self.seal_and_upload(sealing, exact, Some((len, geometry::object_len(records)?.0))).await
     }
@@ -82,8 +84,9 @@ impl Session {
         self.seal_and_upload(sealing, reader, None).await
     }
 
-    /// One pass, no staging: the header is sealed when the content has ended, and put into the first chunk, which the session keeps back.
-    /// `announced`: the plaintext and stored length that it must have.
+    /// Seals and uploads content in one pass, without staging. The header is sealed when the content has
+    /// ended, and put into the first chunk, which the session keeps back. `announced`: the plaintext and
+    /// stored length that the content must have.
     async fn seal_and_upload(
         &self,
         sealing: &Sealing,
@@ -126,7 +129,7 @@ impl Session {
             (Some(Sealing { keys, .. }), Some(head)) => {
                 let stored_len = geometry::object_len(count)?.0;
                 let format = crypto::probe(head, stored_len)?.format;
-                // It has been on disk: what would be uploaded must open again.
+                // The header has been on disk, so it must be checked that it still opens.
                 if keys.open_header(format, head, stored_len)?.plain_len.0 != frozen.len {
                     return Err(Error::LengthMismatch);
                 }
@@ -193,10 +196,10 @@ impl PutSession for Session {
     }
 }
 
-/// Why a content reader of ours failed, inside an `io::Error`.
+/// Failure of a content reader of this module, inside an `io::Error`.
 #[derive(Debug, thiserror::Error)]
 enum ContentError {
-    #[error("the content is not of the announced length")]
+    #[error("the content does not have the announced length")]
     Length,
     #[error(transparent)]
     Crypto(crypto::Error),
@@ -217,7 +220,7 @@ fn upload_error(error: xet::Error) -> Error {
     }
 }
 
-/// A reader that must end after exactly so many bytes.
+/// A reader that must end after exactly `left` bytes.
 struct Exact<R> {
     inner: R,
     left: u64,
@@ -248,7 +251,8 @@ impl<R: AsyncRead + Unpin> AsyncRead for Exact<R> {
     }
 }
 
-/// A container being written, whose length shows at the end: room for the header, records of plaintext from `inner`, pad records.
+/// A container being written, whose length is known only at the end: space for the header, records of
+/// plaintext from `inner`, pad records.
 struct SealingReader<R> {
     inner: R,
     format: Format,
@@ -259,12 +263,12 @@ struct SealingReader<R> {
     plain_len: u64,
     /// Records of the container, once `inner` has ended.
     records: Option<u64>,
-    /// The next record to fill.
+    /// Index of the next record to fill.
     index: u64,
-    /// Its plaintext bytes so far.
+    /// Plaintext bytes of that record so far.
     filled: usize,
     slot: Box<[u8; RECORD_LEN]>,
-    /// Bytes of the header's room, then of the slot, that are still to be given out.
+    /// Bytes of the header's space, then of the slot, that are still to be delivered.
     head_left: usize,
     slot_left: usize,
 }
@@ -288,7 +292,7 @@ impl<R> SealingReader<R> {
         }
     }
 
-    /// What belongs in the first [`HEADER_LEN`] bytes; fails while the content has not ended.
+    /// Returns the header for the first [`HEADER_LEN`] bytes. Fails until the content has ended.
     fn header(&self) -> io::Result<Header> {
         let records = self.records.ok_or(ContentError::Length)?;
         let plain_len = PlainLen(self.plain_len);
@@ -297,7 +301,8 @@ impl<R> SealingReader<R> {
 }
 
 impl<R: AsyncRead + Unpin> SealingReader<R> {
-    /// Fills the slot with the next record's plaintext and seals it; `false`: there is none.
+    /// Fills the slot with the plaintext of the next record and seals it. Returns `false` if there is no
+    /// further record.
     fn poll_seal(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         while self.filled < RECORD_PLAIN && self.records.is_none() {
             let mut part = ReadBuf::new(&mut self.slot[NONCE_LEN + self.filled..NONCE_LEN + RECORD_PLAIN]);
@@ -313,7 +318,7 @@ impl<R: AsyncRead + Unpin> SealingReader<R> {
         if self.records == Some(self.index) {
             return Poll::Ready(Ok(false));
         }
-        // The slot still holds the record before.
+        // The slot still holds the previous record.
         self.slot[NONCE_LEN + self.filled..NONCE_LEN + RECORD_PLAIN].fill(0);
         let mut nonce = [0; NONCE_LEN];
         SystemRandom.fill(&mut nonce).map_err(ContentError::Crypto)?;
@@ -349,7 +354,8 @@ impl<R> Drop for SealingReader<R> {
     }
 }
 
-/// The content of a frozen draft's slots, cut at `len`, read by blocking calls off the async workers.
+/// Returns the content of a frozen draft's slots, truncated to `len`. Blocking calls read it off the async
+/// workers.
 fn read_slots(
     slots: Arc<dyn SlotIo>,
     frozen: Arc<Frozen>,
@@ -379,9 +385,9 @@ fn read_group(slots: &dyn SlotIo, group: &[SlotId], slot_len: usize, left: u64) 
     Ok(bytes.into())
 }
 
-/// `head`, then the stream, as a reader.
+/// Returns a reader of `head` followed by the stream.
 fn reader_of(head: Bytes, rest: impl Stream<Item = io::Result<Bytes>> + Send) -> impl AsyncRead + Send + Unpin {
-    // An empty piece would end a reader.
+    // An empty piece would end the reader.
     let pieces = futures::stream::iter((!head.is_empty()).then_some(Ok(head))).chain(rest);
     StreamReader::new(Box::pin(pieces))
 }
@@ -395,7 +401,7 @@ mod tests {
     use std::collections::VecDeque;
     use tokio::io::AsyncReadExt;
 
-    /// Gives its bytes in pieces of these lengths, and isn't ready before each.
+    /// Returns its bytes in pieces of these lengths, and isn't ready before each.
     struct Pieces {
         bytes: VecDeque<u8>,
         lens: VecDeque<usize>,
@@ -436,7 +442,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_sealed_opens_again(
+        fn sealed_content_opens_again(
             content in prop_oneof![prop::collection::vec(any::<u8>(), 0..200_000), prop::collection::vec(any::<u8>(), RECORD_PLAIN..=RECORD_PLAIN)],
             lens in prop::collection::vec(1usize..70_000, 0..8),
             step in 1usize..100_000,
@@ -449,7 +455,7 @@ mod tests {
             let header = Header { format, plain_len, records, file_id: FileId([3; 24]) };
             let cipher = keys.records(format, &header.file_id);
             let mut reader = SealingReader::new(pieces(&content, lens), format, padding, header.file_id, cipher);
-            prop_assert!(reader.header().is_err(), "its length is not known yet");
+            prop_assert!(reader.header().is_err(), "the header needs the length");
             let mut sealed = block_on(read_all(&mut reader, step)).unwrap();
             prop_assert_eq!(reader.header().unwrap(), header);
             prop_assert!(sealed[..HEADER_LEN].iter().all(|&byte| byte == 0));
@@ -469,7 +475,7 @@ mod tests {
         }
 
         #[test]
-        fn another_length_than_announced_is_an_error(
+        fn content_of_unannounced_length_fails(
             len in 0usize..140_000, announced in 0u64..140_000, step in 1usize..70_000,
         ) {
             let exact = Exact { inner: pieces(&vec![1; len], vec![]), left: announced };

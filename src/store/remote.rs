@@ -1,7 +1,7 @@
-//! One bucket: its Hub, its CAS, and what the views ask of them.
+//! Reads one bucket through its Hub and its CAS, for the views.
 //!
-//! Keys here are raw object keys. Whatever the Hub answers is filtered to what was asked for: the tree API matches raw prefixes
-//! (Hub API spec, 4.1), and nothing else a server adds may reach a view.
+//! Keys here are raw object keys. Replies of the Hub are filtered to the requested keys. The tree API matches
+//! raw prefixes (Hub API spec, 4.1), and nothing else that a server adds may reach a view.
 
 use super::Error;
 use super::contents::Contents;
@@ -10,21 +10,21 @@ use crate::xet::{Cas, Known, upload};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// Pages of one listing: a Hub that links them in a circle has to stop.
+/// Pages of one listing. The limit stops a Hub whose pages link to each other in a circle.
 const MAX_PAGES: u32 = 200_000;
 
-/// A bucket and the ways to it.
+/// A bucket, its Hub and its CAS.
 pub(super) struct Remote {
     pub(super) hub: Arc<dyn Hub>,
-    /// The id that it has now.
+    /// Present id of the bucket.
     pub(super) bucket: BucketId,
     pub(super) cas: Arc<dyn Cas>,
     pub(super) contents: Contents,
-    /// What ranged reads of plain files are checked against.
+    /// Chunk lists that ranged reads of plain files are checked against.
     pub(super) known: Option<Known>,
-    /// Shards of own uploads: what the same bucket has already is not sent again.
+    /// Shards of own uploads. Content that the bucket already has is not sent again.
     pub(super) shards: Option<upload::LocalShards>,
-    /// Kept alive: an embedded Hub stops when it is dropped.
+    /// Kept alive: an embedded Hub stops when its endpoint is dropped.
     pub(super) _endpoint: Option<Arc<Endpoint>>,
 }
 
@@ -32,18 +32,18 @@ pub(super) struct Remote {
 pub(super) struct Child {
     /// Its last component.
     pub(super) name: String,
-    /// The object; a key prefix where there is none.
+    /// The object. `None`: a key prefix without an object.
     pub(super) file: Option<FileEntry>,
 }
 
 impl Remote {
-    /// Direct children of `key`. The same name comes twice where an object and a prefix share it.
+    /// Returns the direct children of `key`. A name comes twice if an object and a prefix have it.
     pub(super) async fn children(&self, key: &str) -> Result<Vec<Child>, Error> {
         let entries = self.hub.tree(&self.bucket, key, false).await?;
         Ok(children_of(key, entries))
     }
 
-    /// One page of [`Remote::children`] at a time, until `enough` says so.
+    /// Passes the children of `key` to `enough`, page by page, until it returns true.
     pub(super) async fn children_until(&self, key: &str, mut enough: impl FnMut(&Child) -> bool) -> Result<(), Error> {
         let mut cursor = None;
         for _ in 0..MAX_PAGES {
@@ -56,10 +56,10 @@ impl Remote {
                 None => return Ok(()),
             }
         }
-        Err(hub::Error::Malformed("a listing without an end".into()).into())
+        Err(hub::Error::Malformed("a listing that does not end".into()).into())
     }
 
-    /// Whether anything lies below `key`.
+    /// Returns true if anything lies below `key`.
     pub(super) async fn has_children(&self, key: &str) -> Result<bool, Error> {
         let mut any = false;
         self.children_until(key, |_| {
@@ -70,7 +70,7 @@ impl Remote {
         Ok(any)
     }
 
-    /// All objects below `key`, with their keys relative to it.
+    /// Returns all objects below `key`, with their keys relative to it.
     pub(super) async fn subtree(&self, key: &str) -> Result<Vec<(String, FileEntry)>, Error> {
         let entries = self.hub.tree(&self.bucket, key, true).await?;
         let files = entries.into_iter().filter_map(|entry| match entry {
@@ -80,7 +80,7 @@ impl Remote {
         Ok(files.filter_map(|file| Some((relative(key, &file.key)?.to_owned(), file))).collect())
     }
 
-    /// The objects among `keys`, by key.
+    /// Returns the objects among `keys`, by key.
     pub(super) async fn files(&self, keys: &[String]) -> Result<HashMap<String, FileEntry>, Error> {
         if keys.is_empty() {
             return Ok(HashMap::new());
@@ -91,7 +91,7 @@ impl Remote {
         Ok(found.map(|file| (file.key.clone(), file)).collect())
     }
 
-    /// A text that changes with every change of the bucket's files.
+    /// Returns a text that changes with every change of the bucket's files.
     pub(super) async fn revision(&self) -> Result<Option<String>, Error> {
         Ok(self.hub.bucket_info(&self.bucket).await?.updated_at)
     }
@@ -99,10 +99,11 @@ impl Remote {
 
 fn children_of(key: &str, entries: Vec<TreeEntry>) -> Vec<Child> {
     let child = |entry: TreeEntry| {
-        // What has an empty name is there too: the views count it.
+        // Entries with an empty name are returned too: the views count them.
         let is_nameless = entry.key().strip_prefix(key).is_some_and(|rest| rest == "/");
         let name = if is_nameless { "" } else { relative(key, entry.key())? };
-        // One level only: a deeper key in a flat listing is a server's mistake that must not become a name with a slash.
+        // One level only. A deeper key in a flat listing is a server's mistake that must not become a name
+        // with a slash.
         if name.contains('/') && matches!(entry, TreeEntry::File(_)) {
             return None;
         }
@@ -116,7 +117,7 @@ fn children_of(key: &str, entries: Vec<TreeEntry>) -> Vec<Child> {
     entries.into_iter().filter_map(child).collect()
 }
 
-/// `key` relative to the directory key `directory`, if it lies strictly below.
+/// Returns `key` relative to the directory key `directory`, if it lies strictly below.
 pub(super) fn relative<'a>(directory: &str, key: &'a str) -> Option<&'a str> {
     if directory.is_empty() {
         return (!key.is_empty()).then_some(key);
@@ -129,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_keys_strictly_below_are_children() {
+    fn children_are_keys_strictly_below() {
         assert_eq!(relative("a/b", "a/b/c"), Some("c"));
         assert_eq!(relative("a/b", "a/b/c/d"), Some("c/d"));
         assert_eq!(relative("", "x"), Some("x"));
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_with_empty_names_are_given() {
+    fn listing_with_empty_names_returns_them() {
         let directory = |key: &str| TreeEntry::Directory { key: key.into(), uploaded_at: None };
         for (at, key) in [("d", "d/"), ("", "/")] {
             let children = children_of(at, vec![directory(key)]);
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_and_files_of_one_name_are_both_given() {
+    fn directory_and_file_of_one_name_are_both_returned() {
         let file = FileEntry { key: "d/x".into(), size: 1, hash: None, mtime: None, uploaded_at: None };
         let deep = FileEntry { key: "d/y/z".into(), ..file.clone() };
         let entries = vec![

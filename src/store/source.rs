@@ -1,4 +1,5 @@
-//! Opening a source: which bucket, which subfolder, which key; the wrong-key check (format spec, section 5).
+//! Opens a source: selects bucket, subfolder and key, and checks that the key is the right one (format spec,
+//! section 5).
 
 use super::beside::Beside;
 use super::contents::Contents;
@@ -21,7 +22,7 @@ use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// What is mounted or served.
+/// Object that is mounted or served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A bucket, or a plaintext subfolder of it.
@@ -33,39 +34,41 @@ pub enum Source {
     },
 }
 
-/// How it is opened.
+/// Options of [`open`].
 #[derive(Clone, Default)]
 pub struct OpenOptions {
-    /// The key; none: a plain view.
+    /// Key. `None`: a plain view.
     pub keys: Option<Arc<Keys>>,
     /// Format of new files (default 2).
     pub format: Option<Format>,
     /// Padding policy of new files.
     pub padding: Padding,
-    /// Hide the plaintext side of a view with a key.
+    /// Hides the plaintext side of a view with a key.
     pub encrypted_only: bool,
-    /// Start a further key in a bucket that this key can't read.
+    /// Starts another key in a bucket that this key can't read.
     pub new_key: bool,
-    /// Make a missing bucket, private.
+    /// Creates a missing bucket, private.
     pub create: bool,
-    /// Refuse all writes.
+    /// Refuses all writes.
     pub read_only: bool,
-    /// Folder of the local header cache and of what this machine remembers of the source; none: memory only.
+    /// Folder of the local header cache and of the state that this machine remembers of the source. `None`:
+    /// in memory only.
     pub cache_dir: Option<PathBuf>,
-    /// Keep what was read on disk, in a folder of `cache_dir` that all sources share; none, or no `cache_dir`: every read asks the CAS.
+    /// Disk cache of data read, in a folder of `cache_dir` that all sources share. Without it, or without
+    /// `cache_dir`, every read asks the CAS.
     pub disk_cache: Option<DiskCacheOptions>,
 }
 
-/// How what was read is kept on disk.
+/// Options of the disk cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskCacheOptions {
-    /// In what pieces.
+    /// Kind of pieces that are cached.
     pub mode: CacheMode,
     /// Bytes on disk, over all mounts that share the folder.
     pub max_bytes: u64,
 }
 
-/// What a disk cache keeps: one or the other.
+/// Kind of pieces in a disk cache. A cache has one kind only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CacheMode {
     /// The chunks that were read.
@@ -75,9 +78,9 @@ pub enum CacheMode {
     File,
 }
 
-/// Folder of the disk cache below `cache_dir`. Staging and the local databases lie beside it, never in it.
+/// Folder of the disk cache below `cache_dir`. Staging and the local databases are next to it, never in it.
 const DISK_CACHE: &str = "xet";
-/// Folder of what is known of plain files' chunks.
+/// Folder of the chunk lists of plain files.
 const KNOWN: &str = "known";
 /// Folder of the shards of own uploads.
 const SHARDS: &str = "shards";
@@ -89,7 +92,8 @@ pub(super) enum DiskCache {
 }
 
 impl DiskCache {
-    /// Opens the one that is asked for. A mount doesn't depend on it: where it can't be had that is said, and reads go without.
+    /// Opens the requested disk cache. A mount doesn't depend on it: if it can't be opened, a warning is
+    /// logged and reads do without it.
     async fn open(options: &OpenOptions) -> Option<Self> {
         let (cache_dir, wanted) = (options.cache_dir.as_ref()?, options.disk_cache?);
         let cache = cache::Options { max_bytes: wanted.max_bytes, ..cache::Options::new(cache_dir.join(DISK_CACHE)) };
@@ -100,23 +104,24 @@ impl DiskCache {
             })
         };
         let opened = tokio::task::spawn_blocking(open).await.ok()?;
-        opened.inspect_err(|error| tracing::warn!(%error, "no disk cache: every read asks the store")).ok()
+        opened.inspect_err(|error| tracing::warn!(%error, "cannot open the disk cache: every read asks the CAS")).ok()
     }
 }
 
-/// A source that was opened, and what its user should know of it.
+/// A source that was opened, and facts about it that its user should know.
 pub struct Opened {
     /// The source. Keeps the endpoint alive.
     pub view: Arc<dyn View>,
-    /// The bucket's new id, where it has moved. Requests under the old one are redirected, so all goes on.
+    /// New id of the bucket, if it has moved. Requests with the old id are redirected, so the source stays
+    /// usable.
     pub moved: Option<BucketId>,
-    /// Nothing is in the source's subfolder yet: the first file in it will create it.
+    /// Nothing is in the source's subfolder yet. The first file in it will create it.
     pub is_new: bool,
 }
 
-/// Opens a source: checks that the bucket is there (or creates it), that it is a bucket, that the key fits, and
-/// that the subfolder is one.
-/// [`Error::SourceIsFile`] where it is a file, [`Error::NoSuchFolder`] where it is missing and nothing may be written.
+/// Opens a source. Checks that the bucket is there (or creates it), that it is a bucket, that the key fits,
+/// and that the subfolder is a folder. Fails with [`Error::SourceIsFile`] if it is a file, and with
+/// [`Error::NoSuchFolder`] if it is missing and writing is not allowed.
 pub async fn open(endpoint: Arc<Endpoint>, source: &Source, options: OpenOptions) -> Result<Opened, Error> {
     let Source::Bucket { id, .. } = source;
     let hub: Arc<dyn Hub> = endpoint.client();
@@ -127,21 +132,20 @@ pub async fn open(endpoint: Arc<Endpoint>, source: &Source, options: OpenOptions
     open_over(Ends { hub, bucket, cas, identity, endpoint: Some(endpoint) }, source, options).await
 }
 
-/// What a source is reached through.
+/// Hub and CAS through which a source is reached.
 pub(super) struct Ends {
     pub(super) hub: Arc<dyn Hub>,
-    /// The source's bucket under its present name. The old name may be given to another bucket one day: neither
-    /// requests nor tokens may
-    /// follow it there.
+    /// The source's bucket under its present name. The old name may be given to another bucket later. Neither
+    /// requests nor tokens may follow it there.
     pub(super) bucket: BucketId,
     pub(super) cas: Arc<dyn Cas>,
     /// Stable name of the endpoint.
     pub(super) identity: String,
-    /// Kept alive.
+    /// Keeps the endpoint alive.
     pub(super) endpoint: Option<Arc<Endpoint>>,
 }
 
-/// [`open`] over any Hub and CAS.
+/// Opens a source like [`open`], over any Hub and CAS.
 pub(super) async fn open_over(ends: Ends, source: &Source, options: OpenOptions) -> Result<Opened, Error> {
     let Source::Bucket { id, prefix } = source;
     let prefix = PlainPath::new(prefix.trim_matches('/'))?;
@@ -159,7 +163,7 @@ pub(super) async fn open_over(ends: Ends, source: &Source, options: OpenOptions)
         shards,
         _endpoint: endpoint,
     });
-    // Local state belongs to the name that was asked for: what was pending before a move is still found.
+    // Local state belongs to the requested name, so changes that were pending before a move are still found.
     let place = At { remote, endpoint: &identity, bucket: &id.to_string() };
     let (view, root) = match options.keys.clone() {
         None => open_plain(&place, &prefix, &options)?,
@@ -172,25 +176,25 @@ pub(super) async fn open_over(ends: Ends, source: &Source, options: OpenOptions)
     Ok(Opened { view, moved, is_new })
 }
 
-/// A bucket as views are made of it, and the names that its local state goes by.
+/// A bucket for views, and the names that identify its local state.
 struct At<'a> {
     remote: Arc<Remote>,
     endpoint: &'a str,
     bucket: &'a str,
 }
 
-/// Returns true if nothing is below `prefix`. Fails where it is a file. `root` shows the whole bucket.
+/// Returns true if nothing is below `prefix`. Fails if it is a file. `root` shows the whole bucket.
 async fn is_missing(view: &dyn View, root: &dyn View, prefix: &PlainPath) -> Result<bool, Error> {
     match root.stat(prefix).await?.map(|entry| entry.kind) {
         Some(Kind::Directory { .. }) => Ok(false),
         None => Ok(true),
-        // A file and a folder of one name: the folder is what is meant.
+        // A file and a folder have this name. The folder is the source.
         Some(Kind::File { .. }) if !view.list(&PlainPath::root()).await?.entries.is_empty() => Ok(false),
         Some(Kind::File { .. }) => Err(Error::SourceIsFile),
     }
 }
 
-/// What reads from `cas`, through the cache if there is one.
+/// Returns the reader of content from `cas`, through the cache if there is one.
 async fn contents(cas: Arc<dyn Cas>, options: &OpenOptions, known: Option<Known>) -> Contents {
     let (mut downloads, mut files) = (download::Options { known, ..Default::default() }, None);
     match DiskCache::open(options).await {
@@ -201,25 +205,29 @@ async fn contents(cas: Arc<dyn Cas>, options: &OpenOptions, known: Option<Known>
     Contents::new(Downloader::new(cas, downloads), files)
 }
 
-/// What ranged reads of plain files are checked against. Encrypted ones authenticate themselves.
+/// Opens the chunk lists that ranged reads of plain files are checked against. Encrypted files authenticate
+/// themselves.
 async fn known_chunks(options: &OpenOptions) -> Option<Known> {
     let dir = options.cache_dir.as_ref().map(|dir| dir.join(KNOWN));
     let open = move || Known::open(known::Options { dir, ..Default::default() });
     let opened = tokio::task::spawn_blocking(open).await.ok()?;
-    opened.inspect_err(|error| tracing::warn!(%error, "what is known of files' chunks can't be kept")).ok()
+    opened.inspect_err(|error| tracing::warn!(%error, "cannot open the chunk lists of plain files: ranged reads are not checked against them")).ok()
 }
 
-/// The folder where a bucket's shards are kept: what is in one bucket says nothing of another.
+/// Opens the folder of a bucket's shards. Each bucket has its own, because content of one bucket may be
+/// missing in another.
 async fn local_shards(endpoint: &str, bucket: &BucketId, options: &OpenOptions) -> Option<LocalShards> {
     let bucket = identity(&["hfcrypt shards", endpoint, "bucket", &bucket.to_string()]);
     let name: String = bucket[..16].iter().map(|byte| format!("{byte:02x}")).collect();
     let dir = options.cache_dir.as_ref()?.join(SHARDS).join(name);
     let open = move || LocalShards::open(dir, LocalLimits::default());
     let opened = tokio::task::spawn_blocking(open).await.ok()?;
-    opened.inspect_err(|error| tracing::warn!(%error, "shards of own uploads can't be kept")).ok()
+    opened
+        .inspect_err(|error| tracing::warn!(%error, "cannot store the shards of own uploads: dedup does not use them"))
+        .ok()
 }
 
-/// The view of the source, and one of the whole bucket.
+/// View of the source, and view of the whole bucket.
 type Views = (Arc<dyn View>, Arc<dyn View>);
 
 fn open_plain(place: &At<'_>, prefix: &PlainPath, options: &OpenOptions) -> Result<Views, Error> {
@@ -262,7 +270,7 @@ async fn open_keyed(
             read_only: options.read_only,
             identity: identity_of(&["hfcrypt source", &stored_prefix]),
         };
-        // In a tree that is seen for the first time format 1 is no news.
+        // In a tree that is seen for the first time, entries of format 1 are no surprise.
         Ok::<_, Error>(Encrypted::new(setup, seen.is_none_or(|seen| seen.legacy)))
     };
     let own = encrypted(prefix)?;
@@ -273,7 +281,7 @@ async fn open_keyed(
             }
         }
         KeyVerdict::NewTree if seen.is_some() => {
-            tracing::warn!(%bucket, %key_id, "the encrypted tree is empty, and it wasn't when this machine last saw it");
+            tracing::warn!(%bucket, %key_id, "the encrypted tree is empty, but had entries when this machine last read it");
         }
         KeyVerdict::NewTree => {}
         KeyVerdict::WrongKey { .. } if options.new_key => {}
@@ -291,7 +299,8 @@ async fn open_keyed(
     Ok((view(own, prefix.clone()), view(root, PlainPath::root())))
 }
 
-/// SHA-256 over the parts, each with its length, so that no two lists of parts are the same bytes.
+/// Returns SHA-256 over the parts, each with its length, so that two different lists of parts never give
+/// equal bytes.
 fn identity(parts: &[&str]) -> [u8; 32] {
     let mut hasher = Sha256::new();
     for part in parts {

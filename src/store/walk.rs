@@ -106,7 +106,7 @@ impl<'a> Walk<'a> {
     async fn descend(&mut self) -> Result<Hidden, Error> {
         let Some(directory) = &self.next else { return Ok(Hidden::default()) };
         if self.levels.len() == MAX_DEPTH {
-            return Err(HubError::Malformed("a tree without end".into()).into());
+            return Err(HubError::Malformed("a directory tree that does not end".into()).into());
         }
         let Listing { mut entries, hidden } = self.view.list(directory).await?;
         let above = if directory.is_root() { String::new() } else { format!("{}/", directory.as_str()) };
