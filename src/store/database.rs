@@ -50,7 +50,7 @@ impl Database {
         let open = || Connection::open(&path).and_then(|connection| prepare(connection, durability, schema));
         let connection = match open() {
             Err(error) if is_damaged(&error) => {
-                tracing::warn!(file = name, %error, "a local database is damaged: it is renamed to *.damaged and recreated");
+                tracing::warn!(file = name, %error, "a local database is damaged: renamed to *.damaged and recreated");
                 set_aside(&path)?;
                 open()
             }

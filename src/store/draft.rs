@@ -1,9 +1,9 @@
-//! Drafts: versions being edited, as records in slots (DESIGN, "Staging and journal").
+//! Edits a version of a file, as records in slots (DESIGN, "Staging and journal").
 //!
-//! A draft is a map from record index to where the record is: a slot, the base version, or nowhere (zeros). With a key each slot holds one
-//! sealed record; without, plain bytes. The owner of the slots and of the journal is `fs`; it gets a [`Delta`] to append for whatever
-//! changed, and restores a draft from a [`DraftState`]. No slot that a durable entry may name is ever overwritten: every settled record goes
-//! to a fresh slot.
+//! A draft maps each record index to the place of the record: a slot, the base version, or no place (zeros).
+//! With a key each slot holds one sealed record, without a key plain bytes. `fs` owns the slots and the
+//! journal. It gets a [`Delta`] to append for each change, and restores a draft from a [`DraftState`]. A slot
+//! that a durable entry may name is never overwritten: every persisted record goes to a fresh slot.
 
 mod gap;
 mod hot;
@@ -27,7 +27,8 @@ use std::sync::Arc;
 use tokio::sync::OnceCell;
 use zeroize::Zeroize;
 
-/// What a slot's record was sealed under (a file id; zeros without a key). Opaque above the store.
+/// Key material that a slot's record was sealed under (a file id; zeros without a key). Opaque to the layers
+/// above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Binding(pub [u8; 24]);
 
@@ -36,82 +37,86 @@ pub struct Binding(pub [u8; 24]);
 pub struct RecordRef {
     /// The slot.
     pub slot: SlotId,
-    /// Sealed under.
+    /// Binding that it was sealed under.
     pub binding: Binding,
 }
 
-/// All that a journal must keep to restore a draft.
+/// State of a draft that a journal must keep to restore it.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct DraftState {
     /// Plaintext size.
     pub len: u64,
-    /// What new records are sealed under.
+    /// Binding that new records are sealed under.
     pub binding: Binding,
-    /// The version it was begun from, and how many plaintext bytes of it are still visible (a truncation lowers it for good).
+    /// Version that the draft was started from, and the number of its plaintext bytes that are still visible.
+    /// A truncation lowers the number permanently.
     pub base: Option<(Version, u64)>,
     /// Records in slots.
     pub records: BTreeMap<u64, RecordRef>,
 }
 
-/// What changed since the last delta: to be journalled as one entry.
+/// Changes since the last delta, to be journaled as one entry.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Delta {
-    /// Size now.
+    /// New size.
     pub len: u64,
-    /// Binding now.
+    /// New binding.
     pub binding: Binding,
-    /// Visible bytes of the base now (0 without one).
+    /// New number of visible bytes of the base (0 without a base).
     pub base_len: u64,
     /// Records that are now in these slots.
     pub placed: Vec<(u64, RecordRef)>,
-    /// Records at or behind this index are no longer in slots (a truncation), before `placed` is applied.
+    /// Records at or after this index are no longer in slots (a truncation). This applies before `placed`.
     pub cut: Option<u64>,
     /// Slots that are free once this entry is durable.
     pub freed: Vec<SlotId>,
 }
 
-/// A version whose bytes will not change any more: a sealed header and the slots of its records. Kept in the journal, so that every retry
-/// sends the same bytes.
+/// A version whose bytes do not change any more: a sealed header and the slots of its records. It is kept in
+/// the journal, so that every retry sends the same bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frozen {
-    /// The header's 70 bytes; none without a key.
+    /// The 70 bytes of the header. `None` without a key.
     pub header: Option<Vec<u8>>,
     /// Plaintext size.
     pub len: u64,
-    /// The slot of each record, in order; all of them.
+    /// Slots of all records, in order.
     pub records: Vec<SlotId>,
 }
 
-/// Records that one draft keeps decrypted after a write, at most (2 MiB): two writes of the largest size the kernel sends.
+/// Records that one draft keeps decrypted after a write, at most (2 MiB): two writes of the largest size that
+/// the kernel sends.
 const MAX_HOT: usize = 32;
 
-/// Up to this size every frozen version takes a new file id, so its records can't be mixed with another version's; above it an edit in place
-/// keeps the id, so that untouched records stay the same bytes and deduplicate (format spec, section 4, "Writing"). Bytes.
+/// Largest size, in bytes, at which every frozen version takes a new file id, so that its records can't be
+/// mixed with those of another version. A larger file keeps its id when it is edited in place, so that
+/// unchanged records stay the same bytes and deduplicate (format spec, section 4, "Writing").
 pub const NEW_ID_LIMIT: u64 = 64 << 20;
 
-/// Records that are filled from the base or sealed anew between two looks at the clock of the runtime while freezing (4 MiB).
+/// Records that are filled from the base or sealed again per step of a freeze (4 MiB). Between steps other
+/// tasks get their turn.
 const FREEZE_BATCH: u64 = 64;
 
 const PLAIN: u64 = RECORD_PLAIN as u64;
 
-/// What the slots of a draft hold.
+/// Kind of data in the slots of a draft.
 #[derive(Clone)]
 pub(super) enum Medium {
-    /// Plain bytes, 65536 a slot.
+    /// Plain bytes, 65536 per slot.
     Plain,
-    /// Sealed records, 65568 a slot.
+    /// Sealed records, 65568 per slot.
     Sealed {
         /// The key.
         keys: Arc<Keys>,
         /// Format of the versions that are frozen.
         format: Format,
-        /// How many records they get.
+        /// Padding policy, which gives the number of their records.
         padding: Padding,
     },
 }
 
 impl Medium {
-    /// Bytes of a slot.
+    /// Returns the bytes of a slot.
     pub(super) fn slot_len(&self) -> usize {
         match self {
             Self::Plain => RECORD_PLAIN,
@@ -120,16 +125,16 @@ impl Medium {
     }
 }
 
-/// What a draft needs to know of the versions it may be based on.
+/// Access to the versions that a draft may be based on.
 #[async_trait]
 pub(super) trait Bases: Send + Sync + 'static {
     /// Opens a version.
     async fn open(&self, version: &Version) -> Result<Arc<dyn Object>, Error>;
-    /// The verified file id of an encrypted version.
+    /// Returns the verified file id of an encrypted version.
     async fn file_id(&self, version: &Version) -> Result<FileId, Error>;
-    /// Records of an encrypted version as they are stored, each authenticated.
+    /// Returns records of an encrypted version as they are stored. Each one was authenticated.
     async fn sealed(&self, version: &Version, records: Range<u64>) -> Result<Bytes, Error>;
-    /// Whether another path may hold the same object, so that an edit must take a new file id.
+    /// Returns true if another path may hold this object, so that an edit must take a new file id.
     fn is_shared(&self, version: &Version) -> bool;
 }
 
@@ -154,31 +159,31 @@ impl BaseReader for Direct<'_> {
     }
 }
 
-/// A decrypted record and whether a slot holds it already.
+/// A decrypted record. `dirty`: no slot holds its present bytes.
 struct Hot {
     buffer: Arc<HotBuffer>,
     dirty: bool,
 }
 
-/// A version being edited. One writer at a time: the owner serialises calls that take `&mut self`.
+/// A version being edited. There is one writer at a time: the owner serialises calls that take `&mut self`.
 ///
-/// Every call may be dropped half way (a deadline): what was written before stays, in memory or in slots.
+/// Every call may be dropped before it ends (a deadline). Data written before stays, in memory or in slots.
 pub struct Draft {
     medium: Medium,
     bases: Arc<dyn Bases>,
     slots: Arc<dyn SlotIo>,
-    /// Size with unsettled writes; `state.len` is that of the last settle.
+    /// Size including writes that are not persisted. `state.len` is the size at the last settle.
     len: u64,
-    /// Slots as of now, also those that a settle inside `write_at` filled.
+    /// Present slots, including those that a settle inside `write_at` filled.
     state: DraftState,
     hot: BTreeMap<u64, Hot>,
-    /// The record written last: kept hot when settled, for the next small append.
+    /// The record written last. It stays decrypted after a settle, for the next small append.
     newest: Option<u64>,
-    /// What the next delta will say.
+    /// Content of the next delta.
     unsaid: Unsaid,
 }
 
-/// Changes of the state that no delta has told yet.
+/// Changes of the state that are in no delta yet.
 #[derive(Default)]
 struct Unsaid {
     changed: bool,
@@ -187,14 +192,14 @@ struct Unsaid {
     freed: Vec<SlotId>,
 }
 
-/// Slots that were filled on a blocking thread; given back unless the draft takes them over.
+/// Slots that were filled on a blocking thread. They are released unless the draft takes them over.
 struct Filled {
     slots: Arc<dyn SlotIo>,
     records: Vec<(u64, RecordRef)>,
 }
 
 impl Filled {
-    /// Gives back the slots of the other records.
+    /// Keeps the records that `wanted` accepts and releases the slots of the others.
     fn keep(&mut self, mut wanted: impl FnMut(u64) -> bool) {
         let (kept, rest) = self.records.drain(..).partition(|(index, _)| wanted(*index));
         self.records = kept;
@@ -212,7 +217,7 @@ impl Drop for Filled {
     }
 }
 
-/// The cipher for slots of one binding; plain media have none.
+/// Returns the cipher for slots of one binding. Plain media have none.
 fn cipher(medium: &Medium, binding: Binding) -> Option<RecordCipher> {
     match medium {
         Medium::Plain => None,
@@ -220,7 +225,8 @@ fn cipher(medium: &Medium, binding: Binding) -> Option<RecordCipher> {
     }
 }
 
-/// Seals `buffer`s (by copy: the draft keeps them until the slots are its own) and writes each to a fresh slot.
+/// Seals copies of the buffers and writes each to a fresh slot. The draft keeps the buffers until the slots
+/// are its own.
 fn fill_slots(
     slots: &Arc<dyn SlotIo>,
     cipher: Option<&RecordCipher>,
@@ -246,7 +252,7 @@ fn fill_slots(
     Ok(filled)
 }
 
-/// Writes records that are sealed under `binding` already, the first of index `first`, to fresh slots.
+/// Writes records that are already sealed under `binding` to fresh slots. The first one has index `first`.
 fn copy_to_slots(slots: &Arc<dyn SlotIo>, binding: Binding, first: u64, sealed: &[u8]) -> Result<Filled, Error> {
     let mut filled = Filled { slots: slots.clone(), records: Vec::with_capacity(sealed.len() / RECORD_LEN) };
     for (index, record) in (first..).zip(sealed.chunks_exact(RECORD_LEN)) {
@@ -280,7 +286,7 @@ async fn off_worker<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> +
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(Error::Io(io::Error::other(e))))
 }
 
-/// The records that `[start, end)` touches, and the part of each, relative to the record.
+/// Returns the records that `[start, end)` touches, with the touched part of each, relative to the record.
 fn parts(start: u64, end: u64) -> impl Iterator<Item = (u64, Range<usize>)> {
     geometry::records_of_range(PlainLen(start), PlainLen(end)).map(move |index| {
         let base = index * PLAIN;
@@ -296,28 +302,30 @@ impl Draft {
         Self { medium, bases, slots, len, state, hot: BTreeMap::new(), newest: None, unsaid: Unsaid::default() }
     }
 
-    /// Plaintext size now, unsettled writes included.
+    /// Returns the plaintext size, including writes that are not persisted.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether it has no bytes.
+    /// Returns true if it has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The state as of the last settle: what the deltas so far add up to.
+    /// Returns the state at the last settle: the sum of the deltas so far.
     pub fn state(&self) -> &DraftState {
         &self.state
     }
 
-    /// Tells the draft that the version frozen last is committed as `version`: later versions are edits of it.
+    /// Records that the last frozen version is committed as `version`. Later versions are edits of it.
     pub fn rebase(&mut self, version: Version) {
-        // All its records are in slots, so no byte of it is needed: only its identity counts (file id, sharing).
+        // All its records are in slots, so none of its bytes is needed. Only its identity counts (file id,
+        // sharing).
         self.state.base = Some((version, 0));
     }
 
-    /// Plaintext bytes `[offset, offset + len)`, cut at the end. Fetches from the base what isn't local.
+    /// Returns the plaintext bytes `[offset, offset + len)`, truncated at the end of the file. Fetches bytes
+    /// that aren't local from the base.
     pub async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes, Error> {
         self.read_through(&self.direct(), offset, len).await
     }
@@ -364,7 +372,7 @@ impl Draft {
     }
 
     /// Fills `out`, which stands for `[offset, end)` and holds zeros, with the bytes that only the base has.
-    async fn read_base(&self, base: &dyn BaseReader, offset: u64, end: u64, out: &mut [u8]) -> Result<(), Error> {
+    async fn read_base(&self, offset: u64, end: u64, out: &mut [u8]) -> Result<(), Error> {
         let Some((version, visible)) = self.state.base else { return Ok(()) };
         let end = end.min(visible);
         if offset >= end {
@@ -385,7 +393,8 @@ impl Draft {
         for run in runs {
             let bytes = base.read(&version, run.clone()).await?;
             let at = (run.start - offset) as usize;
-            // An `Object` is never short inside its size; a base that is shorter than what it was when the draft began is not the same object.
+            // An `Object` is never short inside its size. A base that is shorter than at the start of the
+            // draft is another object.
             let target = out.get_mut(at..at + bytes.len()).ok_or(Error::LengthMismatch)?;
             if bytes.len() as u64 != run.end - run.start {
                 return Err(Error::LengthMismatch);
@@ -395,13 +404,15 @@ impl Draft {
         Ok(())
     }
 
-    /// Writes; a gap behind the end reads as zeros. The touched records become hot (decrypted in a bounded, locked, wiped buffer) until they are
-    /// settled. When too many are hot it settles some itself; what that changed comes out of the next [`Draft::settle`].
+    /// Writes data. A gap past the end reads as zeros. The touched records are kept decrypted in bounded,
+    /// locked, wiped buffers until they are persisted. If there are too many, some are persisted here. The
+    /// next [`Draft::settle`] returns these changes.
     pub async fn write_at(&mut self, offset: u64, data: &[u8]) -> Result<(), Error> {
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= i64::MAX as u64);
         let end = end.ok_or(Error::Crypto(crate::crypto::Error::OutOfRange))?;
         if self.hot.len() > MAX_HOT {
-            // An earlier write could not settle (a full disk): no more is taken until that works.
+            // An earlier write could not persist its records (a full disk). No data is accepted until that
+            // works.
             self.settle_hot().await?;
         }
         let mut rest = data;
@@ -412,7 +423,8 @@ impl Draft {
             let buffer = self.heat(index, whole).await?;
             buffer.plain_mut()[part.clone()].copy_from_slice(now);
             self.newest = Some(index);
-            // Per record, so that a write that fails half way leaves no bytes behind the size.
+            // This is done per record, so that a write that fails in the middle leaves no bytes past the
+            // size.
             self.len = self.len.max(index * PLAIN + part.end as u64);
         }
         if self.hot.len() > MAX_HOT || HotBuffer::over_budget() {
@@ -421,7 +433,8 @@ impl Draft {
         Ok(())
     }
 
-    /// Makes record `index` hot and dirty. Unless it is going to be overwritten whole, its present bytes are loaded.
+    /// Loads record `index` into a buffer and marks it dirty. A record that is going to be overwritten whole
+    /// is not read.
     async fn heat(&mut self, index: u64, overwrite: bool) -> Result<&mut HotBuffer, Error> {
         if !self.hot.contains_key(&index) {
             let buffer = if overwrite { HotBuffer::zeroed() } else { self.load(index).await? };
@@ -430,11 +443,11 @@ impl Draft {
         let MapEntry::Occupied(hot) = self.hot.entry(index) else { unreachable!("inserted above") };
         let hot = hot.into_mut();
         hot.dirty = true;
-        // Shared only where a settle was dropped half way and its thread still reads the old bytes.
+        // The buffer is shared only if a settle was dropped and its thread still reads the old bytes.
         Ok(Arc::make_mut(&mut hot.buffer))
     }
 
-    /// The present bytes of a record that isn't hot, zeros behind the end.
+    /// Returns the present bytes of a record that isn't in a buffer, zeros past the end.
     async fn load(&self, index: u64) -> Result<HotBuffer, Error> {
         if let Some(record) = self.state.records.get(&index).copied() {
             let (slots, medium) = (self.slots.clone(), self.medium.clone());
@@ -451,7 +464,7 @@ impl Draft {
         Ok(buffer)
     }
 
-    /// Cuts or extends with zeros.
+    /// Truncates the file, or extends it with zeros.
     pub async fn truncate(&mut self, len: u64) -> Result<(), Error> {
         if len > i64::MAX as u64 {
             return Err(Error::Crypto(crate::crypto::Error::OutOfRange));
@@ -470,7 +483,7 @@ impl Draft {
         let kept = len.div_ceil(PLAIN);
         let tail = (len % PLAIN) as usize;
         let last = kept.checked_sub(1).filter(|_| tail != 0);
-        // What was behind the new end must neither come back when the file grows nor be uploaded.
+        // Bytes past the new end must neither reappear when the file grows nor be uploaded.
         if let Some(last) = last.filter(|i| self.hot.contains_key(i) || self.state.records.contains_key(i)) {
             self.heat(last, false).await?.plain_mut()[tail..].fill(0);
         }
@@ -484,7 +497,7 @@ impl Draft {
             *visible = (*visible).min(len);
         }
         if len == 0 {
-            // A whole rewrite: nothing of the old version is left, so nothing may share its file id.
+            // The file is rewritten: no byte of the old version is left, so no record may share its file id.
             if matches!(self.medium, Medium::Sealed { .. }) {
                 self.state.binding = fresh()?;
             }
@@ -493,16 +506,17 @@ impl Draft {
         Ok(())
     }
 
-    /// Seals hot records into fresh slots. `None` where nothing changed. The caller syncs nothing before it has appended the delta.
+    /// Seals decrypted records into fresh slots. Returns `None` if nothing changed. The caller syncs nothing
+    /// before it has appended the delta.
     pub async fn settle(&mut self) -> Result<Option<Delta>, Error> {
         self.settle_hot().await?;
         self.unsaid.changed |= self.state.len != self.len;
         Ok(self.say())
     }
 
-    /// Returns the number of slots that a freeze will allocate for content that is in no slot yet: records of the
-    /// base, gaps, and records that
-    /// were changed in memory. A freeze that seals all records anew takes more for a moment.
+    /// Returns the number of slots that a freeze will allocate for content that is in no slot yet: records of
+    /// the base, gaps, and records that were changed in memory. A freeze that seals all records again takes
+    /// more for a moment.
     pub fn slots_needed(&self) -> u64 {
         let records = self.len.div_ceil(PLAIN).saturating_sub(self.state.records.len() as u64);
         let changed =
@@ -510,7 +524,8 @@ impl Draft {
         records + changed as u64
     }
 
-    /// Drops what isn't in a slot and gives what no delta told yet: the last word of a draft whose content isn't needed any more.
+    /// Drops data that isn't in a slot and returns the pending delta. This is the last call for a draft whose
+    /// content isn't needed any more.
     pub fn abandon(&mut self) -> Option<Delta> {
         self.hot.clear();
         self.say()
@@ -529,7 +544,7 @@ impl Draft {
         })
     }
 
-    /// Puts every dirty hot record into a slot. All but the newest cool down.
+    /// Writes every dirty record to a slot. Evicts the plaintext of all but the newest.
     async fn settle_hot(&mut self) -> Result<(), Error> {
         let dirty: Vec<_> =
             self.hot.iter().filter(|(_, hot)| hot.dirty).map(|(i, hot)| (*i, hot.buffer.clone())).collect();
@@ -540,7 +555,8 @@ impl Draft {
                 off_worker(move || fill_slots(&slots, cipher(&medium, binding).as_ref(), binding, &dirty)).await?;
             self.place(filled);
         }
-        // Many files may be waiting for their upload at once: what each keeps for its next append counts.
+        // Many files may wait for their upload concurrently, so the record that each keeps for its next
+        // append counts.
         let newest = self.newest.filter(|_| !HotBuffer::over_budget());
         self.hot.retain(|index, hot| {
             hot.dirty = false;
@@ -549,7 +565,7 @@ impl Draft {
         Ok(())
     }
 
-    /// Takes over filled slots: the ones they replace are freed.
+    /// Takes over filled slots. The slots that they replace are freed.
     fn place(&mut self, filled: Filled) {
         for (index, record) in filled.take() {
             self.unsaid.placed.insert(index, record);
@@ -560,7 +576,7 @@ impl Draft {
         }
     }
 
-    /// What new records are sealed under; chosen at the first one.
+    /// Returns the binding of new records. Chooses it at the first record.
     async fn binding(&mut self) -> Result<Binding, Error> {
         if matches!(self.medium, Medium::Sealed { .. }) && self.state.binding == Binding::default() {
             self.state.binding = match self.in_place_id().await? {
@@ -572,22 +588,25 @@ impl Draft {
         Ok(self.state.binding)
     }
 
-    /// The base's file id, where an edit may keep it: large, not shared, and of the format that is written.
+    /// Returns the base's file id if an edit may keep it. The file must be large, not shared, and of the
+    /// format that is written.
     async fn in_place_id(&self) -> Result<Option<Binding>, Error> {
         let Medium::Sealed { format, padding, .. } = &self.medium else { return Ok(None) };
         let Some((version, _)) = self.state.base else { return Ok(None) };
         let large = self.len > NEW_ID_LIMIT && version.stored_len > NEW_ID_LIMIT;
         let same_format = version.side == super::Side::Encrypted(*format);
-        // With padding an edit in place that changes the size would show where the end was: then the id must be new anyway, and whether the
-        // size will change isn't known when the first record is sealed.
+        // With padding, an edit in place that changes the size would reveal the position of the old end. Then
+        // the id must be new, and the first record is sealed before it is known if the size will change.
         if !large || !same_format || *padding != Padding::None || self.bases.is_shared(&version) {
             return Ok(None);
         }
         Ok(Some(Binding(self.bases.file_id(&version).await?.0)))
     }
 
-    /// Makes the version whole (fetching what still lies in the base: fill its gaps before, where that may take long), under a new file id where the format demands one, and seals its header.
-    /// The delta holds what that changed. The draft goes on in new slots: those of the frozen version are pinned by the caller.
+    /// Completes the version, under a new file id if the format requires one, and seals its header. Records
+    /// that are still in the base are fetched. If that may take long, fill the gaps before this call. The
+    /// delta holds the changes of the freeze. The draft continues in new slots: the caller pins those of the
+    /// frozen version.
     pub async fn freeze(&mut self) -> Result<(Frozen, Option<Delta>), Error> {
         self.settle_hot().await?;
         let binding = self.binding_to_freeze().await?;
@@ -618,7 +637,7 @@ impl Draft {
         let slots = self.state.records.range(..records).map(|(_, record)| record.slot).collect();
         let frozen = Frozen { header, len: self.len, records: slots };
         if self.len <= NEW_ID_LIMIT || !matches!(self.medium, Medium::Sealed { padding: Padding::None, .. }) {
-            // What is written from now on belongs to the next version.
+            // Later writes belong to the next version.
             self.state.binding = Binding::default();
             self.unsaid.changed = true;
         }
@@ -626,7 +645,7 @@ impl Draft {
         Ok((frozen, self.say()))
     }
 
-    /// The file id of the version to be frozen.
+    /// Returns the file id of the version to be frozen.
     async fn binding_to_freeze(&mut self) -> Result<Binding, Error> {
         let binding = self.binding().await?;
         let Some((version, _)) = self.state.base else { return Ok(binding) };
@@ -641,7 +660,7 @@ impl Draft {
         Ok(self.state.binding)
     }
 
-    /// Brings records into slots under `binding`, from wherever they are.
+    /// Copies records into slots under `binding`, from their present places.
     async fn complete(&mut self, range: Range<u64>, binding: Binding) -> Result<(), Error> {
         let missing: Vec<u64> = range
             .clone()
@@ -658,7 +677,7 @@ impl Draft {
         for index in &missing {
             let at = (index * PLAIN - start) as usize;
             let mut buffer = HotBuffer::zeroed();
-            // Behind the end of the file the record is zeros: the last one's rest and pad records.
+            // Past the end of the file the record is zeros: the rest of the last record, and pad records.
             if let Some(bytes) = plain.get(at..plain.len().min(at + RECORD_PLAIN)) {
                 buffer.plain_mut()[..bytes.len()].copy_from_slice(bytes);
             }
@@ -673,7 +692,7 @@ impl Draft {
     }
 }
 
-/// A new file id as a binding.
+/// Returns a new file id as a binding.
 fn fresh() -> Result<Binding, Error> {
     Ok(Binding(FileId::generate(&mut SystemRandom)?.0))
 }

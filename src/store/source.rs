@@ -211,7 +211,7 @@ async fn known_chunks(options: &OpenOptions) -> Option<Known> {
     let dir = options.cache_dir.as_ref().map(|dir| dir.join(KNOWN));
     let open = move || Known::open(known::Options { dir, ..Default::default() });
     let opened = tokio::task::spawn_blocking(open).await.ok()?;
-    opened.inspect_err(|error| tracing::warn!(%error, "cannot open the chunk lists of plain files: ranged reads are not checked against them")).ok()
+    opened.inspect_err(|error| tracing::warn!(%error, "cannot open the chunk lists of plain files")).ok()
 }
 
 /// Opens the folder of a bucket's shards. Each bucket has its own, because content of one bucket may be
@@ -281,7 +281,7 @@ async fn open_keyed(
             }
         }
         KeyVerdict::NewTree if seen.is_some() => {
-            tracing::warn!(%bucket, %key_id, "the encrypted tree is empty, but had entries when this machine last read it");
+            tracing::warn!(%bucket, %key_id, "the encrypted tree is empty now, but had entries before");
         }
         KeyVerdict::NewTree => {}
         KeyVerdict::WrongKey { .. } if options.new_key => {}

@@ -1,31 +1,31 @@
-//! A file and a folder of one name.
+//! Shows a file and a folder of one name.
 //!
-//! A bucket has keys only, so `a` and `a/b` can both be there. A file system can't show both under one name: the
-//! folder keeps it, and the file appears beside it under a name with [`MARK`], its *alias*. The object keeps its key.
-//! Whatever is done to the alias is done to that object.
+//! A bucket has keys only, so `a` and `a/b` can both exist. A file system can't show both under one name. The
+//! folder keeps the name, and the file is shown next to it under a name with [`MARK`], its *alias*. The
+//! object keeps its key. Every change of the alias is a change of that object.
 //!
-//! An alias follows from the names of its directory, so every client computes the same one. A view also remembers the
-//! aliases that it has shown: a change that was made through an alias still finds its object when the folder has been
-//! removed meanwhile.
+//! An alias follows from the names of its directory, so every client computes the same one. A view also
+//! remembers the aliases that it has shown. So a change that was made through an alias still finds its object
+//! after the folder has been removed.
 
 use super::{Change, Error, Expect, Op, Outcome, PlainPath};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
-/// What stands in every alias.
+/// Text that every alias contains.
 const MARK: &str = " (conflict with folder";
-/// Longest name that file systems take, bytes.
+/// Longest name that file systems accept, in bytes.
 const MAX_NAME: usize = 255;
-/// Numbers tried to find an alias that is free.
+/// Numbers tried to find a free alias.
 const TRIES: u32 = 100;
-/// Aliases that a view remembers, at most: some hundred bytes each.
+/// Aliases that a view remembers, at most. Each takes some hundred bytes.
 const MAX_KNOWN: usize = 4096;
-/// Names in one directory up to which each is asked for by itself; for more the directory is listed.
+/// Names in one directory up to which each is queried by itself. For more names the directory is listed.
 pub(super) const FEW: usize = 8;
-/// Directories that are asked for concurrently.
+/// Directories that are queried concurrently.
 pub(super) const LOOKS: usize = 8;
 
-/// Returns `name` with `mark` before its extension, cut to the length that a name may have.
+/// Returns `name` with `mark` before its extension, truncated to the longest allowed name.
 pub fn marked_name(name: &str, mark: &str) -> String {
     let (stem, extension) = match name.rsplit_once('.') {
         Some((stem, extension)) if !stem.is_empty() && extension.len() <= 16 => (stem, format!(".{extension}")),
@@ -48,7 +48,7 @@ fn alias(name: &str, taken: impl Fn(&str) -> bool) -> Option<String> {
     numbered.find(|alias| !taken(alias))
 }
 
-/// Returns the aliases of `twins` in a directory that holds `names`, each with the name that it stands for.
+/// Returns the aliases of `twins` in a directory that holds `names`, each with its real name.
 pub(super) fn aliases<'a>(names: &BTreeSet<&str>, twins: impl Iterator<Item = &'a str>) -> Vec<(String, &'a str)> {
     let mut used: BTreeSet<String> = BTreeSet::new();
     let mut found = Vec::new();
@@ -65,7 +65,7 @@ pub(super) fn may_be_alias(path: &PlainPath) -> bool {
     path.split().is_some_and(|(_, name)| name.contains(MARK))
 }
 
-/// The aliases that a view has shown, with the name that each stands for. The lock is never held over an await.
+/// Aliases that a view has shown, each with its real name. The lock is never held over an await.
 #[derive(Default)]
 pub(super) struct Twins(Mutex<HashMap<PlainPath, String>>);
 
@@ -86,8 +86,8 @@ impl Twins {
         Some(alias)
     }
 
-    /// Returns the path that `path` stands for, in a directory that holds `names`, of which `twins` are a file and a
-    /// folder.
+    /// Returns the path that `path` means in a directory that holds `names`. `twins` are the names that a
+    /// file and a folder have.
     pub(super) fn target<'a>(
         &self,
         path: &PlainPath,
@@ -105,7 +105,8 @@ impl Twins {
     }
 }
 
-/// Returns the paths of an operation that may be aliases. Where nothing or anything may be, a name means itself.
+/// Returns the paths of an operation that may be aliases. A path that is expected to be absent, or for which
+/// anything is accepted, is never one.
 pub(super) fn asked_by(op: &Op) -> Vec<&PlainPath> {
     let is_given = |expect: &Expect| matches!(expect, Expect::Is(_));
     let from = is_given(&op.expect).then_some(&op.path);
@@ -118,7 +119,7 @@ pub(super) fn asked_by(op: &Op) -> Vec<&PlainPath> {
     from.into_iter().chain(to).filter(|path| may_be_alias(path)).collect()
 }
 
-/// What the paths of a batch of operations stand for.
+/// Real paths of the aliases in a batch of operations.
 #[derive(Default)]
 pub(super) struct Targets {
     found: HashMap<PlainPath, PlainPath>,
@@ -127,7 +128,7 @@ pub(super) struct Targets {
 }
 
 impl Targets {
-    /// Adds what the paths of `parent` stand for, or why that isn't known.
+    /// Adds the real paths of aliases in `parent`, or the error of its listing.
     pub(super) fn add(&mut self, parent: PlainPath, found: Result<Vec<(PlainPath, PlainPath)>, Error>) {
         match found {
             Ok(found) => self.found.extend(found),
@@ -135,8 +136,8 @@ impl Targets {
         }
     }
 
-    /// Returns `operations` with the aliases among their paths replaced by what they stand for, without those that
-    /// name an alias in a directory that could not be listed.
+    /// Returns `operations` with aliases replaced by their real paths. Operations that name an alias in a
+    /// directory that could not be listed are left out.
     pub(super) fn resolve(&self, operations: &[Op]) -> Vec<Op> {
         let known = operations.iter().filter(|op| self.failure(op).is_none());
         known.map(|op| resolved(op, &self.found)).collect()

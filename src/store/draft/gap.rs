@@ -1,9 +1,11 @@
-//! Filling a draft from its base in pieces, while it may be read and written: what would otherwise keep [`Draft::freeze`] and everybody who waits
-//! for the draft.
+//! Fills a draft from its base in pieces, while the draft may be read and written.
 //!
-//! A [`Gap`] is taken from the draft, fetched without it, and handed back. What was written, cut or sealed otherwise meanwhile wins.
+//! [`Draft::freeze`] needs all records of the base. Fetching them may take minutes, and every other user of
+//! the draft would have to wait. So a [`Gap`] is taken from the draft, fetched without it, and handed back.
+//! Records that were written, truncated or sealed otherwise meanwhile take precedence.
 //!
-//! Where an edit keeps its base's file id, whole records are copied as they are stored: the same bytes are not uploaded again.
+//! If an edit keeps the file id of its base, whole records are copied as they are stored. Equal bytes are not
+//! uploaded again.
 
 use super::{
     Bases, Binding, Draft, FREEZE_BATCH, Filled, HotBuffer, Medium, PLAIN, SlotIo, cipher, copy_to_slots, fill_slots,
@@ -16,7 +18,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use zeroize::Zeroize;
 
-/// Neighbouring records that only the base has, 4 MiB of them at most.
+/// Neighbouring records that only the base has, at most 4 MiB of them.
 pub struct Gap {
     medium: Medium,
     bases: Arc<dyn Bases>,
@@ -24,11 +26,11 @@ pub struct Gap {
     base: (Version, u64),
     binding: Binding,
     records: Range<u64>,
-    /// The base's records are sealed under `binding`, and these are whole.
+    /// True if the base's records are sealed under `binding`, and these are whole.
     is_copy: bool,
 }
 
-/// A gap's records, in slots. Dropping it gives them back.
+/// Records of a gap, in slots. Dropping it releases the slots.
 pub struct Filling {
     filled: Filled,
     base: (Version, u64),
@@ -36,12 +38,12 @@ pub struct Filling {
 }
 
 impl Gap {
-    /// The record behind the last one.
+    /// Returns the index after the last record.
     pub fn end(&self) -> u64 {
         self.records.end
     }
 
-    /// Fetches and seals. Concerns nobody else: the draft may change meanwhile.
+    /// Fetches and seals the records. The draft may change meanwhile.
     pub async fn fetch(self) -> Result<Filling, Error> {
         let Self { medium, bases, slots, base, binding, records, is_copy } = self;
         let (version, visible) = base;
@@ -83,7 +85,8 @@ impl Gap {
 }
 
 impl Draft {
-    /// The first records from `from` on that a freeze would have to fetch; `None`: there are no more. Chooses what they are sealed under.
+    /// Returns the first records from `from` on that a freeze would have to fetch, or `None` if there are no
+    /// more. Chooses their binding.
     pub async fn gap(&mut self, from: u64) -> Result<Option<Gap>, Error> {
         let Some(base) = self.state.base else { return Ok(None) };
         let end = base.1.div_ceil(PLAIN);
@@ -93,14 +96,14 @@ impl Draft {
         let last = (first + 1..most).find(|index| !is_missing(index)).unwrap_or(most);
         let binding = self.binding().await?;
         let in_place = self.in_place_id().await?.is_some_and(|id| id == binding);
-        // Behind the end of the file a record is zeros, and an old one may not be: it is sealed anew.
+        // Past the end of the file a record is zeros, and an old one may not be. So it is sealed again.
         let whole = if in_place { last.min(base.1 / PLAIN) } else { first };
         let (records, is_copy) = if whole > first { (first..whole, true) } else { (first..last, false) };
         let (medium, bases, slots) = (self.medium.clone(), self.bases.clone(), self.slots.clone());
         Ok(Some(Gap { medium, bases, slots, base, binding, records, is_copy }))
     }
 
-    /// Takes over what a gap of it was filled with, but for records that are other by now.
+    /// Takes over the records of one of its gaps, except those that have changed meanwhile.
     pub fn fill(&mut self, filling: Filling) {
         let Filling { mut filled, base: (version, visible), binding } = filling;
         let base = self.state.base.filter(|(now, _)| *now == version && self.state.binding == binding);

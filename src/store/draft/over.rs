@@ -1,4 +1,4 @@
-//! Drafts for the tests of the layers above: plain slots over objects that the test has.
+//! Builds drafts for the tests of the layers above: plain slots over objects that the test has.
 
 use super::{Bases, Draft, DraftState, Error, FileId, Medium, Object, SlotIo, Version};
 use async_trait::async_trait;
@@ -28,7 +28,7 @@ impl Bases for Opener {
 }
 
 impl Draft {
-    /// A draft whose bases `open` opens.
+    /// Returns a draft whose bases `open` opens.
     pub(crate) fn over(open: Arc<Open>, slots: Arc<dyn SlotIo>, state: DraftState) -> Self {
         Self::new(Medium::Plain, Arc::new(Opener(open)), slots, state)
     }
