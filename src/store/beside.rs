@@ -1,9 +1,11 @@
-//! The plaintext side of a merged view.
+//! Reads the plaintext side of a merged view without revealing encrypted names.
 //!
-//! The Hub must not learn names of the encrypted tree from what is asked here: **no request names a path that the Hub hasn't named first**.
-//! So a directory is looked for in the listing of the one above it, from the bucket's root down, a subfolder mount's prefix included; only one
-//! that is there is listed. That a name is there is believed for [`FRESH`], else every look would cost a request per level; that it is
-//! not there is never believed: the level is read again, or, where it is large, the bucket's revision.
+//! The Hub must not learn names of the encrypted tree from requests for the plaintext side: **no request
+//! names a path that the Hub hasn't named first**. So a directory is searched in the listing of the one above
+//! it, from the bucket's root down, including the prefix of a subfolder mount. Only a directory that is found
+//! there is listed. A name that was found is trusted for [`FRESH`], because otherwise every check would cost
+//! a request per level. A name that was not found is never trusted to be absent. The level is read again, or,
+//! if it is large, the bucket's revision.
 
 use super::plain::PlainTree;
 use super::{Entry, Error, Kind, Listing, PlainPath};
@@ -12,11 +14,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long the names in a plaintext directory count as known. What is asked of a directory that has gone meanwhile is answered with nothing.
+/// Time for which the names in a plaintext directory are trusted. A request for a directory that was removed
+/// meanwhile returns nothing.
 const FRESH: Duration = Duration::from_secs(10);
-/// A level with more names takes several requests to read: whether the bucket has changed at all takes one.
+/// Number of names above which a level takes several requests to read. Reading the bucket's revision takes
+/// one.
 const LARGE: usize = 1000;
-/// Names kept over all directories, some 100 MB at worst; beyond it all is forgotten.
+/// Names kept over all directories, some 100 MB at worst. If there are more, all are forgotten.
 const MAX_NAMES: usize = 1_000_000;
 
 /// The plaintext objects of a bucket, for a view with a key.
@@ -29,7 +33,7 @@ pub(super) struct Beside {
 /// The names in a plaintext directory.
 struct Level {
     read: Instant,
-    /// The bucket's when it was read, of a large level that was read again.
+    /// The bucket's revision before the level was read. Only set for a large level that was read again.
     revision: Option<String>,
     directories: HashSet<String>,
     files: HashSet<String>,
@@ -40,7 +44,7 @@ impl Beside {
         Self { tree, levels: Mutex::default() }
     }
 
-    /// Entries of a directory; none where it isn't there.
+    /// Returns the entries of a directory, none if it doesn't exist.
     pub(super) async fn list(&self, directory: &PlainPath) -> Result<Listing, Error> {
         if !self.is_directory(directory).await? {
             return Ok(Listing::default());
@@ -48,7 +52,7 @@ impl Beside {
         self.tree.list(directory).await
     }
 
-    /// One entry.
+    /// Returns one entry.
     pub(super) async fn stat(&self, path: &PlainPath) -> Result<Option<Kind>, Error> {
         if self.is_directory(path).await? {
             return Ok(Some(Kind::Directory { read_only: true }));
@@ -59,7 +63,7 @@ impl Beside {
         self.tree.stat(path).await
     }
 
-    /// Whether a directory is there. The root of the view always is.
+    /// Returns true if a directory exists. The root of the view always does.
     pub(super) async fn is_directory(&self, path: &PlainPath) -> Result<bool, Error> {
         let key = self.tree.key(path);
         Ok(match self.parent(&key).await? {
@@ -68,13 +72,13 @@ impl Beside {
         })
     }
 
-    /// Whether an object is there.
+    /// Returns true if an object exists.
     pub(super) async fn is_file(&self, path: &PlainPath) -> Result<bool, Error> {
         let key = self.tree.key(path);
         Ok(self.parent(&key).await?.is_some_and(|(level, name)| level.files.contains(name)))
     }
 
-    /// The directory that holds `key`, and the key's name in it; `None` where that directory isn't there.
+    /// Returns the directory that holds `key`, and the key's name in it. `None`: the directory doesn't exist.
     async fn parent<'a>(&self, key: &'a str) -> Result<Option<(Arc<Level>, &'a str)>, Error> {
         if key.is_empty() {
             return Ok(None);
@@ -89,7 +93,8 @@ impl Beside {
         Ok(Some((self.level(directory, &key[start..]).await?, &key[start..])))
     }
 
-    /// The names in a directory that the Hub has named; known to be complete where `name` isn't among them.
+    /// Returns the names in a directory that the Hub has named. If `name` isn't among them, the level is
+    /// complete.
     async fn level(&self, key: &str, name: &str) -> Result<Arc<Level>, Error> {
         let known = self.levels.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
         let mut revision = None;
@@ -99,7 +104,7 @@ impl Beside {
                 return Ok(level);
             }
             if level.len() > LARGE {
-                // Before the listing: a change in between must show as one.
+                // The revision is read before the listing, so that a change in between is noticed.
                 revision = self.tree.remote.revision().await?;
                 if revision.is_some() && revision == level.revision {
                     return Ok(level);
@@ -128,7 +133,7 @@ impl Beside {
 }
 
 impl Level {
-    /// What it costs to keep.
+    /// Returns the number of names, as the cost of keeping the level.
     fn len(&self) -> usize {
         1 + self.directories.len() + self.files.len()
     }

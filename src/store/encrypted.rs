@@ -1,7 +1,9 @@
-//! The encrypted view: what lies under `.enc/` and is this key's, in both formats (format spec, sections 4b "Two formats in one tree" and 5).
+//! Shows the entries under `.enc/` that belong to this key, in both formats (format spec, sections 4b "Two
+//! formats in one tree" and 5).
 //!
-//! A stored directory is read with the format that opened it, the root with both. Every stored child is own, an extension, foreign or
-//! suspicious; only own ones are shown, the others are counted. Logs name stored paths only.
+//! A stored directory is read with the format that opened it, the root with both. Every stored child is own,
+//! an extension, foreign or suspicious. Only own ones are shown, the others are counted. Logs contain stored
+//! paths only.
 
 use super::commit::{Committer, Execute, Held, Layout, Place, Queue, Slot, Subtree, held, sidecar_domains};
 use super::draft::{Bases, Medium};
@@ -31,16 +33,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio_util::io::StreamReader;
 
-/// Bytes read at once where content is sealed anew in the other format.
+/// Bytes read per step when content is sealed again in the other format.
 const RESEAL_STEP: usize = 4 << 20;
 /// Names decrypted before other tasks get their turn: about a millisecond.
 const CHILDREN_AT_ONCE: usize = 1024;
-/// Directories whose last listing is known to be in the memory already; the oldest knowledge isn't worth more.
+/// Directories whose last listing is known to be in the memory. When there are more, all are forgotten.
 const MAX_NOTED: usize = 16_384;
-/// Contents whose form in the newer format is known.
+/// Contents whose version in the newer format is known.
 const MAX_RESEALED: usize = 4096;
 
-/// How a view with a key is set up.
+/// Parameters of a view with a key.
 pub(super) struct Setup {
     pub(super) remote: Arc<Remote>,
     pub(super) keys: Arc<Keys>,
@@ -60,28 +62,30 @@ pub(super) struct Encrypted {
     opener: Arc<Opener>,
     hidden: HiddenSums,
     twins: Twins,
-    /// Whether format 1 was seen in the tree. A tree that never had it has nothing that a server could bring back in it.
+    /// True if format 1 was seen in the tree. If a tree never had it, a server can't bring back old data in
+    /// it.
     legacy_seen: AtomicBool,
-    /// Whether the memory has it that the tree has entries.
+    /// True if the memory has recorded that the tree has entries.
     tree_noted: AtomicBool,
     /// Digests of the own names of directories that the memory has. Never held over an await.
     noted: Mutex<HashMap<String, u64>>,
-    /// Format-1 content that was sealed anew in format 2, so that a repeated commit finds its own result. Never held over an await.
+    /// Format-1 content that was sealed again in format 2, so that a repeated commit finds its own result.
+    /// Never held over an await.
     resealed: Mutex<HashMap<Hash, Stored>>,
     commits: Queue,
     execute: Execute,
 }
 
-/// A directory's children, decrypted.
+/// Children of a directory, decrypted.
 #[derive(Default)]
 pub(super) struct Decrypted {
     pub(super) names: BTreeMap<String, Node>,
     hidden: Hidden,
-    /// Something of it is in format 1.
+    /// True if some of them are in format 1.
     legacy: bool,
 }
 
-/// What has one plaintext name.
+/// Objects that have one plaintext name.
 #[derive(Default)]
 pub(super) struct Node {
     directory: bool,
@@ -95,7 +99,7 @@ impl Node {
         primary.or(self.legacy.as_ref().map(|file| (Format::V1, file)))
     }
 
-    /// Objects that the shown one hides.
+    /// Returns the number of objects that the shown one hides.
     fn shadowed(&self) -> u64 {
         u64::from(self.primary.is_some() && self.legacy.is_some())
     }
@@ -111,13 +115,13 @@ impl Decrypted {
         self.names.keys().map(String::as_str).collect()
     }
 
-    /// Names of what is a file and a directory.
+    /// Returns the names that a file and a directory have.
     fn twins(&self) -> impl Iterator<Item = &str> {
         self.names.iter().filter(|(_, node)| node.is_twin()).map(|(name, _)| name.as_str())
     }
 }
 
-/// Entries that are reported together: a server may have any number of them.
+/// Entries that are reported together, because a server may have any number of them.
 #[derive(Default)]
 pub(super) struct Unlisted {
     count: u64,
@@ -137,7 +141,7 @@ impl Unlisted {
     }
 }
 
-/// What the root of the tree says about the key.
+/// Result of checking the key against the root of the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum KeyVerdict {
     NewTree,
@@ -168,7 +172,7 @@ impl Encrypted {
         &self.setup.memory
     }
 
-    /// The key that stands for a path in this machine's memory; `None` where it can't be stored.
+    /// Returns the key that identifies a path in this machine's memory. `None`: the path can't be stored.
     pub(super) fn memory_key(&self, path: &PlainPath) -> Option<String> {
         self.names.sealed(Format::V2, path).ok().map(|sealed| sealed.key)
     }
@@ -231,7 +235,7 @@ impl Encrypted {
         Ok(())
     }
 
-    /// The content of the sidecars that children need, by stored name.
+    /// Returns the content of the sidecars that children need, by stored name.
     async fn sidecars_beside(
         &self,
         formats: &[Format],
@@ -254,7 +258,7 @@ impl Encrypted {
         Ok(there.into_iter().filter_map(content).collect())
     }
 
-    /// Reports the first entry of format 1 in a tree that had none.
+    /// Logs the first entry of format 1 in a tree that had none.
     async fn note_formats(&self, decrypted: &Decrypted) {
         if !decrypted.legacy || self.legacy_seen.swap(true, Ordering::Relaxed) {
             return;
@@ -265,7 +269,7 @@ impl Encrypted {
         }
     }
 
-    /// Remembers the files of a listing as our own, unless that is known already.
+    /// Remembers the files of a listing as own files, unless they are remembered already.
     async fn note_own(&self, directory: &PlainPath, decrypted: &Decrypted) {
         let files: Vec<&String> =
             decrypted.names.iter().filter(|(_, node)| node.file().is_some()).map(|(name, _)| name).collect();
@@ -291,7 +295,7 @@ impl Encrypted {
         }
     }
 
-    /// Entries of a directory. Sizes that are in the local cache are known.
+    /// Returns the entries of a directory. Sizes that are in the local cache are known.
     pub(super) async fn list_own(&self, directory: &PlainPath) -> Result<Listing, Error> {
         let decrypted = self.decrypt_directory(directory).await?;
         self.note_own(directory, &decrypted).await;
@@ -329,7 +333,8 @@ impl Encrypted {
         Ok(Listing { entries, hidden: decrypted.hidden })
     }
 
-    /// Two large files of one hash are copies that another machine made: an edit of either takes a new file id (format spec, section 4).
+    /// Marks copies. Two large files of one hash are copies that another machine created. An edit of either
+    /// takes a new file id (format spec, section 4).
     async fn mark_copies(&self, versions: impl Iterator<Item = &Version>) {
         let mut seen = HashSet::new();
         let large = versions.filter(|version| version.stored_len > super::draft::NEW_ID_LIMIT);
@@ -341,14 +346,14 @@ impl Encrypted {
         }
     }
 
-    /// Returns the path that a path stands for: another one only where it is an alias (see [`twin`]).
+    /// Returns the path that a path means. It differs only for an alias (see [`twin`]).
     pub(super) async fn target(&self, path: &PlainPath) -> Result<PlainPath, Error> {
         let Some((parent, _)) = path.split().filter(|_| twin::may_be_alias(path)) else { return Ok(path.clone()) };
         let found = self.targets(&parent, vec![path.clone()]).await?;
         Ok(found.into_iter().next().map_or_else(|| path.clone(), |(_, target)| target))
     }
 
-    /// Returns paths of one directory, each with what it stands for. Lists the directory once.
+    /// Returns paths of one directory, each with its real path. Lists the directory once.
     async fn targets(&self, parent: &PlainPath, paths: Vec<PlainPath>) -> Result<Vec<(PlainPath, PlainPath)>, Error> {
         let decrypted = self.decrypt_directory(parent).await?;
         let names = decrypted.all_names();
@@ -377,7 +382,7 @@ impl Encrypted {
         Ok(found)
     }
 
-    /// What is at a path on this side; its size isn't read.
+    /// Returns the entry at a path on this side, without reading its size.
     pub(super) async fn find(&self, path: &PlainPath) -> Result<Option<Kind>, Error> {
         if path.is_root() {
             return Ok(Some(Kind::Directory { read_only: false }));
@@ -395,7 +400,8 @@ impl Encrypted {
         Ok(primary.or_else(legacy))
     }
 
-    /// Whether anything but orphaned sidecars lies below a key: those keep no directory alive.
+    /// Returns true if an entry other than orphaned sidecars lies below a key. Those don't count as content
+    /// of a directory.
     async fn is_stored_directory(&self, key: &str) -> Result<bool, Error> {
         let mut any = false;
         let entry = |child: &Child| {
@@ -406,7 +412,7 @@ impl Encrypted {
         Ok(any)
     }
 
-    /// Whether one of these paths is a file of our own.
+    /// Returns true if one of these paths is an own file.
     pub(super) async fn any_file(&self, paths: &[PlainPath]) -> Result<bool, Error> {
         let places = paths.iter().filter_map(|path| self.names.place(path).ok());
         let keys: Vec<String> = places.flat_map(|place| std::iter::once(place.primary).chain(place.legacy)).collect();
@@ -422,7 +428,7 @@ impl Encrypted {
         Ok(kind)
     }
 
-    /// Looks at the root of the tree (format spec, section 5 "Wrong key is an error").
+    /// Checks the key against the root of the tree (format spec, section 5 "Wrong key is an error").
     pub(super) async fn check_key(&self) -> Result<KeyVerdict, Error> {
         let (mut entries, mut authentic) = (0, false);
         let (mut long, mut sidecars) = (Vec::new(), Vec::new());
@@ -458,7 +464,8 @@ impl Encrypted {
         })
     }
 
-    /// Whether the tree holds anything in format 1: then its root does, since a path is of one format in all its components.
+    /// Returns true if the tree holds an entry in format 1. Then its root does, since a path has one format
+    /// in all its components.
     pub(super) async fn has_legacy(&self) -> Result<bool, Error> {
         let mut found = false;
         let look = |child: &Child| {
@@ -469,7 +476,7 @@ impl Encrypted {
         Ok(found)
     }
 
-    /// Seals for new content.
+    /// Returns the settings for sealing new content.
     fn sealing(&self, format: Format) -> Sealing {
         let Setup { keys, padding, headers, .. } = &self.setup;
         Sealing { keys: keys.clone(), format, padding: *padding, headers: headers.clone() }
@@ -483,7 +490,7 @@ impl Encrypted {
         self.commits.commit(operations, |op| sidecar_domains(layout, op), execute).await
     }
 
-    /// Carries out operations, which no other commit touches meanwhile, with the rules of `layout`.
+    /// Carries out operations with the rules of `layout`. No other commit touches their paths meanwhile.
     async fn commit_as(&self, layout: &dyn Layout, operations: &[Op]) -> Vec<Outcome> {
         let mut targets = twin::Targets::default();
         for (parent, paths) in twin::asked_by_all(operations) {
@@ -492,12 +499,12 @@ impl Encrypted {
         }
         let committer = Committer { remote: &self.setup.remote, memory: &self.setup.memory, layout };
         let outcomes = committer.commit(&targets.resolve(operations)).await;
-        // What was noted of a directory may have been taken away again.
+        // The recorded names of a directory may have been removed again.
         self.noted.lock().unwrap_or_else(PoisonError::into_inner).clear();
         targets.outcomes(operations, outcomes)
     }
 
-    /// Every object below a stored directory, decrypted.
+    /// Adds every object below a stored directory to `all`, decrypted.
     async fn stored_below(
         &self,
         stored: &StoredDirectory,
@@ -508,7 +515,7 @@ impl Encrypted {
         let sidecars = self.fetch_sidecars(sidecars_needed(&objects)).await?;
         let mut opened: HashMap<&str, Option<PlainPath>> = HashMap::new();
         for (key, file) in &objects {
-            // A sidecar goes along with what it names; an orphan isn't an entry.
+            // A sidecar is moved with the object that it names. An orphaned one isn't an entry.
             if stored.formats.contains(&Format::V2) && named_by_sidecar(key).is_some() {
                 continue;
             }
@@ -531,7 +538,8 @@ impl Encrypted {
         Ok(())
     }
 
-    /// The path of `key`, a child of the stored directory `directory` that is `parent`. Keys are relative.
+    /// Returns the path of `key`, a child of the stored directory `directory`, whose path is `parent`. Keys
+    /// are relative.
     fn open_below(
         &self,
         formats: &[Format],
@@ -547,7 +555,7 @@ impl Encrypted {
         };
         match self.names.classify(formats, self.names.full(parent).as_str(), name, beside) {
             Class::Own(_, name) => parent.join(&name).ok(),
-            // What would be left behind counts, whatever it is.
+            // An entry of any kind that would stay in the old directory counts.
             Class::Extension | Class::Foreign | Class::Suspicious => None,
         }
     }
@@ -560,7 +568,7 @@ pub(super) fn executing<V: Layout + 'static>(view: Weak<V>, own: fn(&V) -> &Encr
         async move {
             match view {
                 Some(view) => own(&view).commit_as(&*view, &operations).await,
-                // Each caller borrows the view.
+                // Each caller borrows the view, so this can't happen.
                 None => Vec::new(),
             }
         }
@@ -568,17 +576,17 @@ pub(super) fn executing<V: Layout + 'static>(view: Weak<V>, own: fn(&V) -> &Encr
     })
 }
 
-/// The keys of a place in both formats.
+/// Returns the keys of a place in both formats.
 fn keys_of(place: &Place) -> impl Iterator<Item = String> + use<> {
     std::iter::once(place.primary.clone()).chain(place.legacy.clone())
 }
 
-/// The hash of what may be a sidecar: others needn't be fetched.
+/// Returns the hash of an object that may be a sidecar. Other objects needn't be fetched.
 fn sidecar_hash(file: &FileEntry) -> Option<Hash> {
     if file.size == SIDECAR_LEN as u64 { file.hash } else { None }
 }
 
-/// A file as it is listed. Without a Xet hash it is no container.
+/// Returns a file as it is listed. An object without a Xet hash is not a container.
 fn file_kind(format: Format, file: &FileEntry) -> Kind {
     let version =
         file.hash.map(|hash| Version { id: hash.into(), stored_len: file.size, side: Side::Encrypted(format) });
@@ -586,12 +594,12 @@ fn file_kind(format: Format, file: &FileEntry) -> Kind {
     Kind::File { version, len, mtime: file.mtime.or(file.uploaded_at), read_only: false }
 }
 
-/// `a/b/c` gives `a`, `a/b`, `a/b/c`.
+/// Returns the key and all its prefixes: `a`, `a/b`, `a/b/c` for `a/b/c`.
 fn prefixes(key: &str) -> impl Iterator<Item = &str> {
     key.match_indices('/').map(|(at, _)| &key[..at]).chain(std::iter::once(key))
 }
 
-/// The key of what a sidecar key names, if it is one.
+/// Returns the key of the object that a sidecar key names. `None`: it is not a sidecar key.
 fn named_by_sidecar(key: &str) -> Option<String> {
     let (directory, name) = key.rsplit_once('/').map_or(("", key), |(directory, name)| (directory, name));
     let token = name.strip_prefix(SIDECAR_PREFIX)?;
@@ -602,7 +610,7 @@ fn named_by_sidecar(key: &str) -> Option<String> {
     })
 }
 
-/// Sidecars that something below needs, by relative key.
+/// Returns the sidecars that an object below needs, by relative key.
 fn sidecars_needed(objects: &[(String, FileEntry)]) -> Vec<(String, Hash)> {
     let keys: HashSet<&str> = objects.iter().flat_map(|(key, _)| prefixes(key)).collect();
     let needed = |(key, file): &(String, FileEntry)| {
@@ -647,7 +655,7 @@ impl Layout for Encrypted {
     async fn check_replaceable(&self, versions: &[Version]) -> Vec<Result<(), Error>> {
         let lens = self.setup.headers.lens(versions).await;
         let check = async |(version, len): (&Version, Result<Len, Error>)| match len {
-            // The reason is worth more than "damaged".
+            // The cause says more than "damaged".
             Ok(Len::Damaged) => self.setup.headers.header(version).await.map(|_| ()),
             Ok(Len::Known(_) | Len::Unread) => Ok(()),
             Err(error) => Err(error),
@@ -779,7 +787,7 @@ impl View for Encrypted {
     }
 
     fn draft(&self, state: DraftState, slots: Arc<dyn SlotIo>) -> Result<Draft, Error> {
-        // What is in format 2 is never written in format 1 again.
+        // A file in format 2 is never written in format 1 again.
         let format = match state.base {
             Some((Version { side: Side::Encrypted(Format::V2), .. }, _)) => Format::V2,
             _ => self.setup.format,

@@ -1,8 +1,9 @@
-//! The merged view, default with a key: the encrypted tree, and the bucket's plaintext beside it, read-only (format spec, section 5 "Mixed
-//! buckets").
+//! Shows the encrypted tree and, next to it, the bucket's plaintext, read-only (format spec, section 5 "Mixed
+//! buckets"). This is the default view with a key.
 //!
-//! Own entries win, also ones that can't be opened. Directories of one name merge. The plaintext side is not authenticated: a server can
-//! invent what it likes there, so a path that this machine knows as its own is never shown from it. A listing needs both sides.
+//! Own entries take precedence, even those that can't be opened. Directories of one name are merged. The
+//! plaintext side is not authenticated, so a server can put any content there. A path that this machine
+//! remembers as own is therefore never shown from it. A listing needs both sides.
 
 use super::beside::Beside;
 use super::commit::{Execute, Layout, Place, Slot, Subtree};
@@ -22,7 +23,7 @@ use std::sync::{Arc, Weak};
 pub(super) struct Merged {
     own: Arc<Encrypted>,
     plain: Beside,
-    /// Of the plaintext side.
+    /// Counts of the plaintext side.
     hidden: HiddenSums,
     execute: Execute,
 }
@@ -35,7 +36,7 @@ impl Merged {
         })
     }
 
-    /// Merges the plaintext entries of a directory into our own.
+    /// Merges the plaintext entries of a directory into the own ones.
     async fn merge(
         &self,
         directory: &PlainPath,
@@ -71,11 +72,12 @@ impl Merged {
             }
         }
         let log_name = self.own.log_name(directory);
-        vanished.report(&log_name, "paths known as encrypted have vanished and are there in plaintext: not shown");
+        vanished.report(&log_name, "encrypted files are missing, and plaintext objects have their paths: not shown");
         Ok((entries.into_iter().map(|(name, kind)| Entry { name, kind }).collect(), hidden))
     }
 
-    /// Whether the path or one above it is a file of our own, or was one: then nothing of the plaintext side is at or below it.
+    /// Returns true if the path or one above it is or was an own file. Then nothing of the plaintext side is
+    /// at or below it.
     async fn is_below_own_file(&self, path: &PlainPath) -> Result<bool, Error> {
         let mut paths = Vec::new();
         let mut at = path.clone();
@@ -86,7 +88,7 @@ impl Merged {
         Ok(self.own.memory().were_own(&keys).await?.contains(&true) || self.own.any_file(&paths).await?)
     }
 
-    /// What our own side has at a path; nothing where the path can't be stored there.
+    /// Returns the entry of the encrypted side at a path. `None` also if the path can't be stored there.
     async fn find_own(&self, path: &PlainPath) -> Result<Option<Kind>, Error> {
         match self.own.find(path).await {
             Err(Error::NameTooLong) => Ok(None),
@@ -121,7 +123,7 @@ impl Layout for Merged {
     async fn occupied(&self, paths: &[PlainPath]) -> Result<Vec<bool>, Error> {
         let mut occupied = Vec::with_capacity(paths.len());
         for path in paths {
-            // What isn't shown from the plaintext side doesn't stand in the way.
+            // An entry that isn't shown from the plaintext side doesn't block the path.
             let was_own = match self.own.memory_key(path) {
                 Some(key) => self.own.memory().was_own(&key)?,
                 None => false,

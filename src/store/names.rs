@@ -1,6 +1,8 @@
-//! Plaintext paths and the object keys they are stored under, in both formats (format spec, sections 2, 4b and 5).
+//! Maps plaintext paths to the object keys that they are stored under, in both formats (format spec, sections
+//! 2, 4b and 5).
 //!
-//! Pure. Paths come relative to the view; keys are full object keys. A path is stored in one format in all its components.
+//! Pure. Paths are relative to the view, keys are full object keys. A path is stored in one format in all its
+//! components.
 
 use super::commit::{Place, SidecarKey};
 use super::{Error, PlainPath};
@@ -11,7 +13,7 @@ use std::sync::Arc;
 /// The formats that a name at the root of the encrypted tree is tried in, in this order.
 pub(super) const BOTH: &[Format] = &[Format::V2, Format::V1];
 
-/// Whether this is the root of the encrypted tree or below it.
+/// Returns true if this is the root of the encrypted tree or below it.
 pub(super) fn is_in_encrypted_tree(key: &str) -> bool {
     key.strip_prefix(crate::crypto::names::ROOT).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
@@ -29,7 +31,7 @@ pub(super) struct StoredDirectory {
     pub(super) formats: &'static [Format],
 }
 
-/// What a stored component is (format spec, section 5), its sidecar looked up.
+/// Class of a stored component (format spec, section 5), after its sidecar was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Class {
     Own(Format, String),
@@ -43,7 +45,7 @@ impl Names {
         Self { keys, prefix }
     }
 
-    /// The path from the bucket's root.
+    /// Returns the path from the bucket's root.
     pub(super) fn full(&self, path: &PlainPath) -> PlainPath {
         // Every path is within the root.
         path.rebase(&PlainPath::root(), &self.prefix).unwrap_or_default()
@@ -53,12 +55,12 @@ impl Names {
         self.keys.names(format)
     }
 
-    /// The path as an object key of `format`.
+    /// Returns the path as an object key of `format`.
     pub(super) fn sealed(&self, format: Format, path: &PlainPath) -> Result<SealedPath, Error> {
         Ok(self.cipher(format).seal_path(self.full(path).as_str())?)
     }
 
-    /// Where a path is stored. Only its form in format 1 may be missing.
+    /// Returns the place of a path. Only its key in format 1 may be missing.
     pub(super) fn place(&self, path: &PlainPath) -> Result<Place, Error> {
         let sealed = self.sealed(Format::V2, path)?;
         let legacy = match self.sealed(Format::V1, path) {
@@ -70,7 +72,7 @@ impl Names {
         Ok(Place { primary: sealed.key, sidecars, legacy })
     }
 
-    /// The stored directories that make up a directory.
+    /// Returns the stored directories that make up a directory.
     pub(super) fn directories(&self, path: &PlainPath) -> Result<Vec<StoredDirectory>, Error> {
         let newer = self.sealed(Format::V2, path)?.key;
         if self.full(path).is_root() {
@@ -96,12 +98,12 @@ impl Names {
         check_key(&self.sealed(format, path)?.key).map_err(|_| Error::InvalidName)
     }
 
-    /// What a path is called in logs.
+    /// Returns the name of a path for logs.
     pub(super) fn log_name(&self, path: &PlainPath) -> String {
-        self.sealed(Format::V2, path).map_or_else(|_| "(a name that cannot be stored)".to_owned(), |sealed| sealed.key)
+        self.sealed(Format::V2, path).map_or_else(|_| "(name cannot be stored)".to_owned(), |sealed| sealed.key)
     }
 
-    /// The sidecar that must be fetched to tell what `stored` is.
+    /// Returns the sidecar that must be fetched to classify `stored`.
     pub(super) fn sidecar_of(&self, formats: &[Format], stored: &str) -> Option<String> {
         if !formats.contains(&Format::V2) {
             return None;
@@ -112,8 +114,9 @@ impl Names {
         }
     }
 
-    /// Classifies a stored component below the directory with the full plaintext path `parent`. `sidecar` gives the bytes of a sidecar
-    /// beside it, by stored component; `None` where there is none that could be one.
+    /// Classifies a stored component below the directory with the full plaintext path `parent`. `sidecar`
+    /// returns the bytes of a sidecar next to it, by stored component, or `None` if no object there could be
+    /// one.
     pub(super) fn classify<'a>(
         &self,
         formats: &[Format],

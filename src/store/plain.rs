@@ -1,7 +1,8 @@
-//! The plain view: a bucket, or a subfolder of it, as it is. Also the plaintext side of a merged view.
+//! Shows a bucket, or a subfolder of it, as it is stored. Also used for the plaintext side of a merged view.
 //!
-//! The encrypted tree shows as a folder of odd names. Nothing below it may be written without its key: a rename there would leave names
-//! that nobody can read (format spec, section 5 "Mixed buckets").
+//! The encrypted tree is a folder with random-looking names here. Nothing below it may be written without its
+//! key: a rename there would leave names that can't be read any more (format spec, section 5 "Mixed
+//! buckets").
 
 use super::commit::{Committer, Execute, Held, Layout, Place, Queue, Slot, Subtree, held};
 use super::draft::{Bases, Medium};
@@ -24,20 +25,21 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Bytes of the longest name that file systems take.
+/// Longest name that file systems accept, in bytes.
 const MAX_NAME: usize = 255;
 
 /// The plaintext objects of a bucket below a prefix.
 pub(super) struct PlainTree {
     pub(super) remote: Arc<Remote>,
     pub(super) prefix: PlainPath,
-    /// It is the other side of a view with a key: nothing may be written, and the encrypted tree isn't shown.
+    /// True on the plaintext side of a view with a key: writing is not allowed, and the encrypted tree isn't
+    /// shown.
     pub(super) beside_encrypted: bool,
     pub(super) twins: Twins,
 }
 
 impl PlainTree {
-    /// The object key of a path.
+    /// Returns the object key of a path.
     pub(super) fn key(&self, path: &PlainPath) -> String {
         path.rebase(&PlainPath::root(), &self.prefix).unwrap_or_default().as_str().to_owned()
     }
@@ -46,19 +48,19 @@ impl PlainTree {
         self.beside_encrypted || is_in_encrypted_tree(key)
     }
 
-    /// Entries of a directory.
+    /// Returns the entries of a directory.
     pub(super) async fn list(&self, directory: &PlainPath) -> Result<Listing, Error> {
         let (listing, aliases) = self.list_twins(&self.key(directory)).await?;
         aliases.iter().for_each(|(alias, name)| self.twins.note(directory, alias, name));
         Ok(listing)
     }
 
-    /// Entries of the directory with this full key.
+    /// Returns the entries of the directory with this full key.
     pub(super) async fn list_key(&self, key: &str) -> Result<Listing, Error> {
         Ok(self.list_twins(key).await?.0)
     }
 
-    /// Returns the entries of a directory, and the aliases among them with the names that they stand for.
+    /// Returns the entries of a directory, and the aliases among them with their real names.
     async fn list_twins(&self, key: &str) -> Result<(Listing, Vec<(String, String)>), Error> {
         let mut twins: BTreeMap<String, Kind> = BTreeMap::new();
         let mut listing = Listing::default();
@@ -75,7 +77,7 @@ impl PlainTree {
             let kind = self.kind(&child, file.as_ref());
             match entries.get_mut(&name) {
                 None => drop(entries.insert(name, kind)),
-                // The directory keeps the name: all that is below it would be out of reach.
+                // The directory keeps the name, because otherwise everything below it would be unreachable.
                 Some(shown) if matches!(kind, Kind::Directory { .. }) => {
                     twins.insert(name, std::mem::replace(shown, kind));
                 }
@@ -93,14 +95,14 @@ impl PlainTree {
         Ok((listing, aliases))
     }
 
-    /// Returns the path that a path stands for: another one only where it is an alias (see [`twin`]).
+    /// Returns the path that a path means. It differs only for an alias (see [`twin`]).
     async fn target(&self, path: &PlainPath) -> Result<PlainPath, Error> {
         let Some((parent, _)) = path.split().filter(|_| twin::may_be_alias(path)) else { return Ok(path.clone()) };
         let found = self.targets(&parent, vec![path.clone()]).await?;
         Ok(found.into_iter().next().map_or_else(|| path.clone(), |(_, target)| target))
     }
 
-    /// Returns paths of one directory, each with what it stands for. Lists the directory once.
+    /// Returns paths of one directory, each with its real path. Lists the directory once.
     async fn targets(&self, parent: &PlainPath, paths: Vec<PlainPath>) -> Result<Vec<(PlainPath, PlainPath)>, Error> {
         let children = self.remote.children(&self.key(parent)).await?;
         let mut kinds: BTreeMap<&str, [bool; 2]> = BTreeMap::new();
@@ -151,7 +153,7 @@ impl PlainTree {
         Kind::File { version, len: Len::Known(file.size), mtime: file.mtime.or(file.uploaded_at), read_only }
     }
 
-    /// One entry.
+    /// Returns one entry.
     pub(super) async fn stat(&self, path: &PlainPath) -> Result<Option<Kind>, Error> {
         let target = self.target(path).await?;
         let is_alias = target != *path;
@@ -171,7 +173,7 @@ impl PlainTree {
         Ok(files.get(&key).map(|file| self.kind(&key, Some(file))))
     }
 
-    /// Carries out operations, which no other commit touches meanwhile.
+    /// Carries out operations. No other commit touches their paths meanwhile.
     async fn commit(&self, memory: &Memory, operations: &[Op]) -> Vec<Outcome> {
         let mut targets = twin::Targets::default();
         for (parent, paths) in twin::asked_by_all(operations) {
@@ -230,7 +232,8 @@ impl Plain {
     }
 }
 
-/// Journals of a source without a key hold nothing that the bucket doesn't.
+/// Sealer of a source without a key. It leaves payloads unchanged, because the bucket holds their data in
+/// plaintext anyway.
 struct Unsealed;
 
 impl Sealer for Unsealed {

@@ -106,7 +106,7 @@ impl Twins {
 }
 
 /// Returns the paths of an operation that may be aliases. A path that is expected to be absent, or for which
-/// anything is accepted, is never one.
+/// anything is accepted, means itself.
 pub(super) fn asked_by(op: &Op) -> Vec<&PlainPath> {
     let is_given = |expect: &Expect| matches!(expect, Expect::Is(_));
     let from = is_given(&op.expect).then_some(&op.path);
