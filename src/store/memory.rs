@@ -1,11 +1,15 @@
-//! What this machine remembers of a bucket under a key (format spec, sections 4, 5 and 6).
+//! Remembers facts about a bucket under a key on this machine (format spec, sections 4, 5 and 6).
 //!
-//! - files seen as our own: one that vanished isn't shown from the plaintext side;
-//! - content that two paths share: the next edit of it takes a new file id;
-//! - directory moves that have begun: a repeat goes on instead of finding its own files in the way;
-//! - whether the tree had entries, and any of format 1: then an emptied one is reported.
+//! A server could hide or replace files. Some of it is detected only by a client that remembers earlier
+//! states. The memory holds:
 //!
-//! Paths are kept as digests of the tree's identity and the stored key: no name, not even a sealed one.
+//! - files seen as own: if one disappears, it isn't shown from the plaintext side;
+//! - content that two paths share: its next edit takes a new file id;
+//! - directory moves in progress: a repeat continues, although its own files are at the target;
+//! - if the tree had entries, and any of format 1: then an emptied tree is reported.
+//!
+//! Paths are stored as digests of the tree's identity and the stored key. No name is stored, not even a
+//! sealed one.
 
 use super::Error;
 use super::database::{Database, Durability};
@@ -17,7 +21,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Files remembered as our own, over all buckets: about 60 MB. Further ones aren't remembered.
+/// Files remembered as own, over all buckets: about 60 MB. Further ones aren't remembered.
 const MAX_OWN: u64 = 2_000_000;
 
 const SCHEMA: &str = "
@@ -31,13 +35,13 @@ const SCHEMA: &str = "
 pub(super) struct Memory {
     database: Arc<Database>,
     tree: [u8; 32],
-    /// Rows of `own`, as far as this process knows.
+    /// Rows of `own` that this process knows of.
     own: Arc<AtomicU64>,
-    /// Renames in progress by the content that they move, counted. Never held over an await.
+    /// Number of renames in progress, by the content that they move. Never held over an await.
     moving: Mutex<HashMap<Hash, usize>>,
 }
 
-/// Renames in progress, until it is dropped.
+/// Guard of renames in progress. They end when it is dropped.
 pub(super) struct InProgress<'a> {
     memory: &'a Memory,
     hashes: HashSet<Hash>,
@@ -56,27 +60,27 @@ impl Drop for InProgress<'_> {
     }
 }
 
-/// Why two paths have the same content.
+/// Reason why two paths have equal content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sharing {
-    /// For good.
+    /// Permanently.
     Copied,
-    /// Until the old path of a rename is gone.
+    /// Until the old path of a rename is removed.
     Moving,
 }
 
-/// What was seen of a tree before.
+/// Earlier state of a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
     /// It had entries of format 1.
     pub(super) legacy: bool,
 }
 
-/// A path as it is remembered.
+/// Stored form of a remembered path.
 type PathDigest = [u8; 16];
 
 impl Memory {
-    /// Opens what is remembered of the tree `tree` in `folder`; in memory without one.
+    /// Opens the memory of the tree `tree` in `folder`, or in memory without a folder.
     pub(super) fn open(folder: Option<&Path>, tree: [u8; 32]) -> Result<Self, Error> {
         let database = Database::open(folder, "memory.sqlite", Durability::Full, SCHEMA)?;
         let own = database.with(|c| c.query_row("SELECT count(*) FROM own", [], |row| row.get::<_, i64>(0)))?;
@@ -98,7 +102,7 @@ impl Memory {
         *full.first_chunk().expect("16 of 32 bytes")
     }
 
-    /// Notes that files of our own are at `added` keys, and that we took away those at `removed`.
+    /// Records own files at the keys `added`, and that those at `removed` were removed by this client.
     pub(super) async fn note_own(&self, added: &[String], removed: &[String]) -> Result<(), Error> {
         if added.is_empty() && removed.is_empty() {
             return Ok(());
@@ -127,7 +131,7 @@ impl Memory {
             .await
     }
 
-    /// Which of these keys have held a file of our own that we didn't take away.
+    /// Returns, for each key, if it has held an own file that this client didn't remove.
     pub(super) async fn were_own(&self, keys: &[String]) -> Result<Vec<bool>, Error> {
         if keys.is_empty() {
             return Ok(vec![]);
@@ -136,13 +140,14 @@ impl Memory {
         self.database.run(move |connection| paths.iter().map(|path| is_own(connection, path)).collect()).await
     }
 
-    /// The same for one key, at once: a look at a local index.
+    /// Returns true if the key has held an own file that this client didn't remove. Reads only a local index,
+    /// so it doesn't await.
     pub(super) fn was_own(&self, key: &str) -> Result<bool, Error> {
         let path = self.digest(&[key]);
         self.database.with(|connection| is_own(connection, &path))
     }
 
-    /// Marks content that is about to be under two paths. On disk when it returns.
+    /// Marks content that is about to be under two paths. The mark is on disk when it returns.
     pub(super) async fn mark_shared(&self, sharing: Sharing, hashes: Vec<Hash>) -> Result<(), Error> {
         if hashes.is_empty() {
             return Ok(());
@@ -164,7 +169,8 @@ impl Memory {
         self.moving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a rename (or several that run together) of this content as in progress until the guard is dropped.
+    /// Counts a rename (or several that run together) of this content as in progress until the guard is
+    /// dropped.
     pub(super) fn begin_moving(&self, hashes: HashSet<Hash>) -> InProgress<'_> {
         let mut moving = self.moving();
         hashes.iter().for_each(|hash| *moving.entry(*hash).or_default() += 1);
@@ -172,8 +178,9 @@ impl Memory {
         InProgress { memory: self, hashes }
     }
 
-    /// Takes the mark of renames that went through, while they are still counted as in progress. Content that another
-    /// rename moves too keeps its mark. A failure leaves it: it only costs a new file id.
+    /// Removes the mark of renames that succeeded, while they are still counted as in progress. Content that
+    /// another rename moves too keeps its mark. After a failure the mark stays, which only costs a new file
+    /// id.
     pub(super) async fn unmark_moved(&self, mut hashes: Vec<Hash>) {
         {
             let moving = self.moving();
@@ -192,11 +199,12 @@ impl Memory {
             transaction.commit()
         });
         if let Err(error) = unmarked.await {
-            tracing::warn!(%error, "cannot take back the mark of a finished rename");
+            tracing::warn!(%error, "cannot remove the mark of a finished rename");
         }
     }
 
-    /// Whether another path may hold this content. What can't be looked up counts as shared.
+    /// Returns true if another path may hold this content. If the database can't be read, content counts as
+    /// shared.
     pub(super) fn is_shared(&self, hash: &Hash) -> bool {
         let found = self.database.with(|connection| {
             let mut select = connection.prepare_cached("SELECT 1 FROM shared WHERE hash = ?1")?;
@@ -205,7 +213,7 @@ impl Memory {
         found.unwrap_or(true)
     }
 
-    /// Whether a directory move between these keys has begun and not ended.
+    /// Returns true if a directory move between these keys has started and not ended.
     pub(super) async fn is_moving(&self, from: &str, to: &str) -> Result<bool, Error> {
         let paths = self.digest(&[from, to]);
         self.database
@@ -215,7 +223,7 @@ impl Memory {
             .await
     }
 
-    /// Notes that a directory move begins or has ended.
+    /// Records that a directory move starts or has ended.
     pub(super) async fn set_moving(&self, from: &str, to: &str, moving: bool) -> Result<(), Error> {
         let paths = self.digest(&[from, to]);
         let statement =
@@ -223,7 +231,7 @@ impl Memory {
         self.database.run(move |connection| connection.execute(statement, params![paths]).map(|_| ())).await
     }
 
-    /// Whether the tree had entries before.
+    /// Returns the earlier state of the tree. `None`: it had no entries.
     pub(super) async fn seen(&self) -> Result<Option<Seen>, Error> {
         let tree = self.tree;
         self.database
@@ -235,7 +243,7 @@ impl Memory {
             .await
     }
 
-    /// Notes that the tree has entries.
+    /// Records that the tree has entries.
     pub(super) async fn note_seen(&self, seen: Seen) -> Result<(), Error> {
         let tree = self.tree;
         let note = "INSERT INTO trees VALUES (?1, ?2) ON CONFLICT DO UPDATE SET legacy = max(legacy, excluded.legacy)";
@@ -256,7 +264,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn own_files_are_remembered_until_we_take_them_away() {
+    async fn own_files_are_remembered_until_removed_by_us() {
         let folder = tempfile::tempdir().unwrap();
         let memory = Memory::open(Some(folder.path()), [1; 32]).unwrap();
         let keys = ["a".to_owned(), "b".to_owned()];
@@ -271,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_finished_rename_takes_only_its_own_mark() {
+    async fn finished_rename_removes_only_its_own_mark() {
         let memory = Memory::open(None, [0; 32]).unwrap();
         memory.mark_shared(Sharing::Copied, vec![hash(1)]).await.unwrap();
         memory.mark_shared(Sharing::Moving, vec![hash(1), hash(2)]).await.unwrap();
@@ -281,7 +289,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn mark_stays_while_another_rename_moves_the_same_content() {
+    async fn mark_stays_while_another_rename_moves_same_content() {
         let memory = Memory::open(None, [0; 32]).unwrap();
         let (one, other) = (memory.begin_moving([hash(1)].into()), memory.begin_moving([hash(1)].into()));
         memory.mark_shared(Sharing::Moving, vec![hash(1)]).await.unwrap();
@@ -295,7 +303,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_directory_move_is_remembered_by_both_its_ends() {
+    async fn directory_move_is_remembered_by_both_paths() {
         let memory = Memory::open(None, [0; 32]).unwrap();
         memory.set_moving("a", "b", true).await.unwrap();
         assert!(memory.is_moving("a", "b").await.unwrap());
@@ -306,7 +314,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn format_1_once_seen_stays_seen() {
+    async fn format_1_seen_once_stays_remembered() {
         let memory = Memory::open(None, [0; 32]).unwrap();
         assert_eq!(memory.seen().await.unwrap(), None);
         for legacy in [false, true, false] {
@@ -316,10 +324,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_damaged_file_is_set_aside_and_no_stored_key_is_in_a_good_one() {
+    async fn damaged_database_is_renamed_and_new_one_holds_no_stored_key() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("memory.sqlite");
-        std::fs::write(&path, b"this is no database, but long enough to be looked at as one ....................")
+        std::fs::write(&path, b"this is not a database, but long enough to be read as one .....................")
             .unwrap();
         let memory = Memory::open(Some(folder.path()), [1; 32]).unwrap();
         assert!(folder.path().join("memory.damaged").exists());

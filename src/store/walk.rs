@@ -1,26 +1,27 @@
 //! Lists all files below a directory in pages, for readers that must not hold a whole tree in memory.
 //!
-//! A [`Walk`] goes through a [`View`] directory by directory and returns the files in a fixed order. A reader that
-//! lost its walk, or never had one because its protocol is stateless, starts a new one after the last path that it has
+//! A [`Walk`] goes through a [`View`] directory by directory and returns the files in a fixed order. A reader
+//! whose walk has ended, or whose protocol is stateless, starts a new one after the last path that it has
 //! seen.
 //!
-//! **Order.** Ascending by the bytes of the plaintext path, as S3 lists keys: `a`, `a.txt`, `a/b`, `b`. A directory
-//! stands where its name with a slash after it would. Stored names of a source with a key have another order, so a
-//! walk over the stored tree can't replace the walk over directories.
+//! **Order.** Ascending by the bytes of the plaintext path, as S3 lists keys: `a`, `a.txt`, `a/b`, `b`. A
+//! directory is placed where its name followed by a slash would be. Stored names of a source with a key have
+//! another order, so a walk over the stored tree can't replace the walk over directories.
 //!
 //! **Memory.** The listing of each directory on the way from the start to the current file, and the page. One
 //! directory is always listed whole.
 //!
-//! **Changes meanwhile.** Each directory is as it was when the walk listed it. A file that is there all the time is
-//! returned exactly once. One that is moved may be returned twice, or not at all.
+//! **Concurrent changes.** Each directory is in the state in which the walk listed it. A file that exists all
+//! the time is returned exactly once. A file that is moved may be returned twice, or not at all.
 //!
-//! Aliases of files beside a folder of their name are files like others. Entries that a listing hides are counted in
-//! [`Page::hidden`]. A directory that can't be listed is an error of the next call that has no files to return. The
-//! walk may then be continued.
+//! Aliases of files next to a folder of their name are files like others. Entries that a listing hides are
+//! counted in [`Page::hidden`]. A directory that can't be listed is an error of the next call that has no
+//! files to return. The walk may then be continued.
 
 use super::{Entry, Error, Hidden, HubError, Kind, Listing, PlainPath, View};
 
-/// Directories in each other. A server that invents an endless tree is stopped here; keys are far shorter.
+/// Nesting depth of directories. The limit stops at a server that invents an endless tree. Real keys are far
+/// shorter.
 const MAX_DEPTH: usize = 4096;
 
 /// A file found by a walk.
@@ -37,9 +38,9 @@ pub struct Walked {
 pub struct Page {
     /// Files, in the order of the walk.
     pub files: Vec<Walked>,
-    /// Counts of what the directories listed for this page don't show.
+    /// Counts of entries that are hidden in the directories listed for this page.
     pub hidden: Hidden,
-    /// The walk is over. Else a new walk after the last of `files` continues it.
+    /// True if the walk has ended. Otherwise a new walk after the last of `files` continues it.
     pub is_last: bool,
 }
 
@@ -57,8 +58,8 @@ pub struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    /// Starts a walk over the files whose path begins with `prefix`, a text that may end within a name. `after`: only
-    /// those after this path. Nothing is listed yet.
+    /// Starts a walk over the files whose path begins with `prefix`, a text that may end within a name.
+    /// `after`: only files after this path. Nothing is listed yet.
     pub fn new(view: &'a dyn View, prefix: &str, after: Option<&PlainPath>) -> Self {
         let start = prefix.rsplit_once('/').map_or("", |(directory, _)| directory);
         Self {
@@ -71,15 +72,15 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Returns the next files, `limit` at most. Lists as many directories as that takes. Fewer files are returned at
-    /// the end, and where a directory can't be listed.
+    /// Returns the next files, `limit` at most. Lists as many directories as that takes. Fewer files are
+    /// returned at the end, and before a directory that can't be listed.
     pub async fn page(&mut self, limit: usize) -> Result<Page, Error> {
         let mut page = Page::default();
         loop {
             match self.descend().await {
                 Ok(hidden) => page.hidden += hidden,
                 Err(error) if page.files.is_empty() => return Err(error),
-                // Files that were found are returned first. The next call tries again.
+                // Files that were found are returned first. The next call lists the directory again.
                 Err(_) => return Ok(page),
             }
             let Some((directory, entries)) = self.levels.last_mut() else {
@@ -116,8 +117,8 @@ impl<'a> Walk<'a> {
         Ok(hidden)
     }
 
-    /// Returns true if the entry is a file of the walk, or a directory that may hold some. `key` is its path, with a
-    /// slash after that of a directory.
+    /// Returns true if the entry is a file of the walk, or a directory that may hold one. `key` is its path,
+    /// with a slash after that of a directory.
     fn may_hold(&self, key: &str, entry: &Entry) -> bool {
         let (prefix, after) = (self.prefix.as_str(), self.after.as_str());
         match entry.kind {
@@ -129,7 +130,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Returns the text by which an entry is placed among the others of its directory.
+/// Returns the text that gives an entry its place among the others of its directory.
 fn key(entry: &Entry) -> String {
     match entry.kind {
         Kind::Directory { .. } => format!("{}/", entry.name),
@@ -148,7 +149,8 @@ mod tests {
     const FILES: [&str; 12] =
         ["a", "a.txt", "a-b", "b/a", "b/c/d", "b/c/e", "b/cc", "b-", "bb/x", "n/i", "z/z/z/z", "ü/ü"];
 
-    /// Returns all paths of a walk, `limit` to the page, without those of the encrypted tree that a plain view shows.
+    /// Returns all paths of a walk, `limit` per page, without those of the encrypted tree that a plain view
+    /// shows.
     async fn walked(view: &dyn View, prefix: &str, after: Option<&str>, limit: usize) -> Vec<String> {
         let (mut walk, mut paths) = (Walk::new(view, prefix, after.map(path).as_ref()), Vec::new());
         loop {
@@ -164,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn walk_returns_files_in_order_with_any_prefix_from_anywhere() {
+    async fn walk_with_any_prefix_and_start_returns_files_in_order() {
         let keyed = Keyed::new().await;
         for at in FILES.into_iter().chain(["n"]) {
             keyed.hub.put(at, hash_of(at), 1);
@@ -195,7 +197,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn walk_lists_only_directories_that_it_needs() {
+    async fn walk_of_one_page_lists_needed_directories_only() {
         let keyed = Keyed::new().await;
         for directory in 0..1000 {
             keyed.hub.put(&format!("d/{directory:03}/f"), hash_of("f"), 1);
@@ -215,7 +217,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn walk_reports_hidden_entries_and_continues_after_an_error() {
+    async fn walk_reports_hidden_entries_and_continues_after_error() {
         let keyed = Keyed::new().await;
         for at in ["a", "d/b", "e", "f/g"] {
             keyed.object(at, V2, at);

@@ -1,4 +1,4 @@
-//! One container, from a reader to a writer (format spec, section 4).
+//! Seals or opens one container, from a reader to a writer (format spec, section 4).
 
 use crate::crypto::geometry::{self, HEADER_LEN, NONCE_LEN, Padding, PlainLen, RECORD_LEN, RECORD_PLAIN};
 use crate::crypto::{self, FileId, Format, Header, Keys, Random, RecordCipher, header, record};
@@ -6,7 +6,7 @@ use crate::store::Error;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use zeroize::Zeroizing;
 
-/// What was sealed.
+/// Sizes of a sealed container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sealed {
     /// Plaintext bytes.
@@ -15,12 +15,12 @@ pub struct Sealed {
     pub stored_len: u64,
 }
 
-/// One slot's buffer, wiped at its end.
+/// Returns a buffer for one slot. It is wiped when it is dropped.
 fn slot() -> Box<Zeroizing<[u8; RECORD_LEN]>> {
     Box::new(Zeroizing::new([0; RECORD_LEN]))
 }
 
-/// Fills `out` as far as the reader goes.
+/// Fills `out` until it is full or the reader ends. Returns the number of bytes read.
 fn read_full(reader: &mut impl Read, out: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < out.len() {
@@ -34,7 +34,8 @@ fn read_full(reader: &mut impl Read, out: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// Seals records from `reader` until it ends or `at_most` plaintext bytes were read, and gives how many there were.
+/// Seals records from `reader` until it ends or `at_most` plaintext bytes were read. Returns the number of
+/// plaintext bytes.
 fn seal_records(
     cipher: &RecordCipher,
     reader: &mut impl Read,
@@ -89,7 +90,8 @@ fn pad(
     Ok(())
 }
 
-/// Seals exactly `len` bytes of `reader` into `writer`. A reader of another length is [`Error::LengthMismatch`].
+/// Seals exactly `len` bytes of `reader` into `writer`. A reader of another length is
+/// [`Error::LengthMismatch`].
 pub fn seal(
     keys: &Keys,
     format: Format,
@@ -111,7 +113,7 @@ pub fn seal(
     Ok(Sealed { plain_len: len, stored_len: geometry::object_len(records)?.0 })
 }
 
-/// Seals all of `reader` into `file`: the header is written last, when the size is known.
+/// Seals all of `reader` into `file`. The header is written last, when the size is known.
 pub fn seal_unknown_len(
     keys: &Keys,
     format: Format,
@@ -132,10 +134,11 @@ pub fn seal_unknown_len(
     Ok(Sealed { plain_len: len, stored_len: geometry::object_len(records)?.0 })
 }
 
-/// Opens a container of `object_len` bytes: verifies every record, pad records too, and writes the plaintext to `writer`. `name` is the format
-/// of the name it lies under; without one (a file by itself) its own version byte decides. Gives the plaintext size.
+/// Opens a container of `object_len` bytes. Verifies every record, pad records too, and writes the plaintext
+/// to `writer`. `name` is the format of the container's name. Without it (a single file) the version byte of
+/// the container decides. Returns the plaintext size.
 ///
-/// Verified records may have been written before a later one fails: the caller keeps them from becoming a file.
+/// Verified records may have been written before a later one fails. The caller must then discard the output.
 pub fn open_container(
     keys: &Keys,
     name: Option<Format>,
@@ -155,7 +158,7 @@ pub fn open_container(
     let mut slot = slot();
     for index in 0..header.records {
         if read_full(reader, &mut slot[..])? != RECORD_LEN {
-            return Err(crypto::Error::Malformed("it ends inside a record").into());
+            return Err(crypto::Error::Malformed("the file ends inside a record").into());
         }
         cipher.open(index, &mut slot)?;
         let plain = &slot[record::PLAIN];
@@ -163,7 +166,7 @@ pub fn open_container(
         writer.write_all(&plain[..header.plain_in(index)])?;
     }
     if read_full(reader, &mut [0])? != 0 {
-        return Err(crypto::Error::Malformed("it is longer than it was").into());
+        return Err(crypto::Error::Malformed("the file grew while it was read").into());
     }
     Ok(header.plain_len.0)
 }

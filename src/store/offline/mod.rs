@@ -1,6 +1,7 @@
-//! Containers and encrypted trees as local files: what `hfcrypt` does with a downloaded folder, without a Hub.
+//! Reads and writes containers and encrypted trees as local files. `hfcrypt` uses it for a downloaded folder,
+//! without a Hub.
 //!
-//! Synchronous. Memory: one record a container, whatever its size.
+//! Synchronous. Memory: one record per container, for any size.
 
 mod container;
 pub mod tree;

@@ -1,4 +1,5 @@
-//! A whole `.enc/` tree as local files: reading a downloaded one, making one to upload (format spec, sections 3, 4b and 5).
+//! Reads a downloaded `.enc/` tree as local files, and creates one to upload (format spec, sections 3, 4b and
+//! 5).
 
 use super::{open_container, seal};
 use crate::crypto::geometry::Padding;
@@ -12,7 +13,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
-/// Deepest tree that is walked: a path of 1024 bytes, the longest object key, can't be deeper.
+/// Deepest tree that is walked. A path of 1024 bytes, the longest object key, can't be deeper.
 const MAX_DEPTH: usize = 512;
 
 /// A file of an encrypted tree.
@@ -28,21 +29,23 @@ pub struct Object {
     pub stored_len: u64,
 }
 
-/// What a walk found.
+/// Result of a walk.
 #[derive(Debug, Default)]
 pub struct Found {
     /// Files of this key, by plaintext path.
     pub objects: Vec<Object>,
-    /// What is not shown.
+    /// Counts of entries that are not shown.
     pub hidden: Hidden,
-    /// Stored names that authenticated in any way: 0 in a tree that isn't empty means the wrong key.
+    /// Number of stored names that authenticated in any way. 0 in a tree that isn't empty means the wrong
+    /// key.
     pub authentic: u64,
     /// Stored entries seen at the root of the tree.
     pub root_entries: u64,
 }
 
 impl Found {
-    /// The verdict of format spec, section 5: a key that opens nothing in a tree that isn't empty is the wrong one.
+    /// Checks the key (format spec, section 5): a key that opens nothing in a tree that isn't empty is the
+    /// wrong one.
     pub fn check_key(&self) -> Result<(), Error> {
         if self.authentic == 0 && self.root_entries > 0 {
             return Err(Error::WrongKey { entries: self.root_entries });
@@ -51,7 +54,7 @@ impl Found {
     }
 }
 
-/// The `.enc` folder that `folder` holds or is.
+/// Returns the `.enc` folder that `folder` holds or is.
 pub fn root_of(folder: &Path) -> Option<PathBuf> {
     if folder.file_name().is_some_and(|name| name == names::ROOT) {
         return Some(folder.to_owned());
@@ -60,7 +63,7 @@ pub fn root_of(folder: &Path) -> Option<PathBuf> {
     inner.is_dir().then_some(inner)
 }
 
-/// Walks the tree below `root` (a local `.enc` folder). Links aren't followed: a download has none.
+/// Walks the tree below `root` (a local `.enc` folder). Links aren't followed, because a download has none.
 pub fn walk(keys: &Keys, root: &Path) -> Result<Found, Error> {
     let mut found = Found::default();
     let mut files = BTreeMap::new();
@@ -71,7 +74,7 @@ pub fn walk(keys: &Keys, root: &Path) -> Result<Found, Error> {
             Walk { names: keys.names(format), format, found: &mut found, files: &mut files, opened: &mut opened };
         walk.directory(root, &PlainPath::root(), 0)?;
     }
-    // A file against a directory of the same plain path, whatever the formats: the directory is shown.
+    // Of a file and a directory with one plaintext path the directory is shown, in any format.
     let mut directories = HashSet::new();
     for path in files.keys() {
         let mut at = path.clone();
@@ -95,7 +98,7 @@ struct Walk<'a> {
     format: Format,
     found: &'a mut Found,
     files: &'a mut BTreeMap<PlainPath, Object>,
-    /// Stored names at the root that format 2 opened: the pass of format 1 takes them for another key's.
+    /// Stored names at the root that format 2 opened. The pass of format 1 sees them as names of another key.
     opened: &'a mut HashSet<String>,
 }
 
@@ -144,7 +147,7 @@ impl Walk<'_> {
         if !kind.is_file() {
             self.found.hidden.unreachable += 1;
         } else if self.files.contains_key(path) {
-            // Format 2 was walked first and wins.
+            // Format 2 was walked first and takes precedence.
             self.found.hidden.shadowed += 1;
         } else {
             let object = Object {
@@ -158,7 +161,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// At the root each entry is seen by both formats, and is foreign only if neither opens it.
+    /// Counts a foreign entry. At the root both formats see each entry, and it is foreign only if neither
+    /// opens it.
     fn count_foreign(&mut self, plain: &PlainPath, text: &str) {
         let counted_by_the_other = match self.format {
             Format::V2 => true,
@@ -180,7 +184,7 @@ impl Walk<'_> {
     }
 }
 
-/// A sidecar of the right size; any other is no sidecar.
+/// Reads a sidecar of the right size. A file of another size is not a sidecar.
 pub fn read_sidecar(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_file() && metadata.len() == names::SIDECAR_LEN as u64 => Ok(Some(fs::read(path)?)),
@@ -190,7 +194,7 @@ pub fn read_sidecar(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     }
 }
 
-/// Runs `work` over all items on `threads` threads and gives the failures, in item order.
+/// Runs `work` over all items on `threads` threads and returns the failures, in item order.
 pub fn in_parallel<T: Sync, E: Send>(
     items: &[T],
     threads: usize,
@@ -216,9 +220,9 @@ pub fn in_parallel<T: Sync, E: Send>(
     failures
 }
 
-/// Writes `target` through a temporary file beside it, so that it is never partial, and never over another file.
-/// Parents are made. The file gets the
-/// time `mtime`, where one is given and the file system can hold it.
+/// Writes `target` through a temporary file next to it, so that it is never partial. Fails if `target`
+/// exists. Parents are created. The file gets the time `mtime`, if one is given and the file system can hold
+/// it.
 pub fn write_whole(
     target: &Path,
     mtime: Option<SystemTime>,
@@ -242,7 +246,7 @@ pub fn write_whole(
     Ok(len)
 }
 
-/// Decrypts one object of a walk to its place below `out`, and keeps the container's time.
+/// Decrypts one object of a walk to its place below `out`, and keeps the time of the container.
 pub fn decrypt(keys: &Keys, object: &Object, out: &Path) -> Result<u64, Error> {
     let mut stored = File::open(&object.stored)?;
     let mtime = stored.metadata()?.modified().ok();
@@ -256,9 +260,8 @@ pub fn verify(keys: &Keys, object: &Object) -> Result<u64, Error> {
     open_container(keys, Some(object.format), &mut File::open(&object.stored)?, object.stored_len, &mut io::sink())
 }
 
-/// Encrypts one local file to its place below `out` (`out/.enc/…`), with the sidecars it needs. `path` is its
-/// plaintext path in the bucket. The
-/// container gets the file's time.
+/// Encrypts one local file to its place below `out` (`out/.enc/…`), with the sidecars that it needs. `path`
+/// is its plaintext path in the bucket. The container gets the time of the file.
 pub fn encrypt(
     keys: &Keys,
     format: Format,

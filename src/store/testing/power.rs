@@ -1,4 +1,4 @@
-//! A view over an embedded Hub whose power can be cut.
+//! A view over an embedded Hub that can lose its power.
 
 pub(crate) use crate::hub::local::testing::Machine;
 
@@ -10,13 +10,13 @@ use crate::store::{OpenOptions, Source, View};
 use crate::xet::http::{self, HttpCas};
 use std::sync::Arc;
 
-/// A bucket of the machine's Hub, seen by a client with or without a key that has just started.
+/// Opens a bucket of the machine's Hub, as a client with or without a key that has just started.
 pub(crate) async fn open_on(machine: &Machine, with_key: bool) -> Arc<dyn View> {
     let (hub, sender) = machine.client();
     let options = http::Options { first_delay: IMPATIENCE, ..http::Options::default() };
     let bucket = crate::hub::require_bucket(&*hub, &bucket(), true).await.unwrap();
     let cas = Arc::new(HttpCas::new(sender, bucket_tokens(hub.clone(), bucket.clone()), options));
-    // The address may be another one in each process; the source is the same.
+    // The address may differ between processes. The source doesn't.
     let source = Source::Bucket { id: bucket.clone(), prefix: String::new() };
     let ends = Ends { hub, bucket, cas, identity: "http://power".into(), endpoint: None };
     let options = OpenOptions { keys: with_key.then(counting_keys), create: true, ..OpenOptions::default() };
