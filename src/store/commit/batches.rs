@@ -1,6 +1,7 @@
-//! A plan on its way to the Hub: sends its steps, and keeps what is known of each key.
+//! Sends a plan to the Hub in batches, and keeps the known state of each key.
 //!
-//! Ends when nothing more may be sent. A line is sent [`TRIES`] times at most; what a batch without an answer did is read from its keys.
+//! Ends when no more line may be sent. A line is sent [`TRIES`] times at most. The effect of a batch without
+//! an answer is read from its keys.
 
 use super::plan::{self, Action, Plan, Run, SidecarKey, Step};
 use super::{Failure, Seen, Snapshot};
@@ -13,22 +14,23 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long what was read of a key counts as its present state (DESIGN, promise 5).
+/// Time for which the state read of a key counts as its present state (DESIGN, promise 5).
 const FRESH: Duration = Duration::from_secs(5);
 /// Lines of one request: the most that any client sends (Hub API spec, 4.3).
 const MAX_LINES: usize = 1000;
-/// How often a line is sent before it counts as refused: refusals of single lines have been seen to pass.
+/// Times that a line is sent before it counts as refused. Some refusals of single lines have disappeared by
+/// themselves.
 const TRIES: u32 = 3;
-/// Pause before a line is sent again, times the tries so far.
+/// Pause before a line is sent again, multiplied by the number of tries so far.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// A plan being sent, and what is known of its keys.
+/// A plan in progress, and the known state of its keys.
 pub(super) struct Batches<'a> {
     remote: &'a Remote,
     run: Run,
-    /// What is at each key, as far as we know, and since when.
+    /// Last known object at each key, and the time when it was known.
     believed: HashMap<String, (Seen, Instant)>,
-    /// Keys that must stay as they are for a change to go on.
+    /// Keys that must not change while a change is in progress.
     watched: Vec<Vec<String>>,
     /// Lines of each change.
     lines_of: Vec<Vec<usize>>,
@@ -52,7 +54,7 @@ impl<'a> Batches<'a> {
         Self { remote, run, believed, watched, lines_of, failures: HashMap::new(), words: HashMap::new() }
     }
 
-    /// Puts the content of the sidecars to be added into the store, and gives what is there now.
+    /// Uploads the content of the sidecars to be added. Returns the uploaded contents.
     pub(super) async fn upload_sidecars(&mut self, changes: &[plan::Change]) -> Vec<(Hash, Bytes)> {
         let added: HashMap<&str, usize> = self
             .run
@@ -79,7 +81,7 @@ impl<'a> Batches<'a> {
     pub(super) async fn send_all(&mut self) {
         while let Some(step) = self.run.next(MAX_LINES) {
             if let Err(error) = self.send_step(step).await {
-                // Whatever stopped this request stops the others too.
+                // The error that stopped this request would stop the others too.
                 let pending: Vec<usize> =
                     (0..self.run.lines().len()).filter(|line| self.run.is_pending(*line)).collect();
                 self.give_up(&pending, &error);
@@ -95,7 +97,8 @@ impl<'a> Batches<'a> {
         }
         self.refresh(&step).await?;
         let lines: Vec<usize> = step.lines.iter().copied().filter(|line| self.run.is_pending(*line)).collect();
-        // What became needless or impossible changes what may be sent beside it.
+        // Lines that are not needed or impossible now change the set of lines that may be sent with the
+        // others.
         if lines.len() < before {
             return Ok(());
         }
@@ -112,7 +115,8 @@ impl<'a> Batches<'a> {
                 Ok(())
             }
             Err(error) if error.is_unanswered() => {
-                // It asks for a longer wait than what was compared stays fresh: the whole operation is for its caller to try again.
+                // The Hub asks for a longer wait than the compared state stays fresh. The caller has to
+                // repeat the whole operation.
                 let is_put_off = matches!(error, hub::Error::Status { status: 503, .. });
                 let error: Error = error.into();
                 self.find_out(&lines, error.again()).await?;
@@ -125,7 +129,7 @@ impl<'a> Batches<'a> {
         }
     }
 
-    /// How long what is known of the keys of these lines' changes will be fresh.
+    /// Returns how long the known state of the keys of these lines' changes stays fresh.
     fn fresh_for(&self, lines: &[usize]) -> Duration {
         let owners: BTreeSet<usize> =
             lines.iter().flat_map(|&line| self.run.lines()[line].owners.iter().copied()).collect();
@@ -143,7 +147,7 @@ impl<'a> Batches<'a> {
         }
     }
 
-    /// Drops from the step the deletes of sidecars that something still needs.
+    /// Removes deletes of sidecars that an object still needs from the step.
     async fn without_needed(&mut self, mut step: Step) -> Result<Step, Error> {
         let mut needed = HashSet::new();
         for &line in &step.lines {
@@ -160,7 +164,8 @@ impl<'a> Batches<'a> {
         Ok(step)
     }
 
-    /// Reads again what is older than [`FRESH`] of the changes in this step, and stops those that found a foreign change.
+    /// Reads keys of the changes in this step again if their state is older than [`FRESH`]. Stops changes
+    /// whose keys another client has changed.
     async fn refresh(&mut self, step: &Step) -> Result<(), Error> {
         let at = Instant::now();
         let old = |key: &String| self.believed.get(key).is_none_or(|(_, then)| at.duration_since(*then) > FRESH);
@@ -179,7 +184,7 @@ impl<'a> Batches<'a> {
         Ok(())
     }
 
-    /// Compares what was found at a change's keys with what we believe of them.
+    /// Compares the state found at a change's keys with the last known one.
     fn compare(&mut self, owner: usize, found: &Snapshot) {
         for key in self.watched[owner].clone() {
             let Some((believed, at)) = self.believed.get_mut(&key) else { continue };
@@ -203,13 +208,13 @@ impl<'a> Batches<'a> {
         }
     }
 
-    /// A batch wasn't answered: reads what became of its lines.
+    /// Reads the result of the lines of a batch that wasn't answered.
     async fn find_out(&mut self, lines: &[usize], error: Error) -> Result<(), Error> {
         let keys: Vec<String> = lines.iter().map(|&line| self.run.lines()[line].key.clone()).collect();
         let at = Instant::now();
         let found = match self.remote.files(&keys).await {
             Ok(files) => Snapshot { files, at },
-            // Then nothing is known of it, and the first error says more.
+            // Then nothing is known about it, and the first error says more.
             Err(_) => return Err(error),
         };
         for (&line, key) in lines.iter().zip(&keys) {
@@ -274,7 +279,7 @@ impl<'a> Batches<'a> {
     }
 }
 
-/// What is at a key once its line has been carried out.
+/// Returns the state of a key after its line was carried out.
 fn settles(action: Action) -> Seen {
     match action {
         Action::Add { hash, .. } => Some(Some(hash)),

@@ -1,11 +1,14 @@
-//! The one place that changes a bucket's namespace: checks expectations, forms batches, orders them, and finds out what became of them
-//! (format spec, section 5 "Operations"; Hub API spec, 4.3; DESIGN, promises 4 and 5).
+//! Changes a bucket's namespace. Nothing else in the client does. Checks expectations, forms and orders
+//! batches, and determines their results (format spec, section 5 "Operations"; Hub API spec, 4.3; DESIGN,
+//! promises 4 and 5).
 //!
-//! Operations are cut into rounds of ones that touch no common path; a round goes out as few batches. What is at each key is read right
-//! before and compared with what the operation expects; what was read more than five seconds ago is read again before a line is sent. A batch
-//! without an answer is not taken for failed: its keys are read and compared with the old and the new hash.
+//! Operations are split into rounds of operations that touch no common path. A round is sent as few batches.
+//! The objects at its keys are read immediately before and compared with the expectations. Keys that were
+//! read more than five seconds ago are read again before a line is sent. A batch without an answer is not
+//! assumed to have failed: its keys are read and compared with the old and the new hash.
 //!
-//! Errors carry no plaintext. Everything may be repeated: a change that finds its own result in place counts it as done.
+//! Errors contain no plaintext. Every operation may be repeated. A change that finds its own result counts as
+//! done.
 
 mod batches;
 mod plan;
@@ -29,33 +32,34 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-/// Operations of one round, so that what was read at its start is still fresh for most of its lines.
+/// Operations of one round. The limit keeps the data read at its start fresh for most of its lines.
 const MAX_ROUND: usize = 2000;
 
-/// What a kind of view adds to a commit.
+/// Rules that a kind of view adds to a commit.
 #[async_trait]
 pub(super) trait Layout: Send + Sync {
-    /// Where a path is stored. An error where nothing may be written there.
+    /// Returns the place where a path is stored. Fails if writing there is not allowed.
     fn place(&self, path: &PlainPath) -> Result<Place, Error>;
-    /// The side and format that a slot means.
+    /// Returns the side and format of a slot.
     fn side(&self, slot: Slot) -> Side;
-    /// Which of these paths, where nothing of our own is, hold a plaintext file that is read-only.
+    /// Returns, for each of these paths without an own entry, if it has a read-only plaintext file.
     async fn occupied(&self, paths: &[PlainPath]) -> Result<Vec<bool>, Error>;
-    /// Whether a directory may be moved there at all.
+    /// Fails if a directory may not be moved there.
     async fn check_directory_move(&self, from: &PlainPath, to: &PlainPath) -> Result<(), Error>;
-    /// Every file below a directory, in both formats.
+    /// Returns every file below a directory, in both formats.
     async fn files_below(&self, directory: &PlainPath) -> Result<Subtree, Error>;
-    /// Whether these may be overwritten: a damaged file may be another program's good data (format spec, section 5).
+    /// Checks that these may be overwritten. A damaged file may be good data of another program (format spec,
+    /// section 5).
     async fn check_replaceable(&self, versions: &[Version]) -> Vec<Result<(), Error>>;
-    /// The same content in the newer format: what a path has in format 2 is never written in format 1 again.
+    /// Returns the content sealed in the newer format. A file in format 2 is never written in format 1 again.
     async fn in_newer_format(&self, stored: &Stored) -> Result<Stored, Error>;
-    /// Takes note of the content of sidecars that were made.
+    /// Caches the content of sidecars that were created.
     async fn keep_sidecars(&self, sidecars: Vec<(Hash, Bytes)>);
-    /// Takes note of paths (by primary key) that now hold a file of our own, and of those that don't any more.
+    /// Records paths (by primary key) that now hold an own file, and paths that no longer do.
     async fn settled(&self, added: Vec<String>, removed: Vec<String>);
 }
 
-/// A directory's files.
+/// Files of a directory.
 #[derive(Default)]
 pub(super) struct Subtree {
     /// By path.
@@ -71,7 +75,7 @@ pub(super) struct Committer<'a> {
     pub(super) layout: &'a dyn Layout,
 }
 
-/// Why a change didn't happen.
+/// Reason why a change wasn't made.
 enum Failure {
     Conflict(Option<Hash>),
     Error(Error),
@@ -101,29 +105,29 @@ impl From<Impossible> for Failure {
     }
 }
 
-/// An operation's paths as keys.
+/// Keys of an operation's paths.
 struct Target {
     from: Place,
     to: Option<Place>,
 }
 
-/// What is at an operation's paths.
+/// Objects at an operation's paths.
 struct Spots {
     from: Spot,
     to: Option<Spot>,
 }
 
-/// An operation that may go ahead.
+/// An operation that passed all checks.
 struct Decided {
     change: plan::Change,
-    /// The version that will be at the (new) path.
+    /// Version that will be at the (new) path.
     version: Option<Version>,
 }
 
-/// What is at a key: nothing, or an object with (or without) a Xet hash.
+/// Object at a key: none, or an object with (or without) a Xet hash.
 type Seen = Option<Option<Hash>>;
 
-/// What was read of the bucket.
+/// Objects that were read from the bucket.
 struct Snapshot {
     files: HashMap<String, FileEntry>,
     at: Instant,
@@ -149,13 +153,13 @@ impl Snapshot {
     }
 }
 
-/// An object of a listing as far as a commit cares.
+/// Returns the properties of a listed object that a commit needs.
 pub(super) fn held(file: &FileEntry) -> Held {
     Held { hash: file.hash, size: file.size, mtime: file.mtime.or(file.uploaded_at) }
 }
 
 impl Committer<'_> {
-    /// Carries out `operations` in order; one outcome each.
+    /// Carries out `operations` in order. Returns one outcome each.
     pub(super) async fn commit(&self, operations: &[Op]) -> Vec<Outcome> {
         let mut outcomes = Vec::with_capacity(operations.len());
         for round in rounds(operations) {
@@ -225,7 +229,7 @@ impl Committer<'_> {
         Ok(Snapshot { files: self.remote.files(&keys).await?, at })
     }
 
-    /// Refuses what would touch the plaintext side of a view with a key.
+    /// Refuses operations that would touch the plaintext side of a view with a key.
     async fn refuse_plaintext(&self, operations: &[Op], spots: &mut [Result<Spots, Error>]) {
         let mut asked = Vec::new();
         for (index, (op, spots)) in operations.iter().zip(&*spots).enumerate() {
@@ -252,14 +256,14 @@ impl Committer<'_> {
         }
     }
 
-    /// Compares what is there with what the operation expects.
+    /// Compares the objects at an operation's paths with its expectations.
     async fn decide(&self, op: &Op, Spots { from, to }: Spots) -> Result<Decided, Outcome> {
         let decided = match (&op.change, to) {
             (Change::Put { stored, mtime }, _) => self.decide_put(op.expect, stored, *mtime, from).await?,
             (Change::Delete, _) => decide_delete(op.expect, from)?,
             (Change::Rename { expect_to, .. }, Some(to)) => self.decide_move(op.expect, *expect_to, from, to, true)?,
             (Change::Copy { expect_to, .. }, Some(to)) => self.decide_move(op.expect, *expect_to, from, to, false)?,
-            // A directory has a round of its own; the others have a target.
+            // A directory has a round of its own. The other operations have a target.
             _ => return Err(Outcome::Failed(Error::InvalidName)),
         };
         decided.change.check().map_err(|why| Outcome::from(Failure::from(why)))?;
@@ -289,7 +293,7 @@ impl Committer<'_> {
         if !already && !meets(expect, &at) {
             return Err(Outcome::Conflict { found: at.shown_id() });
         }
-        // A hidden format-1 object isn't what the new version began from, unless an earlier try made it hidden.
+        // A hidden format-1 object isn't the base of the new version, unless an earlier try has hidden it.
         let began_from_legacy = matches!(expect, Expect::Is(base) if legacy == Some(base));
         let replaces_legacy = at.primary.is_none() || (already && began_from_legacy);
         let change = plan::Change::Put { at, slot, hash, mtime, replaces_legacy };
@@ -319,7 +323,8 @@ impl Committer<'_> {
         }
         let version = self.version(slot, held);
         if from.place.primary == to.place.primary {
-            // Somebody who removed the last other file below a stored name may have taken the name along.
+            // A client that removed the last other file below a stored name may have removed the sidecar of
+            // the name too.
             if let (true, Some(hash)) = (slot == Slot::Primary && from.lacks_sidecars(), held.hash) {
                 let mtime = held.mtime.unwrap_or_else(OffsetDateTime::now_utc);
                 let change = plan::Change::Put { at: from, slot, hash, mtime, replaces_legacy: false };
@@ -339,7 +344,7 @@ impl Committer<'_> {
         held.id().map(|id| Version { id, stored_len: held.size, side: self.layout.side(slot) })
     }
 
-    /// Refuses changes that would overwrite a file that doesn't open.
+    /// Refuses changes that would overwrite a file that can't be opened.
     async fn refuse_damaged(&self, decisions: &mut [Result<Decided, Outcome>]) {
         let mut asked: Vec<(usize, Version)> = Vec::new();
         for (index, decision) in decisions.iter_mut().enumerate() {
@@ -363,7 +368,8 @@ impl Committer<'_> {
         }
     }
 
-    /// Marks what is about to be under two paths, on disk, before the second one is sent (format spec, section 4, last row of the table).
+    /// Marks content that is about to be under two paths, on disk, before the second one is sent (format
+    /// spec, section 4, last row of the table). Refuses changes whose content can't be marked.
     async fn refuse_unmarked(&self, decisions: &mut [Result<Decided, Outcome>]) {
         let changes = decisions.iter().flatten().map(|decided| &decided.change);
         let Err(error) = self.mark_shared(changes).await else { return };
@@ -405,7 +411,8 @@ impl Committer<'_> {
         if subtree.unreadable > 0 {
             return Err(Error::NotEmpty(subtree.unreadable).into());
         }
-        // An earlier try may have stopped half way: what it added is at the target, and is ours to go on with.
+        // An earlier try may have stopped in the middle. Then its files at the target are this client's own,
+        // and the move continues.
         let resumes = self.memory.is_moving(&begun.0, &begun.1).await?;
         let there = self.layout.files_below(to).await?;
         let occupied = there.files.len() as u64 + there.unreadable;
@@ -414,7 +421,7 @@ impl Committer<'_> {
         }
         let mut moved = self.moved(from, to, &subtree);
         if resumes || subtree.files.is_empty() {
-            // An earlier try has moved these.
+            // An earlier try has moved these files.
             let left: HashSet<_> = moved.iter().map(|file| file.path.clone()).collect();
             moved.extend(self.moved(to, to, &there).into_iter().filter(|file| !left.contains(&file.path)));
         }
@@ -430,7 +437,7 @@ impl Committer<'_> {
         Ok(moved)
     }
 
-    /// What a directory holds, at the paths that it is to have.
+    /// Returns the files of a directory, at their new paths.
     fn moved(&self, from: &PlainPath, to: &PlainPath, subtree: &Subtree) -> Vec<MovedFile> {
         let moved = |(path, [primary, legacy]): (&PlainPath, &[Option<Held>; 2])| {
             let primary = primary.map(|held| (Slot::Primary, held));
@@ -440,7 +447,7 @@ impl Committer<'_> {
         subtree.files.iter().filter_map(moved).collect()
     }
 
-    /// The moves of all files, and the sidecars that they need or leave, as far as they are there.
+    /// Returns the moves of all files, and those of the needed or obsolete sidecars that exist.
     async fn directory_changes(
         &self,
         from: &PlainPath,
@@ -477,7 +484,7 @@ impl Committer<'_> {
         Ok((changes, sidecars.files))
     }
 
-    /// Carries out changes; one result each.
+    /// Carries out changes. Returns one result each.
     async fn run(&self, changes: Vec<plan::Change>, snapshot: &Snapshot) -> Vec<Result<(), Failure>> {
         let plan = Plan::new(&changes, OffsetDateTime::now_utc());
         let mut batches = Batches::new(self.remote, plan, &changes, snapshot);
@@ -503,7 +510,7 @@ impl Committer<'_> {
                 }
             }
         }
-        // A rename that went through leaves one path again.
+        // After a successful rename the content has one path again.
         self.memory.unmark_moved(moved).await;
         self.layout.settled(added, removed).await;
     }
@@ -522,7 +529,7 @@ impl Target {
     }
 }
 
-/// The other path of an operation on a file.
+/// Returns the other path of an operation on a file.
 fn target_path(op: &Op) -> Option<&PlainPath> {
     match &op.change {
         Change::Rename { to, .. } | Change::Copy { to, .. } => Some(to),
@@ -539,14 +546,15 @@ fn meets(expect: Expect, spot: &Spot) -> bool {
 }
 
 fn decide_delete(expect: Expect, at: Spot) -> Result<Decided, Outcome> {
-    // What is gone already is done, also in a repeat; its sidecars may still be there.
+    // A file that doesn't exist is deleted already, also in a repeat. Its sidecars may still exist.
     if at.shown().is_some() && !meets(expect, &at) {
         return Err(Outcome::Conflict { found: at.shown_id() });
     }
     Ok(Decided { change: plan::Change::Delete { at }, version: None })
 }
 
-/// Hashes that the change leaves under two paths, at least for a while, and whose file id an edit in place would keep.
+/// Returns hashes that the change leaves under two paths, at least for a while, if an edit in place would
+/// keep their file id.
 fn shared_hashes(change: &plan::Change) -> Vec<Hash> {
     let large = |held: &Held| held.size > super::draft::NEW_ID_LIMIT;
     let spot = match change {
@@ -556,7 +564,7 @@ fn shared_hashes(change: &plan::Change) -> Vec<Hash> {
     spot.primary.iter().chain(&spot.legacy).filter(|held| large(held)).filter_map(|held| held.hash).collect()
 }
 
-/// What a change takes to be at its keys.
+/// Returns the objects that a change assumes at its keys.
 fn known_files(change: &plan::Change) -> Vec<(String, FileEntry)> {
     let mut files = Vec::new();
     for spot in change.spots() {
@@ -585,14 +593,15 @@ fn paths(op: &Op) -> Vec<&PlainPath> {
     }
 }
 
-/// Returns the directory above an operation's paths that has a sidecar, by key, if there is one: what other paths may
-/// share with it. The outermost stands for those below it.
+/// Returns the keys of the directories above an operation's paths that have a sidecar. Other paths may share
+/// it. Only the outermost directory of each path is returned.
 pub(super) fn sidecar_domains(layout: &dyn Layout, op: &Op) -> Vec<String> {
     let domain = |path: &PlainPath| Some(layout.place(path).ok()?.sidecars.into_iter().next()?.names);
     paths(op).into_iter().filter_map(domain).collect()
 }
 
-/// Cuts operations into consecutive rounds that touch no common path. Directories are moved in a round of their own.
+/// Splits operations into consecutive rounds that touch no common path. Directories are moved in a round of
+/// their own.
 fn rounds(operations: &[Op]) -> Vec<std::ops::Range<usize>> {
     let mut rounds = Vec::new();
     let mut touched = Touched::default();

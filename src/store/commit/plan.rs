@@ -1,12 +1,18 @@
-//! Which keys a change adds and deletes, and in what order (format spec, section 4b "Two formats in one tree" and section 5 "Operations").
+//! Plans the keys that a change adds and deletes, and their order (format spec, section 4b "Two formats in
+//! one tree" and section 5 "Operations").
 //!
-//! Pure: [`Plan::new`] turns changes of known objects into lines that wait for each other; [`Run`] gives the next batch from the outcome of
-//! those before. The rules, which hold wherever it is cut off:
+//! A change takes several requests, and the client may crash between them. The order must be safe at each
+//! point.
+//!
+//! Pure. [`Plan::new`] turns changes of known objects into lines that wait for each other. [`Run`] returns
+//! the next batch from the results of the previous ones. These rules hold at every point of interruption:
 //!
 //! - no batch has adds and deletes; a delete waits for every add of its change;
-//! - a sidecar is added in a line before its object's and deleted after the last object that needs it, inner ones first;
-//! - of a path in both formats the newer object is added first and deleted last, so that the hidden one never rises;
-//! - what would hide a moved object at its new path goes before the old path does.
+//! - a sidecar is added in a line before that of its object, and deleted after the last object that needs it,
+//!   inner ones first;
+//! - of a path in both formats the newer object is added first and deleted last, so that the hidden one never
+//!   becomes visible;
+//! - an object that would hide a moved object at its new path is deleted before the old path.
 
 use crate::hub::replacing_mtime;
 use crate::store::ContentId;
@@ -15,14 +21,14 @@ use crate::xet::{hash::chunk_hash, merkle::file_hash};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use time::OffsetDateTime;
 
-/// Where a path is stored.
+/// Keys under which a path is stored.
 #[derive(Clone, Debug)]
 pub(in crate::store) struct Place {
-    /// Key in format 2; on a plain source, the key.
+    /// Key in format 2, or the key on a plain source.
     pub(in crate::store) primary: String,
     /// Sidecars that the primary key needs, outermost first.
     pub(in crate::store) sidecars: Vec<SidecarKey>,
-    /// Key in format 1, where the path has one.
+    /// Key in format 1, if the path has one.
     pub(in crate::store) legacy: Option<String>,
 }
 
@@ -31,7 +37,7 @@ pub(in crate::store) struct Place {
 pub(in crate::store) struct SidecarKey {
     /// Its object key.
     pub(in crate::store) key: String,
-    /// The key of the file or directory that it names.
+    /// Key of the file or directory that it names.
     pub(in crate::store) names: String,
     /// Its content.
     pub(in crate::store) bytes: Vec<u8>,
@@ -40,13 +46,13 @@ pub(in crate::store) struct SidecarKey {
 }
 
 impl SidecarKey {
-    /// A sidecar as the name cipher makes it: `.enc/…/-N2x`.
+    /// Creates a sidecar from the output of the name cipher: `.enc/…/-N2x`.
     pub(in crate::store) fn new(key: String, bytes: Vec<u8>) -> Self {
         use crate::crypto::names::{LONG_PREFIX, SIDECAR_PREFIX};
         let (parent, name) = key.rsplit_once('/').unwrap_or(("", &key));
         let token = name.strip_prefix(SIDECAR_PREFIX).unwrap_or(name);
         let names = format!("{parent}/{LONG_PREFIX}{token}");
-        // Far below the smallest chunk, so it is one.
+        // It is far smaller than the smallest chunk, so it is one chunk.
         let hash = file_hash(&[(chunk_hash(&bytes), bytes.len() as u64)]);
         Self { key, names, bytes, hash }
     }
@@ -61,14 +67,14 @@ pub(in crate::store) enum Slot {
     Legacy,
 }
 
-/// An object that is there.
+/// An existing object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) struct Held {
-    /// `None`: an object without one.
+    /// Xet hash. `None`: an object without one.
     pub(in crate::store) hash: Option<Hash>,
     /// Stored size in bytes.
     pub(in crate::store) size: u64,
-    /// Time to carry along.
+    /// Time that a move keeps.
     pub(in crate::store) mtime: Option<OffsetDateTime>,
 }
 
@@ -79,29 +85,29 @@ impl Held {
     }
 }
 
-/// A path and what is at its keys.
+/// A path and the objects at its keys.
 #[derive(Clone, Debug)]
 pub(in crate::store) struct Spot {
     pub(in crate::store) place: Place,
     pub(in crate::store) primary: Option<Held>,
     pub(in crate::store) legacy: Option<Held>,
-    /// Keys of the place's sidecars that are there with the right content.
+    /// Keys of the place's sidecars that exist with the right content.
     pub(in crate::store) sidecars: BTreeSet<String>,
 }
 
 impl Spot {
-    /// What a reader sees: the newer format.
+    /// Returns the object that a reader sees: the newer format.
     pub(in crate::store) fn shown(&self) -> Option<(Slot, Held)> {
         let primary = self.primary.map(|held| (Slot::Primary, held));
         primary.or(self.legacy.map(|held| (Slot::Legacy, held)))
     }
 
-    /// Returns the content that a reader sees.
+    /// Returns the hash of the object that a reader sees.
     pub(in crate::store) fn shown_id(&self) -> Option<ContentId> {
         self.shown().and_then(|(_, held)| held.id())
     }
 
-    /// Whether a name above it, or its own, can't be read for want of its sidecar.
+    /// Returns true if its name, or one above it, can't be read because its sidecar is missing.
     pub(in crate::store) fn lacks_sidecars(&self) -> bool {
         self.sidecars.len() < self.place.sidecars.len()
     }
@@ -121,7 +127,7 @@ impl Spot {
     }
 }
 
-/// A change, all it needs known.
+/// A change, with all data that it needs.
 #[derive(Clone, Debug)]
 pub(in crate::store) enum Change {
     /// New content.
@@ -130,28 +136,29 @@ pub(in crate::store) enum Change {
         slot: Slot,
         hash: Hash,
         mtime: OffsetDateTime,
-        /// The format-1 object is the version that the content replaces, so it goes once the content is there. A hidden one stays.
+        /// The format-1 object is the version that the content replaces, so it is deleted after the content
+        /// was added. A hidden one stays.
         replaces_legacy: bool,
     },
-    /// Everything at the path goes.
+    /// Deletes everything at the path.
     Delete { at: Spot },
-    /// Everything at one path goes to the other.
+    /// Moves everything at one path to the other.
     Move { from: Spot, to: Spot },
-    /// What is shown at one path comes to the other too.
+    /// Copies the object that is shown at one path to the other.
     Copy { from: Spot, to: Spot },
 }
 
-/// Why a change can't be planned.
+/// Reason why a change can't be planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Impossible {
-    /// Format 1 has no such name.
+    /// Format 1 can't store the name.
     NameTooLong,
     /// An object without a Xet hash can't be put under another key.
     NoContent,
 }
 
 impl Change {
-    /// Whether every object has a key to go to. What doesn't pass gets no lines.
+    /// Checks that every object has a key at its new path. A change that fails the check gets no lines.
     pub(in crate::store) fn check(&self) -> Result<(), Impossible> {
         let (moved, to) = match self {
             Self::Put { slot, at, .. } => {
@@ -171,7 +178,7 @@ impl Change {
 }
 
 impl Change {
-    /// The paths it concerns.
+    /// Returns the paths that it concerns.
     pub(in crate::store) fn spots(&self) -> Vec<&Spot> {
         match self {
             Self::Put { at, .. } | Self::Delete { at } => vec![at],
@@ -179,13 +186,13 @@ impl Change {
         }
     }
 
-    /// Every key of an entry that it concerns (sidecars aside).
+    /// Returns every key of an entry that it concerns, without sidecars.
     pub(in crate::store) fn keys(&self) -> Vec<String> {
         let places = self.spots().into_iter().map(|spot| &spot.place);
         places.flat_map(|place| std::iter::once(&place.primary).chain(&place.legacy)).cloned().collect()
     }
 
-    /// The objects whose content it replaces.
+    /// Returns the objects whose content it replaces.
     pub(in crate::store) fn replaced(&self) -> Vec<(Slot, Held)> {
         match self {
             Self::Put { at, .. } => at.shown().into_iter().collect(),
@@ -198,26 +205,26 @@ impl Change {
     }
 }
 
-/// What a line does to its key.
+/// Effect of a line on its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Action {
     Add { hash: Hash, mtime: OffsetDateTime },
     Delete,
 }
 
-/// One line of a batch to be.
+/// One line of a future batch.
 #[derive(Clone, Debug)]
 pub(in crate::store) struct Line {
     pub(in crate::store) key: String,
     pub(in crate::store) action: Action,
-    /// Changes that aren't done without it.
+    /// Changes that are not complete without it.
     pub(in crate::store) owners: Vec<usize>,
-    /// Set where this deletes a sidecar: it must not happen while anything is at or below this key.
+    /// Set if this deletes a sidecar. It must not be sent while an object is at or below this key.
     pub(in crate::store) unless_needed: Option<String>,
     pub(in crate::store) is_sidecar: bool,
-    /// Lines that must have succeeded in a batch before.
+    /// Lines that must have succeeded in an earlier batch.
     after: Vec<usize>,
-    /// Sidecar lines that must have succeeded, or stand before it in the same batch.
+    /// Sidecar lines that must have succeeded, or come before it in its batch.
     beside: Vec<usize>,
 }
 
@@ -226,7 +233,7 @@ pub(in crate::store) struct Line {
 pub(in crate::store) struct Plan {
     lines: Vec<Line>,
     sidecar_adds: HashMap<String, usize>,
-    /// Sidecars whose last object may go: by key, with the lines to wait for.
+    /// Sidecars whose last object may be removed, by key, with the lines to wait for.
     leaving: BTreeMap<String, Leaving>,
 }
 
@@ -239,7 +246,7 @@ struct Leaving {
 }
 
 impl Plan {
-    /// Plans changes; `changes[i]` is owner `i` of its lines.
+    /// Plans changes. `changes[i]` is owner `i` of its lines.
     pub(in crate::store) fn new(changes: &[Change], now: OffsetDateTime) -> Self {
         let mut plan = Self::default();
         for (owner, change) in changes.iter().enumerate() {
@@ -284,10 +291,11 @@ impl Plan {
             }
         }
         if from.primary.is_none() {
-            // A newer object there would hide what was moved.
+            // A newer object there would hide the moved one.
             before.extend(self.delete(owner, to, Slot::Primary, &before.clone()));
         } else if from.legacy.is_none() && !same(from.primary, to.primary) {
-            // The path that is replaced goes in both formats. After an earlier try its format-1 object may be our own: then it stays.
+            // The replaced file is deleted in both formats. After an earlier try its format-1 object may be
+            // the moved one. Then it stays.
             self.delete(owner, to, Slot::Legacy, &before);
         }
         before.extend(self.delete(owner, from, Slot::Legacy, &before.clone()));
@@ -298,15 +306,15 @@ impl Plan {
         let Some((slot, held)) = from.shown() else { return };
         let added = self.add(owner, to, slot, held, &[], now);
         match slot {
-            // As an edit does: the version that was shown is replaced, a hidden one stays.
+            // Like an edit: the version that was shown is replaced, a hidden one stays.
             Slot::Primary if to.primary.is_none() => drop(self.delete(owner, to, Slot::Legacy, &added)),
             Slot::Primary => {}
             Slot::Legacy => drop(self.delete(owner, to, Slot::Primary, &added)),
         }
     }
 
-    /// Adds an object and the sidecars that are missing, as far as they aren't there already. Until all the lines that this gives have
-    /// succeeded, the object can't be read there.
+    /// Adds an object and its missing sidecars, unless they exist. Returns the lines. The object can't be
+    /// read until all of them have succeeded.
     fn add(
         &mut self,
         owner: usize,
@@ -319,7 +327,7 @@ impl Plan {
         let mut lines = if slot == Slot::Primary { self.add_sidecars(owner, to, now) } else { vec![] };
         let (Some(key), Some(hash)) = (to.key(slot), held.hash) else { return lines };
         if !same(to.held(slot), Some(held)) {
-            // Clients that compare size and time must see that the object was replaced.
+            // Clients that compare size and time must notice that the object was replaced.
             let replaced = to.held(slot).map(|replaced| replaced.mtime.unwrap_or(now));
             let mtime = replacing_mtime(held.mtime.unwrap_or(now), replaced, now);
             let (key, action) = (key.to_owned(), Action::Add { hash, mtime });
@@ -355,7 +363,7 @@ impl Plan {
         lines
     }
 
-    /// Deletes an object, if it is there.
+    /// Deletes an object, if it exists.
     fn delete(&mut self, owner: usize, at: &Spot, slot: Slot, after: &[usize]) -> Option<usize> {
         at.held(slot)?;
         let key = at.key(slot)?.to_owned();
@@ -386,10 +394,11 @@ impl Plan {
         }
     }
 
-    /// Makes the lines that delete sidecars, inner ones first: a directory whose sidecar is gone can't be read any more.
+    /// Adds the lines that delete sidecars, inner ones first: a directory whose sidecar is deleted can't be
+    /// read any more.
     fn place_leaving(&mut self) {
         let mut leaving: Vec<_> = std::mem::take(&mut self.leaving).into_iter().collect();
-        // What lies inside has the longer key.
+        // Inner sidecars have longer keys.
         leaving.sort_by_key(|(key, _)| std::cmp::Reverse(key.len()));
         let mut placed: HashMap<String, usize> = HashMap::new();
         let adds = self.lines.iter().filter(|line| line.action != Action::Delete);
@@ -418,25 +427,25 @@ impl Plan {
     }
 }
 
-/// Whether a key is `directory` or lies below it.
+/// Returns true if a key is `directory` or lies below it.
 fn any_within(keys: &BTreeSet<String>, directory: &str) -> bool {
     let below = format!("{directory}/");
     keys.contains(directory) || keys.range(below.clone()..).next().is_some_and(|key| key.starts_with(&below))
 }
 
-/// Whether both are the same content.
+/// Returns true if both have equal content.
 fn same(a: Option<Held>, b: Option<Held>) -> bool {
     matches!((a, b), (Some(a), Some(b)) if a.hash.is_some() && a.hash == b.hash)
 }
 
-/// How far a line is.
+/// Progress of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// To be sent; so many tries have failed.
+    /// Not sent successfully yet. `failed` tries were refused.
     Pending { failed: u32 },
-    /// Succeeded, or not needed after all.
+    /// It succeeded, or is not needed.
     Done,
-    /// Will not be sent (again).
+    /// It is not sent (again).
     Dropped,
 }
 
@@ -447,7 +456,7 @@ pub(in crate::store) struct Step {
     pub(in crate::store) lines: Vec<usize>,
 }
 
-/// A plan on its way.
+/// A plan in progress.
 #[derive(Debug)]
 pub(in crate::store) struct Run {
     lines: Vec<Line>,
@@ -456,7 +465,8 @@ pub(in crate::store) struct Run {
 }
 
 impl Run {
-    /// Each line is sent `tries` times at most; an added sidecar once more, since its object may be there without it.
+    /// Starts a plan. Each line is sent `tries` times at most. An added sidecar is sent once more, since its
+    /// object may exist without it.
     pub(in crate::store) fn new(plan: Plan, tries: u32) -> Self {
         let states = vec![State::Pending { failed: 0 }; plan.lines.len()];
         Self { lines: plan.lines, states, tries }
@@ -466,7 +476,7 @@ impl Run {
         &self.lines
     }
 
-    /// The next batch, of `most` lines at most. Adds first.
+    /// Returns the next batch, of `most` lines at most. Adds first.
     pub(in crate::store) fn next(&self, most: usize) -> Option<Step> {
         let adds = self.ready(most, |line| line.action != Action::Delete);
         if !adds.is_empty() {
@@ -500,26 +510,26 @@ impl Run {
         matches!(self.states[index], State::Pending { failed } if failed < tries)
     }
 
-    /// The line has succeeded, or turned out to be needless.
+    /// Records that the line has succeeded or is not needed.
     pub(in crate::store) fn done(&mut self, line: usize) {
         self.states[line] = State::Done;
     }
 
-    /// The line was refused.
+    /// Records that the line was refused.
     pub(in crate::store) fn failed(&mut self, line: usize) {
         if let State::Pending { failed } = &mut self.states[line] {
             *failed += 1;
         }
     }
 
-    /// The line must not be sent (again), so what waits for it won't be either.
+    /// Drops a line that must not be sent (again). Lines that wait for it are not sent either.
     pub(in crate::store) fn drop_line(&mut self, line: usize) {
         if matches!(self.states[line], State::Pending { .. }) {
             self.states[line] = State::Dropped;
         }
     }
 
-    /// How often the line was refused.
+    /// Returns how often the line was refused.
     pub(in crate::store) fn tries(&self, line: usize) -> u32 {
         match self.states[line] {
             State::Pending { failed } => failed,

@@ -1,32 +1,33 @@
 //! Runs concurrent commits of one view: keeps commits of the same paths apart and merges the others into batches.
 //!
-//! The problem: a commit reads what is at its paths, compares it with what its caller expects, and then changes it.
-//! Another commit of the same paths must not come in between. One lock over all commits would do, but then a small
-//! file waits for minutes while a large directory is moved, and many small commits take two or three round trips each,
-//! one after the other.
+//! A commit reads the state of its paths, compares it with the expectations of its caller, and then changes
+//! it. Another commit of these paths must not come in between. One lock over all commits would be enough, but
+//! then a small file waits for minutes while a large directory is moved, and many small commits take two or
+//! three round trips each, one after the other.
 //!
-//! **Paths.** A commit waits for earlier commits whose paths overlap with its own (equal, above or below), and for no
-//! others. Commits of one path therefore keep their order. Operations of one caller are cut into parts as
-//! [`super::rounds`] says, and each part waits for the part before it. All parts take their place in the order when
-//! the caller arrives, so a later caller never comes in between them.
+//! **Paths.** A commit waits for earlier commits whose paths overlap with its own (equal, above or below),
+//! and for no others. Commits of one path therefore keep their order. Operations of one caller are split into
+//! parts by [`super::rounds`], and each part waits for the part before it. All parts take their place in the
+//! order when the caller arrives, so a later caller never comes in between them.
 //!
-//! **Batches.** Parts that wait for nothing are gathered and leave as one batch when the batch before them has
-//! returned, or immediately if none is in flight. A lone caller therefore never waits for others to join. A batch that
-//! takes longer than [`GATHER`] stops holding back the next one, so a slow request delays others by that time at most.
-//! A directory move always runs alone, beside the batches.
+//! **Batches.** Parts that wait for nothing are gathered. They are sent as one batch when the batch before
+//! them has returned, or immediately if none is in flight. A lone caller therefore never waits for others to
+//! join. A batch that takes longer than [`GATHER`] no longer delays the next one, so a slow request delays
+//! others by that time at most. A directory move always runs alone, concurrently with the batches.
 //!
-//! **Domains.** Paths that don't overlap may still share something in the bucket: the sidecar of a directory above
-//! them that has a long name. A commit deletes a sidecar when nothing needs it any more, and another commit that adds
-//! a file below the directory at that moment would lose it. The view therefore names the domain of an operation (the
-//! outermost such directory), and of each domain only one batch is in flight. Inside one batch the plan takes care of
-//! shared sidecars.
+//! **Domains.** Paths that don't overlap may still share an object in the bucket: the sidecar of a directory
+//! above them that has a long name. A commit deletes a sidecar when no object needs it any more. Another
+//! commit that adds a file below the directory at that moment would lose it. The view therefore returns the
+//! domain of an operation (the outermost such directory), and of each domain only one batch is in flight.
+//! Inside one batch the plan handles shared sidecars.
 //!
-//! **Cancellation.** A batch is driven by its callers: the one that polls first drives it for all. A caller that is dropped
-//! leaves the queue, or its batch. A batch that all callers have left stops where it is, and its paths are free.
+//! **Cancellation.** A batch is driven by its callers. The one that polls first drives it for all. A caller
+//! that is dropped leaves the queue, or its batch. A batch that all callers have left stops immediately, and
+//! its paths are released.
 //!
-//! Cost: joining, leaving and being chosen take time logarithmic in the number of waiting parts, times the depth of
-//! their paths. Bounds: [`MAX_BATCHES`] batches of at most [`MAX_ROUND`](super::MAX_ROUND) operations and
-//! [`MAX_MOVES`] directory moves are in flight.
+//! **Cost.** Joining, leaving and being chosen take time logarithmic in the number of waiting parts,
+//! multiplied by the depth of their paths. At most [`MAX_BATCHES`] batches of at most
+//! [`MAX_ROUND`](super::MAX_ROUND) operations and [`MAX_MOVES`] directory moves are in flight.
 
 use super::{MAX_ROUND, ancestors, rounds};
 use crate::hub;
@@ -42,8 +43,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-/// Time for which a batch in flight holds back the next one, so that commits gather. Several round trips of the real
-/// Hub fit in it. A request that hangs delays others by this time only.
+/// Time for which a batch in flight delays the next one, so that commits gather. Several round trips of the
+/// real Hub fit into it. A request that hangs delays others by this time only.
 const GATHER: Duration = Duration::from_secs(1);
 /// Batches in flight. More than one only if all but the last are slow.
 const MAX_BATCHES: usize = 8;
@@ -56,13 +57,14 @@ pub(in crate::store) type Execute = Arc<dyn Fn(Vec<Op>) -> BoxFuture<'static, Ve
 /// The commits of one view. Clones share them.
 #[derive(Clone, Default)]
 pub(in crate::store) struct Queue {
-    /// Never held over an await, and never while a batch or the sender of one is dropped: that locks it too.
+    /// Never held over an await, and never while a batch or the sender of one is dropped, because that locks
+    /// it too.
     state: Arc<Mutex<State>>,
 }
 
 impl Queue {
-    /// Carries out `operations` in order with `execute`, which must be equal for all calls. `domains` returns what an
-    /// operation shares with others beyond its paths.
+    /// Carries out `operations` in order with `execute`, which must be equal for all calls. `domains` returns
+    /// the domains of an operation.
     pub(in crate::store) async fn commit(
         &self,
         operations: &[Op],
@@ -89,7 +91,7 @@ impl Queue {
         tickets.zip(rounds).collect()
     }
 
-    /// Returns true if nothing waits, and nothing is in flight.
+    /// Returns true if no part waits and none is in flight.
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
         let state = self.lock();
@@ -97,7 +99,7 @@ impl Queue {
         is_empty && state.ready.is_empty() && state.ready_moves.is_empty() && state.batches + state.moves == 0
     }
 
-    /// Returns how many parts were looked at so far.
+    /// Returns how many parts were checked so far.
     #[cfg(test)]
     pub(super) fn steps(&self) -> u64 {
         self.lock().steps
@@ -107,7 +109,7 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the state, then starts what may start.
+    /// Changes the state, then starts the parts that may start.
     fn update(&self, change: impl FnOnce(&mut State)) {
         let started = {
             let mut state = self.lock();
@@ -121,7 +123,7 @@ impl Queue {
     }
 }
 
-/// A part's place in the order. Dropping it takes the part out of the queue, unless it has started.
+/// Place of a part in the order. Dropping it removes the part from the queue, unless it has started.
 struct Ticket {
     queue: Queue,
     number: u64,
@@ -147,10 +149,10 @@ impl Drop for Ticket {
     }
 }
 
-/// A caller's share of a batch.
+/// Part of a batch that belongs to one caller.
 struct Share {
     batch: Shared<BoxFuture<'static, ()>>,
-    /// Of all callers, once the batch has ended.
+    /// Outcomes of all callers, once the batch has ended.
     outcomes: Arc<Mutex<Vec<Option<Outcome>>>>,
     range: Range<usize>,
     /// Deadline of the batch: the latest of its callers.
@@ -196,7 +198,7 @@ enum Stage {
     Started,
 }
 
-/// A caller that waits.
+/// A waiting caller.
 struct Waiting {
     operations: Vec<Op>,
     execute: Execute,
@@ -212,8 +214,8 @@ impl Part {
     }
 }
 
-/// Returns the paths that nothing else may touch while an operation runs. What an alias stands for is known only once
-/// its directory is listed, so it stands for all of the directory here.
+/// Returns the paths that no other operation may touch while an operation runs. The real path of an alias is
+/// known only after its directory was listed. Therefore the whole directory is locked for an alias.
 fn locked(operation: &Op) -> Vec<PlainPath> {
     let aliases = twin::asked_by(operation);
     let lock = |path: &PlainPath| match path.split() {
@@ -226,19 +228,19 @@ fn locked(operation: &Op) -> Vec<PlainPath> {
 #[derive(Default)]
 struct State {
     next: u64,
-    /// All that wait or have started.
+    /// All parts that wait or have started.
     parts: HashMap<u64, Part>,
     places: Places,
     /// Parts that may start, in order.
     ready: BTreeSet<u64>,
     ready_moves: BTreeSet<u64>,
-    /// Domains of what is in flight, with parts that are ready but for the domain.
+    /// Domains in flight, each with the parts that wait only for this domain.
     domains: HashMap<String, Vec<u64>>,
     batches: usize,
-    /// The last batch is in flight, and not slow.
+    /// First part of the last batch, while it is in flight and not slow.
     gathering: Option<u64>,
     moves: usize,
-    /// Parts looked at.
+    /// Number of parts checked.
     #[cfg(test)]
     steps: u64,
 }
@@ -269,7 +271,7 @@ impl State {
         }
     }
 
-    /// Takes a part out, and makes ready what waited for it.
+    /// Removes a part, and makes parts ready that waited for it.
     fn remove(&mut self, number: u64) {
         let Some(part) = self.parts.remove(&number) else { return };
         for next in self.places.remove(number, &part.paths) {
@@ -296,7 +298,7 @@ impl State {
         ready.insert(number);
     }
 
-    /// Forms batches of what is ready.
+    /// Forms batches of the ready parts.
     fn start_ready(&mut self, queue: &Queue) -> Started {
         let mut started = Started::new();
         while self.moves < MAX_MOVES {
@@ -317,7 +319,7 @@ impl State {
         started
     }
 
-    /// Takes parts off the front until a batch is full.
+    /// Removes parts from the front of the order until a batch is full.
     fn gather(&mut self, claimed: &mut HashSet<String>) -> Vec<u64> {
         let (mut numbers, mut operations) = (Vec::new(), 0);
         while let Some(&number) = self.ready.first() {
@@ -338,7 +340,8 @@ impl State {
         numbers
     }
 
-    /// Takes the domains of a part for a batch that has `claimed` some already. If one is taken, the part waits for it.
+    /// Claims the domains of a part for a batch that has already `claimed` some. If one is in use, the part
+    /// waits for it.
     fn claim(&mut self, number: u64, claimed: &mut HashSet<String>) -> bool {
         #[cfg(test)]
         (self.steps += 1);
@@ -367,7 +370,7 @@ impl State {
             operations.extend(waiting.operations);
             callers.push((waiting.caller, range));
             execute.get_or_insert(waiting.execute);
-            // Without a deadline is later than with one.
+            // No deadline is later than any deadline.
             end = Some(match (end, waiting.end) {
                 (None, end) => end,
                 (Some(Some(one)), Some(other)) => Some(one.max(other)),
@@ -404,7 +407,7 @@ impl State {
     }
 }
 
-/// A batch in flight. Dropping it frees its paths and starts what waited for them.
+/// A batch in flight. Dropping it releases its paths and starts parts that waited for them.
 struct Running {
     queue: Queue,
     numbers: Vec<u64>,
@@ -443,7 +446,7 @@ async fn run(
     *outcomes.lock().unwrap_or_else(PoisonError::into_inner) = found.into_iter().map(Some).collect();
 }
 
-/// An index of parts by path, to find those that overlap. Parts are known by number, in order of arrival.
+/// Index of parts by path, to find those that overlap. Parts are identified by number, in order of arrival.
 #[derive(Default)]
 pub(super) struct Places(HashMap<PlainPath, Place>);
 
@@ -475,7 +478,7 @@ impl Places {
         })
     }
 
-    /// Takes a part out. Returns the parts that may have waited for it.
+    /// Removes a part. Returns the parts that may have waited for it.
     pub(super) fn remove(&mut self, number: u64, paths: &[PlainPath]) -> BTreeSet<u64> {
         for path in paths {
             self.remove_at(path, |place| place.here.remove(&number));
@@ -488,7 +491,7 @@ impl Places {
         for path in paths {
             let other = above(path).chain([path.clone()]).filter_map(|path| first(&path));
             let other: BTreeSet<u64> = other.collect();
-            // Parts below the path may all go ahead, up to the next one that has all of the directory.
+            // Parts below the path may all proceed, up to the next one that has the whole directory.
             let end = other.first().copied().unwrap_or(u64::MAX);
             next.extend(self.0.get(path).into_iter().flat_map(|place| place.below.range(..end)));
             next.extend(other);
@@ -510,7 +513,7 @@ impl Places {
     }
 }
 
-/// Returns the directories above a path, the root too.
+/// Returns the directories above a path, including the root.
 fn above(path: &PlainPath) -> impl Iterator<Item = PlainPath> {
     let root = (!path.is_root()).then(PlainPath::root);
     ancestors(path).chain(root)

@@ -1,4 +1,4 @@
-//! Commits over a Hub in memory: the vectors, refused and lost lines, foreign changes, and a model.
+//! Commits over a Hub in memory: the vectors, refused and lost lines, changes by other clients, and a model.
 
 mod model;
 mod orders;
