@@ -1,10 +1,10 @@
-//! The contract of [`View`], as one list of checks that every view has to pass.
+//! Checks the contract of [`View`]. Every view has to pass this list.
 //!
-//! The list runs on the views of this layer over the embedded Hub, and on the in-memory view that the tests of `fs`
-//! use: what those tests prove must hold on a real source too.
+//! The list runs on the views of this layer over the embedded Hub, and on the in-memory view that the tests
+//! of `fs` use. So results of those tests hold on a real source too.
 //!
-//! Each check works in a directory of its own, which is empty before. The view must be writable. Files that only a
-//! certain kind of view has (read-only ones, damaged ones) are for the tests of that kind.
+//! Each check works in a directory of its own, which is empty before. The view must be writable. Files that
+//! only one kind of view has (read-only ones, damaged ones) are tested with that kind.
 
 use super::draft::DraftState;
 use super::metadata::Metadata;
@@ -307,7 +307,7 @@ async fn frozen_draft_becomes_a_version(view: &dyn View) {
         stored.push(session.add(content).await.unwrap());
         session.finish().await.unwrap();
     }
-    assert_eq!(stored[0], stored[1], "a retry makes the same version");
+    assert_eq!(stored[0], stored[1], "a retry gives the same version");
     assert_eq!(stored[0].plain_len, 90_000);
     done(commit(view, put("draft/f", Expect::Is(base.id), stored[0])).await);
     let mut content = vec![7; 90_000];
@@ -435,7 +435,7 @@ async fn copy_is_an_independent_file(view: &dyn View) {
     done(commit(view, delete("copy/a", Expect::Any)).await);
     assert_eq!(read(view, "copy/b").await, b"a");
     assert_eq!(conflict(commit(view, copy("copy/a", is_a, "copy/c", Expect::Absent)).await), None);
-    // Unlike a rename, a copy needs the old path: content at the new one doesn't say that it is a copy.
+    // Unlike a rename, a copy needs the old path: content at the new one doesn't prove that it is a copy.
     assert_eq!(conflict(commit(view, copy("copy/a", is_a, "copy/b", Expect::Any)).await), None);
     let missing = commit(view, copy("copy/a", Expect::Any, "copy/c", Expect::Absent)).await;
     assert!(matches!(failure(missing), Error::NotFound));

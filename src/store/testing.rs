@@ -1,4 +1,5 @@
-//! What the tests of this layer share: an in-memory Hub that refuses and loses what it is told to, a CAS that takes anything, keys, names.
+//! Shared parts of this layer's tests: an in-memory Hub with faults on request, a CAS that accepts
+//! everything, keys, names.
 
 #[cfg(feature = "local-hub")]
 pub(crate) mod power;
@@ -29,46 +30,46 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 
-/// The master key of the vectors: bytes 0 to 31.
+/// Returns keys of the vectors' master key: bytes 0 to 31.
 pub(super) fn counting_keys() -> Arc<Keys> {
     Arc::new(Keys::derive(&MasterKey::from_bytes(std::array::from_fn(|i| i as u8))))
 }
 
-/// Another one.
+/// Returns keys of another master key.
 pub(super) fn other_keys() -> Arc<Keys> {
     Arc::new(Keys::derive(&MasterKey::from_bytes([0xa5; 32])))
 }
 
-/// A bucket id.
+/// Returns a bucket id.
 pub(super) fn bucket() -> BucketId {
     BucketId::new("local", "bucket").unwrap()
 }
 
-/// A vector file.
+/// Reads a vector file.
 pub(super) fn vectors(file: &str) -> serde_json::Value {
     let path = format!("{}/tests/vectors/crypto/{file}", env!("CARGO_MANIFEST_DIR"));
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// A hash that stands for some content.
+/// Returns a hash for some content.
 pub(super) fn hash_of(content: &str) -> Hash {
     xet::hash::chunk_hash(content.as_bytes())
 }
 
-/// What the Hub is to do with the next batch.
+/// Fault of the Hub in the next batch.
 #[derive(Clone, Debug)]
 pub(super) enum Fault {
     /// Refuses the lines of these keys.
     Refuse(BTreeSet<String>),
-    /// Applies so many lines, then is heard of no more.
+    /// Applies so many lines, then loses the answer.
     Lose(usize),
     /// Refuses the request.
     Deny,
-    /// Has no time now.
+    /// Answers with status 503.
     PutOff,
 }
 
-/// A Hub in memory with one bucket. Any hash is known to it.
+/// A Hub in memory with one bucket. It accepts any hash.
 #[derive(Default)]
 pub(super) struct MemoryHub {
     state: Mutex<State>,
@@ -80,18 +81,18 @@ struct State {
     repeats: Vec<Duration>,
     files: BTreeMap<String, FileEntry>,
     batches: Vec<Vec<BatchOp>>,
-    /// For the next batches, in order; the default is to do as asked.
+    /// Faults of the next batches, in order. The default is no fault.
     faults: std::collections::VecDeque<Option<Fault>>,
     always: Option<Fault>,
-    /// Run before each batch.
+    /// Runs before each batch.
     meddle: Option<Meddle>,
-    /// Contents after every line that was applied.
+    /// Contents after every applied line.
     history: Vec<BTreeMap<String, Hash>>,
-    /// So many reads are still answered.
+    /// Number of reads that are still answered.
     reads_left: Option<usize>,
-    /// Run by each look at keys, which takes this long.
+    /// Runs at each read of keys, which takes this time.
     on_read: Option<(Duration, Meddle)>,
-    /// Batches with such a key get no answer until a permit is there.
+    /// Batches with this key get no answer until a permit exists.
     hung: Option<(String, Arc<Semaphore>)>,
 }
 
@@ -137,7 +138,7 @@ impl MemoryHub {
         self.state().on_read = Some((takes, Box::new(with)));
     }
 
-    /// Lets batches that have `key` wait for a permit.
+    /// Makes batches that have `key` wait for a permit.
     pub(super) fn hang(&self, key: &str) -> Arc<Semaphore> {
         let answers = Arc::new(Semaphore::new(0));
         self.state().hung = Some((key.to_owned(), answers.clone()));
@@ -148,12 +149,12 @@ impl MemoryHub {
         self.state().meddle = Some(Box::new(with));
     }
 
-    /// The time of the object at a key.
+    /// Returns the time of the object at a key.
     pub(super) fn mtime(&self, key: &str) -> Option<OffsetDateTime> {
         self.state().files[key].mtime
     }
 
-    /// How long each batch might have been repeated.
+    /// Returns the time in which each batch might have been repeated.
     pub(super) fn take_repeats(&self) -> Vec<Duration> {
         std::mem::take(&mut self.state().repeats)
     }
@@ -182,7 +183,7 @@ fn file(key: &str, hash: Hash, size: u64) -> FileEntry {
 impl State {
     fn read(&mut self) -> Result<(), Error> {
         match &mut self.reads_left {
-            Some(0) => Err(Error::Network("unplugged".into())),
+            Some(0) => Err(Error::Network("no network".into())),
             Some(left) => {
                 *left -= 1;
                 Ok(())
@@ -194,7 +195,7 @@ impl State {
     fn apply(&mut self, operation: &BatchOp) {
         match operation {
             BatchOp::Add { key, hash, mtime, .. } => {
-                // As the real Hub takes the size from the CAS: here from whatever has that content already.
+                // The real Hub takes the size from the CAS. Here it is that of any object with this content.
                 let known = self.files.values().find(|file| file.hash == Some(*hash)).map(|file| file.size);
                 let size = known.unwrap_or(if key.contains("/-N2") { 293 } else { 65_638 });
                 self.files.insert(key.clone(), FileEntry { mtime: Some(*mtime), ..file(key, *hash, size) });
@@ -289,7 +290,7 @@ impl Hub for MemoryHub {
             Some(Fault::Deny) => Err(Error::Forbidden("no".into())),
             Some(Fault::Lose(lines)) => {
                 operations.iter().take(lines).for_each(|operation| state.apply(operation));
-                Err(Error::Network("cut".into()))
+                Err(Error::Network("connection lost".into()))
             }
             Some(Fault::Refuse(keys)) => {
                 let (refused, taken): (Vec<_>, Vec<_>) = operations.iter().partition(|op| keys.contains(op.key()));
@@ -310,7 +311,7 @@ impl Hub for MemoryHub {
     }
 }
 
-/// A CAS that takes everything and gives nothing back.
+/// A CAS that accepts all uploads and returns no data.
 pub(super) struct Sink;
 
 #[async_trait]
@@ -336,7 +337,7 @@ impl Cas for Sink {
     }
 }
 
-/// An object with this content.
+/// Returns an object with this content.
 pub(super) fn held_of(content: &str) -> Held {
     Held { hash: Some(hash_of(content)), size: 65_638, mtime: None }
 }
@@ -382,7 +383,7 @@ impl Keyed {
         self.remote.clone()
     }
 
-    /// Another view of the same.
+    /// Returns another view of this bucket.
     pub(super) fn encrypted(&self) -> Arc<Encrypted> {
         self.encrypted_with(true)
     }
@@ -391,7 +392,7 @@ impl Keyed {
         Encrypted::new(setup(&self.remote, &self.keys, &self.headers, &self.memory, self.format), legacy_seen)
     }
 
-    /// Puts a sidecar there whose content is to be had.
+    /// Adds a sidecar whose content can be read.
     pub(super) fn sidecar(&self, key: &str, bytes: Vec<u8>) {
         self.hub.put(key, hash_of(key), bytes.len() as u64);
         self.remember(hash_of(key), bytes.into());
@@ -401,13 +402,13 @@ impl Keyed {
         self.headers.remember_only(hash, bytes);
     }
 
-    /// The header of a small file.
+    /// Returns the header of a small file.
     pub(super) fn head(&self, format: Format) -> Vec<u8> {
         let header = Header { format, plain_len: PlainLen(1), records: 1, file_id: FileId([7; 24]) };
         self.keys.seal_header(&header).unwrap().to_vec()
     }
 
-    /// Every object opens as a small file of the format that its key is of.
+    /// Caches headers, so that every object opens as a small file of its key's format.
     pub(super) fn learn_all_headers(&self) {
         let all = vectors("format2_names.json");
         for entry in all["merged"]["view"].as_array().unwrap() {
@@ -426,7 +427,7 @@ impl Keyed {
         self.names.sealed(format, &path(at)).unwrap().key
     }
 
-    /// Puts an object there behind the view's back. Its sidecars aren't.
+    /// Adds an object without using the view. Its sidecars are not added.
     pub(super) fn object(&self, at: &str, format: Format, content: &str) {
         self.sized_object(at, format, content, 1);
     }
@@ -438,7 +439,7 @@ impl Keyed {
         self.hub.put(&self.key(at, format), hash_of(content), 70 + 65_568 * records);
     }
 
-    /// The content that a reader sees at a path: its sidecars must be there too.
+    /// Returns the content that a reader sees at a path. Its sidecars must exist too.
     pub(super) fn shown(&self, at: &str) -> Option<Hash> {
         shown(&self.place(at), &self.hub.contents())
     }
@@ -454,7 +455,7 @@ impl Keyed {
         }
     }
 
-    /// New content opens, as if it had been uploaded.
+    /// Caches the header of new content, as if it had been uploaded.
     pub(super) fn learn(&self, operation: &Op) {
         if let Change::Put { stored, .. } = operation.change {
             let Side::Encrypted(format) = stored.version.side else { return };
@@ -487,36 +488,36 @@ fn setup(
     }
 }
 
-/// The content that a reader sees at a place.
+/// Returns the content that a reader sees at a place.
 pub(super) fn shown(place: &Place, contents: &BTreeMap<String, Hash>) -> Option<Hash> {
     let readable = place.sidecars.iter().all(|sidecar| contents.get(&sidecar.key) == Some(&sidecar.hash));
     let primary = contents.get(&place.primary).filter(|_| readable);
     primary.or_else(|| contents.get(place.legacy.as_ref()?)).copied()
 }
 
-/// A path.
+/// Returns a path.
 pub(super) fn path(text: &str) -> PlainPath {
     PlainPath::new(text).unwrap()
 }
 
-/// The long names of the vectors: base-36 digits in steps of 7.
+/// Returns a long name of the vectors: base-36 digits in steps of 7.
 pub(super) fn long_name(len: usize, start: usize) -> String {
     (0..len).map(|i| char::from_digit(((start + 7 * i) % 36) as u32, 36).unwrap()).collect()
 }
 
-/// New content in format 2.
+/// Returns an operation that puts new content in format 2.
 pub(super) fn put(at: &str, content: &str, expect: Expect) -> Op {
     put_as(at, content, expect, Format::V2)
 }
 
-/// New content.
+/// Returns an operation that puts new content.
 pub(super) fn put_as(at: &str, content: &str, expect: Expect, format: Format) -> Op {
     let version = Version { id: hash_of(content).into(), stored_len: 65_638, side: Side::Encrypted(format) };
     let stored = Stored { version, plain_len: 1 };
     Op { path: path(at), expect, change: Change::Put { stored, mtime: OffsetDateTime::UNIX_EPOCH } }
 }
 
-/// A rename of a file.
+/// Returns an operation that renames a file.
 pub(super) fn rename(from: &str, to: &str, expect: Expect, expect_to: Expect) -> Op {
     Op { path: path(from), expect, change: Change::Rename { to: path(to), expect_to } }
 }

@@ -1,4 +1,4 @@
-//! A draft against an obvious model (a byte vector), on slots that notice every broken rule.
+//! Compares a draft with a simple model (a byte vector), on slots that detect every broken rule.
 
 use super::*;
 use crate::crypto::MasterKey;
@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Mutex;
 
-/// Slots in memory. A slot is written once between its allocation and its being freed.
+/// Slots in memory. A slot is written once between its allocation and its release.
 #[derive(Default)]
 struct Pool {
     inner: Mutex<PoolState>,
@@ -36,7 +36,7 @@ impl SlotIo for Pool {
 
     fn cancel(&self, slot: SlotId) {
         let mut inner = self.inner.lock().unwrap();
-        assert!(inner.reserved.remove(&slot), "a slot is given back once");
+        assert!(inner.reserved.remove(&slot), "a slot is released once");
         inner.bytes.remove(&slot);
     }
 
@@ -59,7 +59,7 @@ impl Pool {
     }
 }
 
-/// One base version, its bytes known.
+/// A base version with known bytes.
 #[derive(Default)]
 struct Fixed {
     bytes: Vec<u8>,
@@ -99,7 +99,7 @@ impl Bases for Fixed {
             let mut slot = [0; RECORD_LEN];
             slot[NONCE_LEN..][..RECORD_PLAIN]
                 .copy_from_slice(&self.bytes[index as usize * RECORD_PLAIN..][..RECORD_PLAIN]);
-            // Not what a draft would draw: it shows that a record was copied.
+            // A draft would draw another nonce. This one shows that a record was copied.
             cipher.seal(index, &[0xab; NONCE_LEN], &mut slot);
             sealed.extend_from_slice(&slot);
         }
@@ -123,7 +123,7 @@ fn version(stored_len: u64, format: Format) -> Version {
     Version { id: Hash([9; 32]).into(), stored_len, side: Side::Encrypted(format) }
 }
 
-/// The bytes that a frozen version stands for, read back as any reader would.
+/// Returns the bytes of a frozen version, read back as any reader would.
 fn thaw(medium: &Medium, pool: &Pool, frozen: &Frozen) -> Vec<u8> {
     let mut stored: Vec<u8> = frozen.header.clone().unwrap_or_default();
     for slot in &frozen.records {
@@ -144,8 +144,8 @@ fn thaw(medium: &Medium, pool: &Pool, frozen: &Frozen) -> Vec<u8> {
             plain
         }
     };
-    let behind = plain.split_off(frozen.len as usize);
-    assert!(behind.iter().all(|b| *b == 0), "nothing old may linger behind the end");
+    let past_end = plain.split_off(frozen.len as usize);
+    assert!(past_end.iter().all(|b| *b == 0), "no old bytes may stay past the end");
     plain
 }
 
@@ -157,14 +157,14 @@ enum Action {
     Settle,
     Freeze,
     Restore,
-    /// Takes a gap from this record on.
+    /// Takes a gap, starting at this record.
     Gap(u64),
     /// Fetches the oldest gap that was taken, and hands it back.
     Fill,
 }
 
 fn offsets() -> impl Strategy<Value = u64> {
-    // Boundaries of records are where the mistakes are.
+    // Most mistakes are at boundaries of records.
     let near = (0u64..6, -2i64..3).prop_map(|(record, delta)| (record * PLAIN).saturating_add_signed(delta));
     prop_oneof![near, 0u64..5 * PLAIN]
 }
@@ -269,7 +269,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
-    fn a_draft_behaves_as_a_byte_vector(actions in actions(), base in 0usize..4 * RECORD_PLAIN, medium in 0..4) {
+    fn draft_behaves_as_byte_vector(actions in actions(), base in 0usize..4 * RECORD_PLAIN, medium in 0..4) {
         let medium = match medium {
             0 => Medium::Plain,
             1 => sealed(Format::V1, Padding::None),
@@ -281,7 +281,7 @@ proptest! {
 }
 
 #[test]
-fn slots_hold_only_ciphertext_and_an_altered_one_is_refused() {
+fn slots_hold_ciphertext_only_and_altered_slot_is_refused() {
     run(async {
         let pool = Arc::new(Pool::default());
         let mut draft = Draft::new(
@@ -303,7 +303,7 @@ fn slots_hold_only_ciphertext_and_an_altered_one_is_refused() {
 }
 
 #[test]
-fn a_full_pool_fails_the_settle_and_keeps_the_bytes() {
+fn settle_in_full_pool_fails_and_keeps_bytes() {
     run(async {
         let pool = Arc::new(Pool::default());
         let mut draft = Draft::new(
@@ -322,7 +322,7 @@ fn a_full_pool_fails_the_settle_and_keeps_the_bytes() {
 }
 
 #[test]
-fn a_large_file_edited_in_place_keeps_its_id_unless_it_is_shared() {
+fn edit_of_large_file_keeps_id_unless_shared() {
     run(async {
         for shared in [false, true] {
             let bytes = vec![1; NEW_ID_LIMIT as usize + 1];
@@ -336,7 +336,7 @@ fn a_large_file_edited_in_place_keeps_its_id_unless_it_is_shared() {
             draft.write_at(5, b"edit").await.unwrap();
             let delta = draft.settle().await.unwrap().unwrap();
             assert_eq!(delta.binding == Binding([3; 24]), !shared);
-            // Untouched records keep their bytes exactly where they keep their id; the last one is not whole.
+            // Unchanged records keep their bytes exactly if they keep their id. The last one is not whole.
             let (frozen, _) = draft.freeze().await.unwrap();
             let inner = pool.inner.lock().unwrap();
             let is_copy = |slot: &SlotId| inner.bytes[slot][..NONCE_LEN] == [0xab; NONCE_LEN];
@@ -348,7 +348,7 @@ fn a_large_file_edited_in_place_keeps_its_id_unless_it_is_shared() {
 }
 
 #[test]
-fn a_file_cut_to_nothing_takes_a_new_id_however_large_it_grows_again() {
+fn file_truncated_to_zero_takes_new_id_at_any_later_size() {
     run(async {
         let len = NEW_ID_LIMIT + 1;
         let base = version(geometry::object_len(1025).unwrap().0, Format::V2);
@@ -367,7 +367,7 @@ fn a_file_cut_to_nothing_takes_a_new_id_however_large_it_grows_again() {
 }
 
 #[test]
-fn a_draft_without_gaps_is_frozen_without_its_base() {
+fn draft_without_gaps_freezes_without_base() {
     run(async {
         let len = 300 * PLAIN + 5;
         let bases = Arc::new(Fixed { bytes: vec![7; len as usize], ..Fixed::default() });
@@ -381,19 +381,19 @@ fn a_draft_without_gaps_is_frozen_without_its_base() {
             draft.fill(gap.fetch().await.unwrap());
             pieces += 1;
         }
-        assert!(pieces >= 6, "in pieces, so that writers get their turn");
+        assert!(pieces >= 6, "fetched in pieces, so that writers get their turn");
         draft.bases = Arc::new(Fixed::default());
         let (frozen, _) = draft.freeze().await.unwrap();
         let plain = thaw(&medium, &pool, &frozen);
         assert!(plain.len() as u64 == len && &plain[70 * RECORD_PLAIN..][..5] == b"edit\x07");
-        // A filling that comes late gives its slots back.
+        // A filling that comes late releases its slots.
         let slots = pool.inner.lock().unwrap().reserved.len();
         assert_eq!(slots, frozen.records.len());
     });
 }
 
 #[test]
-fn writes_to_a_full_pool_stop_before_they_fill_the_memory() {
+fn writes_to_full_pool_stop_before_memory_is_full() {
     run(async {
         let pool = Arc::new(Pool::default());
         pool.inner.lock().unwrap().full = true;
@@ -402,6 +402,6 @@ fn writes_to_a_full_pool_stop_before_they_fill_the_memory() {
         for i in 0..100u64 {
             let _full = draft.write_at(i * 8 * PLAIN, &vec![1; 8 * RECORD_PLAIN]).await;
         }
-        assert!(draft.hot.len() <= MAX_HOT + 8, "{} records are hot", draft.hot.len());
+        assert!(draft.hot.len() <= MAX_HOT + 8, "{} records are buffered", draft.hot.len());
     });
 }
