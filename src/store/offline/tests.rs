@@ -14,7 +14,7 @@ fn plain(len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn both_ways_of_sealing_open_to_the_same_bytes() {
+fn sealed_content_of_known_or_unknown_length_opens_again() {
     let keys = keys(1);
     for format in [Format::V1, Format::V2] {
         for padding in [Padding::None, Padding::Padme] {
@@ -44,7 +44,7 @@ fn both_ways_of_sealing_open_to_the_same_bytes() {
 }
 
 #[test]
-fn a_file_that_changes_its_length_while_it_is_sealed_is_refused() {
+fn file_that_changes_length_while_sealed_is_refused() {
     for (announced, real) in [(10, 9), (10, 11), (RECORD_PLAIN, RECORD_PLAIN + 1), (RECORD_PLAIN, 3)] {
         let result = seal(
             &keys(1),
@@ -60,7 +60,7 @@ fn a_file_that_changes_its_length_while_it_is_sealed_is_refused() {
 }
 
 #[test]
-fn every_cut_of_a_container_is_refused() {
+fn truncated_container_is_refused() {
     let keys = keys(1);
     let mut container = Vec::new();
     seal(&keys, Format::V2, Padding::None, 70_000, &mut &plain(70_000)[..], &mut container, &mut SystemRandom).unwrap();
@@ -68,7 +68,7 @@ fn every_cut_of_a_container_is_refused() {
         let error = open_container(&keys, None, &mut &container[..len], len as u64, &mut Vec::new()).unwrap_err();
         assert!(error.is_integrity(), "{len}: {error}");
     }
-    // The length is told as it was, the bytes are fewer: a file that shrinks under the reader.
+    // The announced length is the old one, but the file has fewer bytes: it shrinks while it is read.
     let error =
         open_container(&keys, None, &mut &container[..100_000], container.len() as u64, &mut Vec::new()).unwrap_err();
     assert!(error.is_integrity());
@@ -87,7 +87,7 @@ fn paths(found: &tree::Found) -> Vec<&str> {
 }
 
 #[test]
-fn a_tree_of_both_formats_decrypts_whole_and_format_2_wins() {
+fn tree_of_both_formats_decrypts_and_prefers_format_2() {
     let dir = tempfile::tempdir().unwrap();
     let keys = keys(1);
     let long = "ü".repeat(127);
@@ -110,7 +110,7 @@ fn a_tree_of_both_formats_decrypts_whole_and_format_2_wins() {
 }
 
 #[test]
-fn another_keys_entries_are_counted_and_a_key_that_opens_nothing_is_wrong() {
+fn foreign_entries_are_counted_and_useless_key_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     tree(dir.path(), &keys(1), &[("a", Format::V2), ("b/c", Format::V1)]);
     tree(dir.path(), &keys(2), &[("mine", Format::V2)]);
@@ -123,7 +123,7 @@ fn another_keys_entries_are_counted_and_a_key_that_opens_nothing_is_wrong() {
 }
 
 #[test]
-fn times_of_files_are_kept_by_encryption_and_decryption() {
+fn encryption_and_decryption_keep_times_of_files() {
     let dir = tempfile::tempdir().unwrap();
     let keys = keys(1);
     for (index, time) in
@@ -144,7 +144,7 @@ fn times_of_files_are_kept_by_encryption_and_decryption() {
 }
 
 #[test]
-fn a_damaged_object_leaves_no_file_under_its_name() {
+fn damaged_object_leaves_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let keys = keys(1);
     tree(dir.path(), &keys, &[("a", Format::V2)]);

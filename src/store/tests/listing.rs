@@ -1,4 +1,4 @@
-//! What is listed: the vectors' mixed bucket and wrong keys, and faults that must not make files vanish.
+//! Listings: the vectors' mixed bucket and wrong keys, and faults that must not remove files from them.
 
 use crate::crypto::Format::{V1, V2};
 use crate::store::beside::Beside;
@@ -13,7 +13,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// The bucket of the vectors' `merged`.
+/// Returns the bucket of the vectors' `merged`.
 fn mixed_bucket(all: &Value) -> Keyed {
     let view = Keyed::of_format(V2);
     let merged = &all["merged"];
@@ -35,7 +35,7 @@ fn merged(view: &Keyed) -> Arc<Merged> {
 }
 
 #[tokio::test]
-async fn aliases_of_one_batch_cost_one_listing_of_their_directory() {
+async fn aliases_of_one_batch_need_one_listing_of_their_directory() {
     let keyed = Keyed::of_format(V2);
     let plain = Plain::new(keyed.remote(), PlainPath::root(), keyed.memory.clone(), false, [0; 32]);
     let encrypted = keyed.encrypted();
@@ -56,7 +56,7 @@ async fn aliases_of_one_batch_cost_one_listing_of_their_directory() {
     }
 }
 
-/// Everything that a view shows, by path; `/` behind directories.
+/// Returns every entry that a view shows, by path, and the sums of hidden ones.
 async fn walk(view: &dyn View) -> (BTreeMap<String, Entry>, Hidden) {
     let (mut all, mut hidden) = (BTreeMap::new(), Hidden::default());
     let mut directories = vec![PlainPath::root()];
@@ -77,7 +77,7 @@ async fn walk(view: &dyn View) -> (BTreeMap<String, Entry>, Hidden) {
 }
 
 #[tokio::test]
-async fn the_merged_view_shows_and_hides_what_the_vectors_say() {
+async fn merged_view_shows_and_hides_entries_of_vectors() {
     let all = vectors("format2_names.json");
     let keyed = mixed_bucket(&all);
     let (mut shown, hidden) = walk(&*merged(&keyed)).await;
@@ -117,13 +117,13 @@ async fn the_merged_view_shows_and_hides_what_the_vectors_say() {
         unreachable: 0,
     };
     assert_eq!(hidden, counted);
-    // The file beside a directory of its name, which the vectors hide, has a name of its own.
+    // The file next to a directory of its name, which the vectors hide, has a name of its own.
     assert_eq!(aliases, count(&["directory-wins"]));
     assert_eq!(counted.foreign + counted.suspicious + counted.shadowed + aliases + count(&["extension"]), 17);
 }
 
 #[tokio::test]
-async fn stat_agrees_with_the_listing() {
+async fn stat_agrees_with_listing() {
     let all = vectors("format2_names.json");
     let keyed = mixed_bucket(&all);
     keyed.learn_all_headers();
@@ -150,7 +150,7 @@ async fn stat_agrees_with_the_listing() {
 }
 
 #[tokio::test]
-async fn keys_are_judged_as_the_vectors_say() {
+async fn key_check_agrees_with_vectors() {
     let all = vectors("format2_names.json");
     for case in all["wrong_key"]["cases"].as_array().unwrap() {
         let view = Keyed::of_format(V2);
@@ -178,7 +178,7 @@ fn distinct_entries(stored: &Value) -> u64 {
 }
 
 #[tokio::test]
-async fn a_header_that_cannot_be_fetched_is_an_error_and_not_a_missing_file() {
+async fn unfetchable_header_is_error_and_not_missing_file() {
     let view = Keyed::new().await;
     view.hub.put(&view.key("f", V2), hash_of("unread"), 65_638);
     assert!(matches!(view.view.stat(&path("f")).await, Err(Error::Cas(_))));
@@ -190,20 +190,20 @@ async fn a_header_that_cannot_be_fetched_is_an_error_and_not_a_missing_file() {
 }
 
 #[tokio::test]
-async fn a_sidecar_that_cannot_be_fetched_fails_the_listing() {
+async fn unfetchable_sidecar_fails_listing() {
     let view = Keyed::new().await;
     let place = view.place(&long_name(200, 0));
     view.hub.put(&place.primary, hash_of("x"), 65_638);
     view.hub.put(&place.sidecars[0].key, hash_of("unread"), 293);
     assert!(matches!(view.view.list(&PlainPath::root()).await, Err(Error::Cas(_))));
-    // One of another length is no sidecar, and nobody has to fetch it to know.
+    // An object of another length is not a sidecar. That is known without fetching it.
     view.hub.put(&place.sidecars[0].key, hash_of("unread"), 292);
     let listing = view.view.list(&PlainPath::root()).await.unwrap();
     assert_eq!((listing.entries.len(), listing.hidden.foreign), (0, 1));
 }
 
 #[tokio::test]
-async fn a_merged_listing_needs_both_sides() {
+async fn merged_listing_needs_both_sides() {
     let keyed = Keyed::new().await;
     keyed.hub.put("plain.txt", hash_of("plain"), 5);
     let view = merged(&keyed);
@@ -215,7 +215,7 @@ async fn a_merged_listing_needs_both_sides() {
 }
 
 #[tokio::test]
-async fn damaged_own_files_are_shown_and_do_not_open() {
+async fn damaged_own_file_is_shown_and_does_not_open() {
     let view = Keyed::new().await;
     view.hub.put(&view.key("short", V2), hash_of("a"), 69);
     view.hub.put(&view.key("odd", V2), hash_of("b"), 71);
@@ -230,7 +230,7 @@ async fn damaged_own_files_are_shown_and_do_not_open() {
 }
 
 #[tokio::test]
-async fn the_plaintext_side_is_read_only() {
+async fn plaintext_side_is_read_only() {
     let keyed = Keyed::new().await;
     keyed.hub.put("p.txt", hash_of("p"), 5);
     keyed.hub.put("dir/q.txt", hash_of("q"), 5);
@@ -260,7 +260,7 @@ async fn the_plaintext_side_is_read_only() {
 }
 
 #[tokio::test]
-async fn an_own_path_never_turns_into_a_plaintext_one() {
+async fn own_path_never_shows_plaintext_object() {
     let keyed = Keyed::new().await;
     keyed.object("mine", V2, "mine");
     keyed.object("given-up", V2, "given up");
@@ -281,13 +281,13 @@ async fn an_own_path_never_turns_into_a_plaintext_one() {
     keyed.hub.put("mine/below", hash_of("invented"), 5);
     assert_eq!(view.stat(&path("mine/below")).await.unwrap(), None);
     assert_eq!(view.list(&path("mine")).await.unwrap().entries, []);
-    // It may be made again.
+    // A file may be created at its path again.
     let outcome = view.commit(&[put("mine", "again", Expect::Absent)]).await.pop().unwrap();
     assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
 }
 
 #[tokio::test]
-async fn the_encrypted_tree_is_never_shown_from_the_plaintext_side() {
+async fn encrypted_tree_is_not_shown_from_plaintext_side() {
     let keyed = Keyed::new().await;
     keyed.object("own", V2, "own");
     let view = merged(&keyed);
@@ -301,7 +301,7 @@ async fn the_encrypted_tree_is_never_shown_from_the_plaintext_side() {
 }
 
 #[tokio::test]
-async fn the_first_entry_of_format_1_is_remembered() {
+async fn first_entry_of_format_1_is_remembered() {
     use crate::store::memory::Seen;
     let keyed = Keyed::new().await;
     keyed.memory.note_seen(Seen { legacy: false }).await.unwrap();
@@ -314,20 +314,20 @@ async fn the_first_entry_of_format_1_is_remembered() {
 }
 
 #[tokio::test]
-async fn a_cached_header_is_verified_at_every_use() {
+async fn cached_header_is_verified_at_every_use() {
     let view = Keyed::new().await;
     view.object("f", V2, "f");
     let mut head = view.head(V2);
     head[40] ^= 1;
     view.remember(hash_of("f"), Bytes::from(head));
-    // The cached one doesn't open, so it is fetched: here nothing is to be had.
+    // The cached header doesn't open, so it is fetched. Here this fails.
     assert!(matches!(view.view.stat(&path("f")).await, Err(Error::Cas(_))));
 }
 
 #[test]
-fn format_1_refuses_names_that_it_would_store_with_trailing_dots() {
+fn format_1_refuses_names_stored_with_trailing_dots() {
     let (old, new) = (Keyed::of_format(V1), Keyed::of_format(V2));
-    // In which lengths of names it can happen depends on the bits that are left for the last two symbols.
+    // The possible lengths depend on the bits that are left for the last two symbols.
     let lengths = [20, 50, 80, 110, 140, 170, 182, 186, 190, 194];
     let mut names = (0..50_000).flat_map(|number| lengths.map(|length| format!("{number:0length$}")));
     let name = names.find(|name| old.key(name, V1).ends_with("..")).expect("one in about 8,000");

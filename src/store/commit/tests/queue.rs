@@ -1,4 +1,4 @@
-//! Concurrent commits: which wait for which, which share a batch, and what a caller that is dropped leaves behind.
+//! Concurrent commits: their order, their batches, and the state after a caller was dropped.
 
 use crate::crypto::Format::V2;
 use crate::hub::BatchOp;
@@ -34,7 +34,7 @@ fn plain(keyed: &Keyed) -> Plain {
     Plain::new(keyed.remote(), PlainPath::root(), keyed.memory.clone(), false, [0; 32])
 }
 
-/// Commits of an encrypted view find the headers of what they put.
+/// Returns a put whose header the encrypted view finds.
 fn put_sealed(keyed: &Keyed, at: &str, content: &str) -> Op {
     let operation = put(at, content, Expect::Any);
     keyed.learn(&operation);
@@ -46,7 +46,7 @@ fn all_done(outcomes: &[Outcome]) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn commit_of_another_file_finishes_while_directory_move_hangs() {
+async fn commit_of_other_file_finishes_while_directory_move_hangs() {
     let keyed = Keyed::new().await;
     keyed.object("big/f", V2, "moved");
     let plain = plain(&keyed);
@@ -62,7 +62,7 @@ async fn commit_of_another_file_finishes_while_directory_move_hangs() {
             ([move_directory("big", "moved")], [operation], [Op { path: path("big/g"), ..delete("big/g") }]);
         let mut moving = view.commit(&moves);
         assert!((&mut moving).now_or_never().is_none());
-        // The time is that of the test's clock: nothing but a timer lets it pass.
+        // The time is that of the test's clock. It only advances when a timer is awaited.
         let in_time = async { timeout(Duration::from_secs(5), view.commit(&other)).await };
         let outcome = tokio::select! {
             _ = &mut moving => panic!("the move hangs"),
@@ -112,7 +112,8 @@ async fn sidecar_stays_while_another_commit_adds_below_its_directory() {
     let at = |name: &str| format!("{long}/{name}");
     let first = keyed.view.commit(&[put_sealed(&keyed, &at("a"), "a")]).await;
     all_done(&first);
-    // The removal of the last file is past its look whether the sidecar is needed when the other commit comes.
+    // The removal of the last file has already checked that the sidecar isn't needed when the other commit
+    // arrives.
     let sidecar = keyed.place(&at("a")).sidecars[0].key.clone();
     let answers = keyed.hub.hang(&sidecar);
     let (removal, addition) = ([delete(&at("a"))], [put_sealed(&keyed, &at("b"), "b")]);
@@ -122,7 +123,7 @@ async fn sidecar_stays_while_another_commit_adds_below_its_directory() {
         _ = &mut removing => panic!("the removal of the sidecar hangs"),
         () = sleep(Duration::from_secs(3)) => {}
     }
-    // Beside the removal, if it is allowed to.
+    // It runs concurrently with the removal, if that is allowed.
     let early = tokio::select! {
         _ = &mut removing => panic!("the removal of the sidecar hangs"),
         outcomes = &mut adding => Some(outcomes),
@@ -137,7 +138,7 @@ async fn sidecar_stays_while_another_commit_adds_below_its_directory() {
     assert_eq!(keyed.shown(&at("b")), Some(hash_of("b")));
 }
 
-/// A Hub that notes what is carried out, and answers when it may.
+/// A Hub that records the operations, and answers when there is a permit.
 #[derive(Default)]
 struct Recorder {
     batches: Mutex<Vec<Vec<PlainPath>>>,
@@ -184,7 +185,7 @@ impl Recorder {
     }
 }
 
-/// Also where the batch is dropped.
+/// Removes paths from `running`, also when the batch is dropped.
 struct Removal<'a>(&'a Recorder, &'a [PlainPath]);
 
 impl Drop for Removal<'_> {
@@ -243,7 +244,7 @@ async fn commits_gather_while_a_batch_is_in_flight() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn slow_batch_holds_back_the_next_one_for_a_bounded_time() {
+async fn slow_batch_delays_next_one_for_bounded_time() {
     let (queue, recorder) = (Queue::default(), Recorder::gated());
     let execute = recorder.execute();
     let slow = spawn(&queue, &execute, vec![delete("slow")]);
@@ -260,7 +261,7 @@ async fn slow_batch_holds_back_the_next_one_for_a_bounded_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn overlapping_commits_keep_the_order_of_their_callers() {
+async fn overlapping_commits_keep_order_of_callers() {
     let (queue, recorder) = (Queue::default(), Arc::new(Recorder::default()));
     let execute = recorder.execute();
     // The second part of the first caller comes before the second caller.
@@ -295,13 +296,13 @@ async fn dropped_caller_leaves_nothing_locked() {
     }
     settle().await;
     recorder.open(1);
-    all_done(&timeout(Duration::from_secs(60), last).await.expect("nothing holds it back").unwrap());
-    assert_eq!(recorder.ended.load(SeqCst), 4, "what was dropped ended nowhere");
+    all_done(&timeout(Duration::from_secs(60), last).await.expect("no commit blocks it").unwrap());
+    assert_eq!(recorder.ended.load(SeqCst), 4, "no dropped part ended");
     assert!(queue.is_idle());
 }
 
 #[tokio::test(start_paused = true)]
-async fn batch_continues_without_the_caller_that_drove_it() {
+async fn batch_continues_after_its_driving_caller_is_dropped() {
     let (queue, recorder) = (Queue::default(), Recorder::gated());
     let execute = recorder.execute();
     let first = spawn(&queue, &execute, vec![delete("first")]);
@@ -343,30 +344,31 @@ async fn caller_stops_waiting_at_its_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn deadline_of_one_caller_does_not_end_the_batch_of_another() {
+async fn deadline_of_one_caller_does_not_end_batch_of_another() {
     let (queue, recorder) = (Queue::default(), Recorder::gated());
     let execute = recorder.execute();
     let first = spawn(&queue, &execute, vec![delete("first")]);
     settle().await;
-    let hurried = {
+    let short = {
         let (queue, execute) = (queue.clone(), execute.clone());
         let operations = [delete("a")];
         let commit = async move { queue.commit(&operations, no_domains, &execute).await };
         tokio::spawn(crate::store::deadline::within(Duration::from_secs(2), commit))
     };
     settle().await;
-    let patient = spawn(&queue, &execute, vec![delete("b")]);
+    let long = spawn(&queue, &execute, vec![delete("b")]);
     settle().await;
     recorder.open(1);
     all_done(&first.await.unwrap());
-    let hurried = timeout(Duration::from_secs(60), hurried).await.expect("it has a deadline").unwrap();
-    assert!(matches!(hurried[..], [Outcome::Failed(_)]));
+    let short = timeout(Duration::from_secs(60), short).await.expect("it has a deadline").unwrap();
+    assert!(matches!(short[..], [Outcome::Failed(_)]));
     recorder.open(1);
-    all_done(&patient.await.unwrap());
+    all_done(&long.await.unwrap());
     assert!(queue.is_idle());
 }
 
-/// Steps of the state machine for each of `callers` waiting commits, half of them of paths that overlap.
+/// Returns the steps of the state machine for each of `callers` waiting commits. Half of them have
+/// overlapping paths.
 async fn cost_of(callers: usize) -> f64 {
     let (queue, recorder) = (Queue::default(), Recorder::gated());
     let execute = recorder.execute();
@@ -389,7 +391,7 @@ async fn cost_of(callers: usize) -> f64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn cost_of_a_commit_does_not_grow_with_waiting_callers() {
+async fn cost_of_commit_does_not_grow_with_waiting_callers() {
     let few = cost_of(30).await;
     for callers in [300, 3000] {
         let many = cost_of(callers).await;
@@ -404,7 +406,7 @@ fn some_path() -> impl Strategy<Value = PlainPath> {
 proptest! {
     /// Compares the index with the definition: a part waits for earlier parts whose paths overlap with its own.
     #[test]
-    fn parts_wait_for_earlier_ones_that_overlap(
+    fn part_waits_for_earlier_overlapping_parts(
         parts in proptest::collection::vec((proptest::collection::vec(some_path(), 1..3), any::<u8>()), 1..12),
     ) {
         let mut places = Places::default();
@@ -417,7 +419,7 @@ proptest! {
             let own = &left[&number];
             left.range(..number).any(|(_, paths)| paths.iter().any(|one| own.iter().any(|other| overlap(one, other))))
         };
-        // In any order, as callers leave.
+        // Parts are removed in any order, as callers leave.
         for (_, choice) in &parts {
             let free: BTreeSet<u64> = left.keys().copied().filter(|number| !is_blocked(&left, *number)).collect();
             for number in left.keys() {
@@ -425,10 +427,10 @@ proptest! {
             }
             let number = *left.keys().nth(usize::from(*choice) % left.len()).unwrap();
             let paths = left.remove(&number).unwrap();
-            let told = places.remove(number, &paths);
+            let unblocked = places.remove(number, &paths);
             for other in left.keys() {
                 let is_free_now = !is_blocked(&left, *other) && !free.contains(other);
-                prop_assert!(!is_free_now || told.contains(other), "{} is not checked again", other);
+                prop_assert!(!is_free_now || unblocked.contains(other), "{} is not checked again", other);
             }
         }
         prop_assert!(places.is_empty());
@@ -436,7 +438,7 @@ proptest! {
 }
 
 #[tokio::test]
-async fn batches_keep_adds_before_deletes_when_callers_are_merged() {
+async fn batch_of_several_callers_keeps_adds_before_deletes() {
     let keyed = Keyed::new().await;
     let plain = plain(&keyed);
     for at in ["old/1", "old/2"] {

@@ -1,4 +1,4 @@
-//! Streams of objects: compared with their content, and what they hold, fetch and leave behind.
+//! Streams of objects: their content, and the memory, requests and tasks that they use.
 
 use super::*;
 use crate::store::object::{AHEAD, WINDOW};
@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 
 const RECORD: u64 = 65_536;
 
-/// An object in memory, with the stream that all objects have that don't bring their own.
+/// An object in memory, with the default stream of [`Object`].
 struct InMemory(Vec<u8>);
 
 #[async_trait]
@@ -48,7 +48,7 @@ fn position() -> impl Strategy<Value = u64> {
 }
 
 #[test]
-fn streamed_ranges_equal_ranges_that_were_read() {
+fn streamed_ranges_equal_read_ranges() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let (objects, _stack) = runtime.block_on(async {
         let stack = Stack::new().await;
@@ -87,9 +87,9 @@ fn streamed_ranges_equal_ranges_that_were_read() {
 }
 
 #[tokio::test]
-async fn damage_comes_in_its_place_and_ends_the_stream() {
+async fn damage_is_delivered_in_order_and_ends_stream() {
     let stack = Stack::new().await;
-    // With a file cache, many records come in one piece.
+    // With a file cache, many records arrive in one piece.
     let disk_cache = Some(DiskCacheOptions { mode: CacheMode::File, max_bytes: 1 << 30 });
     let cached = OpenOptions { disk_cache, ..stack.options(Some(counting_keys())) };
     for view in [stack.keyed().await, stack.open(cached).await] {
@@ -121,10 +121,10 @@ async fn damage_comes_in_its_place_and_ends_the_stream() {
     }
 }
 
-/// A CAS that counts what is fetched, and answers no request for data beyond what it has permits for.
+/// A CAS that counts fetched bytes, and answers a request for data only if there is a permit.
 struct Counting {
     inner: Arc<dyn Cas>,
-    /// Bytes that were handed out.
+    /// Bytes delivered.
     fetched: AtomicU64,
     /// Requests for data in progress.
     live: AtomicUsize,
@@ -189,7 +189,7 @@ async fn counted(stack: &Stack, keys: Option<Arc<Keys>>, len: usize) -> (Arc<Cou
     (cas, object)
 }
 
-/// Waits until a condition holds; the test fails by its own time limit if it never does.
+/// Waits until a condition holds. If it never does, the time limit of the test ends it.
 async fn until(holds: impl Fn() -> bool) {
     while !holds() {
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -201,7 +201,7 @@ async fn first_piece(stream: &mut ByteStream) -> usize {
 }
 
 #[tokio::test]
-async fn unread_stream_fetches_a_bounded_part_of_its_range() {
+async fn unread_stream_fetches_bounded_part_of_range() {
     let len = 24 << 20;
     for keys in [None, Some(counting_keys())] {
         let stack = Stack::new().await;
@@ -211,13 +211,13 @@ async fn unread_stream_fetches_a_bounded_part_of_its_range() {
         // Windows of 1, 2 and 4 MiB, and the 4 MiB of the next.
         let fetched = || cas.fetched.load(Ordering::SeqCst);
         until(|| fetched() >= 7 << 20 && cas.live.load(Ordering::SeqCst) == 0).await;
-        // Chunks across the edges of windows come twice.
-        let slack = 2 << 20;
-        assert!(fetched() <= (AHEAD as u64 + 1) * WINDOW + slack, "{} bytes", fetched());
+        // Chunks across the edges of windows are fetched twice.
+        let overlap = 2 << 20;
+        assert!(fetched() <= (AHEAD as u64 + 1) * WINDOW + overlap, "{} bytes", fetched());
         while read < 12 << 20 {
             read += first_piece(&mut stream).await;
             let held = fetched().saturating_sub(read as u64);
-            assert!(held <= (AHEAD as u64 + 1) * WINDOW + slack, "{held} bytes ahead");
+            assert!(held <= (AHEAD as u64 + 1) * WINDOW + overlap, "{held} bytes ahead");
         }
         let rest: Vec<Bytes> = stream.try_collect().await.unwrap();
         assert_eq!(read + rest.iter().map(Bytes::len).sum::<usize>(), len);
@@ -242,7 +242,7 @@ async fn dropped_stream_ends_its_requests() {
 }
 
 #[tokio::test]
-async fn stream_does_not_end_with_the_deadline_of_its_reader() {
+async fn stream_outlives_deadline_of_reader() {
     let stack = Stack::new().await;
     let (cas, object) = counted(&stack, Some(counting_keys()), 3 << 20).await;
     cas.permits.forget_permits(usize::MAX);
