@@ -1,4 +1,4 @@
-//! Views over the embedded Hub, its CAS and the whole client, by HTTP.
+//! Views over the embedded Hub, its CAS and the whole client, through HTTP.
 
 mod stream;
 
@@ -77,13 +77,13 @@ impl Stack {
         self.open(self.options(None)).await
     }
 
-    /// Every key of the bucket.
+    /// Returns every key of the bucket.
     async fn keys(&self) -> Vec<String> {
         let entries = self.endpoint.client().tree(&bucket(), "", true).await.unwrap();
         entries.iter().map(|entry| entry.key().to_owned()).collect()
     }
 
-    /// Stores bytes under a key as they are.
+    /// Stores bytes under a key unchanged.
     async fn raw(&self, key: &str, bytes: &[u8]) -> Hash {
         let client = self.endpoint.client();
         let tokens = crate::hub::client::bucket_tokens(client.clone(), bucket());
@@ -106,7 +106,7 @@ impl Stack {
     }
 }
 
-/// Bytes that no compression and no deduplication gets at.
+/// Returns bytes that can't be compressed or deduplicated.
 fn bytes(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -203,7 +203,7 @@ async fn encrypted_view_keeps_contract_in_both_formats() {
 }
 
 #[tokio::test]
-async fn content_comes_back_whole_and_in_ranges() {
+async fn content_reads_back_whole_and_in_ranges() {
     let stack = Stack::new().await;
     let mut views = vec![("plain", stack.plain().await)];
     for (folder, format, padding) in
@@ -233,7 +233,7 @@ async fn content_comes_back_whole_and_in_ranges() {
 }
 
 #[tokio::test]
-async fn a_format_1_file_moves_to_format_2_with_its_next_version() {
+async fn format_1_file_moves_to_format_2_with_next_version() {
     let stack = Stack::new().await;
     let (old, new) = (stack.of_format(Format::V1).await, stack.keyed().await);
     write(&*old, "d/f", b"first").await;
@@ -247,7 +247,7 @@ async fn a_format_1_file_moves_to_format_2_with_its_next_version() {
 }
 
 #[tokio::test]
-async fn what_is_in_format_2_is_never_written_in_format_1_again() {
+async fn file_in_format_2_is_not_written_in_format_1_again() {
     let stack = Stack::new().await;
     let (old, new) = (stack.of_format(Format::V1).await, stack.keyed().await);
     write(&*new, "f", b"first").await;
@@ -265,7 +265,7 @@ async fn what_is_in_format_2_is_never_written_in_format_1_again() {
 }
 
 #[tokio::test]
-async fn long_names_live_move_and_leave_nothing_behind() {
+async fn long_names_move_and_their_deletion_leaves_no_object() {
     let stack = Stack::new().await;
     let view = stack.keyed().await;
     let lens = [194, 195, 230, 255];
@@ -296,7 +296,7 @@ async fn long_names_live_move_and_leave_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_wrong_key_is_an_error_unless_a_further_key_is_meant() {
+async fn wrong_key_fails_unless_new_key_is_requested() {
     let stack = Stack::new().await;
     write(&*stack.plain().await, "plain.txt", b"plain").await;
     let view = stack.keyed().await;
@@ -317,7 +317,7 @@ async fn a_wrong_key_is_an_error_unless_a_further_key_is_meant() {
 }
 
 #[tokio::test]
-async fn plaintext_shows_beside_the_encrypted_tree() {
+async fn plaintext_is_shown_next_to_encrypted_tree() {
     let stack = Stack::new().await;
     let (plain, view) = (stack.plain().await, stack.keyed().await);
     write(&*view, "both", b"own both").await;
@@ -339,7 +339,7 @@ async fn plaintext_shows_beside_the_encrypted_tree() {
 }
 
 #[tokio::test]
-async fn a_subfolder_is_the_same_files_under_shorter_paths() {
+async fn subfolder_shows_its_files_under_shorter_paths() {
     let stack = Stack::new().await;
     let (plain, view) = (stack.plain().await, stack.keyed().await);
     let folder = format!("data/{}", long_name(210, 4));
@@ -361,7 +361,7 @@ async fn a_subfolder_is_the_same_files_under_shorter_paths() {
 }
 
 #[tokio::test]
-async fn file_and_folder_of_one_name_are_both_reachable_on_either_side() {
+async fn file_and_folder_of_one_name_are_reachable_on_both_sides() {
     for keys in [None, Some(counting_keys())] {
         let stack = Stack::new().await;
         let view = stack.open(stack.options(keys)).await;
@@ -385,7 +385,7 @@ async fn file_and_folder_of_one_name_are_both_reachable_on_either_side() {
         done(&*view, Op { expect: expect(m).await, ..delete(m) }).await;
         let stored = store(&*view, stream(b"edited")).await;
         done(&*view, Op { expect: expect(p).await, ..put(p, stored, Expect::Any) }).await;
-        // The folder is removed between the look and the change.
+        // The folder is removed between the check and the change.
         let seen = expect(o).await;
         done(&*view, delete("o/i")).await;
         done(&*view, Op { expect: seen, ..delete(o) }).await;
@@ -398,7 +398,7 @@ async fn file_and_folder_of_one_name_are_both_reachable_on_either_side() {
 }
 
 #[tokio::test]
-async fn plain_view_refuses_names_that_the_hub_refuses() {
+async fn plain_view_refuses_names_refused_by_hub() {
     let view = Stack::new().await.plain().await;
     for (parent, name) in
         [("", "back\\slash"), ("", "dots.."), ("", "..."), ("a", "x.."), ("dots..", "x"), ("b\\s", "x")]
@@ -411,7 +411,7 @@ async fn plain_view_refuses_names_that_the_hub_refuses() {
 }
 
 #[tokio::test]
-async fn plain_listing_counts_objects_whose_names_are_too_long() {
+async fn plain_listing_counts_objects_with_too_long_names() {
     let stack = Stack::new().await;
     let view = stack.plain().await;
     stack.raw(&format!("d/{}", "x".repeat(256)), b"").await;
@@ -421,7 +421,7 @@ async fn plain_listing_counts_objects_whose_names_are_too_long() {
 }
 
 #[tokio::test]
-async fn plain_view_shows_directories_first_and_their_files_under_aliases() {
+async fn plain_view_shows_file_with_name_of_directory_under_alias() {
     let stack = Stack::new().await;
     let view = stack.plain().await;
     write(&*view, "d/f", b"below").await;
@@ -442,7 +442,7 @@ async fn plain_view_shows_directories_first_and_their_files_under_aliases() {
 }
 
 #[tokio::test]
-async fn a_keyless_view_writes_nothing_below_the_encrypted_tree() {
+async fn plain_view_refuses_writes_to_encrypted_tree() {
     let stack = Stack::new().await;
     write(&*stack.keyed().await, "f", b"own").await;
     let (plain, before) = (stack.plain().await, stack.keys().await);
@@ -467,14 +467,14 @@ async fn a_keyless_view_writes_nothing_below_the_encrypted_tree() {
 }
 
 #[tokio::test]
-async fn altered_records_are_errors_and_verify_names_them() {
+async fn altered_record_fails_read_and_is_named_by_verify() {
     let stack = Stack::new().await;
     let view = stack.open(OpenOptions { padding: Padding::Padme, ..stack.options(Some(counting_keys())) }).await;
     let content = bytes(9, 9 * 65_536 - 10);
     write(&*view, "f", &content).await;
     let (stored, _) = version(&*view, "f").await;
     assert_eq!(stored.stored_len, (HEADER_LEN + 10 * RECORD_LEN) as u64, "one pad record");
-    // The stored bytes, through a plain view of the encrypted tree.
+    // The stored bytes are read through a plain view of the encrypted tree.
     let key = stack.keys().await.pop().unwrap();
     let mut container = read(&*stack.plain().await, &key).await;
     for record in [2, 9] {
@@ -490,7 +490,7 @@ async fn altered_records_are_errors_and_verify_names_them() {
     assert!(whole.is_integrity(), "{whole}");
     let verified = object.verify().await.unwrap();
     assert_eq!((verified.records, verified.damaged, verified.named), (10, 2, vec![2, 9]));
-    // With a record less, the header is another one's.
+    // With one record less, the header belongs to another object.
     container.truncate(container.len() - RECORD_LEN);
     stack.raw(&key, &container).await;
     assert_eq!(version(&*view, "f").await.1, Len::Damaged);
@@ -500,7 +500,7 @@ async fn altered_records_are_errors_and_verify_names_them() {
 }
 
 #[tokio::test]
-async fn a_container_under_a_name_of_the_other_format_is_damaged() {
+async fn container_under_name_of_other_format_is_damaged() {
     let stack = Stack::new().await;
     let (old, new) = (stack.of_format(Format::V1).await, stack.keyed().await);
     write(&*old, "old", b"content").await;
@@ -521,7 +521,7 @@ async fn a_container_under_a_name_of_the_other_format_is_damaged() {
 }
 
 #[tokio::test]
-async fn a_newer_container_version_is_told_apart() {
+async fn newer_container_version_has_its_own_error() {
     let stack = Stack::new().await;
     let view = stack.keyed().await;
     write(&*view, "f", b"content").await;
@@ -536,7 +536,7 @@ async fn a_newer_container_version_is_told_apart() {
 }
 
 #[tokio::test]
-async fn a_stream_of_another_length_fails_alone() {
+async fn stream_of_unannounced_length_fails_alone() {
     let stack = Stack::new().await;
     for (at, view) in [("plain", stack.plain().await), ("sealed", stack.keyed().await)] {
         let session = view.put().await.unwrap();
@@ -554,12 +554,12 @@ async fn a_stream_of_another_length_fails_alone() {
 }
 
 #[tokio::test]
-async fn a_stream_of_unknown_length_becomes_an_object_in_one_pass() {
+async fn stream_of_unknown_length_is_stored_in_one_pass() {
     let stack = Stack::new().await;
     for view in [stack.plain().await, stack.keyed().await] {
         for (i, len) in [0, 1, 65_536, 65_537, 3_000_000].into_iter().enumerate() {
             let content = bytes(i as u64, len);
-            // A pipe: nobody can ask it for a length, or read it twice.
+            // A pipe has no length and can't be read twice.
             let (mut source, reader) = tokio::io::duplex(50_000);
             let feeding = async {
                 tokio::io::AsyncWriteExt::write_all(&mut source, &content).await.unwrap();
@@ -577,7 +577,7 @@ async fn a_stream_of_unknown_length_becomes_an_object_in_one_pass() {
 }
 
 #[tokio::test]
-async fn sizes_learnt_once_are_never_asked_for_again() {
+async fn size_read_once_is_not_requested_again() {
     let stack = Stack::new().await;
     let view = stack.keyed().await;
     for i in 0..5 {
@@ -592,7 +592,7 @@ async fn sizes_learnt_once_are_never_asked_for_again() {
         lens.collect()
     };
     let expected: Vec<Len> = (0..5).map(|i| Len::Known(1000 + i)).collect();
-    // Our own uploads, in a new view over the same cache.
+    // A new view over this cache lists own uploads.
     let again = stack.keyed().await;
     assert_eq!(known(again.list(&PlainPath::root()).await.unwrap().entries), expected);
     assert_eq!(*reconstructions.lock().unwrap(), 0);
@@ -619,12 +619,12 @@ async fn sizes_learnt_once_are_never_asked_for_again() {
 }
 
 #[tokio::test]
-async fn read_only_and_missing_sources_are_refused() {
+async fn missing_source_and_writes_to_read_only_source_are_refused() {
     let stack = Stack::new().await;
     let missing = stack.open_at("", OpenOptions { create: false, ..stack.options(None) }).await;
     assert!(matches!(missing, Err(Error::Hub(crate::hub::Error::BucketNotFound(_)))));
     let missing = stack.open_at("", OpenOptions { read_only: true, ..stack.options(None) }).await;
-    assert!(missing.is_err(), "nothing is made for a reader");
+    assert!(missing.is_err(), "no bucket is created for a reader");
     write(&*stack.keyed().await, "f", b"content").await;
     for keys in [None, Some(counting_keys())] {
         let view = stack.open(OpenOptions { read_only: true, ..stack.options(keys) }).await;
@@ -636,8 +636,8 @@ async fn read_only_and_missing_sources_are_refused() {
 }
 
 #[tokio::test]
-async fn a_format_1_file_cut_by_libaegis_reads_and_verify_gives_a_hint() {
-    // It rewrites the header only: the last record keeps what was written.
+async fn format_1_file_truncated_by_libaegis_reads_with_hint_in_verify() {
+    // libaegis rewrites the header only. The last record keeps the old bytes.
     let (keys, file_id) = (counting_keys(), FileId([9; 24]));
     let header = Header { format: Format::V1, plain_len: PlainLen(100), records: 1, file_id };
     let mut slot = Box::new([0; RECORD_LEN]);
@@ -658,7 +658,7 @@ async fn a_format_1_file_cut_by_libaegis_reads_and_verify_gives_a_hint() {
 }
 
 #[tokio::test]
-async fn an_answer_lost_on_the_wire_is_looked_up() {
+async fn lost_answer_of_batch_is_replaced_by_reading_keys() {
     use crate::hub::local::faults::{Fault, Rule};
     let stack = Stack::new().await;
     let view = stack.keyed().await;
@@ -672,7 +672,7 @@ async fn an_answer_lost_on_the_wire_is_looked_up() {
 }
 
 #[tokio::test]
-async fn a_view_keeps_the_embedded_hub_of_its_endpoint_alive() {
+async fn view_keeps_embedded_hub_of_endpoint_alive() {
     let folder = TempDir::new().unwrap();
     let address = format!("file://{}", folder.path().display());
     let endpoint = Arc::new(Endpoint::open(&address, TokenProvider::anonymous()).await.unwrap());
@@ -684,7 +684,7 @@ async fn a_view_keeps_the_embedded_hub_of_its_endpoint_alive() {
 }
 
 #[tokio::test]
-async fn drafts_freeze_upload_and_go_on() {
+async fn frozen_draft_uploads_edited_content() {
     let stack = Stack::new().await;
     let old = stack.of_format(Format::V1).await;
     for (at, view) in [("plain", stack.plain().await), ("old", old), ("new", stack.keyed().await)] {
@@ -710,12 +710,12 @@ async fn drafts_freeze_upload_and_go_on() {
     }
 }
 
-/// How many requests for xorb data come; none of them is answered while it is shut.
-struct DataDoor {
-    asked: Arc<AtomicUsize>,
+/// Counter of requests for xorb data.
+struct DataRequests {
+    count: Arc<AtomicUsize>,
 }
 
-impl DataDoor {
+impl DataRequests {
     fn of(stack: &Stack) -> Self {
         let asked = Arc::new(AtomicUsize::new(0));
         let count = asked.clone();
@@ -724,20 +724,20 @@ impl DataDoor {
                 count.fetch_add(1, Ordering::SeqCst);
             }
         });
-        Self { asked }
+        Self { count: asked }
     }
 
-    fn asked(&self) -> usize {
-        self.asked.swap(0, Ordering::SeqCst)
+    fn take(&self) -> usize {
+        self.count.swap(0, Ordering::SeqCst)
     }
 }
 
-/// Reads until nothing is fetched for it any more: caches are filled behind the reader's back.
-async fn read_until_kept(view: &dyn View, at: &str, content: &[u8], door: &DataDoor) {
+/// Reads until no request is sent any more. Caches are filled in the background.
+async fn read_until_kept(view: &dyn View, at: &str, content: &[u8], requests: &DataRequests) {
     for _ in 0..500 {
-        door.asked();
+        requests.take();
         assert!(read(view, at).await == content);
-        if door.asked() == 0 {
+        if requests.take() == 0 {
             return;
         }
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
@@ -746,10 +746,10 @@ async fn read_until_kept(view: &dyn View, at: &str, content: &[u8], door: &DataD
 }
 
 #[tokio::test]
-async fn what_was_read_is_kept_on_disk_as_it_is_stored_and_damage_to_it_is_healed() {
+async fn disk_cache_holds_stored_bytes_and_damage_is_repaired() {
     for mode in [CacheMode::Chunk, CacheMode::File] {
         let stack = Stack::new().await;
-        let door = DataDoor::of(&stack);
+        let requests = DataRequests::of(&stack);
         let disk_cache = Some(DiskCacheOptions { mode, max_bytes: 1 << 30 });
         for keys in [Some(counting_keys()), None] {
             let at = if keys.is_some() { "sealed" } else { "plain" };
@@ -757,11 +757,11 @@ async fn what_was_read_is_kept_on_disk_as_it_is_stored_and_damage_to_it_is_heale
             let view = stack.open(options.clone()).await;
             let content = "canary in the cache ".repeat(20_000).into_bytes();
             write(&*view, at, &content).await;
-            read_until_kept(&*view, at, &content, &door).await;
+            read_until_kept(&*view, at, &content, &requests).await;
             drop(view);
-            // What another mount, later, finds.
+            // Another mount finds the cache later.
             let view = stack.open(options.clone()).await;
-            read_until_kept(&*view, at, &content, &door).await;
+            read_until_kept(&*view, at, &content, &requests).await;
             let entries: Vec<_> = files_below(stack.cache.path())
                 .into_iter()
                 .filter(|file| {
@@ -777,26 +777,27 @@ async fn what_was_read_is_kept_on_disk_as_it_is_stored_and_damage_to_it_is_heale
                 damaged.iter_mut().skip(200).step_by(997).for_each(|byte| *byte ^= 1);
                 std::fs::write(&file, damaged).unwrap();
             }
-            door.asked();
+            requests.take();
             assert!(read(&*view, at).await == content, "{at}, {mode:?}");
-            assert!(door.asked() > 0, "damage is fetched anew");
+            assert!(requests.take() > 0, "damaged data is fetched again");
         }
     }
 }
 
 #[tokio::test]
-async fn a_range_of_a_plain_file_is_held_against_its_chunks_where_they_are_known() {
+async fn range_of_plain_file_is_checked_against_known_chunks() {
     let stack = Stack::new().await;
     let view = stack.plain().await;
     let content = bytes(3, 400_000);
     write(&*view, "f", &content).await;
     let (version, _) = version(&*view, "f").await;
-    // Another process, whose store is damaged where nobody else would notice. It learns the chunks by reading all of the file.
+    // Another process, whose store is damaged without other evidence, reads the chunk list by reading the
+    // whole file.
     let stranger = OpenOptions { cache_dir: None, ..stack.options(None) };
     let view = stack.open(stranger).await;
     view.open(&version).await.unwrap().verify().await.unwrap();
     damaged_range_is_refused(&stack, &*view, &version, &content).await;
-    // And one that finds what the writer left.
+    // A third process finds the chunk list of the writer.
     let view = stack.plain().await;
     damaged_range_is_refused(&stack, &*view, &version, &content).await;
 }
@@ -804,13 +805,13 @@ async fn a_range_of_a_plain_file_is_held_against_its_chunks_where_they_are_known
 async fn damaged_range_is_refused(stack: &Stack, view: &dyn View, version: &Version, content: &[u8]) {
     stack.faults.add(Rule { count: u64::MAX, ..Rule::once("*/data/*", Fault::CorruptByte { at: 1000 }) });
     let read = view.open(version).await.unwrap().read(0, 10_000).await;
-    assert!(read.is_err(), "a wrong byte was given out");
+    assert!(read.is_err(), "a wrong byte was returned");
     stack.faults.clear();
     assert_eq!(view.open(version).await.unwrap().read(0, 10_000).await.unwrap(), &content[..10_000]);
 }
 
 #[tokio::test]
-async fn what_an_upload_was_told_of_checks_ranges_of_what_others_uploaded() {
+async fn dedup_replies_of_upload_check_ranges_of_others_files() {
     let stack = Stack::new().await;
     let content = bytes(5, 3_000_000);
     write(&*stack.plain().await, "first", &content).await;
@@ -818,45 +819,49 @@ async fn what_an_upload_was_told_of_checks_ranges_of_what_others_uploaded() {
     let open = || stack.open(OpenOptions { cache_dir: Some(cache.path().to_owned()), ..stack.options(None) });
     let view = open().await;
     let (version, _) = version(&*view, "first").await;
-    // A block that the CAS is asked for: what comes begins at most one chunk before, so this byte of it is read.
+    // The CAS is asked for a block. Its data starts at most one chunk earlier, so this byte of it is read.
     let (at, len) = (9 << 18, 200_000);
     let expected = &content[at as usize..at as usize + len];
     let rule = |count| Rule { count, ..Rule::once("*/data/*", Fault::CorruptByte { at: 150_000 }) };
     stack.faults.add(rule(u64::MAX));
-    assert!(view.open(&version).await.unwrap().read(at, len).await.unwrap() != expected, "nobody notices");
+    assert!(
+        view.open(&version).await.unwrap().read(at, len).await.unwrap() != expected,
+        "without chunk lists damage is not detected"
+    );
     stack.faults.clear();
 
-    // It shares what is before that block. The CAS may answer too late to be of use, so more than once.
-    let told = || {
+    // The upload shares the data before that block. The answer of the CAS may be too late, so it is tried
+    // more than once.
+    let has_list = || {
         files_below(&cache.path().join("known"))
             .iter()
             .any(|file| file.file_name().unwrap().as_encoded_bytes().starts_with(b"x-"))
     };
     for nth in 0..20 {
-        if !told() {
+        if !has_list() {
             write(&*view, &format!("second-{nth}"), &[&content[..2_000_000], &bytes(6 + nth, 300_000)].concat()).await;
         }
     }
-    assert!(told());
-    // Now, and when it is mounted again.
+    assert!(has_list());
+    // The chunk list is used now, and after another mount.
     for view in [view, open().await] {
         let file = view.open(&version).await.unwrap();
         stack.faults.add(rule(1));
-        assert_eq!(file.read(at, len).await.unwrap(), expected, "damage is fetched again");
+        assert_eq!(file.read(at, len).await.unwrap(), expected, "damaged data is fetched again");
         stack.faults.clear();
         stack.faults.add(rule(u64::MAX));
-        assert!(file.read(at, len).await.is_err(), "a wrong byte was given out");
+        assert!(file.read(at, len).await.is_err(), "a wrong byte was returned");
         stack.faults.clear();
     }
 }
 
 #[tokio::test]
-async fn an_edit_of_a_large_file_sends_what_changed() {
+async fn edit_of_large_file_sends_changed_records_only() {
     let stack = Stack::new().await;
     let stored_bytes = || files_below(stack.hub.path()).iter().map(|file| file.metadata().unwrap().len()).sum::<u64>();
     let mut content = bytes(1, 66 << 20);
     write(&*stack.keyed().await, "f", &content).await;
-    // Another daemon: what it knows of the first upload is on disk.
+    // Another daemon finds its knowledge of the first upload on disk.
     let view = stack.keyed().await;
     let (base, _) = version(&*view, "f").await;
     let pool = Arc::new(Pool::default());
@@ -870,12 +875,13 @@ async fn an_edit_of_a_large_file_sends_what_changed() {
     let stored = store(&*view, Content::Frozen { frozen: Arc::new(frozen), slots: pool }).await;
     done(&*view, put("f", stored, Expect::Is(base.id))).await;
     let sent = stored_bytes() - before;
-    // What is packed before the CAS has answered that it has the rest is sent again: a xorb of a third of the session's memory.
+    // Data that is packed before the CAS has answered is sent again: a xorb of a third of the session's
+    // memory.
     assert!(sent < 20 << 20, "{sent} bytes of {len} were stored for six");
     assert!(read(&*view, "f").await == content);
 }
 
-/// Whether `needle` occurs in `haystack`.
+/// Returns true if `needle` occurs in `haystack`.
 fn holds(haystack: &[u8], needle: &str) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle.as_bytes())
 }
@@ -890,7 +896,7 @@ fn files_below(folder: &Path) -> Vec<std::path::PathBuf> {
 }
 
 #[tokio::test]
-async fn no_plaintext_leaves_and_none_lands() {
+async fn no_plaintext_is_sent_or_stored() {
     let stack = Stack::new().await;
     let sent = Arc::new(Mutex::new(Vec::new()));
     let log = sent.clone();
@@ -929,7 +935,7 @@ async fn no_plaintext_leaves_and_none_lands() {
 }
 
 #[tokio::test]
-async fn another_bucket_is_another_source() {
+async fn buckets_have_different_identities() {
     let stack = Stack::new().await;
     let view = stack.keyed().await;
     let elsewhere = Source::Bucket { id: BucketId::new("local", "elsewhere").unwrap(), prefix: String::new() };

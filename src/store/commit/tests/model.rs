@@ -1,9 +1,9 @@
-//! Random operations with random faults, against what must hold at every line that the Hub applies:
+//! Runs random operations with random faults. At every line that the Hub applies, these rules must hold:
 //!
 //! - a path that no operation names doesn't change;
 //! - a path shows its old content, its new one, or (deleted) nothing: never an older one that was hidden;
-//! - what is renamed is readable under one of its two names at every moment;
-//! - an operation that failed can be repeated, and then does what it should have done.
+//! - a renamed file is readable under one of its two names at every moment;
+//! - an operation that failed can be repeated, and then succeeds.
 
 use crate::crypto::Format::{self, V1, V2};
 use crate::hub::BatchOp;
@@ -14,7 +14,7 @@ use crate::xet::Hash;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Paths that operations choose from: files, two directories, long names.
+/// Returns the paths that operations choose from: files, two directories, long names.
 fn paths() -> Vec<String> {
     let long = long_name(230, 33);
     let mut paths: Vec<String> = ["a", "b", "d/a", "d/b", "d/e/a", "e/a"].map(str::to_owned).to_vec();
@@ -64,19 +64,19 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What goes wrong with the n-th batch: nothing, an answer lost after some lines, or some lines refused.
+/// Fault of the n-th batch: none, an answer lost after some lines, or some lines refused.
 #[derive(Clone, Debug)]
-enum Trouble {
+enum InjectedFault {
     None,
     Lose(usize),
     RefuseEvery(usize),
 }
 
-fn trouble() -> impl Strategy<Value = Trouble> {
+fn injected_fault() -> impl Strategy<Value = InjectedFault> {
     prop_oneof![
-        3 => Just(Trouble::None),
-        1 => (0usize..4).prop_map(Trouble::Lose),
-        1 => (1usize..4).prop_map(Trouble::RefuseEvery),
+        3 => Just(InjectedFault::None),
+        1 => (0usize..4).prop_map(InjectedFault::Lose),
+        1 => (1usize..4).prop_map(InjectedFault::RefuseEvery),
     ]
 }
 
@@ -128,7 +128,7 @@ fn moved(path: &str, from: &str, to: &str) -> Option<String> {
     path.rebase(&from, &to).filter(|moved| *moved != to).map(|moved| moved.as_str().to_owned())
 }
 
-/// An operation that makes sense now, and what each path may show while it runs and must show when it is done.
+/// Returns an operation that is possible now, and the content that each path must show afterwards.
 fn operation(world: &mut World, step: &Step) -> Option<(Op, Shown)> {
     let (paths, mut after) = (paths(), world.now());
     let expect = |shown: Option<Hash>| shown.map_or(Expect::Absent, |hash| Expect::Is(hash.into()));
@@ -136,7 +136,7 @@ fn operation(world: &mut World, step: &Step) -> Option<(Op, Shown)> {
         Step::Put { at, old_format } => {
             let (at, content) = (&paths[*at], world.content());
             let place = &world.places[at];
-            // Content is sealed anew where a path has format 2: that needs a CAS.
+            // Content is sealed again if a path has format 2, and that needs a CAS.
             let newer = world.view.hub.contents().contains_key(&place.primary);
             let format = if *old_format && place.legacy.is_some() && !newer { V1 } else { V2 };
             let operation = put_as(at, &content, expect(after[at]), format);
@@ -188,7 +188,7 @@ fn operation(world: &mut World, step: &Step) -> Option<(Op, Shown)> {
     }
 }
 
-/// What must hold at every moment between `before` and `after`.
+/// Checks the rules that hold at every moment between `before` and `after`.
 fn check_moment(before: &Shown, after: &Shown, now: &Shown, moves: bool) -> Result<(), TestCaseError> {
     for (path, content) in now {
         let allowed = [before[path], after[path]];
@@ -197,15 +197,15 @@ fn check_moment(before: &Shown, after: &Shown, now: &Shown, moves: bool) -> Resu
     if moves {
         let readable: BTreeSet<Hash> = now.values().flatten().copied().collect();
         for (path, content) in before.iter().filter(|(path, content)| content.is_some() && after[*path].is_none()) {
-            prop_assert!(readable.contains(&content.unwrap()), "what was at {path:.20} is nowhere");
+            prop_assert!(readable.contains(&content.unwrap()), "the content of {path:.20} is lost");
         }
     }
     Ok(())
 }
 
-async fn run(steps: Vec<(Step, Vec<Trouble>)>) -> Result<(), TestCaseError> {
+async fn run(steps: Vec<(Step, Vec<InjectedFault>)>) -> Result<(), TestCaseError> {
     let mut world = World::new();
-    for (step, troubles) in steps {
+    for (step, faults) in steps {
         if let Step::Leave { at } = step {
             let at = &paths()[at];
             if world.places[at].legacy.is_some() {
@@ -217,15 +217,15 @@ async fn run(steps: Vec<(Step, Vec<Trouble>)>) -> Result<(), TestCaseError> {
         let before = world.now();
         let Some((operation, after)) = operation(&mut world, &step) else { continue };
         world.view.hub.take_history();
-        for trouble in troubles {
+        for fault in faults {
             let keys = world.places.values().flat_map(|place| {
                 let sidecars = place.sidecars.iter().map(|sidecar| sidecar.key.clone());
                 sidecars.chain([place.primary.clone()]).chain(place.legacy.clone())
             });
-            world.view.hub.fault(match trouble {
-                Trouble::None => None,
-                Trouble::Lose(lines) => Some(Fault::Lose(lines)),
-                Trouble::RefuseEvery(nth) => Some(Fault::Refuse(keys.step_by(nth).collect())),
+            world.view.hub.fault(match fault {
+                InjectedFault::None => None,
+                InjectedFault::Lose(lines) => Some(Fault::Lose(lines)),
+                InjectedFault::RefuseEvery(nth) => Some(Fault::Refuse(keys.step_by(nth).collect())),
             });
         }
         let moves = matches!(operation.change, Change::Rename { .. } | Change::RenameDirectory { .. });
@@ -256,23 +256,23 @@ fn is_done(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Done(_) | Outcome::Moved(_))
 }
 
-/// The same operations one by one and in one commit.
+/// Runs the operations one by one and in one commit, and compares the results.
 async fn run_both_ways(steps: Vec<Step>) -> Result<(), TestCaseError> {
-    let (mut one_by_one, at_once) = (World::new(), World::new());
+    let (mut one_by_one, combined) = (World::new(), World::new());
     let mut operations = Vec::new();
     for step in steps {
         let Some((operation, _)) = operation(&mut one_by_one, &step) else { continue };
         let outcome = one_by_one.view.commit(operation.clone()).await;
         prop_assert!(is_done(&outcome), "{outcome:?}");
-        at_once.view.learn(&operation);
+        combined.view.learn(&operation);
         operations.push(operation);
     }
-    for outcome in at_once.view.view.commit(&operations).await {
+    for outcome in combined.view.view.commit(&operations).await {
         prop_assert!(is_done(&outcome), "{outcome:?}");
     }
-    prop_assert_eq!(one_by_one.view.hub.contents(), at_once.view.hub.contents());
+    prop_assert_eq!(one_by_one.view.hub.contents(), combined.view.hub.contents());
     let batches = |world: &World| world.view.hub.take_batches().len();
-    prop_assert!(batches(&at_once) <= batches(&one_by_one));
+    prop_assert!(batches(&combined) <= batches(&one_by_one));
     Ok(())
 }
 
@@ -280,15 +280,15 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 4000, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_moment_of_every_commit_is_safe(
-        steps in prop::collection::vec((step(), prop::collection::vec(trouble(), 0..5)), 1..12)
+    fn random_commit_with_faults_is_safe_at_every_line(
+        steps in prop::collection::vec((step(), prop::collection::vec(injected_fault(), 0..5)), 1..12)
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         runtime.block_on(run(steps))?;
     }
 
     #[test]
-    fn one_commit_of_many_operations_does_what_they_do_one_by_one(steps in prop::collection::vec(step(), 1..20)) {
+    fn one_commit_of_many_operations_equals_single_commits(steps in prop::collection::vec(step(), 1..20)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         runtime.block_on(run_both_ways(steps))?;
     }

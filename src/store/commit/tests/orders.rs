@@ -1,4 +1,5 @@
-//! What is sent and what is not: expectations, refused lines, lost answers, foreign changes.
+//! Lines that are sent, and lines that are not: expectations, refused lines, lost answers, changes by other
+//! clients.
 
 use crate::crypto::Format::{V1, V2};
 use crate::hub::BatchOp;
@@ -37,7 +38,7 @@ fn conflict(outcome: Outcome, found: Option<&str>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_put_replaces_only_what_it_expects() {
+async fn put_replaces_expected_content_only() {
     let view = Keyed::new().await;
     done(view.commit(put("f", "one", Expect::Absent)).await);
     conflict(view.commit(put("f", "two", Expect::Absent)).await, Some("one"));
@@ -52,7 +53,7 @@ async fn a_put_replaces_only_what_it_expects() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn time_of_replaced_object_always_rises_and_is_newer_than_any_copy() {
+async fn time_of_replaced_object_rises_and_is_newer_than_any_copy() {
     let view = Keyed::new().await;
     let old = OffsetDateTime::UNIX_EPOCH;
     let mtime = |at: &str| view.hub.mtime(&view.key(at, V2)).unwrap();
@@ -67,7 +68,7 @@ async fn time_of_replaced_object_always_rises_and_is_newer_than_any_copy() {
     done(view.commit(put("f", "three", is("two"))).await);
     let second = mtime("f");
     assert!(second > first && second > before + time::Duration::SECOND);
-    // A repeat, which sends nothing.
+    // A repeat sends nothing.
     done(view.commit(put("f", "three", is("two"))).await);
     assert_eq!(mtime("f"), second);
     // A new name keeps the time, a replaced one doesn't.
@@ -85,7 +86,7 @@ async fn time_of_replaced_object_always_rises_and_is_newer_than_any_copy() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn deleting_what_is_gone_is_done_and_what_changed_is_a_conflict() {
+async fn delete_of_missing_file_is_done_and_of_changed_file_conflicts() {
     let view = Keyed::new().await;
     done(view.commit(delete("f", is("one"))).await);
     view.object("f", V2, "two");
@@ -95,7 +96,7 @@ async fn deleting_what_is_gone_is_done_and_what_changed_is_a_conflict() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn operations_on_one_path_happen_in_order_and_others_share_a_batch() {
+async fn operations_on_one_path_keep_order_and_others_share_batch() {
     let view = Keyed::new().await;
     let operations = [
         put("a", "one", Expect::Absent),
@@ -114,7 +115,7 @@ async fn operations_on_one_path_happen_in_order_and_others_share_a_batch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_is_lost_is_looked_up() {
+async fn batch_with_lost_answer_is_checked_by_reading() {
     for applied in [0, 1, 2] {
         let view = Keyed::new().await;
         view.hub.fault(Some(Fault::Lose(applied)));
@@ -126,7 +127,7 @@ async fn an_answer_that_is_lost_is_looked_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_third_content_behind_a_lost_answer_is_a_conflict() {
+async fn third_content_after_lost_answer_is_conflict() {
     let view = Keyed::new().await;
     view.object("a", V2, "old");
     view.hub.fault(Some(Fault::Lose(0)));
@@ -137,7 +138,7 @@ async fn a_third_content_behind_a_lost_answer_is_a_conflict() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_that_is_never_answered_is_given_up_after_three_tries() {
+async fn batch_without_answer_fails_after_three_tries() {
     let view = Keyed::new().await;
     view.hub.always(Some(Fault::Lose(0)));
     let outcome = view.commit(put("a", "one", Expect::Absent)).await;
@@ -146,7 +147,7 @@ async fn a_batch_that_is_never_answered_is_given_up_after_three_tries() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_is_not_repeated_longer_than_what_it_rests_on_is_fresh() {
+async fn batch_is_not_repeated_after_read_state_is_stale() {
     let view = Keyed::new().await;
     view.hub.fault(refuse(&[view.key("a", V2)]));
     done(view.commit(put("a", "one", Expect::Absent)).await);
@@ -155,7 +156,7 @@ async fn a_batch_is_not_repeated_longer_than_what_it_rests_on_is_fresh() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_hub_puts_off_is_for_the_caller_to_try_again() {
+async fn commit_with_status_503_is_returned_to_caller() {
     let view = Keyed::new().await;
     view.hub.always(Some(Fault::PutOff));
     let outcome = view.commit(put("a", "one", Expect::Absent)).await;
@@ -164,7 +165,7 @@ async fn what_the_hub_puts_off_is_for_the_caller_to_try_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_known_of_a_lost_batch_while_the_hub_cannot_be_read() {
+async fn batch_with_lost_answer_fails_while_hub_is_unreadable() {
     let view = Keyed::new().await;
     view.hub.fault(Some(Fault::Lose(1)));
     view.hub.reads_fail_after(1);
@@ -172,11 +173,11 @@ async fn nothing_is_known_of_a_lost_batch_while_the_hub_cannot_be_read() {
     assert!(matches!(outcome, Outcome::Failed(Error::Hub(_))), "{outcome:?}");
     view.hub.no_more_faults();
     done(view.commit(put("a", "one", Expect::Absent)).await);
-    assert_eq!(view.hub.take_batches().len(), 1, "it was there already");
+    assert_eq!(view.hub.take_batches().len(), 1, "it existed already");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_add_is_repeated_and_its_old_path_stays() {
+async fn refused_add_is_repeated_and_its_old_path_stays() {
     let view = Keyed::new().await;
     view.object("a", V2, "one");
     view.object("b", V2, "two");
@@ -197,7 +198,7 @@ async fn a_refused_add_is_repeated_and_its_old_path_stays() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_is_denied_stops_the_others() {
+async fn denied_request_stops_other_requests() {
     let view = Keyed::new().await;
     view.hub.always(Some(Fault::Deny));
     let operations: Vec<Op> = (0..1500).map(|i| put(&format!("f{i}"), "x", Expect::Absent)).collect();
@@ -210,7 +211,7 @@ async fn a_request_that_is_denied_stops_the_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_read_six_seconds_ago_is_read_again() {
+async fn state_read_six_seconds_ago_is_read_again() {
     for meddles in [false, true] {
         let view = Keyed::new().await;
         view.object("a", V2, "old");
@@ -233,7 +234,7 @@ async fn what_was_read_six_seconds_ago_is_read_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_file_changed_by_others_after_its_add_is_not_deleted() {
+async fn rename_does_not_delete_file_changed_by_others() {
     let view = Keyed::new().await;
     view.object("a", V2, "mine");
     let key = view.key("a", V2);
@@ -250,7 +251,7 @@ async fn a_file_changed_by_others_after_its_add_is_not_deleted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_damaged_file_is_not_overwritten_but_may_be_deleted() {
+async fn damaged_file_is_not_overwritten_but_may_be_deleted() {
     let view = Keyed::new().await;
     view.hub.put(&view.key("a", V2), hash_of("broken"), 100);
     view.object("b", V2, "good");
@@ -265,7 +266,7 @@ async fn a_damaged_file_is_not_overwritten_but_may_be_deleted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_file_whose_header_cannot_be_read_is_not_overwritten() {
+async fn file_with_unreadable_header_is_not_overwritten() {
     let view = Keyed::new().await;
     view.hub.put(&view.key("a", V2), hash_of("unread"), 65_638);
     let outcome = view.commit(put("a", "new", Expect::Any)).await;
@@ -274,7 +275,7 @@ async fn a_file_whose_header_cannot_be_read_is_not_overwritten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn large_content_under_two_paths_is_marked_before_it_is_sent() {
+async fn large_content_under_two_paths_is_marked_before_sending() {
     let view = Keyed::new().await;
     view.sized_object("a", V2, "large", 1025);
     const { assert!(NEW_ID_LIMIT < 1025 * 65_568) };
@@ -287,11 +288,11 @@ async fn large_content_under_two_paths_is_marked_before_it_is_sent() {
     assert!(!view.memory.is_shared(&hash_of("large")));
     done(view.commit(copy("b", "c")).await);
     done(view.commit(rename("c", "d", Expect::Any, Expect::Absent)).await);
-    assert!(view.memory.is_shared(&hash_of("large")), "a copy is there for good");
+    assert!(view.memory.is_shared(&hash_of("large")), "a copy stays permanently");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sidecar_stays_while_anything_needs_it() {
+async fn sidecar_stays_while_file_needs_it() {
     let view = Keyed::new().await;
     let long = long_name(240, 3);
     let (one, two) = (format!("{long}/one"), format!("{long}/two"));
@@ -305,7 +306,7 @@ async fn a_sidecar_stays_while_anything_needs_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nested_long_names_lose_the_inner_sidecar_first() {
+async fn delete_below_nested_long_names_removes_inner_sidecar_first() {
     let view = Keyed::new().await;
     let deep = format!("{}/{}/x", long_name(200, 1), long_name(220, 2));
     view.commit_all(&[put(&deep, "x", Expect::Absent)]).await;
@@ -318,7 +319,7 @@ async fn nested_long_names_lose_the_inner_sidecar_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_old_path_stays_until_the_new_one_can_be_read() {
+async fn old_path_stays_until_new_path_is_readable() {
     let view = Keyed::new().await;
     let long = long_name(200, 5);
     view.object("a", V2, "one");
@@ -332,7 +333,7 @@ async fn the_old_path_stays_until_the_new_one_can_be_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_missing_sidecar_is_added_by_any_commit_below() {
+async fn missing_sidecar_is_added_by_commit_below() {
     let view = Keyed::new().await;
     let long = long_name(200, 5);
     view.object(&format!("{long}/there"), V2, "there");
@@ -342,7 +343,7 @@ async fn a_missing_sidecar_is_added_by_any_commit_below() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn reading_a_file_back_brings_a_missing_sidecar_back() {
+async fn rename_to_itself_restores_missing_sidecar() {
     let view = Keyed::new().await;
     let long = format!("{}/x", long_name(200, 5));
     view.object(&long, V2, "x");
@@ -355,7 +356,7 @@ async fn reading_a_file_back_brings_a_missing_sidecar_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_directory_with_unreadable_entries_is_not_moved() {
+async fn directory_with_unreadable_entries_is_not_moved() {
     let view = Keyed::new().await;
     view.object("d/a", V2, "a");
     let directory = view.key("d", V2);
@@ -367,7 +368,7 @@ async fn a_directory_with_unreadable_entries_is_not_moved() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_directory_moves_in_both_formats_and_goes_on_after_a_cut() {
+async fn directory_move_in_both_formats_continues_after_interruption() {
     let view = Keyed::new().await;
     for (at, format) in [("d/a", V2), ("d/a", V1), ("d/b", V1), ("d/e/f", V2)] {
         view.object(at, format, &format!("{at} {format:?}"));
@@ -379,7 +380,7 @@ async fn a_directory_moves_in_both_formats_and_goes_on_after_a_cut() {
     let outcome = view.commit(view.move_directory("d", "n")).await;
     assert!(matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
     view.hub.no_more_faults();
-    // And once more, as after a crash between the end and the journal's entry.
+    // The repeat is as after a crash between the end of the move and the journal's entry.
     for _ in 0..2 {
         let Outcome::Moved(moved) = view.commit(view.move_directory("d", "n")).await else { panic!("not moved") };
         let moved: BTreeSet<_> = moved.into_iter().map(|file| (file.path, file.version.id)).collect();
@@ -400,7 +401,7 @@ async fn a_directory_moves_in_both_formats_and_goes_on_after_a_cut() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_directory_is_not_moved_onto_one_with_files() {
+async fn directory_is_not_moved_onto_directory_with_files() {
     let view = Keyed::new().await;
     view.object("d/a", V2, "a");
     view.object("e/b", V1, "b");
@@ -422,11 +423,11 @@ async fn adds_and_deletes_never_share_a_batch() {
         let adds = batch.iter().filter(|op| matches!(op, BatchOp::Add { .. })).count();
         assert!(adds == 0 || adds == batch.len(), "{batch:?}");
     }
-    assert_eq!(view.hub.contents().len(), 3, "the format-1 object is gone");
+    assert_eq!(view.hub.contents().len(), 3, "the format-1 object is deleted");
 }
 
 #[tokio::test(start_paused = true)]
-async fn content_of_the_other_side_is_refused() {
+async fn content_of_other_side_is_refused() {
     let view = Keyed::new().await;
     let mut operation = put("a", "x", Expect::Any);
     let Change::Put { stored, .. } = &mut operation.change else { unreachable!() };

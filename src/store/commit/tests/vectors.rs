@@ -1,4 +1,5 @@
-//! `operations` of the vectors, through the pure planner: the same batches, in the same order, also where lines fail.
+//! Runs `operations` of the vectors through the pure planner. The batches and their order must be equal, also
+//! if lines fail.
 
 use super::super::plan::{Action, Change, Held, Plan, Run, Slot, Spot};
 use crate::crypto::Format;
@@ -11,7 +12,7 @@ use time::OffsetDateTime;
 
 const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
-/// The bucket of `merged`: each object's content is its key.
+/// Bucket of `merged`. The content of each object is its key.
 struct Bucket {
     names: Names,
     objects: BTreeMap<String, Held>,
@@ -37,12 +38,12 @@ impl Bucket {
         }
     }
 
-    /// Whether anything is at or below a key.
+    /// Returns true if an object is at or below a key.
     fn holds(&self, key: &str) -> bool {
         self.objects.keys().any(|there| there == key || there.starts_with(&format!("{key}/")))
     }
 
-    /// The files below a directory, by the view of the vectors.
+    /// Returns the files below a directory, by the view of the vectors.
     fn files_below(&self, all: &Value, directory: &str) -> Vec<PlainPath> {
         let view = all["merged"]["view"].as_array().unwrap().iter();
         let files = view.filter(|entry| entry["kind"] == "file" && entry["format"] != "plain");
@@ -52,13 +53,14 @@ impl Bucket {
     }
 }
 
-/// A path as the vectors' ids write it; a name given by its length is the one whose stored form occurs in the case.
+/// Returns a path written as in the vectors' ids. A name given by its length is the one whose stored form
+/// occurs in the case.
 fn path(text: &str, bucket: &Bucket, case: &Value) -> PlainPath {
     let Some(rest) = text.strip_prefix('(') else { return PlainPath::new(text).unwrap() };
     let len: usize = rest.split(' ').next().unwrap().parse().unwrap();
     let mentioned = case.to_string();
     let mut names = (0..36).map(|start| long_name(len, start)).collect::<Vec<_>>();
-    // A name beside another of the vectors ends in a letter of its own.
+    // A name next to another one of the vectors ends in a letter of its own.
     names.extend((0..36).flat_map(|start| ["d", "r", "x", "n"].map(|last| long_name(len - 1, start) + last)));
     let found = names.into_iter().find(|name| {
         let key = bucket.names.sealed(Format::V2, &PlainPath::new(name).unwrap()).unwrap().key;
@@ -99,7 +101,7 @@ fn changes(bucket: &Bucket, all: &Value, case: &Value) -> Vec<Change> {
     }
 }
 
-/// Runs a plan as the vectors do: a failed line isn't repeated, except a sidecar's whose object is there.
+/// Runs a plan as the vectors do: a failed line isn't repeated, except that of a sidecar whose object exists.
 fn steps(bucket: &mut Bucket, changes: &[Change], expected: &[Value]) -> Vec<Value> {
     let mut run = Run::new(Plan::new(changes, NOW), 1);
     let mut steps = Vec::new();
@@ -153,7 +155,8 @@ fn steps(bucket: &mut Bucket, changes: &[Change], expected: &[Value]) -> Vec<Val
     steps
 }
 
-/// Deletes of a step may come in any order, and adds too as long as a sidecar comes before its object.
+/// Sorts steps for comparison. Deletes of a step may come in any order. So may adds, if a sidecar comes
+/// before its object.
 fn sorted(steps: &[Value]) -> Vec<Value> {
     let mut steps = steps.to_vec();
     for step in &mut steps {
@@ -178,7 +181,7 @@ fn sorted(steps: &[Value]) -> Vec<Value> {
 }
 
 #[test]
-fn every_operation_of_the_vectors_makes_these_batches() {
+fn operation_of_vectors_gives_their_batches() {
     let all = vectors("format2_names.json");
     let cases = all["operations"]["cases"].as_array().unwrap();
     assert_eq!(cases.len(), 25);
