@@ -28,7 +28,7 @@ pub enum Error {
     #[error("journal {0}: it was written by an earlier version of this program; the file is kept as it is")]
     EarlierJournal(String),
     /// Another daemon has mounted this remote.
-    #[error("this source is mounted already by process {0}")]
+    #[error("this bucket or folder is already mounted by process {0}")]
     Busy(u32),
     /// An error of the FUSE device or of the mount call.
     #[error("cannot mount: {0}")]
@@ -40,10 +40,10 @@ pub enum Error {
     #[error("no such file or directory")]
     NotFound,
     /// The name no longer stands for the inode that the kernel means. The kernel then repeats the lookup.
-    #[error("replaced or removed by somebody else")]
+    #[error("another client replaced or removed it")]
     Stale,
     /// The name already exists.
-    #[error("it exists already")]
+    #[error("it already exists")]
     Exists,
     /// The operation needs a directory.
     #[error("not a directory")]
@@ -81,14 +81,14 @@ pub enum Error {
     /// The size exceeds the largest possible file.
     #[error("file too large")]
     TooLarge,
-    /// A file of ours whose header doesn't authenticate, or an object without content.
+    /// An own file whose header doesn't authenticate, or an object without content.
     #[error("the stored file is damaged")]
     Damaged,
     /// The error that prevented a file from being flushed.
     #[error(transparent)]
     Flush(std::sync::Arc<Error>),
     /// Another client changed the file too, and the mount's policy leaves conflicts to the user.
-    #[error("changed elsewhere too")]
+    #[error("conflict: also changed remotely")]
     Conflict,
     /// A deadline has passed.
     #[error("timed out")]

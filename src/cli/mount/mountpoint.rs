@@ -49,7 +49,7 @@ pub(super) fn prepare(path: &Path) -> Outcome<(PathBuf, Made)> {
     let path = absolute(path)?;
     if is_mounted(&path) {
         return Err(refuse(&path, "something is mounted there already")
-            .hint("`hf-mount status` lists our mounts; `hf-mount stop` ends one"));
+            .hint("`hf-mount status` lists the mounts; `hf-mount stop` ends one"));
     }
     let mut entries = std::fs::read_dir(&path).map_err(|e| refuse(&path, e))?;
     if entries.next().is_some() {

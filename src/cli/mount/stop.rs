@@ -1,4 +1,4 @@
-//! `stop` and `flush`.
+//! Runs `stop` and `flush`.
 
 use super::control::{Answer, Request};
 use super::registry::Record;
@@ -10,10 +10,10 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// How long `stop` waits for the daemon to end after its last word.
+/// Time that `stop` waits for the daemon to exit after its reply.
 const EXIT_WAIT: Duration = Duration::from_secs(10);
 
-/// 75 before 21 before 0.
+/// Returns 75 if changes are pending, else 21 if there were conflicts, else 0.
 pub(super) fn exit_code(drained: Drained) -> ExitCode {
     match drained {
         Drained { pending: 1.., .. } => ExitCode::from(Exit::Pending as u8),
@@ -22,22 +22,22 @@ pub(super) fn exit_code(drained: Drained) -> ExitCode {
     }
 }
 
-/// The mount of ours at a mount point.
+/// Returns the mount of hf-mount at a mount point.
 pub(super) fn known(point: &Path) -> Outcome<Record> {
     let point = mountpoint::absolute(point)?;
     registry::find(&point)?.ok_or_else(|| {
-        Failure::new(Exit::MountPoint, format!("nothing of ours is mounted on {}", point.display()))
-            .hint("`hf-mount status` lists our mounts")
+        Failure::new(Exit::MountPoint, format!("hf-mount has no mount on {}", point.display()))
+            .hint("`hf-mount status` lists the mounts")
     })
 }
 
-/// Prints the result on stdout, and on stderr what the user has to know besides.
+/// Prints the result on stdout, and warnings about pending changes and conflicts on stderr.
 fn tell(drained: Drained) {
     let files = |n: u64| if n == 1 { "1 file".to_owned() } else { format!("{n} files") };
     say!("flushed {}", files(drained.flushed));
     if drained.pending > 0 {
         eprintln!(
-            "{} still pending: kept in the journal, uploaded by the next mount of this source",
+            "{} still pending: kept in the journal; the next mount of this source uploads them",
             files(drained.pending)
         );
     }
@@ -54,22 +54,22 @@ async fn drain(record: &Record, request: Request) -> Outcome<Drained> {
     }
 }
 
-/// `flush`.
+/// Runs `flush`.
 pub(super) async fn flush(point: &Path) -> Outcome<ExitCode> {
     let drained = drain(&known(point)?, Request::Flush).await?;
     tell(drained);
     Ok(exit_code(drained))
 }
 
-/// `stop <mountpoint>`.
+/// Runs `stop <mountpoint>`.
 pub(super) async fn stop(point: &Path, force: bool) -> Outcome<ExitCode> {
     let drained = stop_one(&known(point)?, force).await?;
     tell(drained);
     Ok(exit_code(drained))
 }
 
-/// `stop --all`: stops all mounts side by side, so that one that waits for its Hub delays no other. Goes on after
-/// a failure, and reports the first.
+/// Runs `stop --all`. Stops all mounts concurrently, so that one that waits for its Hub doesn't delay the others.
+/// Continues after a failure. Returns the exit code of the first one.
 pub(super) async fn stop_all(force: bool) -> Outcome<ExitCode> {
     let mut sum = Drained::default();
     let mut failed = None;
@@ -102,7 +102,7 @@ async fn stop_one(record: &Record, force: bool) -> Outcome<Drained> {
         let point = record.mountpoint.display();
         // Exit code 0 would mean that everything is on the Hub.
         let failure =
-            Failure::new(Exit::Pending, format!("the daemon of {point} had died; pending changes are in its journal"));
+            Failure::new(Exit::Pending, format!("the daemon of {point} has died; pending changes are in its journal"));
         return Err(failure.hint("the next `hf-mount start` of the same source continues with them"));
     }
     let drained = drain(record, Request::Stop { lazy: force }).await?;
@@ -111,12 +111,12 @@ async fn stop_one(record: &Record, force: bool) -> Outcome<Drained> {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    // Its work is done: a process that lingers is no reason to fail.
+    // Its work is done, so a process that takes longer to exit is not a failure.
     let _ = tokio::time::timeout(EXIT_WAIT, ended).await;
     Ok(drained)
 }
 
-/// Takes a dead mount out of the mount table.
+/// Removes a dead mount from the mount table.
 pub(super) fn detach(point: &Path) -> Outcome {
     crate::fs::front::fuse::detach(point)
         .map_err(|e| Failure { exit: Exit::MountPoint, ..Failure::from(e) }.about(point.display()))

@@ -753,7 +753,7 @@ impl<'a> Replay<'a> {
         }
         if let Some(later) = self.durable_behind(&id, at, next) {
             return Err(self.error(format!(
-                "record {next} is damaged although record {later} was on disk after it; the journal is kept as it is"
+                "record {next} is damaged although record {later} was on disk after it; the journal is not changed"
             )));
         }
         if self.bytes[at.min(self.bytes.len())..].iter().any(|byte| *byte != 0) {
@@ -790,13 +790,13 @@ impl<'a> Replay<'a> {
             return Err(Error::EarlierJournal(self.path.display().to_string()));
         }
         let header: &[u8; HEADER_LEN] =
-            self.bytes.first_chunk().ok_or_else(|| self.error("it has no header; the file is kept as it is"))?;
+            self.bytes.first_chunk().ok_or_else(|| self.error("it has no header; the file is not changed"))?;
         let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
         if &header[..8] != MAGIC || checksum(&header[..HEADER_LEN - 4]) != u32_at(HEADER_LEN - 4) {
-            return Err(self.error("its header is damaged or of another version; the file is kept as it is"));
+            return Err(self.error("its header is damaged or has another version; the file is not changed"));
         }
         if header[48..80] != identity || u32_at(8) != slot_len {
-            return Err(self.error("it belongs to another source; the file is kept as it is"));
+            return Err(self.error("it belongs to another bucket, folder or key; the file is not changed"));
         }
         let first = u64::from_le_bytes(std::array::from_fn(|i| header[80 + i]));
         Ok((std::array::from_fn(|i| header[16 + i]), first))

@@ -186,7 +186,7 @@ fn check(
     if policy == Fail {
         let pending = mount.vfs.pending(None, 9);
         assert_eq!(pending[0].state, PendingState::Parked);
-        assert_eq!(pending[0].error.as_deref(), Some("changed elsewhere too"));
+        assert_eq!(pending[0].error.as_deref(), Some("conflict: also changed remotely"));
     }
 }
 
