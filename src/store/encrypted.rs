@@ -705,7 +705,7 @@ impl Layout for Encrypted {
     }
 }
 
-/// Seals journals with the journal subkey.
+/// Sealer of journals, with the journal subkey.
 struct JournalSealer(Arc<Keys>);
 
 impl Sealer for JournalSealer {

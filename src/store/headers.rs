@@ -34,7 +34,7 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS heads (id INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, bytes BLOB NOT NULL);
 ";
 
-/// Reads and keeps headers and sidecars of one bucket.
+/// Reader and cache of the headers and sidecars of one bucket.
 pub(super) struct Headers {
     keys: Arc<Keys>,
     remote: Arc<Remote>,

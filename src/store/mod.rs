@@ -147,7 +147,7 @@ pub struct Listing {
 /// An opened version.
 #[async_trait]
 pub trait Object: Send + Sync + 'static {
-    /// Plaintext size in bytes.
+    /// Returns the plaintext size in bytes.
     fn len(&self) -> u64;
     /// Returns true if it has no bytes.
     fn is_empty(&self) -> bool {
@@ -351,7 +351,7 @@ pub enum Outcome {
     Failed(Error),
 }
 
-/// Seals the data that a mount keeps in local files. On a source without a key it returns the data unchanged.
+/// Sealer of the data that a mount keeps in local files. On a source without a key it leaves the data unchanged.
 pub trait Sealer: Send + Sync + 'static {
     /// Seals `payload` for sequence number `sequence` of journal `journal`.
     fn seal(&self, journal: &[u8; 32], sequence: u64, payload: &[u8]) -> Result<Vec<u8>, Error>;

@@ -365,8 +365,7 @@ impl Opening {
     }
 }
 
-/// Checks the stored bytes of a container as they arrive: the header, then every record, pad records
-/// included.
+/// Checker of a container's stored bytes as they arrive: the header, then every record, pad records included.
 struct Check<'a> {
     object: &'a SealedObject,
     header: Result<(), Error>,

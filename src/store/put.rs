@@ -275,7 +275,7 @@ struct SealingReader<R> {
 
 impl<R> SealingReader<R> {
     fn new(inner: R, format: Format, padding: geometry::Padding, file_id: FileId, cipher: RecordCipher) -> Self {
-        let slot = vec![0; RECORD_LEN].into_boxed_slice().try_into().expect("made with that length");
+        let slot = vec![0; RECORD_LEN].into_boxed_slice().try_into().expect("it has that length");
         Self {
             inner,
             format,
@@ -401,7 +401,7 @@ mod tests {
     use std::collections::VecDeque;
     use tokio::io::AsyncReadExt;
 
-    /// Returns its bytes in pieces of these lengths, and isn't ready before each.
+    /// A reader that returns its bytes in pieces of these lengths, and isn't ready before each.
     struct Pieces {
         bytes: VecDeque<u8>,
         lens: VecDeque<usize>,

@@ -43,13 +43,13 @@ pub struct OpenOptions {
     pub format: Option<Format>,
     /// Padding policy of new files.
     pub padding: Padding,
-    /// Hides the plaintext side of a view with a key.
+    /// True to hide the plaintext side of a view with a key.
     pub encrypted_only: bool,
-    /// Starts another key in a bucket that this key can't read.
+    /// True to start another key in a bucket that this key can't read.
     pub new_key: bool,
-    /// Creates a missing bucket, private.
+    /// True to create a missing bucket, as a private one.
     pub create: bool,
-    /// Refuses all writes.
+    /// True to refuse all writes.
     pub read_only: bool,
     /// Folder of the local header cache and of the state that this machine remembers of the source. `None`:
     /// in memory only.
@@ -141,7 +141,7 @@ pub(super) struct Ends {
     pub(super) cas: Arc<dyn Cas>,
     /// Stable name of the endpoint.
     pub(super) identity: String,
-    /// Keeps the endpoint alive.
+    /// The endpoint, kept alive.
     pub(super) endpoint: Option<Arc<Endpoint>>,
 }
 

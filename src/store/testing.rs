@@ -84,13 +84,13 @@ struct State {
     /// Faults of the next batches, in order. The default is no fault.
     faults: std::collections::VecDeque<Option<Fault>>,
     always: Option<Fault>,
-    /// Runs before each batch.
+    /// Function that runs before each batch.
     meddle: Option<Meddle>,
     /// Contents after every applied line.
     history: Vec<BTreeMap<String, Hash>>,
     /// Number of reads that are still answered.
     reads_left: Option<usize>,
-    /// Runs at each read of keys, which takes this time.
+    /// Function that runs at each read of keys, and the time that the read takes.
     on_read: Option<(Duration, Meddle)>,
     /// Batches with this key get no answer until a permit exists.
     hung: Option<(String, Arc<Semaphore>)>,

@@ -263,7 +263,7 @@ async fn plaintext_side_is_read_only() {
 async fn own_path_never_shows_plaintext_object() {
     let keyed = Keyed::new().await;
     keyed.object("mine", V2, "mine");
-    keyed.object("given-up", V2, "given up");
+    keyed.object("given-up", V2, "given-up");
     let view = merged(&keyed);
     assert_eq!(view.list(&PlainPath::root()).await.unwrap().entries.len(), 2);
     let delete =

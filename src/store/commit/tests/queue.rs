@@ -185,7 +185,7 @@ impl Recorder {
     }
 }
 
-/// Removes paths from `running`, also when the batch is dropped.
+/// Guard that removes paths from `running`, also when the batch is dropped.
 struct Removal<'a>(&'a Recorder, &'a [PlainPath]);
 
 impl Drop for Removal<'_> {
