@@ -1,7 +1,6 @@
 //! Remembers facts about a bucket under a key on this machine (format spec, sections 4, 5 and 6).
 //!
-//! A server could hide or replace files. Some of it is detected only by a client that remembers earlier
-//! states. The memory holds:
+//! Some decisions depend on earlier states, which the bucket no longer shows. The memory therefore holds:
 //!
 //! - files seen as own: if one disappears, it isn't shown from the plaintext side;
 //! - content that two paths share: its next edit takes a new file id;

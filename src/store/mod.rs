@@ -379,7 +379,8 @@ pub trait View: Send + Sync + 'static {
     /// succeeded. Expectations are checked against the remote state immediately before.
     ///
     /// Concurrent calls wait for each other where their paths overlap (equal, above or below). Other calls
-    /// share batches. If the call is dropped, all work that no other call shares ends at any point.
+    /// share batches. The call may be dropped at any point. Its work then ends, except the part that other
+    /// calls share.
     async fn commit(&self, operations: &[Op]) -> Vec<Outcome>;
     /// Returns those of `files` for which the source also has a folder of that name, and those of `folders`
     /// for which it also has a file.

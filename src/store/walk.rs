@@ -1,8 +1,8 @@
 //! Lists all files below a directory in pages, for readers that must not hold a whole tree in memory.
 //!
 //! A [`Walk`] goes through a [`View`] directory by directory and returns the files in a fixed order. A reader
-//! whose walk has ended, or whose protocol is stateless, starts a new one after the last path that it has
-//! seen.
+//! that no longer has its walk, or whose protocol is stateless, starts a new one after the last path that it
+//! has seen.
 //!
 //! **Order.** Ascending by the bytes of the plaintext path, as S3 lists keys: `a`, `a.txt`, `a/b`, `b`. A
 //! directory is placed where its name followed by a slash would be. Stored names of a source with a key have

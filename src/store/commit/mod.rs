@@ -447,7 +447,7 @@ impl Committer<'_> {
         subtree.files.iter().filter_map(moved).collect()
     }
 
-    /// Returns the moves of all files, and those of the needed or obsolete sidecars that exist.
+    /// Returns the moves of all files, and the existing sidecars that the moves need or make obsolete.
     async fn directory_changes(
         &self,
         from: &PlainPath,

@@ -791,8 +791,8 @@ async fn range_of_plain_file_is_checked_against_known_chunks() {
     let content = bytes(3, 400_000);
     write(&*view, "f", &content).await;
     let (version, _) = version(&*view, "f").await;
-    // Another process, whose store is damaged without other evidence, reads the chunk list by reading the
-    // whole file.
+    // Another process, without the writer's chunk list, reads damaged data. It has read the whole file once,
+    // so it knows the chunks.
     let stranger = OpenOptions { cache_dir: None, ..stack.options(None) };
     let view = stack.open(stranger).await;
     view.open(&version).await.unwrap().verify().await.unwrap();
