@@ -302,6 +302,9 @@ class Stage(World):
     def remount_often(self):
         """Removes the mount and starts it again; measures it when idle from time to time."""
         next_idle = time.monotonic() + BETWEEN_IDLE
+        # While the writers work, and never refused: a short run has one, too.
+        with self.pausing:
+            self.remount("stop --force")
         while not self.stopping.wait(self.random.choice([0.1, 0.5, 1, 2])):
             if time.monotonic() > next_idle:
                 self.measure_idle()
@@ -442,10 +445,18 @@ class Stage(World):
             self.counts[what] += number
 
     def tell(self):
-        """Nothing here touches the mount: it may hang."""
-        for writer in self.writers:
-            lines = [" ".join(map(str, line)) for line in writer.log.history]
-            (self.folder / f"{writer.top}-history").write_text("\n".join(lines) + "\n")
+        """Writes what each writer has done. Does not touch the mount, which may hang."""
+        self.board.set(Board.STOP, True)
+        end = time.monotonic() + GRACE
+        while not all(self.board.state(n) == ENDED for n in range(WRITERS)) and time.monotonic() < end:
+            time.sleep(0.1)
+        for slot in range(WRITERS):
+            try:
+                result = pickle.loads((self.folder / f"result-{slot}").read_bytes())
+            except FileNotFoundError:
+                continue
+            lines = [" ".join(map(str, line)) for line in result["log"].history]
+            (self.folder / f"history-{slot}").write_text("\n".join(lines) + "\n")
 
     def close(self):
         """Ends what this stage has started."""
