@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conftest import shared  # noqa: E402
 from crash import World, is_dead_mount  # noqa: E402
 from model import DIRECTORY, File, Log, Violation  # noqa: E402
-from stress_writer import ENDED, PAUSED, SHARED, STARTING, Board, shared_content  # noqa: E402
+from stress_writer import ENDED, PAUSED, SHARED, WORKING, Board, shared_content  # noqa: E402
 from writer import look  # noqa: E402
 
 WRITERS = 8
@@ -190,9 +190,8 @@ class Watchdog:
 class Stage(World):
     """One Hub, one cache folder, one mount, eight writers."""
 
-    def __init__(self, folder, side, seed, counts, say, deadlines=None):
+    def __init__(self, folder, side, seed, counts, deadlines=None):
         super().__init__(folder, side, seed, True, counts)
-        self.say = say
         self.board = Board(self.folder / "board", WRITERS)
         self.failure = None
         self.failed = threading.Event()
@@ -262,19 +261,26 @@ class Stage(World):
                     raise Violation("stopped after a failure")
                 time.sleep(0.01)
 
+    def wait_for_writers(self, states):
+        """Waits until each writer is in one of these states."""
+        self.wait_until(lambda: all(self.board.state(n) in states for n in range(WRITERS)), "pause of the writers")
+
     @contextlib.contextmanager
     def paused(self):
         """All writers stand still between two steps; they have no file open."""
         self.board.set(Board.PAUSE, True)
         try:
-            self.wait_until(lambda: all(self.board.state(n) in (PAUSED, ENDED) for n in range(WRITERS)), "pause of the writers")
+            self.wait_for_writers({PAUSED, ENDED})
             yield
         finally:
             self.board.set(Board.PAUSE, False)
 
     def observe(self):
         """`pending list` and `status`, again and again, also while there is no mount."""
-        kinds = [("pending list", ("hf-mount", "pending", "list", self.point, "--json"), "pending"), ("status", ("hf-mount", "status", "--json"), "mounts")]
+        kinds = [
+            ("pending list", ("hf-mount", "pending", "list", self.point, "--json"), "pending"),
+            ("status", ("hf-mount", "status", "--json"), "mounts"),
+        ]
         while not self.stopping.wait(self.random.choice([0, 0.02, 0.1, 0.3])):
             name, command, member = self.random.choice(kinds)
             before = self.board.epoch
@@ -283,9 +289,9 @@ class Stage(World):
             if before == self.board.epoch and before % 2 == 0:
                 if done.returncode != 0:
                     raise Violation(f"{name} ended with {done.returncode}: {done.stderr}")
-                entries = json.loads(done.stdout)[member]
-                if name == "pending list" and any(entry["state"] == "parked" for entry in entries):
-                    raise Violation(f"changes are parked: {[entry for entry in entries if entry['state'] == 'parked'][:3]}")
+                parked = [entry for entry in json.loads(done.stdout)[member] if entry.get("state") == "parked"]
+                if parked:
+                    raise Violation(f"changes are parked: {parked[:3]}")
             elif done.returncode < 0:
                 raise Violation(f"{name} was ended by signal {-done.returncode}")
 
@@ -371,14 +377,16 @@ class Stage(World):
         for top in [*self.tops, SHARED]:
             os.mkdir(self.point / top)
         for slot in range(WRITERS):
-            arguments = {"board": str(self.folder / "board"), "slots": WRITERS, "slot": slot, "point": str(self.point), "mark": self.mark,
-                         "seed": self.random.getrandbits(32), "result": str(self.folder / f"result-{slot}")}
-            log = open(self.folder / f"writer-{slot}.log", "wb")
-            with log:
-                program = Path(__file__).resolve().parent / "stress_writer.py"
-                self.processes.append(subprocess.Popen([sys.executable, program, json.dumps(arguments)], stdin=subprocess.DEVNULL, stdout=log,
-                                                       stderr=log, cwd=self.folder / "cwd", env=self.env))
-        self.wait_until(lambda: all(self.board.state(n) != STARTING for n in range(WRITERS)), "pause of the writers")
+            arguments = {
+                "board": str(self.folder / "board"), "slots": WRITERS, "slot": slot, "point": str(self.point),
+                "mark": self.mark, "seed": self.random.getrandbits(32), "result": str(self.folder / f"result-{slot}"),
+            }
+            command = [sys.executable, Path(__file__).resolve().parent / "stress_writer.py", json.dumps(arguments)]
+            with open(self.folder / f"writer-{slot}.log", "wb") as log:
+                self.processes.append(subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder / "cwd", env=self.env
+                ))
+        self.wait_for_writers({WORKING, PAUSED, ENDED})
 
     def thread(self, work):
         def guarded():
@@ -407,7 +415,7 @@ class Stage(World):
             while thread.is_alive() and not self.failed.is_set():
                 thread.join(0.1)
         self.board.set(Board.STOP, True)
-        self.wait_until(lambda: all(self.board.state(n) == ENDED for n in range(WRITERS)), "pause of the writers")
+        self.wait_for_writers({ENDED})
         self.finish(self.results())
 
     def results(self):
@@ -494,7 +502,7 @@ class Stress:
             self.act(self.folder / f"act{self.acts}", min(ACT, max(end - time.monotonic(), 1)))
 
     def act(self, folder, seconds):
-        stage = Stage(folder, self.side, self.random.getrandbits(64), self.counts, self.say)
+        stage = Stage(folder, self.side, self.random.getrandbits(64), self.counts)
         try:
             try:
                 stage.act(seconds)
@@ -519,7 +527,8 @@ class Stress:
         system = sum(count for kind, count in self.calls.items() if kind.startswith("system call"))
         lines = [f"{'acts':44} {self.acts}", f"{'system calls':44} {system}"]
         lines += [f"{name:44} {count}" for name, count in sorted(self.counts.items())]
-        lines.append(f"{'CPU of the idle daemon, parts of a core':44} {', '.join(f'{share:.3f}' for share in self.idle)}")
+        idle = ", ".join(f"{share:.3f}" for share in self.idle)
+        lines.append(f"{'CPU of the idle daemon, parts of a core':44} {idle}")
         lines.append(f"\n{'':28} {'number':>8} {'longest, s':>11} {'deadline, s':>12}")
         for kind, count in sorted(self.calls.items()):
             deadline = DEADLINES.get(kind, DEADLINES["system call"])

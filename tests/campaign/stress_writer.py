@@ -111,8 +111,8 @@ class TimedCalls:
     the board, counted and timed. Other names are those of `os`."""
 
     TIMED = (
-        "open", "close", "read", "write", "pwrite", "fsync", "rename", "unlink", "mkdir", "rmdir", "symlink", "readlink",
-        "truncate", "ftruncate", "stat", "lstat", "setxattr", "listdir",
+        "open", "close", "read", "write", "pwrite", "fsync", "rename", "unlink", "mkdir", "rmdir", "symlink",
+        "readlink", "truncate", "stat", "setxattr", "listdir",
     )
 
     def __init__(self, board, slot):
@@ -279,18 +279,16 @@ class StressWriter(Writer):
         try:
             self.shared_step()
         except OSError as error:
-            if error.errno in MOVED and not self.scene_is_dead():
+            if error.errno in MOVED and not self.world.dead.is_set():
                 self.world.count("shared calls that lost a race")
                 return
             self.failed(error, "in the shared folder")
 
-    def scene_is_dead(self):
-        return self.world.dead.is_set()
-
     def shared_step(self):
         calls, base = self.calls, self.absolute(SHARED)
         folders = sorted(calls.listdir(base))
-        what = self.random.choice(["create", "create", "create", "rename", "rename", "unlink", "read", "folder", "rmdir"])
+        kinds = {"create": 3, "rename": 2, "unlink": 1, "read": 1, "folder": 1, "rmdir": 1}
+        what = self.random.choices(list(kinds), list(kinds.values()))[0]
         self.number += 1
         if what == "folder" or not folders:
             if len(folders) < SHARED_FOLDERS:
@@ -325,7 +323,7 @@ class StressWriter(Writer):
                 try:
                     calls.unlink(f"{folder}/{name}")
                 except OSError as error:
-                    if error.errno in MOVED and not self.scene_is_dead():
+                    if error.errno in MOVED and not self.world.dead.is_set():
                         # It is where its folder was moved to.
                         self.may.discard(name)
                         self.must[name] = size
@@ -415,8 +413,8 @@ def main():
     # An effect is a function, which pickle refuses; its name is enough.
     writer.log.flight = writer.log.flight and writer.log.flight[0]
     result = {
-        "log": writer.log, "must": writer.must, "may": writer.may, "calls": writer.calls.calls, "longest": writer.calls.longest,
-        "counts": writer.world.counts, "violation": violation,
+        "log": writer.log, "must": writer.must, "may": writer.may, "violation": violation,
+        "calls": writer.calls.calls, "longest": writer.calls.longest, "counts": writer.world.counts,
     }
     part = Path(arguments["result"] + ".part")
     part.write_bytes(pickle.dumps(result))

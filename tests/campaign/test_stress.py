@@ -46,7 +46,7 @@ def test_stressed_mount_ends_every_call_in_time_and_keeps_every_byte(side, folde
 
 @shared.needs_fuse
 def test_call_on_stopped_daemon_is_reported_with_name_age_and_stacks(folder):
-    stage = Stage(folder / "act", "encrypted", 1, Counter(), print, deadlines={"system call": 1})
+    stage = Stage(folder / "act", "encrypted", 1, Counter(), deadlines={"system call": 1})
     try:
         stage.open()
         os.kill(stage.pid, signal.SIGSTOP)
@@ -62,7 +62,8 @@ def test_call_on_stopped_daemon_is_reported_with_name_age_and_stacks(folder):
 
 def test_command_past_its_deadline_is_reported_once(tmp_path):
     reports = []
-    dog = Watchdog(Board(tmp_path / "board", 1), lambda what, pid: reports.append(what), {"flush": 0.01, "system call": 1})
+    board, deadlines = Board(tmp_path / "board", 1), {"flush": 0.01, "system call": 1}
+    dog = Watchdog(board, lambda what, pid: reports.append(what), deadlines)
     with dog.watch("flush", "of a test"):
         shared.eventually(lambda: reports)
     dog.close()
