@@ -49,12 +49,14 @@ WRITERS = 8
 # Options of the mount (`World.options`), seconds: longest wait of one operation for the Hub, and longest flush of a
 # stop. `flush` gives up after as long without progress.
 REPLY, SHUTDOWN = 5, 20
-# For the scheduler of a busy machine, seconds.
+# For the scheduler of a busy machine, and because a system call may be several operations of the mount, seconds.
 GRACE = 10
 # Longest time that each thing may take, seconds. A `flush` has no limit of its own while it makes progress.
 DEADLINES = {
     "system call": REPLY + GRACE,
     "start": REPLY + GRACE,
+    # It waits until the daemon before it has uploaded what it can.
+    "early start": SHUTDOWN + REPLY + GRACE,
     "status": REPLY + GRACE,
     "pending list": REPLY + GRACE,
     "umount": REPLY + GRACE,
@@ -201,6 +203,8 @@ class Stage(World):
         self.pausing = threading.Lock()
         self.tops = [f"{self.mark}-w{slot}" for slot in range(WRITERS)]
         self.writers, self.processes = [], []
+        # Whether a start is early: before the end of the daemon before it. Daemons that are about to end, by their pid.
+        self.early, self.ending = False, {}
 
     # --- failures ----------------------------------------------------------------------------------------------------
 
@@ -218,8 +222,7 @@ class Stage(World):
             lines.append(f"{waiting}: {read(waiting)}")
         if pid:
             lines.append(f"process {pid}:\n{stacks(pid)}")
-        if self.pid:
-            lines.append(f"daemon {self.pid}:\n{stacks(self.pid)}")
+        lines += [f"daemon {daemon}:\n{stacks(daemon)}" for daemon in {self.pid, *self.ending} - {None}]
         for log in [self.home / "foreground.log", *(self.home / ".hf-mount/logs").glob("*")]:
             if log.is_file():
                 lines += [f"end of {log}:", *("  " + line for line in read(log).splitlines()[-LOG_TAIL:])]
@@ -239,19 +242,33 @@ class Stage(World):
         kind = " ".join(command[1:3]) if command[1] == "pending" else str(command[1])
         if command[:2] == ("hf-mount", "stop") and "--force" in command:
             kind = "stop --force"
+        if kind == "start" and self.early:
+            kind = "early start"
         if command[0] != "hf-mount" or kind not in DEADLINES:
             return super().run(*command, check=check, **env)
         with self.watchdog.watch(kind):
             return super().run(*command, check=check, **env)
 
     def wait_until_live(self):
-        with self.watchdog.watch("start", "in the foreground"):
+        with self.watchdog.watch("early start" if self.early else "start", "in the foreground"):
             return super().wait_until_live()
 
-    def wait_dead(self):
-        with self.watchdog.watch("end of the daemon"):
-            super().wait_dead()
+    def let_end(self):
+        """The daemon's mount was removed: it uploads what it can and ends."""
+        self.dead.set()
+        self.ending[self.pid] = self.daemon
         self.daemon, self.pid = None, None
+
+    def wait_dead(self):
+        if self.dead.is_set() and self.pid is not None:
+            self.let_end()
+        with self.watchdog.watch("end of the daemon"):
+            for pid, daemon in list(self.ending.items()):
+                while daemon.poll() is None if daemon else os.path.exists(f"/proc/{pid}"):
+                    if self.failed.is_set():
+                        raise Violation("stopped after a failure")
+                    time.sleep(0.002)
+                del self.ending[pid]
 
     def wait_until(self, condition, kind):
         """Waits; the watchdog sees if it is too long."""
@@ -285,8 +302,9 @@ class Stage(World):
             name, command, member = self.random.choice(kinds)
             before = self.board.epoch
             done = self.run(*command, check=False)
-            self.count(f"{name} ended with {done.returncode}")
-            if before == self.board.epoch and before % 2 == 0:
+            is_there = before == self.board.epoch and before % 2 == 0
+            self.count(f"{name} ended with {done.returncode}" + ("" if is_there else ", during a removal of the mount"))
+            if is_there:
                 if done.returncode != 0:
                     raise Violation(f"{name} ended with {done.returncode}: {done.stderr}")
                 parked = [entry for entry in json.loads(done.stdout)[member] if entry.get("state") == "parked"]
@@ -298,12 +316,14 @@ class Stage(World):
     def flush_often(self):
         """`flush`, while the writers work and while the mount goes."""
         while not self.stopping.wait(self.random.random() * 3):
-            before = self.board.epoch
+            before, start = self.board.epoch, time.monotonic()
             done = self.run("hf-mount", "flush", self.point, check=False)
-            self.count(f"flush ended with {done.returncode}")
-            # 75: with faults there may be no progress for a while.
-            if before == self.board.epoch and before % 2 == 0 and done.returncode not in (0, 75):
-                raise Violation(f"flush ended with {done.returncode}: {done.stderr}")
+            took = time.monotonic() - start
+            is_there = before == self.board.epoch and before % 2 == 0
+            self.count(f"flush ended with {done.returncode}" + ("" if is_there else ", during a removal of the mount"))
+            # 75: with faults there may be no progress for so long.
+            if is_there and done.returncode != 0 and (done.returncode != 75 or took < SHUTDOWN):
+                raise Violation(f"flush ended with {done.returncode} after {took:.1f} s: {done.stderr}")
 
     def remount_often(self):
         """Removes the mount and starts it again; measures it when idle from time to time."""
@@ -325,10 +345,14 @@ class Stage(World):
             removed = self.remove(how)
             self.count(f"{how}: {'removed the mount' if removed else 'the mount was busy'}")
             if removed:
-                self.dead.set()
-                self.wait_dead()
+                self.let_end()
+                self.early = self.random.random() < 0.4
+                if not self.early:
+                    self.wait_dead()
                 self.stopping.wait(self.random.choice([0, 0, 0.1, 0.5]))
                 self.start()
+                self.early = False
+                self.wait_dead()
                 self.proxy.rate = FAULT_RATE
                 self.count("remounts")
         finally:
@@ -472,15 +496,16 @@ class Stage(World):
         self.failed.set()
         for process in self.processes:
             process.kill()
-        if self.pid is not None and os.path.exists(f"/proc/{self.pid}"):
+        for pid in {self.pid, *self.ending} - {None}:
             # Ends calls that hang in the mount, too.
-            os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         while os.path.ismount(self.point) or is_dead_mount(self.point):
             subprocess.run(["umount", "-l", self.point], check=False)
         for process in self.processes:
             process.wait(timeout=60)
-        if self.daemon is not None:
-            self.daemon.wait(timeout=60)
+        for daemon in {self.daemon, *self.ending.values()} - {None}:
+            daemon.wait(timeout=60)
         self.watchdog.close()
         self.hub.process.kill()
         self.hub.process.wait()
