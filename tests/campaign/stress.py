@@ -88,12 +88,16 @@ def read(path):
 
 
 def stacks(pid):
-    """Name, state, wait channel and kernel stack of each thread of a process."""
-    lines = []
+    """Name, state, wait channel and kernel stack of the threads of a process; threads that are equal in one entry."""
+    threads = {}
     for task in sorted(Path(f"/proc/{pid}/task").glob("*")):
-        state = read(task / "stat").rpartition(")")[2].split()[:1]
-        lines.append(f"  thread {task.name} {read(task / 'comm')}, state {state}, wchan {read(task / 'wchan')}")
-        lines += [f"      {line}" for line in read(task / "stack").splitlines()]
+        state = read(task / "stat").rpartition(")")[2].strip()[:1]
+        about = (f"{read(task / 'comm')}, state {state}, wchan {read(task / 'wchan')}", read(task / "stack"))
+        threads.setdefault(about, []).append(task.name)
+    lines = []
+    for (about, stack), names in threads.items():
+        lines.append(f"  {about}: {len(names)} threads ({' '.join(names)})")
+        lines += [f"      {line}" for line in stack.splitlines()]
     return "\n".join(lines) or f"  process {pid} has ended"
 
 
@@ -316,14 +320,13 @@ class Stage(World):
     def flush_often(self):
         """`flush`, while the writers work and while the mount goes."""
         while not self.stopping.wait(self.random.random() * 3):
-            before, start = self.board.epoch, time.monotonic()
+            before = self.board.epoch
             done = self.run("hf-mount", "flush", self.point, check=False)
-            took = time.monotonic() - start
             is_there = before == self.board.epoch and before % 2 == 0
             self.count(f"flush ended with {done.returncode}" + ("" if is_there else ", during a removal of the mount"))
-            # 75: with faults there may be no progress for so long.
-            if is_there and done.returncode != 0 and (done.returncode != 75 or took < SHUTDOWN):
-                raise Violation(f"flush ended with {done.returncode} after {took:.1f} s: {done.stderr}")
+            # 75: no progress for too long, or writers have made changes since the call. These are counted too.
+            if is_there and done.returncode not in (0, 75):
+                raise Violation(f"flush ended with {done.returncode}: {done.stderr}")
 
     def remount_often(self):
         """Removes the mount and starts it again; measures it when idle from time to time."""
@@ -535,7 +538,7 @@ class Stress:
                 stage.fail(error)
             if stage.failure:
                 stage.tell()
-                raise Violation(f"{stage.failure}\nthe remains are in {folder}")
+                raise Violation(f"{stage.failure}\nthe remains are in {folder}, this text in report.txt")
         finally:
             self.counts.update({f"faults: {name}": count for name, count in stage.proxy.faults.items()})
             self.counts["requests"] += sum(stage.proxy.seen.values())
