@@ -55,7 +55,7 @@ GRACE = 10
 DEADLINES = {
     "system call": REPLY + GRACE,
     "start": REPLY + GRACE,
-    # It waits until the daemon before it has uploaded what it can.
+    # A start that waits until the previous daemon has uploaded what it can.
     "early start": SHUTDOWN + REPLY + GRACE,
     "status": REPLY + GRACE,
     "pending list": REPLY + GRACE,
@@ -70,7 +70,7 @@ DEADLINES = {
 # The part of requests that fail.
 FAULT_RATE = 0.1
 # Seconds that one Hub and one cache folder are used. Then everything is compared, and new ones are created.
-ACT = 150
+WORLD_SECONDS = 150
 # Seconds between two measurements of an idle mount, and length of one.
 BETWEEN_IDLE, IDLE = 40, 4
 # Most CPU time of an idle daemon, in parts of one core.
@@ -80,7 +80,7 @@ LOG_TAIL = 40
 
 
 def read(path):
-    """The text of a file below /proc, or the reason why there is none."""
+    """Returns the text of a file below /proc, or the reason why there is none."""
     try:
         return Path(path).read_text(errors="replace").strip()
     except OSError as error:
@@ -88,7 +88,7 @@ def read(path):
 
 
 def stacks(pid):
-    """Name, state, wait channel and kernel stack of the threads of a process; threads that are equal in one entry."""
+    """Returns name, state, wait channel and kernel stack of a process's threads. Equal threads share an entry."""
     threads = {}
     for task in sorted(Path(f"/proc/{pid}/task").glob("*")):
         state = read(task / "stat").rpartition(")")[2].strip()[:1]
@@ -102,13 +102,13 @@ def stacks(pid):
 
 
 def cpu_seconds(pid):
-    """CPU time of a process, user and system."""
+    """Returns the CPU time of a process, user and system."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def cpu_share(pid, seconds):
-    """CPU time that a process uses in the next seconds, in parts of one core."""
+    """Measures the CPU time that a process uses in the next seconds, in parts of one core."""
     start, before = time.monotonic(), cpu_seconds(pid)
     time.sleep(seconds)
     return (cpu_seconds(pid) - before) / (time.monotonic() - start)
@@ -193,7 +193,7 @@ class Watchdog:
         self.thread.join()
 
 
-class Stage(World):
+class BusyWorld(World):
     """One Hub, one cache folder, one mount, eight writers."""
 
     def __init__(self, folder, side, seed, counts, deadlines=None):
@@ -207,7 +207,8 @@ class Stage(World):
         self.pausing = threading.Lock()
         self.tops = [f"{self.mark}-w{slot}" for slot in range(WRITERS)]
         self.writers, self.processes = [], []
-        # Whether a start is early: before the end of the daemon before it. Daemons that are about to end, by their pid.
+        # `early`: the next start does not wait for the end of the previous daemon.
+        # `ending`: daemons whose mount was removed, by their process id.
         self.early, self.ending = False, {}
 
     # --- failures ----------------------------------------------------------------------------------------------------
@@ -242,7 +243,7 @@ class Stage(World):
     # --- commands ----------------------------------------------------------------------------------------------------
 
     def run(self, *command, check=True, **env):
-        """Every command of ours is timed."""
+        """Runs a command; times those of `hf-mount`."""
         kind = " ".join(command[1:3]) if command[1] == "pending" else str(command[1])
         if command[:2] == ("hf-mount", "stop") and "--force" in command:
             kind = "stop --force"
@@ -258,7 +259,7 @@ class Stage(World):
             return super().wait_until_live()
 
     def let_end(self):
-        """The daemon's mount was removed: it uploads what it can and ends."""
+        """Notes that the daemon's mount was removed: the daemon uploads what it can and ends."""
         self.dead.set()
         self.ending[self.pid] = self.daemon
         self.daemon, self.pid = None, None
@@ -275,7 +276,7 @@ class Stage(World):
                 del self.ending[pid]
 
     def wait_until(self, condition, kind):
-        """Waits; the watchdog sees if it is too long."""
+        """Waits for a condition. The watchdog reports a wait that is too long."""
         with self.watchdog.watch(kind):
             while not condition():
                 if self.failed.is_set():
@@ -288,7 +289,7 @@ class Stage(World):
 
     @contextlib.contextmanager
     def paused(self):
-        """All writers stand still between two steps; they have no file open."""
+        """Pauses all writers between two steps, when they have no file open."""
         self.board.set(Board.PAUSE, True)
         try:
             self.wait_for_writers({PAUSED, ENDED})
@@ -297,7 +298,7 @@ class Stage(World):
             self.board.set(Board.PAUSE, False)
 
     def observe(self):
-        """`pending list` and `status`, again and again, also while there is no mount."""
+        """Runs `pending list` and `status` repeatedly, also while there is no mount."""
         kinds = [
             ("pending list", ("hf-mount", "pending", "list", self.point, "--json"), "pending"),
             ("status", ("hf-mount", "status", "--json"), "mounts"),
@@ -318,7 +319,7 @@ class Stage(World):
                 raise Violation(f"{name} was ended by signal {-done.returncode}")
 
     def flush_often(self):
-        """`flush`, while the writers work and while the mount goes."""
+        """Runs `flush` repeatedly, while the writers work and while the mount is removed."""
         while not self.stopping.wait(self.random.random() * 3):
             before = self.board.epoch
             done = self.run("hf-mount", "flush", self.point, check=False)
@@ -329,7 +330,7 @@ class Stage(World):
                 raise Violation(f"flush ended with {done.returncode}: {done.stderr}")
 
     def remount_often(self):
-        """Removes the mount and starts it again; measures it when idle from time to time."""
+        """Removes the mount and starts it again, repeatedly. Measures the idle mount from time to time."""
         next_idle = time.monotonic() + BETWEEN_IDLE
         # While the writers work, and never refused: a short run has one, too.
         with self.pausing:
@@ -378,7 +379,7 @@ class Stage(World):
         return done.returncode != 6
 
     def measure_idle(self):
-        """Flushes everything with all writers paused; then the daemon must be idle."""
+        """Flushes everything with all writers paused. Then the daemon must be idle."""
         with self.pausing, self.paused():
             self.proxy.rate = 0
             while (done := self.run("hf-mount", "flush", self.point, check=False)).returncode == 75:
@@ -426,7 +427,7 @@ class Stage(World):
         thread.start()
         return thread
 
-    def act(self, seconds):
+    def work(self, seconds):
         """Works for some seconds, then compares everything."""
         self.open()
         self.excite()
@@ -446,7 +447,7 @@ class Stage(World):
         self.finish(self.results())
 
     def results(self):
-        """What the writers report; raises what they found broken."""
+        """Returns the reports of the writers. Raises what they found broken."""
         results = [pickle.loads((self.folder / f"result-{slot}").read_bytes()) for slot in range(WRITERS)]
         for slot, result in enumerate(results):
             self.writers.append(SimpleNamespace(top=self.tops[slot], log=result["log"]))
@@ -463,7 +464,7 @@ class Stage(World):
         return results
 
     def finish(self, results):
-        """Everything that was acknowledged is in the mount, at the Hub, in a new mount, and for the official client."""
+        """Checks that the mount, the Hub, a new mount and the official client have everything that was acknowledged."""
         self.calm()
         found = look(self.point, SHARED)
         check_shared(found, results)
@@ -494,7 +495,7 @@ class Stage(World):
             (self.folder / f"history-{slot}").write_text("\n".join(lines) + "\n")
 
     def close(self):
-        """Ends what this stage has started."""
+        """Ends what this world has started."""
         self.stopping.set()
         self.failed.set()
         for process in self.processes:
@@ -516,44 +517,44 @@ class Stage(World):
 
 
 class Stress:
-    """Acts, until the time is over."""
+    """Works in one world after another until the time is over."""
 
     def __init__(self, folder, side, seed, say=print):
         self.folder, self.side, self.say = Path(folder), side, say
         self.random = random.Random(seed)
-        self.counts, self.calls, self.longest, self.idle, self.acts = Counter(), Counter(), {}, [], 0
+        self.counts, self.calls, self.longest, self.idle, self.worlds = Counter(), Counter(), {}, [], 0
 
     def run(self, seconds):
         end = time.monotonic() + seconds
-        while self.acts == 0 or end - time.monotonic() > ACT / 3:
-            self.acts += 1
-            self.act(self.folder / f"act{self.acts}", min(ACT, max(end - time.monotonic(), 1)))
+        while self.worlds == 0 or end - time.monotonic() > WORLD_SECONDS / 3:
+            self.worlds += 1
+            self.world(self.folder / f"world{self.worlds}", min(WORLD_SECONDS, max(end - time.monotonic(), 1)))
 
-    def act(self, folder, seconds):
-        stage = Stage(folder, self.side, self.random.getrandbits(64), self.counts)
+    def world(self, folder, seconds):
+        world = BusyWorld(folder, self.side, self.random.getrandbits(64), self.counts)
         try:
             try:
-                stage.act(seconds)
+                world.work(seconds)
             except Exception as error:  # noqa: BLE001: with what the daemon does at this moment
-                stage.fail(error)
-            if stage.failure:
-                stage.tell()
-                raise Violation(f"{stage.failure}\nthe remains are in {folder}, this text in report.txt")
+                world.fail(error)
+            if world.failure:
+                world.tell()
+                raise Violation(f"{world.failure}\nthe remains are in {folder}, this text in report.txt")
         finally:
-            self.counts.update({f"faults: {name}": count for name, count in stage.proxy.faults.items()})
-            self.counts["requests"] += sum(stage.proxy.seen.values())
-            self.counts["bytes searched for marks"] += stage.bytes_searched
-            self.idle += stage.idle_shares
-            self.calls.update(stage.watchdog.calls)
-            for kind, longest in stage.watchdog.longest.items():
+            self.counts.update({f"faults: {name}": count for name, count in world.proxy.faults.items()})
+            self.counts["requests"] += sum(world.proxy.seen.values())
+            self.counts["bytes searched for marks"] += world.bytes_searched
+            self.idle += world.idle_shares
+            self.calls.update(world.watchdog.calls)
+            for kind, longest in world.watchdog.longest.items():
                 self.longest[kind] = max(self.longest.get(kind, (0, "")), longest)
-            stage.close()
-        self.say(f"act {self.acts} held")
+            world.close()
+        self.say(f"world {self.worlds} held")
         shutil.rmtree(folder)
 
     def table(self):
         system = sum(count for kind, count in self.calls.items() if kind.startswith("system call"))
-        lines = [f"{'acts':44} {self.acts}", f"{'system calls':44} {system}"]
+        lines = [f"{'worlds':44} {self.worlds}", f"{'system calls':44} {system}"]
         lines += [f"{name:44} {count}" for name, count in sorted(self.counts.items())]
         idle = ", ".join(f"{share:.3f}" for share in self.idle)
         lines.append(f"{'CPU of the idle daemon, parts of a core':44} {idle}")

@@ -107,8 +107,8 @@ class Board:
 
 
 class TimedCalls:
-    """Stands in for the module `os` and the function `open` in writer.py: system calls on the mount are announced on
-    the board, counted and timed. Other names are those of `os`."""
+    """Replaces the module `os` and the function `open` in writer.py. System calls on the mount are announced on the
+    board, counted and timed. Other names are those of `os`."""
 
     TIMED = (
         "open", "close", "read", "write", "pwrite", "fsync", "rename", "unlink", "mkdir", "rmdir", "symlink",
@@ -151,7 +151,7 @@ class TimedCalls:
 
     @contextlib.contextmanager
     def open_file(self, path, _mode):
-        """`open(path, "rb")`, as far as writer.py uses it."""
+        """Opens a file as `open(path, "rb")` does, as far as writer.py uses it."""
         fd = self.open(path, os.O_RDONLY)
         try:
             yield Opened(self, fd)
@@ -173,14 +173,14 @@ class Flag:
 
 
 class Scene:
-    """What a `Writer` knows of the world around it."""
+    """The part of a `World` that a `Writer` uses."""
 
     def __init__(self, board, point, mark):
         self.board, self.point, self.mark = board, point, mark
         self.epoch, self.trouble, self.counts = 0, False, Counter()
-        # The mount was, or is being, removed since the step began.
+        # Set if the mount was removed since the step began, or is being removed.
         self.dead = Flag(lambda: self.board.epoch != self.epoch or self.epoch % 2 == 1)
-        # A step is never left half done.
+        # Never set: each step is completed.
         self.over = Flag(lambda: False)
 
     def count(self, what):
@@ -203,7 +203,7 @@ class Scene:
 
 
 def shared_content(name, size):
-    """The bytes of a shared file follow from its name, so that any process can check them."""
+    """Returns the bytes of a shared file. They follow from its name, so that any process can check them."""
     block = hashlib.sha256(name.encode()).digest()
     return (block * (size // len(block) + 1))[:size]
 
@@ -238,7 +238,7 @@ class StressWriter(Writer):
         self.fill(path, fd, written, pieces, self.random.random() < 0.3)
 
     def list(self):
-        """A listing has exactly the acknowledged names."""
+        """Checks that a listing has exactly the acknowledged names."""
         if not self.log.is_certain():
             return
         folder = self.random.choice(sorted(p for p, node in self.log.known().items() if isinstance(node, Directory)))

@@ -12,7 +12,7 @@ import pytest
 
 from conftest import shared
 from model import DIRECTORY, File, Violation
-from stress import IDLE_SHARE, Board, Stage, Stress, Watchdog, check_shared, cpu_share
+from stress import IDLE_SHARE, Board, BusyWorld, Stress, Watchdog, check_shared, cpu_share
 from stress_writer import shared_content
 
 # Seconds of work for each side. Start, final comparison and end take about as long.
@@ -46,18 +46,18 @@ def test_stressed_mount_ends_every_call_in_time_and_keeps_every_byte(side, folde
 
 @shared.needs_fuse
 def test_call_on_stopped_daemon_is_reported_with_name_age_and_stacks(folder):
-    stage = Stage(folder / "act", "encrypted", 1, Counter(), deadlines={"system call": 1})
+    world = BusyWorld(folder / "world", "encrypted", 1, Counter(), deadlines={"system call": 1})
     try:
-        stage.open()
-        os.kill(stage.pid, signal.SIGSTOP)
-        assert stage.failed.wait(30), "the watchdog saw nothing"
-        report = stage.failure
+        world.open()
+        os.kill(world.pid, signal.SIGSTOP)
+        assert world.failed.wait(30), "the watchdog saw nothing"
+        report = world.failure
     finally:
-        stage.close()
+        world.close()
     assert report.startswith("late: writer ") and "longer than 1 s" in report.splitlines()[0], report
-    assert f"daemon {stage.pid}" in report and "wchan" in report and "end of " in report, report
-    (folder / "act/report.txt").read_text()
-    subprocess.run(["rm", "-r", folder / "act"], check=True)
+    assert f"daemon {world.pid}" in report and "wchan" in report and "end of " in report, report
+    (folder / "world/report.txt").read_text()
+    subprocess.run(["rm", "-r", folder / "world"], check=True)
 
 
 def test_command_past_its_deadline_is_reported_once(tmp_path):
