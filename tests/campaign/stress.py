@@ -543,7 +543,8 @@ class Stress:
         finally:
             self.counts.update({f"faults: {name}": count for name, count in world.proxy.faults.items()})
             self.counts["requests"] += sum(world.proxy.seen.values())
-            self.counts["bytes searched for marks"] += world.bytes_searched
+            if self.side == "encrypted":
+                self.counts["bytes searched for marks"] += world.bytes_searched
             self.idle += world.idle_shares
             self.calls.update(world.watchdog.calls)
             for kind, longest in world.watchdog.longest.items():
