@@ -73,14 +73,15 @@ def test_command_past_its_deadline_is_reported_once(tmp_path):
 
 def test_busy_process_is_above_idle_share_and_waiting_process_is_below():
     for code, is_busy in (("while True: pass", True), ("input()", False)):
-        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+        command = [sys.executable, "-c", f"print(flush=True)\n{code}"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         try:
             # Past the start of the interpreter.
-            shared.eventually(lambda: Path(f"/proc/{process.pid}/wchan").read_text() not in ("", "0") or is_busy)
+            process.stdout.readline()
             assert (cpu_share(process.pid, 0.5) > IDLE_SHARE) == is_busy
         finally:
             process.kill()
-            process.wait()
+            process.communicate()
 
 
 GOOD = {"d": DIRECTORY, "d/a": File(shared_content("a", 40)), "d/b": File(shared_content("b", 0))}
