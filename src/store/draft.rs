@@ -372,7 +372,7 @@ impl Draft {
     }
 
     /// Fills `out`, which stands for `[offset, end)` and holds zeros, with the bytes that only the base has.
-    async fn read_base(&self, offset: u64, end: u64, out: &mut [u8]) -> Result<(), Error> {
+    async fn read_base(&self, base: &dyn BaseReader, offset: u64, end: u64, out: &mut [u8]) -> Result<(), Error> {
         let Some((version, visible)) = self.state.base else { return Ok(()) };
         let end = end.min(visible);
         if offset >= end {

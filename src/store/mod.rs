@@ -273,7 +273,7 @@ pub enum Expect {
     /// Nothing is there.
     Absent,
     /// This content is there.
-    Is(Hash),
+    Is(ContentId),
     /// Whatever is there.
     Any,
 }
@@ -344,7 +344,7 @@ pub enum Outcome {
     /// The path was not in the expected state. Nothing was changed.
     Conflict {
         /// What is there.
-        found: Option<Hash>,
+        found: Option<ContentId>,
     },
     /// The operation was not carried out, or only partly. Adds that succeeded stay. No delete ran before its
     /// add succeeded. Repeating is safe.

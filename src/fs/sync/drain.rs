@@ -73,10 +73,21 @@ impl Sync {
             () = over => {}
             _ = stop.wait_for(|stop| *stop) => {}
         }
-        // A file that waits for its `close` is not a failure of the flush.
-        let pending = self.schedule.dirty_files().len() as u64 + self.journal.ledger().queue().name_changes();
+        let pending = self.left(&remaining);
         let counters = self.schedule.counters();
         Drained { flushed: counters.flushed - before, pending, conflicts: counters.conflicts }
+    }
+
+    /// Counts files and changes of names that the remote lacks. Later changes, and files that wait for their `close`, are
+    /// no concern of this flush.
+    fn left(&self, remaining: &Remaining) -> u64 {
+        let is_left = |(generation, edit): &&(u64, Arc<Edit>)| {
+            !edit.has_committed(*generation) && self.schedule.is_to_be_flushed(edit.file)
+        };
+        let files = remaining.files.iter().filter(is_left).count();
+        let ledger = self.journal.ledger();
+        let ops = ledger.queue().iter().take_while(|(op, _)| Some(*op) <= remaining.last);
+        (files + ops.filter(|(_, what)| what.changes_names()).count()) as u64
     }
 
     fn remaining(&self) -> Remaining {
