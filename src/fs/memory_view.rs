@@ -394,7 +394,7 @@ impl State {
         let to = if means_file { self.key(to.as_str()) } else { to.as_str().to_owned() };
         let Some(file) = self.files.get(path).cloned() else {
             return match (op.expect, self.files.get(&to)) {
-                // An earlier try did it.
+                // An earlier attempt has done it.
                 (Expect::Is(id), Some(there)) if moves && there.id == id => Outcome::Done(Some(self.version(there))),
                 (Expect::Is(_), _) => Outcome::Conflict { found: None },
                 _ => Outcome::Failed(Error::NotFound),
@@ -698,7 +698,7 @@ impl View for MemoryView {
     }
 }
 
-/// Returns a hash that replaces the Xet hash of the content.
+/// Returns a content id that stands for the Xet hash of some content.
 pub(crate) fn content_id(content: &[u8]) -> ContentId {
     ContentId::Xet(Hash(*blake3::hash(content).as_bytes()))
 }

@@ -52,7 +52,7 @@ const MAGIC: &[u8; 8] = b"HFCJRNL2";
 /// The first bytes of a journal of the earlier layout, in which a version has no kind byte before its hash. Such a
 /// journal is refused: it may hold changes that only the program which wrote it can upload.
 const EARLIER_MAGIC: &[u8; 8] = b"HFCJRNL1";
-/// Bytes of the file's header.
+/// Size of the file's header, bytes.
 const HEADER_LEN: usize = 128;
 /// Size of a record's header, bytes.
 const RECORD_HEADER_LEN: usize = 28;

@@ -36,7 +36,7 @@ pub(crate) enum Remote {
     /// The content of a file that was removed on this machine and whose header could not be read, so that it is
     /// damaged or may be. It may be removed, but must not be overwritten.
     Unreadable(ContentId),
-    /// An object without a hash, which can't be compared.
+    /// An object without a content id, which can't be compared.
     Unhashed,
 }
 
