@@ -141,8 +141,8 @@ impl Handles {
     }
 
     /// Frees the read-ahead buffers of files that have not been read for a while.
-    pub(crate) fn cool_down(&self) {
-        lock(&self.files).values().for_each(|handle| handle.ahead.cool_down());
+    pub(crate) fn free_idle_buffers(&self) {
+        lock(&self.files).values().for_each(|handle| handle.ahead.free_idle_buffers());
     }
 }
 

@@ -30,7 +30,7 @@ const ALIAS: &str = " (conflict with folder)";
 
 /// The outcome of the next commit.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Trouble {
+pub(crate) enum InjectedFault {
     /// It is carried out, but the response is lost.
     LostAnswer,
     /// 403.
@@ -44,7 +44,7 @@ struct State {
     offline: bool,
     /// Time that an upload takes for each record.
     pace: Duration,
-    trouble: Option<Trouble>,
+    trouble: Option<InjectedFault>,
     read_only: Vec<String>,
     damaged: Vec<String>,
     /// True if everything is stored in format 1.
@@ -61,7 +61,7 @@ struct State {
 }
 
 /// A part of paths whose check for twins fails.
-pub(crate) const BAD_LOOK: &str = "no-look";
+pub(crate) const BAD_CHECK: &str = "no-look";
 
 /// Reads of contents.
 #[derive(Default)]
@@ -161,7 +161,7 @@ impl MemoryView {
         self.state().pace = pace;
     }
 
-    pub(crate) fn set_trouble(&self, trouble: Option<Trouble>) {
+    pub(crate) fn set_fault(&self, trouble: Option<InjectedFault>) {
         self.state().trouble = trouble;
     }
 
@@ -614,7 +614,7 @@ impl View for MemoryView {
         let _turn = self.commits.read().await;
         self.requests.1.fetch_add(1, Relaxed);
         let mut state = self.state();
-        if state.trouble == Some(Trouble::Forbidden) {
+        if state.trouble == Some(InjectedFault::Forbidden) {
             return operations.iter().map(|_| Outcome::Failed(Error::Hub(HubError::Forbidden("no".into())))).collect();
         }
         if state.online().is_err() {
@@ -623,7 +623,7 @@ impl View for MemoryView {
         }
         state.commits.push(operations.to_vec());
         let outcomes: Vec<_> = operations.iter().map(|op| state.apply(op)).collect();
-        if state.trouble.take() == Some(Trouble::LostAnswer) {
+        if state.trouble.take() == Some(InjectedFault::LostAnswer) {
             let lost = |_| Outcome::Failed(Error::Hub(HubError::Network("cut".into())));
             return operations.iter().map(lost).collect();
         }
@@ -634,7 +634,7 @@ impl View for MemoryView {
         let mut state = self.state();
         state.online()?;
         state.looked_up.push((files.to_vec(), folders.to_vec()));
-        if files.iter().chain(folders).any(|path| path.as_str().contains(BAD_LOOK)) {
+        if files.iter().chain(folders).any(|path| path.as_str().contains(BAD_CHECK)) {
             return Err(Error::Hub(HubError::Network("no look".into())));
         }
         let below = |path: &PlainPath| format!("{}/", path.as_str());

@@ -53,7 +53,7 @@ pub use ids::{FileKind, HandleNo, Ino, OnConflict, Special};
 pub use namespace::Create;
 pub use options::{Drained, Options, Status, or_longest_wait};
 pub use sync::pending::{Pending, PendingFile, PendingKind, PendingNo, PendingState, drop_order};
-pub use tree::inode::{Attr, Birth};
+pub use tree::inode::{Attr, NewAttrs};
 pub use tree::xattr::SetXattr;
 
 use crate::store::View;
@@ -172,19 +172,25 @@ impl Vfs {
     }
 
     /// Creates an empty file and closes it. The attributes count as one kernel reference.
-    pub async fn make_closed(&self, parent: Ino, name: &str, birth: Birth) -> Result<Attr, Error> {
-        self.names.make_closed(parent, name, birth).await
+    pub async fn create_closed(&self, parent: Ino, name: &str, new_attrs: NewAttrs) -> Result<Attr, Error> {
+        self.names.create_closed(parent, name, new_attrs).await
     }
 
     /// Creates a directory. It exists on this machine only, until something in it is committed. The attributes count
     /// as one kernel reference.
-    pub async fn mkdir(&self, parent: Ino, name: &str, birth: Birth) -> Result<Attr, Error> {
-        self.names.mkdir(parent, name, birth).await
+    pub async fn mkdir(&self, parent: Ino, name: &str, new_attrs: NewAttrs) -> Result<Attr, Error> {
+        self.names.mkdir(parent, name, new_attrs).await
     }
 
     /// Creates a special file. The attributes count as one kernel reference.
-    pub async fn make_special(&self, parent: Ino, name: &str, special: Special, birth: Birth) -> Result<Attr, Error> {
-        self.names.make_special(parent, name, special, birth).await
+    pub async fn create_special(
+        &self,
+        parent: Ino,
+        name: &str,
+        special: Special,
+        new_attrs: NewAttrs,
+    ) -> Result<Attr, Error> {
+        self.names.create_special(parent, name, special, new_attrs).await
     }
 
     /// Creates a file with the content of another file. The attributes count as one kernel reference.
@@ -249,8 +255,8 @@ impl Vfs {
 
     /// Returns how long the remote may take to store what a handle has written: the deadline, plus one second per
     /// MiB.
-    pub fn patience(&self, handle: HandleNo) -> Duration {
-        self.contents.patience(handle)
+    pub fn timeout(&self, handle: HandleNo) -> Duration {
+        self.contents.timeout(handle)
     }
 
     /// Persists all writes, as every `close` of a descriptor does. After that, `kill -9` doesn't lose them. In

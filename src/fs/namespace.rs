@@ -23,7 +23,7 @@ use crate::fs::sync::policy::Policy;
 use crate::fs::sync::schedule::Schedule;
 use crate::fs::tree::inode::InodeTable;
 use crate::fs::tree::inode::touch;
-use crate::fs::tree::inode::{Attr, Birth, Body, Cached, Node, Tree};
+use crate::fs::tree::inode::{Attr, Body, Cached, NewAttrs, Node, Tree};
 use crate::fs::tree::keep_directory;
 use crate::fs::tree::listing::Directories;
 use crate::fs::tree::twins::Twins;
@@ -47,11 +47,11 @@ pub struct Create {
     /// Fail if the name is taken.
     pub exclusive: bool,
     /// Attributes of a new file.
-    pub birth: Birth,
+    pub new_attrs: NewAttrs,
 }
 
 /// The removal of a file's name from the file's record.
-struct Going {
+struct Removal {
     entries: Vec<Entry>,
     /// The content that the remote has at the name, for a file that replaces this one. `None` means that it depends
     /// on queued operations.
@@ -110,7 +110,7 @@ impl Namespace {
                 }
                 None => {}
             }
-            if let Some((ino, edit, ticket)) = self.make_file(parent, name, create)? {
+            if let Some((ino, edit, ticket)) = self.create_file(parent, name, create)? {
                 if self.contents.is_advanced() || !create.access.write {
                     self.schedule.touch(&edit);
                 }
@@ -129,13 +129,13 @@ impl Namespace {
     }
 
     /// Creates an empty file and opens it. Returns `None` if the name was taken meanwhile.
-    fn make_file(&self, parent: Ino, name: &str, create: Create) -> Result<Option<(Ino, Arc<Edit>, Ticket)>, Error> {
+    fn create_file(&self, parent: Ino, name: &str, create: Create) -> Result<Option<(Ino, Arc<Edit>, Ticket)>, Error> {
         let mut tree = lock(&self.tree);
         if tree.child(parent, name)?.is_some() {
             return Ok(None);
         }
         let path = tree.path(parent)?.join(name)?;
-        let looks = tree.looks_for(parent, create.birth, false, &self.options)?;
+        let overrides = tree.overrides_for(parent, create.new_attrs, false, &self.options)?;
         let mtime = stored_now();
         let draft = self.view.draft(DraftState::default(), self.pool.clone())?;
         let keeps = self.policy.keeps(&path);
@@ -156,7 +156,7 @@ impl Namespace {
         }
         self.schedule.add(edit.clone());
         let mut node = Node::edited(edit.clone());
-        node.looks = looks;
+        node.overrides = overrides;
         let ino = tree.insert(parent, name, node)?;
         edit.set_ino(ino);
         tree.opened(ino, create.access.write)?;
@@ -190,17 +190,17 @@ impl Namespace {
 
     /// Creates a directory. It exists on this machine only, until something in it is committed. The attributes count
     /// as one kernel reference.
-    pub(crate) async fn mkdir(&self, parent: Ino, name: &str, birth: Birth) -> Result<Attr, Error> {
-        self.make_here(parent, name, birth, Node::directory(false), |path| Entry::Directory { path }).await
+    pub(crate) async fn mkdir(&self, parent: Ino, name: &str, new_attrs: NewAttrs) -> Result<Attr, Error> {
+        self.create_local(parent, name, new_attrs, Node::directory(false), |path| Entry::Directory { path }).await
     }
 
     /// Creates a node that the remote has no object for. `entry` builds the journal entry that stores it. The
     /// attributes count as one kernel reference.
-    pub(crate) async fn make_here(
+    pub(crate) async fn create_local(
         &self,
         parent: Ino,
         name: &str,
-        birth: Birth,
+        new_attrs: NewAttrs,
         mut node: Node,
         entry: impl FnOnce(PlainPath) -> Entry,
     ) -> Result<Attr, Error> {
@@ -214,9 +214,9 @@ impl Namespace {
                 return Err(Error::Exists);
             }
             let path = tree.path(parent)?.join(name)?;
-            node.looks = tree.looks_for(parent, birth, node.is_directory(), &self.options)?;
+            node.overrides = tree.overrides_for(parent, new_attrs, node.is_directory(), &self.options)?;
             if node.is_directory() {
-                self.twins.note_new_folder(path.clone());
+                self.twins.record_new_folder(path.clone());
             }
             let ticket = self.journal.append(Purpose::Work, vec![entry(path)])?;
             if let Ok(directory) = node.as_directory_mut() {
@@ -292,9 +292,9 @@ impl Namespace {
         ino: Ino,
         path: &PlainPath,
     ) -> Result<(Option<FileNo>, Vec<Entry>), Error> {
-        let (file, going) = self.go(ledger, tree, ino, path)?;
-        let mut entries = going.entries;
-        if going.leaves.is_none_or(|remote| remote != Remote::Absent) {
+        let (file, removal) = self.go(ledger, tree, ino, path)?;
+        let mut entries = removal.entries;
+        if removal.leaves.is_none_or(|remote| remote != Remote::Absent) {
             let (file, mut tracked) = self.track_file(ledger, tree, ino, path)?;
             tracked.append(&mut entries);
             entries = tracked;
@@ -321,18 +321,18 @@ impl Namespace {
     }
 
     /// Returns the removal of a file's name from its record, and the file's number if the ledger has it.
-    fn go(&self, ledger: &Ledger, tree: &Tree, ino: Ino, path: &PlainPath) -> Result<(Option<FileNo>, Going), Error> {
+    fn go(&self, ledger: &Ledger, tree: &Tree, ino: Ino, path: &PlainPath) -> Result<(Option<FileNo>, Removal), Error> {
         let file = tree.file(ino)?;
         let known = file.file.and_then(|no| ledger.file(no).map(|record| (no, record)));
         let Some((no, record)) = known else {
             let queued = ledger.queue().overlapping(path).next().is_some();
             let leaves = (!queued).then(|| remote_of(file.version, file.len));
-            return Ok((None, Going { entries: Vec::new(), leaves }));
+            return Ok((None, Removal { entries: Vec::new(), leaves }));
         };
         // While operations of this file are queued, the content at the name depends on them.
         let leaves = (!ledger.is_mentioned(no)).then_some(record.remote);
         let entries = leaves.map(|_| Entry::Move { file: no, path: None }).into_iter().collect();
-        Ok((Some(no), Going { entries, leaves }))
+        Ok((Some(no), Removal { entries, leaves }))
     }
 
     /// Returns the file's number in the ledger, and the entries that add it to the ledger if it isn't there.
@@ -524,20 +524,20 @@ impl Namespace {
             entries.push(Entry::ForgetSpecial { path: to.clone() });
         }
         let unseen = ledger.file(no).is_some_and(|record| record.remote == Remote::Absent) && !ledger.is_mentioned(no);
-        let going = replaced.map(|target| self.go(ledger, tree, target, to)).transpose()?;
+        let removal = replaced.map(|target| self.go(ledger, tree, target, to)).transpose()?;
         let keeps = self.policy.keeps(to);
-        if keeps && !(unseen && going.as_ref().is_none_or(|(_, going)| going.leaves == Some(Remote::Absent))) {
+        if keeps && !(unseen && removal.as_ref().is_none_or(|(_, removal)| removal.leaves == Some(Remote::Absent))) {
             return Err(KEPT_HERE);
         }
-        let taken = match &going {
-            Some((_, going)) => going.leaves.map(|remote| (remote.replaced(), None)),
+        let taken = match &removal {
+            Some((_, removal)) => removal.leaves.map(|remote| (remote.replaced(), None)),
             None if keeps => Some((Remote::Absent, None)),
             None => Some(self.take_over(ledger, to)),
         };
         if let (true, Some((remote, cancelled))) = (unseen, taken) {
             entries.extend(finished(cancelled));
-            let target_no = going.and_then(|(target, going)| {
-                entries.extend(going.entries);
+            let target_no = removal.and_then(|(target, removal)| {
+                entries.extend(removal.entries);
                 // The name at the remote belongs to the moved file from here on. The rest of the replaced file is
                 // local.
                 entries.extend(target.map(|file| Entry::Remote { file, remote: Remote::Absent }));
@@ -690,7 +690,7 @@ impl Move<'_> {
         touch(tree, self.parent);
         touch(tree, self.to_parent);
         let node = tree.node_mut(self.source)?;
-        node.looks.ctime = Some(SystemTime::now());
+        node.overrides.ctime = Some(SystemTime::now());
         if let Ok(file) = node.as_file_mut() {
             file.keep_mtime(file.mtime);
         }
@@ -712,7 +712,7 @@ fn is_uncommitted(tree: &Tree, ino: Ino) -> bool {
 /// Sets the change time of an inode of which a name was added or removed.
 fn touch_node(tree: &mut Tree, ino: Ino) {
     if let Ok(node) = tree.node_mut(ino) {
-        node.looks.ctime = Some(SystemTime::now());
+        node.overrides.ctime = Some(SystemTime::now());
     }
 }
 

@@ -21,7 +21,7 @@ pub(crate) const TICK: Duration = Duration::from_secs(1);
 /// Ticks between two times at which the writes to open files are recorded in the journal.
 const PERSIST_TICKS: u64 = 5;
 /// Longest time that locked files may delay the loop, for each of its jobs.
-const PATIENCE: Duration = Duration::from_millis(500);
+const MAX_WAIT: Duration = Duration::from_millis(500);
 
 /// Runs the periodic jobs. See the module.
 pub(crate) struct Persister {
@@ -53,28 +53,28 @@ impl Persister {
             let Some(this) = this.upgrade() else { return };
             ticks += 1;
             // Content that isn't evicted now is evicted at a later tick.
-            let _ = tokio::time::timeout(PATIENCE, this.quota.collect()).await;
+            let _ = tokio::time::timeout(MAX_WAIT, this.quota.collect()).await;
             if ticks % PERSIST_TICKS == 0 {
-                this.persist_together(PATIENCE).await;
+                this.persist_together(MAX_WAIT).await;
             }
-            this.handles.cool_down();
+            this.handles.free_idle_buffers();
         }
     }
 
-    /// Records all writes in the journal, as far as that is possible within `patience` or a little more.
-    pub(crate) async fn persist_all(&self, patience: Duration) {
-        self.persist_together(patience.max(PATIENCE)).await;
+    /// Records all writes in the journal, as far as that is possible within `timeout` or a little more.
+    pub(crate) async fn persist_all(&self, timeout: Duration) {
+        self.persist_together(timeout.max(MAX_WAIT)).await;
     }
 
-    /// Records all writes in the journal, as far as that is possible within `patience`. A locked file doesn't delay
+    /// Records all writes in the journal, as far as that is possible within `timeout`. A locked file doesn't delay
     /// the others.
-    pub(crate) async fn persist_together(&self, patience: Duration) {
-        let unsettled = self.schedule.take_unsettled();
-        futures::future::join_all(unsettled.iter().map(|edit| self.persist(edit, patience))).await;
+    pub(crate) async fn persist_together(&self, timeout: Duration) {
+        let unpersisted = self.schedule.take_unsettled();
+        futures::future::join_all(unpersisted.iter().map(|edit| self.persist(edit, timeout))).await;
     }
 
-    async fn persist(&self, edit: &Arc<Edit>, patience: Duration) {
-        let settled = tokio::time::timeout(patience, edit.settle(&self.journal, &self.pool)).await;
+    async fn persist(&self, edit: &Arc<Edit>, timeout: Duration) {
+        let settled = tokio::time::timeout(timeout, edit.settle(&self.journal, &self.pool)).await;
         if let Err(error) = settled.unwrap_or(Err(Error::TimedOut)) {
             tracing::warn!(%error, "an open file's writes aren't in the journal yet");
             self.schedule.wrote(edit);
@@ -83,7 +83,7 @@ impl Persister {
 
     /// Persists everything for the last time, and closes the journal.
     pub(crate) async fn close(&self) {
-        self.persist_together(PATIENCE).await;
+        self.persist_together(MAX_WAIT).await;
         if let Err(error) = self.journal.sync_all().await {
             tracing::error!(%error, "the journal could not be synced");
         }

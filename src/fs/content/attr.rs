@@ -65,13 +65,13 @@ impl Contents {
         }
         {
             let mut tree = lock(&self.tree);
-            let looks = &mut tree.node_mut(ino)?.looks;
-            looks.mode = set.mode.map(|mode| mode & 0o7777).or(looks.mode);
-            looks.uid = set.uid.or(looks.uid);
-            looks.gid = set.gid.or(looks.gid);
-            looks.atime = set.atime.or(looks.atime);
-            looks.mtime = set.mtime.or(looks.mtime);
-            looks.ctime = Some(SystemTime::now());
+            let overrides = &mut tree.node_mut(ino)?.overrides;
+            overrides.mode = set.mode.map(|mode| mode & 0o7777).or(overrides.mode);
+            overrides.uid = set.uid.or(overrides.uid);
+            overrides.gid = set.gid.or(overrides.gid);
+            overrides.atime = set.atime.or(overrides.atime);
+            overrides.mtime = set.mtime.or(overrides.mtime);
+            overrides.ctime = Some(SystemTime::now());
         }
         self.directories.measure(&[ino]).await?;
         lock(&self.tree).attr(ino, &self.options)

@@ -4,7 +4,7 @@
 //! the journal.
 //! Only [`EditGuard`] changes a draft: it holds the draft's lock together with the journal and the pool.
 
-use crate::fs::content::quota::Room;
+use crate::fs::content::quota::SpacePromise;
 use crate::fs::errno::Error;
 use crate::fs::ids::{FileNo, Ino};
 use crate::fs::journal::file::{Journal, Purpose, Ticket};
@@ -59,12 +59,12 @@ struct Meta {
     /// True if the last write failed.
     stuck: bool,
     /// Bytes of the base that a freeze still has to fetch, at most.
-    owed: u64,
+    unfetched: u64,
     /// Offset of the next write in streaming mode, for a file that was extended before its first write. `None` means
     /// the end.
     next_write: Option<u64>,
     /// Slots that are promised to this file, if disk space is limited.
-    room: Option<Room>,
+    room: Option<SpacePromise>,
     /// The totals in which the file is counted while the remote lacks it. The next field has the files and bytes that
     /// are counted for it.
     totals: Option<Arc<Totals>>,
@@ -126,7 +126,7 @@ impl Edit {
             hurry: 0,
             early: 0,
             stuck: false,
-            owed: draft.state().base.map_or(0, |(_, visible)| visible),
+            unfetched: draft.state().base.map_or(0, |(_, visible)| visible),
             next_write: None,
             room: None,
             totals: None,
@@ -190,7 +190,7 @@ impl Edit {
     }
 
     /// Returns true if the journal doesn't have the newest generation, or lacks deltas.
-    pub(crate) fn is_unsettled(&self) -> bool {
+    pub(crate) fn is_unpersisted(&self) -> bool {
         let meta = lock(&self.meta);
         meta.generation > meta.settled || !meta.backlog.is_empty()
     }
@@ -217,9 +217,9 @@ impl Edit {
     }
 
     /// Returns the bytes of slots that a first change would need in addition to its own, for the rest of the file.
-    pub(crate) fn owed(&self) -> u64 {
+    pub(crate) fn unfetched(&self) -> u64 {
         let meta = lock(&self.meta);
-        if meta.generation == meta.committed { meta.owed } else { 0 }
+        if meta.generation == meta.committed { meta.unfetched } else { 0 }
     }
 
     /// Returns true if the edit was changed and the remote has all of it.
@@ -273,13 +273,13 @@ impl Edit {
     }
 
     /// Takes over the slots that were promised to its content, before anything else sees it.
-    pub(crate) fn with_room(self, room: Option<Room>) -> Self {
+    pub(crate) fn with_room(self, room: Option<SpacePromise>) -> Self {
         lock(&self.meta).room = room;
         self
     }
 
     /// Invalidates a frozen version: it counts as an older generation, although its content is the present one.
-    pub(crate) fn outgrow(&self, generation: u64) {
+    pub(crate) fn invalidate_frozen(&self, generation: u64) {
         let mut meta = lock(&self.meta);
         if meta.generation == generation {
             meta.generation += 1;
@@ -411,14 +411,14 @@ impl<'a> EditGuard<'a> {
     }
 
     /// Takes over the slots that were promised to a change of this file.
-    pub(crate) fn keep_room(&mut self, room: Option<Room>) {
+    pub(crate) fn keep_promise(&mut self, room: Option<SpacePromise>) {
         if room.is_some() {
             lock(&self.edit.meta).room = room;
         }
     }
 
     /// Limits the promise to what the upload of the draft still needs.
-    pub(crate) fn resize_room(&mut self) {
+    pub(crate) fn resize_promise(&mut self) {
         let mut meta = lock(&self.edit.meta);
         let slots = if meta.generation > meta.committed { self.slots_needed() } else { 0 };
         if let Some(room) = &mut meta.room {
@@ -429,7 +429,7 @@ impl<'a> EditGuard<'a> {
     /// Writes every change to the journal. The caller waits until the journal file holds the ticket's entry.
     pub(crate) async fn settle(&mut self) -> Result<Ticket, Error> {
         let delta = self.draft_mut().settle().await?;
-        self.resize_room();
+        self.resize_promise();
         let ticket = self.append(Purpose::Work, delta, Vec::new())?;
         lock(&self.edit.meta).stuck = false;
         Ok(ticket)
@@ -504,7 +504,7 @@ impl<'a> EditGuard<'a> {
     /// Frees the decrypted records in memory if the journal has all of them: `again` creates the same draft from its
     /// state. Otherwise each of the thousands of files that wait for their upload would keep a record in memory.
     pub(crate) fn cool(mut self, again: impl FnOnce(DraftState) -> Result<Draft, Error>) -> Result<(), Error> {
-        if !self.edit.is_unsettled() {
+        if !self.edit.is_unpersisted() {
             *self.draft_mut() = again(self.state().clone())?;
         }
         Ok(())
@@ -533,7 +533,7 @@ impl<'a> EditGuard<'a> {
             Entry::Extend { file, generation, mtime, delta: Some(base), checksums: Vec::new() },
         ];
         meta.ticket = self.journal.append(Purpose::Relief, entries)?;
-        meta.owed = len;
+        meta.unfetched = len;
         drop(meta);
         *self.draft_mut() = fresh;
         Ok(slots)
@@ -542,11 +542,11 @@ impl<'a> EditGuard<'a> {
     /// Freezes the current generation and journals that.
     pub(crate) async fn freeze(mut self) -> Result<(u64, Arc<Frozen>), Error> {
         let (frozen, delta) = self.draft_mut().freeze().await?;
-        self.resize_room();
+        self.resize_promise();
         let frozen = Arc::new(frozen);
         let (generation, mtime) = {
             let mut meta = lock(&self.edit.meta);
-            meta.owed = 0;
+            meta.unfetched = 0;
             (meta.generation, meta.mtime)
         };
         let entry = Entry::Freeze { file: self.edit.file, generation, mtime, frozen: frozen.clone() };
@@ -555,20 +555,20 @@ impl<'a> EditGuard<'a> {
         Ok((generation, frozen))
     }
 
-    /// Ends the edit if `give_up` agrees: its content in the journal is given up. Returns true if it has ended.
-    /// `give_up` decides under the tree's lock. It calls its argument, which journals the end, before it releases the
+    /// Ends the edit if `discard` agrees: its content in the journal is given up. Returns true if it has ended.
+    /// `discard` decides under the tree's lock. It calls its argument, which journals the end, before it releases the
     /// tree, so that no new edit begins in between.
     pub(crate) fn end(
         self,
-        give_up: impl FnOnce(&mut dyn FnMut() -> Result<(), Error>) -> Result<bool, Error>,
+        discard: impl FnOnce(&mut dyn FnMut() -> Result<(), Error>) -> Result<bool, Error>,
     ) -> Result<bool, Error> {
-        self.end_with(|end| give_up(&mut || end(Vec::new())))
+        self.end_with(|end| discard(&mut || end(Vec::new())))
     }
 
     /// Ends the edit as [`Self::end`] does, with entries that come right before the end.
     pub(crate) fn end_with(
         mut self,
-        give_up: impl FnOnce(&mut dyn FnMut(Vec<Entry>) -> Result<(), Error>) -> Result<bool, Error>,
+        discard: impl FnOnce(&mut dyn FnMut(Vec<Entry>) -> Result<(), Error>) -> Result<bool, Error>,
     ) -> Result<bool, Error> {
         // Nothing may wait under the tree's lock. So records that are in no slot are dropped, and slots that no entry
         // names are freed together with the others.
@@ -577,7 +577,7 @@ impl<'a> EditGuard<'a> {
             entries.push(Entry::End { file: self.edit.file });
             self.append(Purpose::Relief, delta, entries).map(|_| ())
         };
-        let ended = give_up(&mut end)?;
+        let ended = discard(&mut end)?;
         if ended {
             *self.draft = None;
             lock(&self.edit.meta).room = None;

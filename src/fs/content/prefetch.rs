@@ -305,7 +305,7 @@ impl Readahead {
     }
 
     /// Drops the segments of a handle that was not read for a while.
-    pub(crate) fn cool_down(&self) {
+    pub(crate) fn free_idle_buffers(&self) {
         let mut state = lock(&self.0);
         let is_idle = state.used.is_some_and(|at| at.elapsed() > IDLE);
         let idle = if is_idle { std::mem::take(&mut state.segments) } else { VecDeque::new() };

@@ -38,7 +38,7 @@ const NEARLY_FULL: u64 = 6;
 /// Shortest interval between two early starts of uploads.
 const HURRY: Duration = Duration::from_millis(200);
 /// Part of the reply deadline (in quarters) that a writer waits for space. The rest is for the reply.
-const PATIENCE: u32 = 3;
+const MAX_WAIT: u32 = 3;
 /// Plaintext bytes of one slot.
 const RECORD: u64 = 1 << 16;
 
@@ -49,19 +49,19 @@ pub(crate) struct Promises(Mutex<u64, { Rank::Promises as u8 }>);
 
 impl Promises {
     /// Promises slots without a check.
-    pub(crate) fn add(self: &Arc<Self>, slots: u64) -> Room {
+    pub(crate) fn add(self: &Arc<Self>, slots: u64) -> SpacePromise {
         *lock(&self.0) += slots;
-        Room { promises: self.clone(), slots }
+        SpacePromise { promises: self.clone(), slots }
     }
 }
 
 /// Slots that are promised to one change, and then to the changed file. The promise ends on drop.
-pub(crate) struct Room {
+pub(crate) struct SpacePromise {
     promises: Arc<Promises>,
     slots: u64,
 }
 
-impl Room {
+impl SpacePromise {
     /// Changes the promise to `slots` slots.
     pub(crate) fn resize(&mut self, slots: u64) {
         let mut promised = lock(&self.promises.0);
@@ -70,7 +70,7 @@ impl Room {
     }
 }
 
-impl Drop for Room {
+impl Drop for SpacePromise {
     fn drop(&mut self) {
         *lock(&self.promises.0) -= self.slots;
     }
@@ -120,15 +120,15 @@ pub(crate) struct Quota {
 
 impl Quota {
     /// Waits for disk space for a change of `edit`: `bytes` are written or added, and the file is `end` bytes long
-    /// afterwards. The caller passes the result to `EditGuard::keep_room` after the change. Returns `None` if
+    /// afterwards. The caller passes the result to `EditGuard::keep_promise` after the change. Returns `None` if
     /// there is no limit.
-    pub(crate) async fn make_room(&self, edit: &Edit, bytes: u64, end: u64) -> Result<Option<Room>, Error> {
-        let bytes = bytes.saturating_add(edit.owed().min(end));
-        self.reserve_room(bytes, end).await
+    pub(crate) async fn make_space(&self, edit: &Edit, bytes: u64, end: u64) -> Result<Option<SpacePromise>, Error> {
+        let bytes = bytes.saturating_add(edit.unfetched().min(end));
+        self.reserve_space(bytes, end).await
     }
 
     /// Waits for disk space for `bytes` bytes of a file that is `end` bytes long with them.
-    pub(crate) async fn reserve_room(&self, bytes: u64, end: u64) -> Result<Option<Room>, Error> {
+    pub(crate) async fn reserve_space(&self, bytes: u64, end: u64) -> Result<Option<SpacePromise>, Error> {
         let Some(limit) = self.options.max_pending.filter(|_| bytes > 0) else { return Ok(None) };
         let full = || Error::Staging(io::ErrorKind::StorageFull.into());
         // No wait can free enough space for a file that doesn't fit by itself.
@@ -138,7 +138,7 @@ impl Quota {
         }
         // One more slot is counted, because a change needn't begin at the start of a record.
         let slots = bytes.div_ceil(RECORD) + 1;
-        let until = Instant::now() + self.options.reply_timeout() / 4 * PATIENCE;
+        let until = Instant::now() + self.options.reply_timeout() / 4 * MAX_WAIT;
         loop {
             let freed = self.pool.freed();
             let wanted = {
@@ -153,7 +153,7 @@ impl Quota {
                 self.hurry(wanted > limit);
             }
             if wanted <= limit {
-                return Ok(Some(Room { promises: self.promises.clone(), slots }));
+                return Ok(Some(SpacePromise { promises: self.promises.clone(), slots }));
             }
             // Files are evicted one at a time. The slots are free a little later.
             let evicted = self.evict(1).await?;

@@ -130,7 +130,7 @@ impl Contents {
             let end = start.saturating_add(data.len() as u64).max(edit.len());
             // A gap before the data is stored as zeros.
             let bytes = start.saturating_add(data.len() as u64) - start.min(edit.len());
-            let room = self.quota.make_room(&edit, bytes, end).await?;
+            let room = self.quota.make_space(&edit, bytes, end).await?;
             let Some(mut guard) = edit.write_guard(&self.journal, &self.pool).await else { continue };
             let offset = if handle.access.append { guard.len() } else { offset };
             let end = offset.checked_add(data.len() as u64).filter(|end| *end <= MAX_LEN);
@@ -143,8 +143,8 @@ impl Contents {
             if !self.is_advanced() && outcome.is_ok() {
                 guard.set_next_write(offset + data.len() as u64);
             }
-            guard.keep_room(room);
-            guard.resize_room();
+            guard.keep_promise(room);
+            guard.resize_promise();
             drop(guard);
             self.changed(handle.ino, &edit);
             return outcome.map(|()| data.len());
@@ -180,7 +180,7 @@ impl Contents {
     async fn cut(&self, ino: Ino, len: u64) -> Result<(), Error> {
         loop {
             let edit = self.edit(ino).await?;
-            let room = self.quota.make_room(&edit, len.saturating_sub(edit.len()), len).await?;
+            let room = self.quota.make_space(&edit, len.saturating_sub(edit.len()), len).await?;
             let Some(mut guard) = edit.write_guard(&self.journal, &self.pool).await else { continue };
             // An unchanged size is no change, except for an emptied file: that is a new version, whatever its size
             // was before.
@@ -194,7 +194,7 @@ impl Contents {
             if !self.is_advanced() {
                 guard.set_next_write(0);
             }
-            guard.keep_room(room);
+            guard.keep_promise(room);
             let ticket = guard.settle().await;
             drop(guard);
             self.changed(ino, &edit);
@@ -225,7 +225,7 @@ impl Contents {
                 Allocate::Extend | Allocate::Reserve => end.saturating_sub(old),
             };
             let longest = if how == (Allocate::Zero { keep_size: true }) { old } else { end.max(old) };
-            let room = self.quota.make_room(&edit, bytes, longest).await?;
+            let room = self.quota.make_space(&edit, bytes, longest).await?;
             let Some(mut guard) = edit.write_guard(&self.journal, &self.pool).await else { continue };
             let old = guard.len();
             // The write is recorded first, because the operation may fail halfway.
@@ -237,7 +237,7 @@ impl Contents {
                 guard.truncate(end).await?;
             }
             guard.change();
-            guard.keep_room(room);
+            guard.keep_promise(room);
             let ticket = guard.settle().await;
             drop(guard);
             self.changed(handle.ino, &edit);
@@ -252,8 +252,8 @@ impl Contents {
             let mut tree = lock(&self.tree);
             let node = tree.node_mut(ino);
             node.map(|node| {
-                node.looks.mtime = None;
-                node.looks.ctime = None;
+                node.overrides.mtime = None;
+                node.overrides.ctime = None;
                 node.place.is_some() && (self.is_advanced() || node.writers == 0)
             })
         };
@@ -295,7 +295,7 @@ impl Contents {
 
     /// Returns the time that the remote may take to store what a handle has written: the deadline, plus one second
     /// per MiB.
-    pub(crate) fn patience(&self, handle: HandleNo) -> Duration {
+    pub(crate) fn timeout(&self, handle: HandleNo) -> Duration {
         let len =
             self.handles.file(handle).ok().and_then(|handle| Some(lock(&self.tree).file(handle.ino).ok()?.size().0));
         self.options.reply_timeout().saturating_add(Duration::from_secs(len.unwrap_or(0) >> 20))

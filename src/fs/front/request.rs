@@ -115,18 +115,18 @@ impl QueuedWrite {
 
 /// The context in which requests are processed.
 #[derive(Clone)]
-pub(crate) struct Desk {
+pub(crate) struct RequestContext {
     pub(crate) vfs: Arc<Vfs>,
     pub(crate) runtime: Handle,
     late: Arc<Late>,
 }
 
-impl Desk {
+impl RequestContext {
     pub(crate) fn new(vfs: Arc<Vfs>, runtime: Handle) -> Self {
         Self { vfs, runtime, late: Arc::default() }
     }
 
-    /// Processes a request that the client may send twice. `reply` and `undo` are those of [`Desk::answer`].
+    /// Processes a request that the client may send twice. `reply` and `undo` are those of [`RequestContext::answer`].
     pub(crate) fn answer_once<T, W, U>(
         &self,
         request: Repeatable,

@@ -425,10 +425,10 @@ impl Shared {
         }
         let record = self.record(&state.id, state.next, entries)?;
         for (index, entry) in entries.iter().enumerate() {
-            if let Err(misfit) = state.ledger.apply(entry) {
+            if let Err(invalid) = state.ledger.apply(entry) {
                 // The entries before it are in the ledger now, but in no record.
-                state.refused = (index > 0).then(|| misfit.to_string());
-                return Err(self.broken(&misfit.to_string()));
+                state.refused = (index > 0).then(|| invalid.to_string());
+                return Err(self.broken(&invalid.to_string()));
             }
             match entry {
                 Entry::Queue { op, .. } => drop(state.queued.insert(*op, OffsetDateTime::now_utc())),
@@ -751,7 +751,7 @@ impl<'a> Replay<'a> {
             good.push((next, entries));
             (at, next) = (found.end, next + 1);
         }
-        if let Some(later) = self.durable_behind(&id, at, next) {
+        if let Some(later) = self.durable_after(&id, at, next) {
             return Err(self.error(format!(
                 "record {next} is damaged although record {later} was on disk after it; the journal is not changed"
             )));
@@ -779,7 +779,7 @@ impl<'a> Replay<'a> {
         let mut ledger = Ledger::default();
         for (sequence, entries) in records {
             for entry in entries {
-                ledger.apply(entry).map_err(|misfit| self.error(format!("record {sequence}: {misfit}")))?;
+                ledger.apply(entry).map_err(|invalid| self.error(format!("record {sequence}: {invalid}")))?;
             }
         }
         Ok(ledger)
@@ -828,7 +828,7 @@ impl<'a> Replay<'a> {
     }
 
     /// Returns the number of a complete record after `at` which says that record `bad` was durable.
-    fn durable_behind(&self, id: &[u8; 32], at: usize, bad: u64) -> Option<u64> {
+    fn durable_after(&self, id: &[u8; 32], at: usize, bad: u64) -> Option<u64> {
         let places = (at.next_multiple_of(8)..self.bytes.len()).step_by(8);
         places
             .filter(|place| self.bytes[*place..].starts_with(&id[..4]))

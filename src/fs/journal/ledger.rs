@@ -14,7 +14,7 @@ use crate::fs::ids::FileNo;
 use crate::fs::ids::OpNo;
 use crate::fs::ids::Special;
 use crate::fs::journal::queue::{PathIndex, PathKey, Queue};
-use crate::fs::tree::queued::{LocalChild, Moved, Overlay, Walk};
+use crate::fs::tree::queued::{LocalChild, Moved, QueuedChanges, Walk};
 use crate::store::Len;
 use crate::store::{
     Binding, ContentId, Delta, DraftState, Expect, Frozen, PlainPath, RecordRef, SlotId, Stored, Version,
@@ -214,7 +214,7 @@ pub(crate) struct Unconfirmed {
 /// The error for an entry that doesn't fit the state: a programming error, or a journal that isn't ours.
 #[derive(Debug, thiserror::Error)]
 #[error("an entry refers to {0} that is not there")]
-pub(crate) struct Misfit(&'static str);
+pub(crate) struct InvalidEntry(&'static str);
 
 /// The number of entries that name a slot, and the checksum of its bytes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -459,7 +459,7 @@ impl Ledger {
         std::mem::take(&mut self.unnamed)
     }
 
-    /// Marks the beginning of a listing of the remote. Pass the stamp to [`Ledger::overlay`] and
+    /// Marks the beginning of a listing of the remote. Pass the stamp to [`Ledger::queued_changes`] and
     /// [`Ledger::end_listing`].
     pub(crate) fn begin_listing(&mut self) -> u64 {
         self.stamp += 1;
@@ -479,13 +479,13 @@ impl Ledger {
     }
 
     /// Returns the queued and local changes to merge into the listing of `directory` that began at `since`.
-    pub(crate) fn overlay(&self, directory: &PlainPath, since: Option<u64>) -> Overlay {
-        let mut overlay = self.walk(directory, since.unwrap_or(u64::MAX)).finish();
+    pub(crate) fn queued_changes(&self, directory: &PlainPath, since: Option<u64>) -> QueuedChanges {
+        let mut queued_changes = self.walk(directory, since.unwrap_or(u64::MAX)).finish();
         let key = PathKey::new(directory);
-        add_children(&mut overlay, &key, &self.places, |file| LocalChild::File(*file));
-        add_children(&mut overlay, &key, &self.specials, |_| LocalChild::Special);
-        add_children(&mut overlay, &key, &self.directories, |_| LocalChild::Directory);
-        overlay
+        add_children(&mut queued_changes, &key, &self.places, |file| LocalChild::File(*file));
+        add_children(&mut queued_changes, &key, &self.specials, |_| LocalChild::Special);
+        add_children(&mut queued_changes, &key, &self.directories, |_| LocalChild::Directory);
+        queued_changes
     }
 
     /// Walks back from the newest operation to the oldest. Visits only operations that concern a path at which the
@@ -518,7 +518,7 @@ impl Ledger {
     }
 
     /// Applies an entry. On an error, the ledger is unchanged.
-    pub(crate) fn apply(&mut self, entry: &Entry) -> Result<(), Misfit> {
+    pub(crate) fn apply(&mut self, entry: &Entry) -> Result<(), InvalidEntry> {
         match entry {
             Entry::Track { file, path, remote, mtime } => {
                 self.last_file = self.last_file.max(file.0);
@@ -528,7 +528,7 @@ impl Ledger {
             }
             Entry::Begin { file, state, generation, mtime } => {
                 if !self.files.contains_key(file) {
-                    return Err(Misfit("a file"));
+                    return Err(InvalidEntry("a file"));
                 }
                 self.end_draft(*file);
                 for record in state.records.values() {
@@ -561,7 +561,7 @@ impl Ledger {
             }
             Entry::Uploaded { file, generation, stored } => {
                 let frozen = self.draft(*file)?.frozen.as_mut().filter(|frozen| frozen.generation == *generation);
-                frozen.ok_or(Misfit("a frozen version"))?.stored = Some(*stored);
+                frozen.ok_or(InvalidEntry("a frozen version"))?.stored = Some(*stored);
             }
             Entry::End { file } => {
                 self.record(*file)?;
@@ -601,12 +601,12 @@ impl Ledger {
         Ok(())
     }
 
-    fn record(&mut self, file: FileNo) -> Result<&mut FileRecord, Misfit> {
-        self.files.get_mut(&file).ok_or(Misfit("a file"))
+    fn record(&mut self, file: FileNo) -> Result<&mut FileRecord, InvalidEntry> {
+        self.files.get_mut(&file).ok_or(InvalidEntry("a file"))
     }
 
-    fn draft(&mut self, file: FileNo) -> Result<&mut DraftRecord, Misfit> {
-        self.record(file)?.draft.as_mut().ok_or(Misfit("a draft"))
+    fn draft(&mut self, file: FileNo) -> Result<&mut DraftRecord, InvalidEntry> {
+        self.record(file)?.draft.as_mut().ok_or(InvalidEntry("a draft"))
     }
 
     /// Sets or removes a file's path.
@@ -641,7 +641,7 @@ impl Ledger {
         }
     }
 
-    fn extend(&mut self, file: FileNo, delta: &Delta, checksums: &[u32]) -> Result<(), Misfit> {
+    fn extend(&mut self, file: FileNo, delta: &Delta, checksums: &[u32]) -> Result<(), InvalidEntry> {
         let draft = self.draft(file)?;
         draft.state.len = delta.len;
         draft.state.binding = delta.binding;
@@ -687,9 +687,9 @@ impl Ledger {
         }
     }
 
-    fn enqueue(&mut self, op: OpNo, what: &QueuedOp) -> Result<(), Misfit> {
+    fn enqueue(&mut self, op: OpNo, what: &QueuedOp) -> Result<(), InvalidEntry> {
         if what.files().any(|file| !self.files.contains_key(&file)) {
-            return Err(Misfit("a file"));
+            return Err(InvalidEntry("a file"));
         }
         self.last_op = self.last_op.max(op.0);
         self.supersede(what);
@@ -755,8 +755,8 @@ impl Ledger {
         }
     }
 
-    fn finish(&mut self, op: OpNo) -> Result<(), Misfit> {
-        let what = self.queue.remove(op).ok_or(Misfit("an operation"))?;
+    fn finish(&mut self, op: OpNo) -> Result<(), InvalidEntry> {
+        let what = self.queue.remove(op).ok_or(InvalidEntry("an operation"))?;
         what.files().for_each(|file| self.collect(file));
         if !self.listings.is_empty() {
             self.finished.add(op, self.stamp, what);
@@ -764,7 +764,7 @@ impl Ledger {
         Ok(())
     }
 
-    fn committed(&mut self, file: FileNo, generation: u64, version: Version) -> Result<(), Misfit> {
+    fn committed(&mut self, file: FileNo, generation: u64, version: Version) -> Result<(), InvalidEntry> {
         let draft = self.draft(file)?;
         draft.committed = draft.committed.max(generation);
         // All content of the frozen version is in slots, so only the identity of the base matters from now on. A copy
@@ -908,7 +908,7 @@ impl Ledger {
 /// Adds the children of a directory that are in a map, or that have descendants in it. All descendants of a child
 /// together cost one step.
 fn add_children<T>(
-    overlay: &mut Overlay,
+    queued_changes: &mut QueuedChanges,
     directory: &PathKey,
     map: &BTreeMap<PathKey, T>,
     child: impl Fn(&T) -> LocalChild,
@@ -917,7 +917,7 @@ fn add_children<T>(
     let mut from = below.start;
     while let Some((at, value)) = map.range(from..below.end.clone()).next() {
         let relative = directory.relative(at);
-        overlay.add_child(relative, child(value));
+        queued_changes.add_child(relative, child(value));
         from = match relative.split_once('\0') {
             Some((name, _)) => directory.after_child(name),
             None => at.next(),

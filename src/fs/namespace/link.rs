@@ -9,7 +9,7 @@ use crate::fs::journal::ledger::Entry;
 use crate::fs::lock::lock;
 use crate::fs::namespace::{Create, Namespace, finished};
 use crate::fs::sync::policy::KEPT_HERE;
-use crate::fs::tree::inode::{Attr, Birth, Node, Tree, touch};
+use crate::fs::tree::inode::{Attr, NewAttrs, Node, Tree, touch};
 use crate::store::{DraftState, Stored, stored_now};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -17,8 +17,8 @@ use time::OffsetDateTime;
 
 impl Namespace {
     /// Creates an empty file and closes it. The attributes count as one kernel reference.
-    pub(crate) async fn make_closed(&self, parent: Ino, name: &str, birth: Birth) -> Result<Attr, Error> {
-        let create = Create { exclusive: true, birth, ..Create::default() };
+    pub(crate) async fn create_closed(&self, parent: Ino, name: &str, new_attrs: NewAttrs) -> Result<Attr, Error> {
+        let create = Create { exclusive: true, new_attrs, ..Create::default() };
         let (attr, opened) = self.create(parent, name, create).await?;
         self.contents.abandon(opened.handle).await;
         Ok(attr)
@@ -34,18 +34,18 @@ impl Namespace {
         if self.directories.find_child(parent, name).await?.is_some() {
             return Err(Error::Exists);
         }
-        let looks = {
+        let overrides = {
             let tree = lock(&self.tree);
             if is_git_objects(&tree, parent) {
                 return Err(Error::NotPermitted(
                     "git takes a link that is a copy for an attack, and does without where there are none",
                 ));
             }
-            tree.node(original)?.looks
+            tree.node(original)?.overrides
         };
         if let Some(link) = self.symbolic_link(original)? {
-            let birth = Birth { mode: None, owner: looks.uid.zip(looks.gid) };
-            return self.make_special(parent, name, link, birth).await;
+            let new_attrs = NewAttrs { mode: None, owner: overrides.uid.zip(overrides.gid) };
+            return self.create_special(parent, name, link, new_attrs).await;
         }
         self.directories.measure(&[original]).await?;
         let edit = match self.contents.original(original)? {
@@ -94,7 +94,7 @@ impl Namespace {
             ]
         })?;
         let edit = Arc::new(Edit::new(file, draft, mtime, 1, 0, ticket));
-        self.hang_copy(&mut tree, original, parent, name, edit)
+        self.insert_copy(&mut tree, original, parent, name, edit)
     }
 
     /// Links a file whose content isn't at the remote, by copying it. The copy gets its name when it is complete.
@@ -102,7 +102,7 @@ impl Namespace {
         // Space is reserved before the draft is locked. While the lock is held, the original couldn't be uploaded to
         // free space.
         let len = if from.len() <= LOCAL_COPY { from.len() } else { 0 };
-        let _room = self.quota.reserve_room(len, len).await?;
+        let _room = self.quota.reserve_space(len, len).await?;
         let reader = from.reader().await;
         let source = reader.as_ref().filter(|source| source.len() <= LOCAL_COPY).ok_or(Error::NotSupported)?;
         let mut draft = self.view.draft(DraftState::default(), self.pool.clone())?;
@@ -119,7 +119,7 @@ impl Namespace {
         })?;
         unnamed.delta = None;
         let edit = Arc::new(Edit::new(file, draft, mtime, 1, 0, ticket));
-        self.hang_copy(&mut tree, original, parent, name, edit)
+        self.insert_copy(&mut tree, original, parent, name, edit)
     }
 
     /// Journals a new file with its content, as one record.
@@ -150,7 +150,7 @@ impl Namespace {
     }
 
     /// Inserts a copy into the tree. It gets the attributes of its original. The original counts as changed.
-    fn hang_copy(
+    fn insert_copy(
         &self,
         tree: &mut Tree,
         original: Ino,
@@ -160,9 +160,9 @@ impl Namespace {
     ) -> Result<Arc<Edit>, Error> {
         self.schedule.add(edit.clone());
         let mut node = Node::edited(edit.clone());
-        let looks = &mut tree.node_mut(original)?.looks;
-        looks.ctime = Some(SystemTime::now());
-        node.looks = *looks;
+        let overrides = &mut tree.node_mut(original)?.overrides;
+        overrides.ctime = Some(SystemTime::now());
+        node.overrides = *overrides;
         let ino = tree.insert(parent, name, node)?;
         edit.set_ino(ino);
         touch(tree, parent);

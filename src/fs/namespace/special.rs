@@ -11,19 +11,19 @@ use crate::fs::journal::ledger::{Entry, Ledger};
 use crate::fs::lock::lock;
 use crate::fs::namespace::Namespace;
 use crate::fs::namespace::keep_directory;
-use crate::fs::tree::inode::{Attr, Birth, Node, Tree};
+use crate::fs::tree::inode::{Attr, NewAttrs, Node, Tree};
 
 /// Longest target of a symbolic link, bytes. The kernel has this limit.
 const TARGET_MAX: usize = 4095;
 
 impl Namespace {
     /// Creates a special file. The attributes count as one kernel reference.
-    pub(crate) async fn make_special(
+    pub(crate) async fn create_special(
         &self,
         parent: Ino,
         name: &str,
         special: Special,
-        birth: Birth,
+        new_attrs: NewAttrs,
     ) -> Result<Attr, Error> {
         if let Special::Link(target) = &special
             && target.len() > TARGET_MAX
@@ -31,7 +31,7 @@ impl Namespace {
             return Err(Error::Store(crate::store::Error::NameTooLong));
         }
         let node = Node::special(special.clone());
-        self.make_here(parent, name, birth, node, |path| Entry::Special { path, special }).await
+        self.create_local(parent, name, new_attrs, node, |path| Entry::Special { path, special }).await
     }
 
     /// Returns the target of a symbolic link.

@@ -97,12 +97,12 @@ impl Sync {
                 }
             }
         }
-        if !ops.is_empty() && self.is_noted().await {
+        if !ops.is_empty() && self.is_recorded().await {
             let outcomes = self.view.commit(&ops).await;
             for (((op, what), request), outcome) in asked.into_iter().zip(ops).zip(outcomes) {
                 let file = what.put_file();
                 self.log_commit(&what, &outcome);
-                self.settle_op(op, what, &request, outcome).await;
+                self.handle_outcome(op, what, &request, outcome).await;
                 if let Some(file) = file {
                     self.end_removed(file);
                 }
@@ -165,7 +165,7 @@ impl Sync {
     /// Otherwise the next start would take the new objects at the remote for those of another client, or for newer
     /// ones than the local state. If the sync fails, the commit continues: the data may be nowhere else. Returns
     /// false if the mount stops.
-    async fn is_noted(&self) -> bool {
+    async fn is_recorded(&self) -> bool {
         let synced = self.journal.sync_all().await;
         if *self.stop.borrow() {
             return false;
@@ -176,16 +176,16 @@ impl Sync {
         true
     }
 
-    async fn settle_op(self: &Arc<Self>, op: OpNo, what: QueuedOp, request: &Op, outcome: Outcome) {
+    async fn handle_outcome(self: &Arc<Self>, op: OpNo, what: QueuedOp, request: &Op, outcome: Outcome) {
         match outcome {
             Outcome::Done(version) => self.done(op, &what, request, version),
             Outcome::Moved(moved) => {
                 if let QueuedOp::RenameDirectory { to, .. } = &what
                     && !moved.is_empty()
                 {
-                    self.twins.note_moved_folder(to);
+                    self.twins.record_moved_folder(to);
                 }
-                self.note_moved(op, moved);
+                self.read_back_moved(op, moved);
                 self.done(op, &what, request, None);
             }
             Outcome::Conflict { found } => self.resolve(op, what, request, found).await,
@@ -224,7 +224,7 @@ impl Sync {
             }
             QueuedOp::Rename { file, replaced, to, .. } => {
                 self.finish_as(op, what, |ledger| {
-                    self.twins.note_made(to);
+                    self.twins.record_created(to);
                     match (&request.change, ledger.file(*file).map(|record| record.remote)) {
                         // The path at the remote belonged to another file. At its new path, this file replaces the
                         // content that the move replaced there.
@@ -255,7 +255,7 @@ impl Sync {
             let record = ledger.file(file);
             let replaced = record.is_some_and(|record| record.remote != Remote::Absent);
             if !replaced && let QueuedOp::Put { path, .. } = what {
-                self.twins.note_made(path);
+                self.twins.record_created(path);
             }
             let has_draft = record.is_some_and(|record| record.draft.is_some());
             let time = mtime.unwrap_or_else(time::OffsetDateTime::now_utc);
@@ -334,7 +334,7 @@ impl Sync {
                     // any other content.
                     Some(edit) => {
                         self.finish(op, what, Vec::new());
-                        edit.outgrow(*generation);
+                        edit.invalidate_frozen(*generation);
                         self.flush_again(*file);
                     }
                     None => {

@@ -30,7 +30,7 @@ use crate::fs::lock::lock;
 use crate::fs::sync::Found;
 use crate::fs::sync::Sync;
 use crate::fs::sync::commit::{concerns_one_file, renamed};
-use crate::fs::sync::readback::notes_moved;
+use crate::fs::sync::readback::move_unconfirmed;
 use crate::store::{
     self, Change, ContentId, Entry as Listed, Expect, Kind, MovedFile, Op, Outcome, PlainPath, Stored, Version,
 };
@@ -87,7 +87,7 @@ impl Sync {
         if now.as_ref() != Some(path) {
             // The file was moved already, so its path is free for the other version. Or it was removed, and the
             // removal is in the queue.
-            self.put_anew(op, what, file);
+            self.put_again(op, what, file);
             return Ok(());
         }
         match (policy, found) {
@@ -97,10 +97,16 @@ impl Sync {
                 self.finish(op, what, Vec::new());
             }
             // Another client removed the file. There is no second version to keep, so ours is committed again.
-            (_, None) => self.put_anew(op, what, file),
+            (_, None) => self.put_again(op, what, file),
             (OnConflict::KeepBoth, Some(_)) => {
-                self.note_conflict(path);
-                self.step_aside(op, what, file, path, vec![Entry::Remote { file, remote: Remote::Absent }])?;
+                self.log_conflict(path);
+                self.rename_to_conflict_name(
+                    op,
+                    what,
+                    file,
+                    path,
+                    vec![Entry::Remote { file, remote: Remote::Absent }],
+                )?;
                 self.flush_soon(file);
             }
             (OnConflict::Overwrite, Some(theirs)) => self.overwrite(op, file, path, theirs)?,
@@ -120,7 +126,7 @@ impl Sync {
         match (policy, found) {
             (OnConflict::Fail, Some(_)) => return Err(Error::Conflict),
             (OnConflict::Overwrite, Some(theirs)) => return self.overwrite(op, file, path, theirs),
-            (OnConflict::KeepBoth, Some(_)) => self.note_conflict(path),
+            (OnConflict::KeepBoth, Some(_)) => self.log_conflict(path),
             (_, None) => {}
         }
         self.finish(op, what, vec![Entry::Remote { file, remote: Remote::Absent }]);
@@ -129,39 +135,39 @@ impl Sync {
 
     /// Schedules the operation again, so that it replaces `theirs`.
     fn overwrite(&self, op: OpNo, file: FileNo, path: &PlainPath, theirs: ContentId) -> Result<(), Error> {
-        self.note_overwritten(path);
+        self.log_overwritten(path);
         self.journal.append(Purpose::Relief, vec![Entry::Remote { file, remote: Remote::Replaced(theirs) }])?;
         self.schedule.op_again(op);
         Ok(())
     }
 
-    pub(crate) fn note_overwritten(&self, path: &PlainPath) {
+    pub(crate) fn log_overwritten(&self, path: &PlainPath) {
         self.schedule.conflict();
         tracing::warn!(path = self.view.log_name(path), "changed by another client meanwhile; ours replaces it");
     }
 
     /// Counts and logs a conflict, and invalidates the listing of the directory.
-    pub(crate) fn note_conflict(&self, path: &PlainPath) {
+    pub(crate) fn log_conflict(&self, path: &PlainPath) {
         self.schedule.conflict();
         tracing::warn!(path = self.view.log_name(path), "changed by another client meanwhile; both versions are kept");
         if let Some((parent, _)) = path.split() {
-            self.directories.look_again(&parent);
+            self.directories.revalidate(&parent);
         }
     }
 
     /// Logs that a version was restored after another client removed it.
-    pub(crate) fn note_put_back(&self, path: &PlainPath) {
+    pub(crate) fn log_restored(&self, path: &PlainPath) {
         tracing::warn!(
             path = self.view.log_name(path),
             "removed by another client at the moment of its commit; restored"
         );
         if let Some((parent, _)) = path.split() {
-            self.directories.look_again(&parent);
+            self.directories.revalidate(&parent);
         }
     }
 
     /// Commits the file again, for a path that has no file at the remote.
-    fn put_anew(&self, op: OpNo, what: &QueuedOp, file: FileNo) {
+    fn put_again(&self, op: OpNo, what: &QueuedOp, file: FileNo) {
         self.finish(op, what, vec![Entry::Remote { file, remote: Remote::Absent }]);
         self.flush_again(file);
     }
@@ -175,7 +181,7 @@ impl Sync {
         self.schedule.wake();
     }
 
-    fn step_aside(
+    fn rename_to_conflict_name(
         &self,
         op: OpNo,
         what: &QueuedOp,
@@ -276,7 +282,7 @@ impl Sync {
             Found::Other => return Err(Error::Exists),
         };
         if is_taken {
-            self.note_overwritten(to);
+            self.log_overwritten(to);
         }
         let dirty = record.draft.as_ref().is_some_and(|draft| draft.is_dirty());
         if !dirty {
@@ -289,7 +295,7 @@ impl Sync {
             _ if source == ours => {
                 self.ask(Op { path: from.clone(), expect: Expect::Is(version.id), change: Change::Delete }).await?;
             }
-            Found::Nothing => self.note_conflict(from),
+            Found::Nothing => self.log_conflict(from),
             theirs => self.remove_theirs(from, theirs, policy).await?,
         }
         if dirty {
@@ -315,11 +321,11 @@ impl Sync {
             (Found::Nothing, _) => Ok(()),
             (_, OnConflict::Fail) => Err(Error::Conflict),
             (Found::Content(id), OnConflict::Overwrite) => {
-                self.note_overwritten(path);
+                self.log_overwritten(path);
                 self.ask(Op { path: path.clone(), expect: Expect::Is(id), change: Change::Delete }).await.map(drop)
             }
             _ => {
-                self.note_conflict(path);
+                self.log_conflict(path);
                 Ok(())
             }
         }
@@ -350,7 +356,7 @@ impl Sync {
             let files: Vec<_> = files.into_iter().collect();
             for batch in files.chunks(BATCH) {
                 let moved = self.move_files(batch, from, to, policy, &mut stuck).await?;
-                self.note_moved(op, moved);
+                self.read_back_moved(op, moved);
             }
         }
         if stuck.is_empty() {
@@ -362,19 +368,19 @@ impl Sync {
             }
         }
         for path in &stuck {
-            self.note_conflict(path);
+            self.log_conflict(path);
             tracing::warn!(path = self.view.log_name(path), "can't be moved with its directory; it stays");
         }
         for path in [from, to] {
             if let Some((parent, _)) = path.split() {
-                self.directories.look_again(&parent);
+                self.directories.revalidate(&parent);
             }
-            self.directories.look_again(path);
+            self.directories.revalidate(path);
         }
         // Files that stay are read back at their old paths.
         self.finish_as(op, what, |ledger| {
             let meant = |path: &PlainPath| path.rebase(from, to);
-            stuck.iter().filter_map(|path| Some(notes_moved(ledger, &meant(path)?, path))).flatten().collect()
+            stuck.iter().filter_map(|path| Some(move_unconfirmed(ledger, &meant(path)?, path))).flatten().collect()
         });
         Ok(())
     }
@@ -452,11 +458,11 @@ impl Sync {
                 self.ask(Op { path: path.clone(), expect: Expect::Is(ours), change: Change::Delete }).await?;
             }
             Found::Content(theirs) if policy == OnConflict::Overwrite => {
-                self.note_overwritten(to);
+                self.log_overwritten(to);
                 let change = Change::Rename { to: to.clone(), expect_to: Expect::Is(theirs) };
                 self.ask(Op { path: path.clone(), expect: Expect::Is(ours), change }).await?;
             }
-            Found::Content(theirs) => self.move_aside(to, theirs).await?,
+            Found::Content(theirs) => self.move_to_conflict_name(to, theirs).await?,
         }
         Ok(true)
     }
@@ -472,7 +478,7 @@ impl Sync {
         match target {
             Found::Other => return Err(Error::Exists),
             Found::Nothing => {}
-            Found::Content(theirs) => self.move_aside(to, theirs).await?,
+            Found::Content(theirs) => self.move_to_conflict_name(to, theirs).await?,
         }
         if let Some(file) = replaced {
             self.journal.append(Purpose::Relief, vec![Entry::Remote { file, remote: Remote::Absent }])?;
@@ -482,8 +488,8 @@ impl Sync {
     }
 
     /// Renames another client's version to a conflict name.
-    async fn move_aside(&self, path: &PlainPath, theirs: ContentId) -> Result<(), Error> {
-        self.note_conflict(path);
+    async fn move_to_conflict_name(&self, path: &PlainPath, theirs: ContentId) -> Result<(), Error> {
+        self.log_conflict(path);
         let path_now = self.free_conflict_path(path, &HashSet::new())?;
         let change = Change::Rename { to: path_now.clone(), expect_to: Expect::Absent };
         let Some(version) = self.ask(Op { path: path.clone(), expect: Expect::Is(theirs), change }).await? else {
@@ -491,11 +497,11 @@ impl Sync {
         };
         // Another mount may have chosen the same conflict name.
         let mtime = OffsetDateTime::now_utc();
-        self.note_commits(vec![Unconfirmed { path: path_now, version, len: None, mtime, replaced: false }])
+        self.mark_unconfirmed(vec![Unconfirmed { path: path_now, version, len: None, mtime, replaced: false }])
     }
 
     /// Commits our version under a conflict name in the folder of `path`.
-    pub(crate) async fn put_aside(
+    pub(crate) async fn save_conflict_copy(
         &self,
         path: &PlainPath,
         stored: Stored,

@@ -11,7 +11,7 @@ use crate::fs::journal::file::Purpose;
 use crate::fs::journal::ledger::{Entry, Ledger, QueuedOp, Remote};
 use crate::fs::lock::lock;
 use crate::fs::sync::Sync;
-use crate::fs::sync::readback::notes_moved;
+use crate::fs::sync::readback::move_unconfirmed;
 use crate::fs::sync::schedule::FlushStatus;
 use crate::fs::tree::inode::{Node, Tree};
 use crate::store::{Len, PlainPath};
@@ -198,7 +198,7 @@ impl Sync {
             Some(frozen) if frozen.stored.is_none() => PendingState::Frozen,
             Some(_) => PendingState::Uploaded,
         };
-        let standing = self.schedule.file_status(file, generation, put_of(ledger, file).next());
+        let status = self.schedule.file_status(file, generation, put_of(ledger, file).next());
         let since = OffsetDateTime::now_utc().checked_sub(content.age.try_into().ok()?);
         Some(Pending {
             number: PendingNo::File(file.0),
@@ -206,10 +206,10 @@ impl Sync {
             path: record.path.as_ref()?.as_str().to_owned(),
             to: None,
             bytes: Some(content.len),
-            state: standing.state(fixed),
+            state: status.state(fixed),
             since: since.and_then(to_text),
-            attempts: standing.attempts(),
-            error: standing.error(),
+            attempts: status.attempts(),
+            error: status.error(),
         })
     }
 
@@ -220,17 +220,17 @@ impl Sync {
             QueuedOp::RenameDirectory { from, to } => (PendingKind::RenameDirectory, from, Some(to)),
             QueuedOp::Put { .. } | QueuedOp::RemoveDirectory { .. } => return None,
         };
-        let standing = self.schedule.op_status(op);
+        let status = self.schedule.op_status(op);
         Some(Pending {
             number: PendingNo::Change(op.0),
             kind,
             path: path.as_str().to_owned(),
             to: to.map(|to| to.as_str().to_owned()),
             bytes: None,
-            state: standing.state(PendingState::Queued),
+            state: status.state(PendingState::Queued),
             since: ledger.queued_since(op).and_then(to_text),
-            attempts: standing.attempts(),
-            error: standing.error(),
+            attempts: status.attempts(),
+            error: status.error(),
         })
     }
 
@@ -297,7 +297,7 @@ impl Sync {
     async fn drop_content(&self, file: FileNo) -> Result<(), Error> {
         let edit = self.schedule.edit(file).filter(|edit| edit.is_dirty()).ok_or(Error::NotFound)?;
         let claim = self.claim_puts(file)?;
-        let give_up = |end: &mut dyn FnMut(Vec<Entry>) -> Result<(), Error>| {
+        let discard = |end: &mut dyn FnMut(Vec<Entry>) -> Result<(), Error>| {
             let mut tree = lock(&self.tree);
             let node = edit.ino().and_then(|ino| tree.node(ino).ok());
             if node.is_some_and(|node| node.writers > 0) {
@@ -319,7 +319,7 @@ impl Sync {
             Ok(true)
         };
         let guard = edit.write_guard(&self.journal, &self.pool).await.ok_or(Error::NotFound)?;
-        if !guard.end_with(give_up)? {
+        if !guard.end_with(discard)? {
             return Err(Error::NotFound);
         }
         claim.finish(Some(file));
@@ -353,7 +353,7 @@ impl Sync {
             && tree.child(parent, name).is_ok_and(|child| child == Some(ino))
         {
             tree.remove(parent, name);
-            look_again(tree, parent);
+            revalidate(tree, parent);
         }
     }
 
@@ -385,14 +385,14 @@ impl Sync {
         let (_, undone) = self.journal.transact(Purpose::Relief, |ledger| self.undo(ledger, &tree, op, &what))?;
         match (&what, place) {
             (QueuedOp::Rename { from, to, file, .. }, Some(place)) => {
-                put_back(&mut tree, place, from, to, |node| node.as_file().is_ok_and(|at| at.file == Some(*file)))?;
+                restore(&mut tree, place, from, to, |node| node.as_file().is_ok_and(|at| at.file == Some(*file)))?;
             }
             (QueuedOp::RenameDirectory { from, to }, Some(place)) => {
-                put_back(&mut tree, place, from, to, Node::is_directory)?;
+                restore(&mut tree, place, from, to, Node::is_directory)?;
             }
             (QueuedOp::Delete { path, .. }, _) => {
                 if let Some((parent, _)) = path.split() {
-                    look_again_above(&mut tree, &parent);
+                    revalidate_above(&mut tree, &parent);
                 }
             }
             _ => {}
@@ -442,7 +442,7 @@ impl Sync {
             QueuedOp::RenameDirectory { from, to } => {
                 check_free(ledger, from)?;
                 entries.extend(directory_back(ledger, tree, from, to));
-                entries.extend(notes_moved(ledger, to, from));
+                entries.extend(move_unconfirmed(ledger, to, from));
             }
             QueuedOp::Put { .. } | QueuedOp::RemoveDirectory { .. } => return Err(Error::NotFound),
         }
@@ -558,7 +558,7 @@ fn free_place(tree: &mut Tree, path: &PlainPath) -> Result<Ino, Error> {
 }
 
 /// Moves the inode at `to` back to `from`, whose directory is `place`.
-fn put_back(
+fn restore(
     tree: &mut Tree,
     place: Ino,
     from: &PlainPath,
@@ -569,15 +569,15 @@ fn put_back(
     let ino = tree.find(to).filter(|ino| tree.node(*ino).is_ok_and(&is_it));
     if let Some(ino) = ino {
         tree.relocate(ino, place, name)?;
-        tree.below(ino).into_iter().chain([ino]).for_each(|ino| look_again(tree, ino));
+        tree.below(ino).into_iter().chain([ino]).for_each(|ino| revalidate(tree, ino));
     }
-    look_again_above(tree, &to_parent);
-    look_again(tree, place);
+    revalidate_above(tree, &to_parent);
+    revalidate(tree, place);
     Ok(())
 }
 
 /// Invalidates the listing of a directory, so that it is listed again before it is shown.
-fn look_again(tree: &mut Tree, directory: Ino) {
+fn revalidate(tree: &mut Tree, directory: Ino) {
     if let Ok(directory) = tree.directory_mut(directory) {
         directory.loaded = None;
     }
@@ -585,11 +585,11 @@ fn look_again(tree: &mut Tree, directory: Ino) {
 
 /// Invalidates the listings of a directory, which may not be in the table, and of all directories above it, which may
 /// have to show it again.
-fn look_again_above(tree: &mut Tree, path: &PlainPath) {
+fn revalidate_above(tree: &mut Tree, path: &PlainPath) {
     let mut above = Some(path.clone());
     while let Some(at) = above {
         if let Some(ino) = tree.find(&at) {
-            look_again(tree, ino);
+            revalidate(tree, ino);
         }
         above = at.split().map(|(parent, _)| parent);
     }

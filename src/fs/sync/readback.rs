@@ -43,9 +43,9 @@ const BATCH: usize = 1000;
 /// Limit of the files of one renamed directory that are read back, so that space is left for other commits.
 const MAX_MOVED: usize = 8192;
 /// Number of unconfirmed commits in one journal record.
-const PORTION: usize = 1000;
+const JOURNAL_BATCH: usize = 1000;
 /// Interval of the check for commits that are due.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause after a comparison that failed.
 const PAUSE: Duration = Duration::from_secs(60);
 
@@ -53,7 +53,7 @@ const PAUSE: Duration = Duration::from_secs(60);
 /// nothing. It is needed because a version that replaced a new file may be removed before the second one comes. At
 /// that time, it can't be distinguished from a removal of our version.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Look {
+enum Comparison {
     First,
     Last,
 }
@@ -66,16 +66,16 @@ pub(crate) struct ReadBacks {
 }
 
 impl ReadBacks {
-    fn of(&self, look: Look) -> MutexGuard<'_, BTreeSet<(Instant, OpNo)>> {
-        lock(if look == Look::First { &self.first } else { &self.last })
+    fn of(&self, look: Comparison) -> MutexGuard<'_, BTreeSet<(Instant, OpNo)>> {
+        lock(if look == Comparison::First { &self.first } else { &self.last })
     }
 
-    fn add(&self, look: Look, at: Instant, op: OpNo) {
+    fn add(&self, look: Comparison, at: Instant, op: OpNo) {
         self.of(look).insert((at, op));
     }
 
     /// Returns the commits that are due, at most one batch.
-    fn take_due(&self, look: Look) -> Vec<OpNo> {
+    fn take_due(&self, look: Comparison) -> Vec<OpNo> {
         let mut waiting = self.of(look);
         let now = Instant::now();
         let mut due = Vec::new();
@@ -111,16 +111,16 @@ impl Sync {
     /// Schedules the read-back of the commit that an operation made.
     pub(crate) fn read_back_later(&self, op: OpNo) {
         let after = self.options.read_back_after;
-        self.read_backs.add(Look::First, Instant::now() + after / 10, op);
-        self.read_backs.add(Look::Last, Instant::now() + after, op);
+        self.read_backs.add(Comparison::First, Instant::now() + after / 10, op);
+        self.read_backs.add(Comparison::Last, Instant::now() + after, op);
     }
 
     /// Schedules the read-back of commits that no queued operation made, as far as the limit permits.
-    pub(crate) fn note_commits(&self, commits: Vec<Unconfirmed>) -> Result<(), Error> {
-        self.note_commits_if(&commits, |_, _| true)
+    pub(crate) fn mark_unconfirmed(&self, commits: Vec<Unconfirmed>) -> Result<(), Error> {
+        self.mark_unconfirmed_if(&commits, |_, _| true)
     }
 
-    fn note_commits_if(
+    fn mark_unconfirmed_if(
         &self,
         commits: &[Unconfirmed],
         is_due: impl Fn(&Ledger, &Unconfirmed) -> bool,
@@ -128,7 +128,7 @@ impl Sync {
         let (_, ops) = self.journal.transact(Purpose::Relief, |ledger| {
             let room = MAX_UNCONFIRMED.saturating_sub(ledger.unconfirmed().len());
             let due: Vec<_> = commits.iter().filter(|commit| is_due(ledger, commit)).take(room).cloned().collect();
-            let mut entries: Vec<_> = due.iter().flat_map(|commit| others_were_overwritten(ledger, commit)).collect();
+            let mut entries: Vec<_> = due.iter().flat_map(|commit| mark_others_overwritten(ledger, commit)).collect();
             let noted: Vec<_> = due.into_iter().map(|commit| (ledger.new_op(), commit)).collect();
             let ops: Vec<_> = noted.iter().map(|(op, _)| *op).collect();
             entries.extend(noted.into_iter().map(|(op, commit)| Entry::Unconfirmed { op, commit }));
@@ -140,15 +140,15 @@ impl Sync {
 
     /// Schedules the read-back of the files of a directory that operation `op` moved. Skips files that changed here
     /// since, and files whose read-back is scheduled already.
-    pub(crate) fn note_moved(&self, op: OpNo, moved: Vec<MovedFile>) {
+    pub(crate) fn read_back_moved(&self, op: OpNo, moved: Vec<MovedFile>) {
         if moved.len() > MAX_MOVED {
             tracing::warn!(files = moved.len() - MAX_MOVED, "files of a renamed directory are not read back: too many");
         }
         let is_unchanged = |ledger: &Ledger, commit: &Unconfirmed| {
             let waits = ledger.queue().overlapping(&commit.path).any(|(other, _)| other != op);
             let has_draft = |record: &FileRecord| record.path.as_ref() == Some(&commit.path) && record.draft.is_some();
-            let is_noted = ledger.unconfirmed().at(&commit.path).any(|(_, at)| at.version.id == commit.version.id);
-            !waits && !is_noted && !ledger.files_within(&commit.path).any(|(_, record)| has_draft(record))
+            let is_recorded = ledger.unconfirmed().at(&commit.path).any(|(_, at)| at.version.id == commit.version.id);
+            !waits && !is_recorded && !ledger.files_within(&commit.path).any(|(_, record)| has_draft(record))
         };
         let commit = |MovedFile { path, version, mtime }| {
             let len = (version.side == Side::Plain).then_some(version.stored_len);
@@ -156,8 +156,8 @@ impl Sync {
             Unconfirmed { path, version, len, mtime, replaced: false }
         };
         let commits: Vec<_> = moved.into_iter().take(MAX_MOVED).map(commit).collect();
-        for portion in commits.chunks(PORTION) {
-            if let Err(error) = self.note_commits_if(portion, is_unchanged) {
+        for batch in commits.chunks(JOURNAL_BATCH) {
+            if let Err(error) = self.mark_unconfirmed_if(batch, is_unchanged) {
                 tracing::warn!(%error, "a renamed directory is not read back");
                 return;
             }
@@ -172,7 +172,7 @@ impl Sync {
                 this.confirm_due().await;
             }
             tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(CHECK_INTERVAL) => {}
                 _ = stop.wait_for(|stop| *stop) => return,
             }
         }
@@ -180,7 +180,7 @@ impl Sync {
 
     /// Reads back the commits that are due.
     pub(crate) async fn confirm_due(&self) {
-        for look in [Look::First, Look::Last] {
+        for look in [Comparison::First, Comparison::Last] {
             loop {
                 let due = self.read_backs.take_due(look);
                 if due.is_empty() {
@@ -191,10 +191,10 @@ impl Sync {
         }
     }
 
-    async fn read_back(&self, look: Look, due: Vec<OpNo>) {
+    async fn read_back(&self, look: Comparison, due: Vec<OpNo>) {
         let Sorted { compare, settled, later } = self.sort(due);
         self.confirm(settled);
-        later.into_iter().for_each(|op| self.read_backs.add(look, Instant::now() + LOOK, op));
+        later.into_iter().for_each(|op| self.read_backs.add(look, Instant::now() + CHECK_INTERVAL, op));
         let ops: Vec<_> = compare
             .iter()
             .map(|(_, commit)| Op {
@@ -217,13 +217,13 @@ impl Sync {
     }
 
     /// Handles the result of a comparison. Returns true if the commit doesn't need another one.
-    async fn compared(&self, look: Look, op: OpNo, commit: &Unconfirmed, outcome: Outcome) -> bool {
+    async fn compared(&self, look: Comparison, op: OpNo, commit: &Unconfirmed, outcome: Outcome) -> bool {
         if matches!(outcome, Outcome::Conflict { .. }) && !self.is_still_to_compare(look, op, commit) {
             return false;
         }
         let known = match outcome {
             Outcome::Conflict { found: Some(theirs) } => self.overwritten(commit, theirs).await,
-            _ if look == Look::First => return false,
+            _ if look == Comparison::First => return false,
             Outcome::Done(_) | Outcome::Moved(_) => Ok(()),
             Outcome::Conflict { found: None } => self.missing(commit).await,
             Outcome::Failed(error) => Err(error.into()),
@@ -231,7 +231,7 @@ impl Sync {
         if let Err(error) = &known {
             tracing::debug!(%error, "a commit can't be read back now");
             // After the first comparison the second one follows in any case.
-            if look == Look::Last {
+            if look == Comparison::Last {
                 self.read_backs.add(look, Instant::now() + PAUSE, op);
             }
         }
@@ -240,13 +240,13 @@ impl Sync {
 
     /// Returns true if the commit is still to be compared at that path. If it isn't, the remote may have carried out
     /// a change of ours before the comparison. Then the result doesn't show a change of another client.
-    fn is_still_to_compare(&self, look: Look, op: OpNo, commit: &Unconfirmed) -> bool {
+    fn is_still_to_compare(&self, look: Comparison, op: OpNo, commit: &Unconfirmed) -> bool {
         let Sorted { compare, settled, later } = self.sort(vec![op]);
         self.confirm(settled);
         let stands = compare.iter().any(|(_, now)| now == commit);
         let has_moved = !stands && compare.len() + later.len() > 0;
         if has_moved {
-            self.read_backs.add(look, Instant::now() + LOOK, op);
+            self.read_backs.add(look, Instant::now() + CHECK_INTERVAL, op);
         }
         stands
     }
@@ -282,7 +282,7 @@ impl Sync {
     async fn missing(&self, commit: &Unconfirmed) -> Result<(), Error> {
         match self.look(&commit.path).await? {
             Found::Nothing => self.removed(commit).await,
-            Found::Other => self.keep_aside(commit).await,
+            Found::Other => self.keep_conflict_copy(commit).await,
             // The version appeared after the comparison, so the path has to be compared once more.
             Found::Content(_) => Err(Error::TimedOut),
         }
@@ -296,11 +296,11 @@ impl Sync {
             return Ok(());
         }
         if self.options.on_conflict == OnConflict::Fail {
-            return self.keep_aside(commit).await;
+            return self.keep_conflict_copy(commit).await;
         }
-        self.put_back(commit, Expect::Absent).await?;
-        self.note_put_back(&commit.path);
-        self.note_commits(vec![Unconfirmed { replaced: false, ..commit.clone() }])
+        self.restore(commit, Expect::Absent).await?;
+        self.log_restored(&commit.path);
+        self.mark_unconfirmed(vec![Unconfirmed { replaced: false, ..commit.clone() }])
     }
 
     /// Handles a path that has another version.
@@ -311,26 +311,26 @@ impl Sync {
             // ours, as it may.
             Some(Since { replaced: false }) if !commit.replaced => Ok(()),
             None if self.options.on_conflict == OnConflict::Overwrite => {
-                self.put_back(commit, Expect::Is(theirs)).await?;
-                self.note_overwritten(&commit.path);
+                self.restore(commit, Expect::Is(theirs)).await?;
+                self.log_overwritten(&commit.path);
                 Ok(())
             }
             // This also applies if conflicts are to be parked, because nothing local is left. Under a conflict name,
             // the user can see both versions.
-            _ => self.keep_aside(commit).await,
+            _ => self.keep_conflict_copy(commit).await,
         }
     }
 
-    async fn put_back(&self, commit: &Unconfirmed, expect: Expect) -> Result<(), Error> {
+    async fn restore(&self, commit: &Unconfirmed, expect: Expect) -> Result<(), Error> {
         let change = Change::Put { stored: self.stored(commit).await?, mtime: commit.mtime };
         self.ask(Op { path: commit.path.clone(), expect, change }).await.map(drop)
     }
 
     /// Commits our version under a conflict name.
-    async fn keep_aside(&self, commit: &Unconfirmed) -> Result<(), Error> {
-        let path = self.put_aside(&commit.path, self.stored(commit).await?, commit.mtime).await?;
-        self.note_conflict(&commit.path);
-        self.note_commits(vec![Unconfirmed { path, replaced: false, ..commit.clone() }])
+    async fn keep_conflict_copy(&self, commit: &Unconfirmed) -> Result<(), Error> {
+        let path = self.save_conflict_copy(&commit.path, self.stored(commit).await?, commit.mtime).await?;
+        self.log_conflict(&commit.path);
+        self.mark_unconfirmed(vec![Unconfirmed { path, replaced: false, ..commit.clone() }])
     }
 
     async fn stored(&self, commit: &Unconfirmed) -> Result<Stored, Error> {
@@ -370,7 +370,7 @@ fn ours_since(ledger: &Ledger, commit: &Unconfirmed, found: ContentId) -> Option
 
 /// Returns entries for our other unconfirmed commits at the path of `found`. The version of `found` is there now, so
 /// they were overwritten. The entries mark them as commits that replaced something.
-fn others_were_overwritten(ledger: &Ledger, found: &Unconfirmed) -> Vec<Entry> {
+fn mark_others_overwritten(ledger: &Ledger, found: &Unconfirmed) -> Vec<Entry> {
     let noted = ledger.unconfirmed().at(&found.path);
     let others = noted.filter(|(_, commit)| commit.version.id != found.version.id && !commit.replaced);
     others
@@ -380,7 +380,7 @@ fn others_were_overwritten(ledger: &Ledger, found: &Unconfirmed) -> Vec<Entry> {
 
 /// Returns entries that move the unconfirmed commits at or below a path to another path. Used for files that stay
 /// although their directory moves.
-pub(crate) fn notes_moved(ledger: &Ledger, from: &PlainPath, to: &PlainPath) -> Vec<Entry> {
+pub(crate) fn move_unconfirmed(ledger: &Ledger, from: &PlainPath, to: &PlainPath) -> Vec<Entry> {
     let notes = ledger.unconfirmed().within(from);
     let moved = notes.filter_map(|(op, commit)| {
         let path = commit.path.rebase(from, to)?;
@@ -414,7 +414,7 @@ impl Sync {
     /// Handles `outcome` as the result of the second comparison for each of the commits.
     pub(crate) async fn all_compared(&self, commits: Vec<(OpNo, Unconfirmed)>, outcome: impl Fn() -> Outcome) {
         for (op, commit) in commits {
-            self.compared(Look::Last, op, &commit, outcome()).await;
+            self.compared(Comparison::Last, op, &commit, outcome()).await;
         }
     }
 }

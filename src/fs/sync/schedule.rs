@@ -46,7 +46,7 @@ const UNDECIDED_PAUSE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// failed. As many bytes may fit into the buffers of connections to a Hub that accepts nothing, again and again.
 const BUFFERED: u64 = 32 << 20;
 /// Longest sleep of the loops.
-const LOOK: Duration = Duration::from_secs(3600);
+const CHECK_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// A failure of a file or an operation, and the time of the next attempt.
 #[derive(Clone)]
@@ -100,7 +100,7 @@ struct DirtyFile {
 struct Dirty {
     files: HashMap<FileNo, DirtyFile>,
     /// Files that are [`Place::Coming`] or [`Place::Retry`].
-    looks: BTreeSet<(Instant, FileNo)>,
+    checks: BTreeSet<(Instant, FileNo)>,
     /// Number of files that are [`Place::Coming`].
     coming: usize,
     /// Files that are [`Place::Waiting`], with their lengths.
@@ -118,9 +118,9 @@ impl Dirty {
             Place::Idle => {}
             Place::Coming(at) => {
                 self.coming += 1;
-                self.looks.insert((at, file));
+                self.checks.insert((at, file));
             }
-            Place::Retry(at) => drop(self.looks.insert((at, file))),
+            Place::Retry(at) => drop(self.checks.insert((at, file))),
             Place::Waiting(latest) => {
                 self.waiting_bytes += len;
                 self.waiting.insert((latest, file), len);
@@ -133,9 +133,9 @@ impl Dirty {
             Place::Idle => {}
             Place::Coming(at) => {
                 self.coming -= 1;
-                self.looks.remove(&(at, file));
+                self.checks.remove(&(at, file));
             }
-            Place::Retry(at) => drop(self.looks.remove(&(at, file))),
+            Place::Retry(at) => drop(self.checks.remove(&(at, file))),
             Place::Waiting(latest) => {
                 self.waiting_bytes -= self.waiting.remove(&(latest, file)).unwrap_or(0);
             }
@@ -151,7 +151,7 @@ impl Dirty {
     /// Removes the files that have to be checked by `now` from their queue, and returns them.
     fn take_looks(&mut self, now: Instant) -> Vec<Arc<Edit>> {
         let mut taken = Vec::new();
-        while let Some((_, file)) = self.looks.first().copied().filter(|(at, _)| *at <= now) {
+        while let Some((_, file)) = self.checks.first().copied().filter(|(at, _)| *at <= now) {
             self.put(file, Place::Idle, 0);
             taken.extend(self.files.get(&file).map(|dirty| dirty.edit.clone()));
         }
@@ -186,7 +186,7 @@ impl Dirty {
 
     /// Returns the time at which the next file has to be checked, or a session is due.
     fn next(&self) -> Option<Instant> {
-        let look = self.looks.first().map(|(at, _)| *at);
+        let look = self.checks.first().map(|(at, _)| *at);
         let session = self.waiting.first_key_value().map(|((latest, _), _)| *latest);
         look.into_iter().chain(session).min()
     }
@@ -342,7 +342,7 @@ pub(crate) struct Schedule {
     /// Local content that isn't uploaded (see [`super::policy`]).
     kept: Mutex<HashSet<FileNo>>,
     /// Files with writes that the journal may lack.
-    unsettled: Mutex<HashMap<FileNo, Arc<Edit>>>,
+    unpersisted: Mutex<HashMap<FileNo, Arc<Edit>>>,
     work: Mutex<Work, { Rank::Work as u8 }>,
     counters: Mutex<Counters>,
     uploads_in_progress: Mutex<Uploads>,
@@ -360,7 +360,7 @@ pub(crate) struct Schedule {
     pub(crate) turns: std::sync::atomic::AtomicU64,
     /// Number of files that were checked.
     #[cfg(test)]
-    pub(crate) looks: std::sync::atomic::AtomicU64,
+    pub(crate) checks: std::sync::atomic::AtomicU64,
 }
 
 impl Schedule {
@@ -370,7 +370,7 @@ impl Schedule {
             window,
             edits: Mutex::default(),
             kept: Mutex::default(),
-            unsettled: Mutex::default(),
+            unpersisted: Mutex::default(),
             work: Mutex::default(),
             counters: Mutex::default(),
             uploads_in_progress: Mutex::default(),
@@ -382,7 +382,7 @@ impl Schedule {
             #[cfg(test)]
             turns: Default::default(),
             #[cfg(test)]
-            looks: Default::default(),
+            checks: Default::default(),
         }
     }
 
@@ -407,7 +407,7 @@ impl Schedule {
     /// Removes local content that has ended.
     pub(crate) fn remove(&self, edit: &Arc<Edit>) {
         edit.count_in(None);
-        lock(&self.unsettled).remove(&edit.file);
+        lock(&self.unpersisted).remove(&edit.file);
         {
             let mut edits = lock(&self.edits);
             // The file may have been opened for writing again since. In that case, it has another edit.
@@ -482,13 +482,13 @@ impl Schedule {
 
     /// Records that the journal may lack writes of a file.
     pub(crate) fn wrote(&self, edit: &Arc<Edit>) {
-        lock(&self.unsettled).entry(edit.file).or_insert_with(|| edit.clone());
+        lock(&self.unpersisted).entry(edit.file).or_insert_with(|| edit.clone());
     }
 
     /// Removes and returns the files with writes that the journal may lack.
     pub(crate) fn take_unsettled(&self) -> Vec<Arc<Edit>> {
-        let unsettled = std::mem::take(&mut *lock(&self.unsettled));
-        unsettled.into_values().filter(|edit| edit.is_unsettled()).collect()
+        let unpersisted = std::mem::take(&mut *lock(&self.unpersisted));
+        unpersisted.into_values().filter(|edit| edit.is_unpersisted()).collect()
     }
 
     /// Excludes a file from upload.
@@ -582,7 +582,7 @@ impl Schedule {
     /// Returns the time of the next retry.
     pub(crate) fn next_retry(&self) -> Instant {
         let first = lock(&self.work).retries.first().map(|(at, _)| *at);
-        first.unwrap_or_else(|| Instant::now() + LOOK)
+        first.unwrap_or_else(|| Instant::now() + CHECK_INTERVAL)
     }
 
     /// Marks an operation as being carried out.
@@ -743,7 +743,7 @@ impl Schedule {
     fn advance(&self, now: Instant) {
         let looked = lock(&self.work).dirty.take_looks(now);
         #[cfg(test)]
-        self.looks.fetch_add(looked.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        self.checks.fetch_add(looked.len() as u64, std::sync::atomic::Ordering::Relaxed);
         // An edit's own lock comes before this one.
         let looked: Vec<_> = looked.iter().map(|edit| self.look_at(edit)).collect();
         let mut work = lock(&self.work);
@@ -780,7 +780,7 @@ impl Schedule {
     /// session wakes the upload loop.
     pub(crate) fn next_session(&self) -> Instant {
         let next = lock(&self.work).dirty.next().filter(|_| self.sessions.available_permits() > 0);
-        next.unwrap_or_else(|| Instant::now() + LOOK)
+        next.unwrap_or_else(|| Instant::now() + CHECK_INTERVAL)
     }
 
     /// Returns true if a file is being uploaded, or its commit is in the queue.
@@ -834,10 +834,10 @@ impl Schedule {
         let mut at = from;
         // The files are read in batches, because an edit's own lock comes before this one.
         while unsent.len() < limit {
-            let portion: Vec<_> = lock(&self.edits).range(at..).take(limit).map(|(_, edit)| edit.clone()).collect();
-            let Some(last) = portion.last() else { break };
+            let batch: Vec<_> = lock(&self.edits).range(at..).take(limit).map(|(_, edit)| edit.clone()).collect();
+            let Some(last) = batch.last() else { break };
             at = FileNo(last.file.0.saturating_add(1));
-            unsent.extend(portion.into_iter().filter(|edit| edit.is_dirty() && !self.is_kept(edit.file)));
+            unsent.extend(batch.into_iter().filter(|edit| edit.is_dirty() && !self.is_kept(edit.file)));
         }
         unsent.truncate(limit);
         unsent

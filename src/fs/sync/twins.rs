@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Number of groups that are looked up concurrently.
-const LOOKS: usize = 8;
+const CONCURRENT_CHECKS: usize = 8;
 /// Shortest pause between two checks in the background.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Ratio of the pause after a check in the background to the duration of that check. It matters for files that are
@@ -35,7 +35,7 @@ impl Sync {
         let mut left = self.twins.queue();
         let mut failed = None;
         while left > 0 {
-            let groups = self.twins.take(left.min(LOOKS));
+            let groups = self.twins.take(left.min(CONCURRENT_CHECKS));
             left -= groups.len();
             let count = groups.len();
             let checks = groups.into_iter().map(|group| self.look_up(group));
@@ -65,7 +65,7 @@ impl Sync {
         if unclear.is_empty() {
             taken.done();
         }
-        twins.into_iter().filter(|path| self.twins.report(path)).for_each(|path| self.note_twin(path));
+        twins.into_iter().filter(|path| self.twins.report(path)).for_each(|path| self.log_twin(path));
         Ok(())
     }
 
@@ -95,14 +95,14 @@ impl Sync {
         }
     }
 
-    fn note_twin(&self, path: &PlainPath) {
+    fn log_twin(&self, path: &PlainPath) {
         tracing::warn!(path = self.view.log_name(path), "a file and a folder have this name; both are kept");
         self.schedule.conflict();
         let Some((parent, _)) = path.split() else { return };
-        self.directories.look_again(&parent);
+        self.directories.revalidate(&parent);
         let directory = lock(&self.tree).find(&parent);
         // The next listing counts the hidden entries there again.
-        directory.into_iter().for_each(|ino| self.twins.note_covered(ino, 0));
+        directory.into_iter().for_each(|ino| self.twins.record_covered(ino, 0));
     }
 
     /// Checks for twins as [`Sync::find_twins`] does. A failure is only logged, because it doesn't undo the flush.

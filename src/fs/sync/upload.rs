@@ -147,16 +147,16 @@ impl Sync {
     /// names or have changed since they were frozen.
     fn queue_puts(&self, added: Vec<(FrozenFile, Stored)>) -> Result<(), Error> {
         let mut edits: Vec<_> = added.iter().map(|(frozen, _)| frozen.edit.clone()).collect();
-        for portion in added.chunks(PUTS) {
+        for batch in added.chunks(PUTS) {
             let queued = self.journal.transact(Purpose::Relief, |ledger| {
                 let mut entries = Vec::new();
-                for (frozen, stored) in portion {
+                for (frozen, stored) in batch {
                     entries.extend(self.put_entries(ledger, frozen, *stored));
                 }
                 Ok((entries, ()))
             });
             if let Err(error) = queued {
-                self.schedule.commits_not_queued(portion.iter().map(|(frozen, _)| frozen.edit.file));
+                self.schedule.commits_not_queued(batch.iter().map(|(frozen, _)| frozen.edit.file));
                 return Err(error);
             }
         }

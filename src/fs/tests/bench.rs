@@ -2,7 +2,7 @@
 
 use crate::fs::memory_view::MemoryView;
 use crate::fs::{
-    Access, Attr, Birth, Create, Error, FileKind, HandleNo, Ino, Listed, OnConflict, Options, SetAttr, Special, Vfs,
+    Access, Attr, Create, Error, FileKind, HandleNo, Ino, Listed, NewAttrs, OnConflict, Options, SetAttr, Special, Vfs,
 };
 use crate::store::View;
 use bytes::Bytes;
@@ -107,7 +107,7 @@ impl<V: ?Sized> Mount<V> {
         let found = self.find(path).await;
         if flags & libc::O_CREAT != 0 && (found.is_err() || flags & libc::O_EXCL != 0) {
             let (parent, name) = self.parent(path).await?;
-            let create = Create { access, exclusive: flags & libc::O_EXCL != 0, birth: Birth::default() };
+            let create = Create { access, exclusive: flags & libc::O_EXCL != 0, new_attrs: NewAttrs::default() };
             let (attr, opened) = self.vfs.create(parent, name, create).await?;
             self.vfs.forget(attr.ino, 1);
             return Ok(opened.handle);
@@ -166,14 +166,14 @@ impl<V: ?Sized> Mount<V> {
 
     pub(in crate::fs) async fn mkdir(&self, path: &str) -> Result<(), Error> {
         let (parent, name) = self.parent(path).await?;
-        let attr = self.vfs.mkdir(parent, name, Birth::default()).await?;
+        let attr = self.vfs.mkdir(parent, name, NewAttrs::default()).await?;
         self.vfs.forget(attr.ino, 1);
         Ok(())
     }
 
     pub(in crate::fs) async fn special(&self, path: &str, special: Special) -> Result<(), Error> {
         let (parent, name) = self.parent(path).await?;
-        let attr = self.vfs.make_special(parent, name, special, Birth::default()).await?;
+        let attr = self.vfs.create_special(parent, name, special, NewAttrs::default()).await?;
         self.vfs.forget(attr.ino, 1);
         Ok(())
     }

@@ -8,27 +8,27 @@ use std::time::{Duration, Instant};
 
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// Longest wait of a test for something that happens by itself.
-const PATIENCE: Duration = Duration::from_secs(60);
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
 async fn mount() -> Mount {
     Mount::with(|options| {
         options.flush_debounce = DEBOUNCE;
         options.flush_max_window = Duration::from_secs(30);
-        options.metadata_ttl = PATIENCE;
+        options.metadata_ttl = MAX_WAIT;
     })
     .await
 }
 
 /// A mount that flushes nothing by itself.
 async fn quiet_mount() -> Mount {
-    Mount::with(|options| options.metadata_ttl = PATIENCE * 60).await
+    Mount::with(|options| options.metadata_ttl = MAX_WAIT * 60).await
 }
 
 /// Waits until the remote has so many files. Returns how long that took.
 async fn uploaded(mount: &Mount, files: usize) -> Duration {
     let began = Instant::now();
     while mount.remote().len() < files {
-        assert!(began.elapsed() < PATIENCE, "{} of {files} files are at the remote", mount.remote().len());
+        assert!(began.elapsed() < MAX_WAIT, "{} of {files} files are at the remote", mount.remote().len());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     began.elapsed()
@@ -45,20 +45,20 @@ async fn create_and_upload(files: u64) -> (u64, u64, u64, Duration) {
     let took = began.elapsed();
     uploaded(&mount, files as usize).await;
     let (sessions, commits) = mount.view.requests();
-    (sessions, commits, mount.vfs.schedule.looks.load(Relaxed), took)
+    (sessions, commits, mount.vfs.schedule.checks.load(Relaxed), took)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn small_files_that_are_written_together_share_sessions_and_commits() {
     for files in [100, 1500] {
-        let (sessions, commits, looks, took) = create_and_upload(files).await;
+        let (sessions, commits, checks, took) = create_and_upload(files).await;
         // Full sessions, one for each time that files waited in vain for company, and the last.
         let most = files / 256 + took.as_millis() as u64 / COMPANY.as_millis() as u64 + 2;
         assert!(sessions <= most, "{sessions} sessions for {files} files in {took:?}");
         assert!(commits <= 4 * most, "{commits} commits for {files} files in {took:?}");
         // A file is looked at when its debounce is over, when its session ends, and when its commit is done; a few more
         // times if its first write comes to an end late.
-        assert!(looks <= 4 * files, "{files} files were looked at {looks} times");
+        assert!(checks <= 4 * files, "{files} files were looked at {checks} times");
     }
 }
 
@@ -147,7 +147,7 @@ async fn flush_of_many_files_is_told_of_each_once() {
     for file in 0..1000 {
         mount.write(&format!("{file}"), b"content").await.unwrap();
     }
-    let drained = mount.vfs.flush(Some(PATIENCE)).await;
+    let drained = mount.vfs.flush(Some(MAX_WAIT)).await;
     assert_eq!((drained.flushed, drained.pending), (1000, 0));
     let (sessions, commits) = mount.view.requests();
     assert!(sessions <= 5 && commits <= 20, "{sessions} sessions, {commits} commits");

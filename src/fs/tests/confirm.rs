@@ -206,12 +206,12 @@ async fn committed(policy: OnConflict) -> Mount {
 
 #[tokio::test]
 async fn version_removed_in_place_of_its_predecessor_is_restored() {
-    for (policy, put_back) in [(OnConflict::KeepBoth, true), (OnConflict::Overwrite, true), (OnConflict::Fail, false)] {
+    for (policy, restore) in [(OnConflict::KeepBoth, true), (OnConflict::Overwrite, true), (OnConflict::Fail, false)] {
         let mount = committed(policy).await;
         mount.view.delete_foreign("d/a");
         let mount = mount.read_back().await;
         assert_eq!(contents(&mount), [b"ours"], "{policy:?}");
-        assert_eq!(mount.remote().contains_key("d/a"), put_back, "{policy:?}");
+        assert_eq!(mount.remote().contains_key("d/a"), restore, "{policy:?}");
         assert_eq!(mount.names("d").await.len(), 1);
         // The client that removes it again has seen it.
         let path = mount.remote().into_keys().next().unwrap();
@@ -344,7 +344,7 @@ async fn files_of_dropped_directory_rename_are_read_back_at_old_paths() {
         let mount = committed(OnConflict::KeepBoth).await;
         mount.view.refuse_for_now("");
         mount.rename("d", "e").await.unwrap();
-        assert_eq!(mount.give_up_all().await.iter().filter(|refused| refused.is_some()).count(), 0);
+        assert_eq!(mount.discard_all().await.iter().filter(|refused| refused.is_some()).count(), 0);
         mount.view.allow("");
         if overwritten {
             mount.view.put_foreign("d/a", b"theirs");

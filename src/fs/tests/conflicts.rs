@@ -2,7 +2,7 @@
 
 use super::Mount;
 use crate::fs::OnConflict::{Fail, KeepBoth, Overwrite};
-use crate::fs::memory_view::Trouble;
+use crate::fs::memory_view::InjectedFault;
 use crate::fs::{Access, OnConflict, PendingState};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -104,13 +104,13 @@ async fn lost_response_is_not_conflict() {
     mount.view.put_foreign("old", b"old");
     mount.view.put_foreign("gone", b"gone");
     mount.write("new", b"new").await.unwrap();
-    mount.view.set_trouble(Some(Trouble::LostAnswer));
+    mount.view.set_fault(Some(InjectedFault::LostAnswer));
     mount.flush().await;
     mount.rename("old", "moved").await.unwrap();
-    mount.view.set_trouble(Some(Trouble::LostAnswer));
+    mount.view.set_fault(Some(InjectedFault::LostAnswer));
     mount.flush().await;
     mount.unlink("gone").await.unwrap();
-    mount.view.set_trouble(Some(Trouble::LostAnswer));
+    mount.view.set_fault(Some(InjectedFault::LostAnswer));
     mount.flush().await;
     let remote = mount.remote();
     assert_eq!(remote.keys().collect::<Vec<_>>(), ["moved", "new"]);

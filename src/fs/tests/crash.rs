@@ -59,7 +59,7 @@ async fn name_operations_survive_kill() {
 async fn kill_between_commit_and_its_journal_entry_is_not_conflict() {
     let mount = Mount::new().await;
     mount.write("a", b"ours").await.unwrap();
-    mount.view.set_trouble(Some(crate::fs::memory_view::Trouble::LostAnswer));
+    mount.view.set_fault(Some(crate::fs::memory_view::InjectedFault::LostAnswer));
     let drained = mount.vfs.flush(Some(Duration::from_millis(100))).await;
     assert_eq!(mount.remote()["a"], b"ours");
     let mount = if drained.pending > 0 { mount.killed().await } else { mount };
@@ -171,14 +171,14 @@ async fn directory_whose_first_file_is_committed_during_listing_is_shown() {
 async fn committed_without_an_answer(kill: bool) -> Mount {
     let mount = Mount::new().await;
     mount.write("a", b"ours").await.unwrap();
-    mount.view.set_trouble(Some(crate::fs::memory_view::Trouble::LostAnswer));
-    let cut_off = async {
+    mount.view.set_fault(Some(crate::fs::memory_view::InjectedFault::LostAnswer));
+    let interrupt = async {
         while mount.remote().is_empty() {
             tokio::task::yield_now().await;
         }
         mount.view.refuse_for_now("a");
     };
-    tokio::join!(mount.vfs.flush(Some(Duration::from_millis(100))), cut_off);
+    tokio::join!(mount.vfs.flush(Some(Duration::from_millis(100))), interrupt);
     assert_eq!(mount.vfs.journal.ledger().queue().iter().count(), 1, "it is to be committed still");
     if kill { mount.killed().await } else { mount }
 }
@@ -221,7 +221,7 @@ async fn file_removed_after_unacknowledged_commit_is_removed_at_remote() {
     for killed in [false, true] {
         let mut mount = Mount::new().await;
         mount.write("a", b"ours").await.unwrap();
-        mount.view.set_trouble(Some(crate::fs::memory_view::Trouble::LostAnswer));
+        mount.view.set_fault(Some(crate::fs::memory_view::InjectedFault::LostAnswer));
         mount.vfs.flush(Some(Duration::from_millis(100))).await;
         mount.view.refuse_for_now("");
         assert_eq!(mount.remote()["a"], b"ours");

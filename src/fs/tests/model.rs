@@ -328,7 +328,7 @@ fn contents(files: impl IntoIterator<Item = Vec<u8>>) -> BTreeSet<Vec<u8>> {
 }
 
 /// Returns true if the step concerns the remote. Symbolic links stay on this machine.
-fn is_for_the_source(step: &Step) -> bool {
+fn is_for_remote(step: &Step) -> bool {
     !matches!(step, Step::Symlink { .. })
 }
 
@@ -349,7 +349,7 @@ async fn run_with_others(rounds: Vec<Round>) -> Result<(), TestCaseError> {
     for (at, Round { ours, theirs, kill }) in rounds.into_iter().enumerate() {
         let before = contents(mount.remote().into_values());
         mount.view.refuse_for_now("");
-        for step in ours.iter().filter(|step| is_for_the_source(step)) {
+        for step in ours.iter().filter(|step| is_for_remote(step)) {
             // Steps may fail, because another client may have taken the name.
             let _ = match step {
                 Step::Write { path, .. } => mount.write(path, &unique("ours")).await,
@@ -398,15 +398,15 @@ async fn run_with_others(rounds: Vec<Round>) -> Result<(), TestCaseError> {
 }
 
 /// Checks that after all changes are discarded, the mount shows the remote's files, and the remote is unchanged.
-async fn run_and_give_up(first: Vec<Step>, then: Vec<Step>, kill: bool) -> Result<(), TestCaseError> {
+async fn run_and_discard(first: Vec<Step>, then: Vec<Step>, kill: bool) -> Result<(), TestCaseError> {
     let mut mount = Mount::new().await;
-    for step in first.iter().filter(|step| is_for_the_source(step)) {
+    for step in first.iter().filter(|step| is_for_remote(step)) {
         let _ = perform(&mount, step).await;
     }
     mount.flush().await;
     let remote = mount.remote();
     mount.view.refuse_for_now("");
-    for step in then.iter().filter(|step| is_for_the_source(step)) {
+    for step in then.iter().filter(|step| is_for_remote(step)) {
         let _ = perform(&mount, step).await;
         if matches!(step, Step::FlushMeanwhile) {
             mount.vfs.flush(Some(Duration::from_millis(20))).await;
@@ -467,6 +467,6 @@ proptest! {
         kill in any::<bool>(),
     ) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(run_and_give_up(first, then, kill))?;
+        runtime.block_on(run_and_discard(first, then, kill))?;
     }
 }

@@ -1,7 +1,7 @@
 //! Pending changes can be listed, retried, read and discarded one by one. Nothing else ever discards them.
 
 use super::Mount;
-use crate::fs::memory_view::Trouble;
+use crate::fs::memory_view::InjectedFault;
 use crate::fs::{Error, OnConflict, Pending, PendingKind, PendingNo, PendingState, drop_order};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,18 +26,18 @@ impl Mount {
         }
     }
 
-    async fn give_up(&self, path: &str) -> Result<(), Error> {
+    async fn discard(&self, path: &str) -> Result<(), Error> {
         self.is_quiet().await;
-        self.give_up_now(path).await
+        self.discard_now(path).await
     }
 
-    async fn give_up_now(&self, path: &str) -> Result<(), Error> {
+    async fn discard_now(&self, path: &str) -> Result<(), Error> {
         let numbers = [self.number_of(path)];
         let mut answers = self.vfs.drop_pending(&numbers).await.unwrap();
         answers.pop().unwrap().map_or(Ok(()), Err)
     }
 
-    pub(super) async fn give_up_all(&self) -> Vec<Option<Error>> {
+    pub(super) async fn discard_all(&self) -> Vec<Option<Error>> {
         self.is_quiet().await;
         let mut numbers: Vec<_> = self.pending().into_iter().map(|pending| pending.number).collect();
         drop_order(&mut numbers);
@@ -146,13 +146,13 @@ async fn failed_change_reports_attempts_and_refused_change_is_parked() {
     let told = mount.pending().remove(0);
     assert_eq!((told.state, told.attempts), (PendingState::Retrying, 1));
     assert!(told.error.unwrap().contains("unplugged"));
-    mount.view.set_trouble(Some(Trouble::Forbidden));
+    mount.view.set_fault(Some(InjectedFault::Forbidden));
     mount.vfs.flush(Some(Duration::from_secs(20))).await;
     let told = mount.pending().remove(0);
     assert_eq!(told.state, PendingState::Parked);
     assert_eq!(mount.vfs.status().parked_files, 1);
     // A parked change stays parked until it is retried.
-    mount.view.set_trouble(None);
+    mount.view.set_fault(None);
     mount.vfs.schedule.wake();
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(mount.remote().is_empty());
@@ -239,7 +239,7 @@ async fn dropped_edit_shows_remote_version_and_dropped_new_file_disappears() {
     mount.write("mv", b"mine").await.unwrap();
     mount.rename("mv", "replaced").await.unwrap();
     for path in ["edited", "d/new", "replaced"] {
-        mount.give_up(path).await.unwrap();
+        mount.discard(path).await.unwrap();
     }
     assert_eq!(mount.read("edited").await.unwrap(), b"base");
     assert_eq!(mount.read("replaced").await.unwrap(), b"theirs");
@@ -258,7 +258,7 @@ async fn drop_refuses_file_open_for_writing_or_being_committed() {
     let mount = Mount::new().await;
     let handle = mount.open("a", libc::O_RDWR | libc::O_CREAT).await.unwrap();
     mount.put(handle, 0, b"1").await.unwrap();
-    assert!(refusal(mount.give_up("a").await).contains("open for writing"));
+    assert!(refusal(mount.discard("a").await).contains("open for writing"));
     mount.close(handle).await.unwrap();
     let view = mount.view.clone();
     let held = view.hold_commits().await;
@@ -267,7 +267,7 @@ async fn drop_refuses_file_open_for_writing_or_being_committed() {
     while mount.pending()[0].state != PendingState::Committing {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert!(refusal(mount.give_up_now("a").await).contains("being committed"));
+    assert!(refusal(mount.discard_now("a").await).contains("being committed"));
     drop(held);
     flush.await.unwrap();
     assert_eq!(mount.remote()["a"], b"1");
@@ -280,7 +280,7 @@ async fn dropped_file_with_queued_commit_is_never_committed() {
     mount.write("a", b"1").await.unwrap();
     mount.vfs.flush(Some(Duration::from_millis(100))).await;
     assert_eq!(mount.vfs.journal.ledger().queue().iter().count(), 1, "its commit waits to be tried again");
-    mount.give_up("a").await.unwrap();
+    mount.discard("a").await.unwrap();
     mount.view.allow("a");
     mount.flush().await;
     assert!(mount.remote().is_empty() && mount.names("").await.is_empty());
@@ -309,7 +309,7 @@ async fn dropped_name_changes_are_undone() {
     let after = mount.tree().await;
     assert_eq!(after.keys().collect::<Vec<_>>(), ["b", "e", "e/x", "e/y", "e/y/z"]);
     for path in ["gone", "b", "d", "r/only"] {
-        mount.give_up(path).await.unwrap();
+        mount.discard(path).await.unwrap();
     }
     let mut expected = before.clone();
     expected.insert("d/x".into(), Some(b"D/x".to_vec()));
@@ -335,10 +335,10 @@ async fn drop_refuses_change_with_dependents() {
     mount.unlink("x").await.unwrap();
     mount.rename("c", "x").await.unwrap();
     mount.write("a", b"new").await.unwrap();
-    assert!(refusal(mount.give_up("a").await.and(mount.give_up("b").await)).contains("later"));
-    assert!(refusal(mount.give_up("b").await).contains("later"));
+    assert!(refusal(mount.discard("a").await.and(mount.discard("b").await)).contains("later"));
+    assert!(refusal(mount.discard("b").await).contains("later"));
     // Discarding all of them together works, in the right order.
-    for refused in mount.give_up_all().await {
+    for refused in mount.discard_all().await {
         assert!(refused.is_none(), "{refused:?}");
     }
     assert!(mount.pending().is_empty());

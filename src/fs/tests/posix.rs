@@ -1,8 +1,8 @@
 //! Features of POSIX that a bucket doesn't have: special files, extended attributes, owners, copies, holes.
 
 use super::Mount;
-use crate::fs::memory_view::Trouble;
-use crate::fs::{Allocate, Birth, FileKind, Ino, SetAttr, SetXattr, Special};
+use crate::fs::memory_view::InjectedFault;
+use crate::fs::{Allocate, FileKind, Ino, NewAttrs, SetAttr, SetXattr, Special};
 use crate::store::Change;
 use std::time::{Duration, SystemTime};
 use time::OffsetDateTime;
@@ -96,14 +96,14 @@ async fn remote_file_is_shown_instead_of_special_file() {
 #[tokio::test]
 async fn new_entry_has_owner_of_process_and_group_of_setgid_directory() {
     let mount = Mount::new().await;
-    let birth = |mode| Birth { mode: Some(mode), owner: Some((7, 8)) };
-    let made = mount.vfs.mkdir(Ino::ROOT, "d", birth(0o750)).await.unwrap();
+    let new_attrs = |mode| NewAttrs { mode: Some(mode), owner: Some((7, 8)) };
+    let made = mount.vfs.mkdir(Ino::ROOT, "d", new_attrs(0o750)).await.unwrap();
     assert_eq!((made.uid, made.gid, made.mode), (7, 8, 0o750));
     let set = SetAttr { mode: Some(0o2755), gid: Some(99), ..SetAttr::default() };
     mount.vfs.setattr(made.ino, set).await.unwrap();
-    let file = mount.vfs.make_closed(made.ino, "f", birth(0o640)).await.unwrap();
+    let file = mount.vfs.create_closed(made.ino, "f", new_attrs(0o640)).await.unwrap();
     assert_eq!((file.uid, file.gid, file.mode), (7, 99, 0o640));
-    let below = mount.vfs.mkdir(made.ino, "d", birth(0o755)).await.unwrap();
+    let below = mount.vfs.mkdir(made.ino, "d", new_attrs(0o755)).await.unwrap();
     assert_eq!((below.uid, below.gid, below.mode), (7, 99, 0o2755));
     mount.view.put_foreign("theirs", b"");
     let theirs = mount.stat("theirs").await.unwrap();
@@ -253,7 +253,7 @@ async fn copy_refused_by_remote_is_uploaded_whole() {
     let mount = Mount::new().await;
     mount.view.put_foreign("a", b"content");
     mount.link("a", "b").await.unwrap();
-    mount.view.set_trouble(Some(Trouble::Forbidden));
+    mount.view.set_fault(Some(InjectedFault::Forbidden));
     let vfs = mount.vfs.clone();
     let flush = tokio::spawn(async move { vfs.flush(Some(Duration::from_secs(20))).await });
     let mut stored = mount.vfs.pool.used();
@@ -261,7 +261,7 @@ async fn copy_refused_by_remote_is_uploaded_whole() {
         tokio::time::sleep(Duration::from_millis(1)).await;
         stored = mount.vfs.pool.used();
     }
-    mount.view.set_trouble(None);
+    mount.view.set_fault(None);
     flush.await.unwrap();
     mount.flush().await;
     assert_eq!(mount.remote()["b"], b"content");

@@ -98,7 +98,7 @@ async fn deadline_of_zero_lets_a_writer_wait_for_space() {
     mount.write("old", &vec![1; 48 * SLOT]).await.unwrap();
     unplug(&mount).await;
     let handle = mount.open("new", libc::O_RDWR | libc::O_CREAT).await.unwrap();
-    assert_eq!(mount.vfs.patience(handle), Duration::from_secs(3600));
+    assert_eq!(mount.vfs.timeout(handle), Duration::from_secs(3600));
     let (vfs, data) = (mount.vfs.clone(), vec![2; 40 * SLOT].into());
     let mut write = tokio::spawn(async move { vfs.write(handle, 0, data).await });
     assert!(tokio::time::timeout(Duration::from_millis(500), &mut write).await.is_err(), "the writer gave up");

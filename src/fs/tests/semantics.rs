@@ -2,7 +2,7 @@
 
 use super::Mount;
 use crate::fs::memory_view::MemoryView;
-use crate::fs::{Access, Birth, Create, Error, FileKind, Ino, SetAttr};
+use crate::fs::{Access, Create, Error, FileKind, Ino, NewAttrs, SetAttr};
 use crate::store::deadline::within;
 use crate::store::{Change, stored_mtime};
 use std::sync::Arc;
@@ -690,7 +690,7 @@ async fn unstorable_name_is_refused_before_any_change() {
     refused!(mount.write(&long, b"").await, ENAMETOOLONG);
     refused!(mount.mkdir(&long).await, ENAMETOOLONG);
     refused!(mount.rename("a", &long).await, ENAMETOOLONG);
-    refused!(mount.vfs.mkdir(Ino::ROOT, "..", Birth::default()).await, EINVAL);
+    refused!(mount.vfs.mkdir(Ino::ROOT, "..", NewAttrs::default()).await, EINVAL);
     assert_eq!(mount.names("").await, ["a"]);
 }
 
@@ -894,10 +894,10 @@ async fn open_streaming_file_counts_as_pending_except_for_flush() {
 #[tokio::test]
 async fn streaming_close_reports_error_of_remote() {
     let mount = Mount::with(|options| options.advanced_writes = false).await;
-    mount.view.set_trouble(Some(crate::fs::memory_view::Trouble::Forbidden));
+    mount.view.set_fault(Some(crate::fs::memory_view::InjectedFault::Forbidden));
     refused!(mount.write("a", b"all").await, EACCES);
     assert_eq!(mount.vfs.status().parked_files, 1);
-    mount.view.set_trouble(None);
+    mount.view.set_fault(None);
     mount.flush().await;
     assert_eq!(mount.remote(), map(&[("a", b"all")]));
 }
@@ -905,12 +905,12 @@ async fn streaming_close_reports_error_of_remote() {
 #[tokio::test]
 async fn refused_file_is_parked_and_does_not_block_others() {
     let mount = Mount::new().await;
-    mount.view.set_trouble(Some(crate::fs::memory_view::Trouble::Forbidden));
+    mount.view.set_fault(Some(crate::fs::memory_view::InjectedFault::Forbidden));
     mount.write("a", b"1").await.unwrap();
     let drained = mount.vfs.flush(Some(Duration::from_secs(20))).await;
     assert_eq!((drained.flushed, drained.pending), (0, 1));
     assert_eq!(mount.vfs.status().parked_files, 1);
-    mount.view.set_trouble(None);
+    mount.view.set_fault(None);
     mount.write("b", b"2").await.unwrap();
     mount.flush().await;
     assert_eq!(mount.remote(), map(&[("a", b"1"), ("b", b"2")]));
@@ -1078,7 +1078,7 @@ async fn streaming_close_waits_for_offline_remote_until_deadline() {
     flushed.unwrap();
     assert_eq!(mount.remote(), map(&[("f", b"content")]));
     // A permanent refusal is reported without waiting.
-    mount.view.set_trouble(Some(crate::fs::memory_view::Trouble::Forbidden));
+    mount.view.set_fault(Some(crate::fs::memory_view::InjectedFault::Forbidden));
     let handle = mount.open("g", libc::O_WRONLY | libc::O_CREAT).await.unwrap();
     mount.put(handle, 0, b"content").await.unwrap();
     let began = std::time::Instant::now();

@@ -15,7 +15,7 @@ const TASKS: u64 = 8;
 /// Number of operations of each task.
 const STEPS: u64 = 150;
 /// Longest duration of the last flush. It takes some milliseconds, and a second if an operation failed before.
-const PATIENCE: Duration = Duration::from_secs(20);
+const MAX_WAIT: Duration = Duration::from_secs(20);
 
 /// Pseudo-random numbers that depend only on the seed.
 struct Dice(u64);
@@ -87,10 +87,10 @@ async fn round(seed: u64) {
     ended.store(true, Ordering::Relaxed);
     disturber.await.unwrap();
     let began = Instant::now();
-    let drained = mount.vfs.flush(Some(PATIENCE)).await;
+    let drained = mount.vfs.flush(Some(MAX_WAIT)).await;
     let status = mount.vfs.status();
     assert_eq!((drained.pending, status.pending_files, status.parked_files), (0, 0, 0), "seed {seed}: {status:?}");
-    assert!(began.elapsed() < PATIENCE, "seed {seed}: the flush ended at its deadline, {:?}", mount.vfs.schedule);
+    assert!(began.elapsed() < MAX_WAIT, "seed {seed}: the flush ended at its deadline, {:?}", mount.vfs.schedule);
     assert_eq!(drained.conflicts, 0, "seed {seed}: {status:?}");
     let files: BTreeMap<_, _> =
         mount.tree().await.into_iter().filter_map(|(path, content)| Some((path, content?))).collect();
@@ -101,7 +101,7 @@ async fn round(seed: u64) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    assert!(tokio::time::timeout(PATIENCE, idle).await.is_ok(), "seed {seed}: {:?}", mount.vfs.schedule);
+    assert!(tokio::time::timeout(MAX_WAIT, idle).await.is_ok(), "seed {seed}: {:?}", mount.vfs.schedule);
 }
 
 #[tokio::test]
@@ -114,8 +114,8 @@ async fn file_touched_after_removal_does_not_block_flush() {
     // A write that began before the removal does this.
     mount.vfs.schedule.touch(&edit);
     let began = Instant::now();
-    assert_eq!(mount.vfs.flush(Some(PATIENCE)).await.pending, 0);
-    assert!(began.elapsed() < PATIENCE && mount.vfs.schedule.is_idle(), "{:?}", mount.vfs.schedule);
+    assert_eq!(mount.vfs.flush(Some(MAX_WAIT)).await.pending, 0);
+    assert!(began.elapsed() < MAX_WAIT && mount.vfs.schedule.is_idle(), "{:?}", mount.vfs.schedule);
     mount.close(handle).await.unwrap();
     assert_eq!(mount.remote(), BTreeMap::new());
 }
@@ -126,10 +126,10 @@ async fn file_with_unqueueable_commit_is_committed_later() {
     mount.write("a", b"content").await.unwrap();
     // The file is frozen, so that the next attempt journals nothing before the commit.
     mount.view.poison(b"content");
-    assert_eq!(mount.vfs.flush(Some(PATIENCE)).await.pending, 1);
+    assert_eq!(mount.vfs.flush(Some(MAX_WAIT)).await.pending, 1);
     mount.view.unpoison();
     mount.view.refuse_to_seal(true);
-    assert_eq!(mount.vfs.flush(Some(PATIENCE)).await.pending, 1);
+    assert_eq!(mount.vfs.flush(Some(MAX_WAIT)).await.pending, 1);
     mount.view.refuse_to_seal(false);
     mount.flush().await;
     assert_eq!(mount.remote().len(), 1);

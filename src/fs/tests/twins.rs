@@ -2,7 +2,7 @@
 
 use super::Mount;
 use crate::fs::Error;
-use crate::fs::memory_view::BAD_LOOK;
+use crate::fs::memory_view::BAD_CHECK;
 use crate::store::PlainPath;
 
 fn path(text: &str) -> PlainPath {
@@ -101,11 +101,11 @@ async fn folder_hidden_by_pending_file_is_counted_and_keeps_parent() {
 #[tokio::test]
 async fn failed_check_of_folder_does_not_block_others() {
     let mount = Mount::new().await;
-    let bad = format!("{BAD_LOOK}/n");
+    let bad = format!("{BAD_CHECK}/n");
     for at in ["a/n", &bad, "z/n"] {
         mount.view.put_foreign(at, b"ours");
         mount.view.put_foreign(&format!("{at}/i"), b"theirs");
-        mount.vfs.twins.note_made(&path(at));
+        mount.vfs.twins.record_created(&path(at));
     }
     assert!(mount.vfs.sync.find_twins().await.is_err());
     assert_eq!(mount.vfs.status().conflicts, 2);
@@ -119,13 +119,13 @@ async fn failed_check_of_folder_does_not_block_others() {
     let asked = mount.view.take_looked_up();
     assert!(!asked.is_empty());
     let asked = asked.iter().flat_map(|(files, folders)| files.iter().chain(folders));
-    assert_eq!(asked.filter(|path| !path.as_str().contains(BAD_LOOK)).count(), 0);
+    assert_eq!(asked.filter(|path| !path.as_str().contains(BAD_CHECK)).count(), 0);
 }
 
 #[tokio::test]
 async fn new_files_of_one_folder_are_looked_up_together() {
     let mount = Mount::new().await;
-    (0..3000).for_each(|number| mount.vfs.twins.note_made(&path(&format!("d/{number}"))));
+    (0..3000).for_each(|number| mount.vfs.twins.record_created(&path(&format!("d/{number}"))));
     mount.vfs.sync.find_twins().await.unwrap();
     let asked = mount.view.take_looked_up();
     let sizes: Vec<_> = asked.iter().map(|(files, folders)| (files.len(), folders.len())).collect();
@@ -167,7 +167,7 @@ async fn file_with_queued_removal_is_not_twin_of_its_folder() {
     mount.view.refuse_for_now("n");
     mount.unlink("n").await.unwrap();
     mount.mkdir("n").await.unwrap();
-    mount.vfs.twins.note_moved_folder(&path("n"));
+    mount.vfs.twins.record_moved_folder(&path("n"));
     mount.vfs.sync.find_twins().await.unwrap();
     assert!(mount.remote().contains_key("n"), "it is still there when it is looked up");
     assert_eq!(mount.vfs.status().conflicts, 0);
@@ -188,7 +188,7 @@ async fn file_that_a_folder_replaced_before_its_look_is_no_twin() {
     mount.mkdir("n").await.unwrap();
     mount.write("n/i", b"below").await.unwrap();
     mount.flush().await;
-    mount.vfs.twins.note_made(&path("n"));
+    mount.vfs.twins.record_created(&path("n"));
     assert_eq!(conflicts(&mount).await, 0);
 }
 
@@ -202,6 +202,6 @@ async fn folder_that_a_file_replaced_before_its_look_is_no_twin() {
     mount.rmdir("n").await.unwrap();
     mount.write("n", b"file").await.unwrap();
     mount.flush().await;
-    mount.vfs.twins.note_made(&path("n/i"));
+    mount.vfs.twins.record_created(&path("n/i"));
     assert_eq!(conflicts(&mount).await, 0);
 }

@@ -26,7 +26,7 @@ const BLOCK: u64 = 512;
 
 /// Mode and owner of a new entry. `None` stands for the mount's default.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Birth {
+pub struct NewAttrs {
     /// Permission bits.
     pub mode: Option<u16>,
     /// User and group of the process.
@@ -69,7 +69,7 @@ const SET_GROUP_ID: u16 = 0o2000;
 
 /// Attributes that override the defaults. They are kept in memory only and are lost at unmount.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Looks {
+pub(crate) struct AttrOverrides {
     pub(crate) mode: Option<u16>,
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
@@ -157,7 +157,7 @@ pub(crate) struct Node {
     /// Number of open handles. The next field counts those that write.
     pub(crate) opens: u32,
     pub(crate) writers: u32,
-    pub(crate) looks: Looks,
+    pub(crate) overrides: AttrOverrides,
     pub(crate) xattrs: Xattrs,
     pub(crate) body: Body,
 }
@@ -216,8 +216,8 @@ impl Node {
     }
 
     fn new(body: Body) -> Self {
-        let (looks, xattrs) = (Looks::default(), Xattrs::default());
-        Self { place: None, lookups: 0, lost: false, opens: 0, writers: 0, looks, xattrs, body }
+        let (overrides, xattrs) = (AttrOverrides::default(), Xattrs::default());
+        Self { place: None, lookups: 0, lost: false, opens: 0, writers: 0, overrides, xattrs, body }
     }
 
     /// Returns the kind.
@@ -500,21 +500,21 @@ impl Tree {
 
     /// Returns the attributes of a new entry of a directory. A directory with the set-group-ID bit passes its group
     /// on to new entries, and the bit to new directories.
-    pub(crate) fn looks_for(
+    pub(crate) fn overrides_for(
         &self,
         parent: Ino,
-        birth: Birth,
+        new_attrs: NewAttrs,
         is_directory: bool,
         options: &Options,
-    ) -> Result<Looks, Error> {
+    ) -> Result<AttrOverrides, Error> {
         let parent = self.attr(parent, options)?;
         let hands_down = parent.mode & SET_GROUP_ID != 0;
         let bit = if hands_down && is_directory { SET_GROUP_ID } else { 0 };
-        Ok(Looks {
-            mode: birth.mode.map(|mode| (mode & 0o7777) | bit),
-            uid: birth.owner.map(|(uid, _)| uid),
-            gid: if hands_down { Some(parent.gid) } else { birth.owner.map(|(_, gid)| gid) },
-            ..Looks::default()
+        Ok(AttrOverrides {
+            mode: new_attrs.mode.map(|mode| (mode & 0o7777) | bit),
+            uid: new_attrs.owner.map(|(uid, _)| uid),
+            gid: if hands_down { Some(parent.gid) } else { new_attrs.owner.map(|(_, gid)| gid) },
+            ..AttrOverrides::default()
         })
     }
 
@@ -538,20 +538,20 @@ impl Tree {
             }
         };
         let mode = if options.read_only { mode & !0o222 } else { mode };
-        let looks = &node.looks;
-        let mtime = shown(looks.mtime.unwrap_or(mtime));
+        let overrides = &node.overrides;
+        let mtime = shown(overrides.mtime.unwrap_or(mtime));
         Ok(Attr {
             ino,
             kind: node.kind(),
             len,
             blocks: len.div_ceil(BLOCK),
-            atime: looks.atime.map_or(mtime, shown),
+            atime: overrides.atime.map_or(mtime, shown),
             mtime,
-            ctime: looks.ctime.map_or(mtime, |ctime| shown(ctime).max(mtime)),
-            mode: looks.mode.unwrap_or(mode),
+            ctime: overrides.ctime.map_or(mtime, |ctime| shown(ctime).max(mtime)),
+            mode: overrides.mode.unwrap_or(mode),
             nlink,
-            uid: looks.uid.unwrap_or(options.uid),
-            gid: looks.gid.unwrap_or(options.gid),
+            uid: overrides.uid.unwrap_or(options.uid),
+            gid: overrides.gid.unwrap_or(options.gid),
             device: node.as_special().map_or(0, Special::device),
             is_certain,
         })
@@ -599,7 +599,7 @@ fn shown(time: SystemTime) -> SystemTime {
 pub(crate) fn touch(tree: &mut Tree, directory: Ino) {
     if let Ok(node) = tree.node_mut(directory) {
         // A time that was set by the user is replaced at the next change.
-        (node.looks.mtime, node.looks.ctime) = (None, None);
+        (node.overrides.mtime, node.overrides.ctime) = (None, None);
     }
     if let Ok(directory) = tree.directory_mut(directory) {
         directory.mtime = SystemTime::now();

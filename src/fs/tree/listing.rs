@@ -11,7 +11,7 @@ use crate::fs::options::Options;
 use crate::fs::sync::schedule::Schedule;
 use crate::fs::tree::inode::InodeTable;
 use crate::fs::tree::inode::{Attr, Body, MtimeSource, Node, Tree};
-use crate::fs::tree::queued::{LocalChild, Overlay};
+use crate::fs::tree::queued::{LocalChild, QueuedChanges};
 use crate::fs::tree::twins::Twins;
 use crate::store::View;
 use crate::store::{Entry, Hidden, Kind, Len, PlainPath, Version};
@@ -140,7 +140,7 @@ impl Directories {
     async fn list(&self, ino: Ino, path: &PlainPath) -> Result<bool, Error> {
         let began = Instant::now();
         let listing = Listing::begin(&self.journal);
-        let sources = self.journal.ledger().overlay(path, None).sources;
+        let sources = self.journal.ledger().queued_changes(path, None).sources;
         let mut listings = Vec::with_capacity(sources.len());
         for source in sources {
             let listed = self.view.list(&source).await?;
@@ -151,15 +151,15 @@ impl Directories {
             return Ok(false);
         }
         let ledger = self.journal.ledger();
-        let overlay = ledger.overlay(path, Some(listing.stamp));
-        listings.retain(|(source, _)| !overlay.stale.contains(source));
+        let queued_changes = ledger.queued_changes(path, Some(listing.stamp));
+        listings.retain(|(source, _)| !queued_changes.stale.contains(source));
         let hidden = |count: fn(&Hidden) -> u64| listings.iter().map(|(_, listed)| count(&listed.hidden)).sum::<u64>();
         let (unreadable, not_shown) = (hidden(Hidden::nameless), hidden(Hidden::total));
         if not_shown > 0 {
             tracing::debug!(directory = self.view.log_name(path), unreadable, not_shown, "entries are not shown");
         }
         let mut found = union(listings.into_iter().flat_map(|(_, listed)| listed.entries));
-        let merge = Merge { directories: self, ledger: &ledger, path, overlay };
+        let merge = Merge { directories: self, ledger: &ledger, path, queued_changes };
         merge.show_files_beside_folders(&mut found);
         let (covered, covered_files) = merge.covered(&found)?;
         if merge.lacks_arrivals(&tree, ino, &found)? {
@@ -171,7 +171,7 @@ impl Directories {
         directory.unreadable = unreadable + covered;
         drop(ledger);
         drop(tree);
-        self.twins.note_covered(ino, covered + covered_files);
+        self.twins.record_covered(ino, covered + covered_files);
         Ok(true)
     }
 
@@ -356,7 +356,7 @@ impl Directories {
     }
 
     /// Invalidates the listing of a directory, so that it is listed again before it is shown.
-    pub(crate) fn look_again(&self, directory: &PlainPath) {
+    pub(crate) fn revalidate(&self, directory: &PlainPath) {
         let mut tree = lock(&self.tree);
         if let Some(Ok(directory)) = tree.find(directory).map(|ino| tree.directory_mut(ino)) {
             directory.loaded = None;
@@ -388,7 +388,7 @@ struct Merge<'a> {
     directories: &'a Directories,
     ledger: &'a Ledger,
     path: &'a PlainPath,
-    overlay: Overlay,
+    queued_changes: QueuedChanges,
 }
 
 impl Merge<'_> {
@@ -397,8 +397,9 @@ impl Merge<'_> {
     /// record of a directory is dropped with the commit of its first file. Listing again finds it, because then only
     /// operations that finish after that point count.
     fn lacks_arrivals(&self, tree: &Tree, ino: Ino, found: &BTreeMap<String, Entry>) -> Result<bool, Error> {
-        for name in self.overlay.arrived.iter().filter(|name| !self.overlay.children.contains_key(*name)) {
-            let lacking = match self.overlay.governed.contains(name) {
+        for name in self.queued_changes.arrived.iter().filter(|name| !self.queued_changes.children.contains_key(*name))
+        {
+            let lacking = match self.queued_changes.governed.contains(name) {
                 true => tree.child(ino, name)?.is_none(),
                 false => !found.contains_key(name),
             };
@@ -412,16 +413,16 @@ impl Merge<'_> {
     /// Renames remote files that have the same name as a folder that only this machine has. They get the alias under
     /// which the store shows them beside the folder.
     fn show_files_beside_folders(&self, found: &mut BTreeMap<String, Entry>) {
-        let is_folder = |name: &String| self.overlay.children.get(name) == Some(&LocalChild::Directory);
+        let is_folder = |name: &String| self.queued_changes.children.get(name) == Some(&LocalChild::Directory);
         let is_hidden = |entry: &Entry| {
             matches!(entry.kind, Kind::File { .. })
                 && is_folder(&entry.name)
-                && !self.overlay.governed.contains(&entry.name)
+                && !self.queued_changes.governed.contains(&entry.name)
         };
         let names: Vec<String> =
             found.values().filter(|entry| is_hidden(entry)).map(|entry| entry.name.clone()).collect();
         for name in names {
-            let taken = |alias: &str| found.contains_key(alias) || self.overlay.children.contains_key(alias);
+            let taken = |alias: &str| found.contains_key(alias) || self.queued_changes.children.contains_key(alias);
             let Some(alias) = self.directories.view.show_beside(self.path, &name, &taken) else { continue };
             if let Some(entry) = found.remove(&name) {
                 found.insert(alias.clone(), Entry { name: alias, ..entry });
@@ -433,7 +434,7 @@ impl Merge<'_> {
     /// file hides. Hidden files don't prevent a move of their directory.
     fn covered(&self, found: &BTreeMap<String, Entry>) -> Result<(u64, u64), Error> {
         let (mut folders, mut files) = (0, 0);
-        for (name, child) in &self.overlay.children {
+        for (name, child) in &self.queued_changes.children {
             let (Some(entry), LocalChild::File(file)) = (found.get(name), child) else { continue };
             let is_folder = matches!(entry.kind, Kind::Directory { .. });
             if !is_folder && !self.directories.schedule.is_kept(*file) {
@@ -451,7 +452,7 @@ impl Merge<'_> {
     fn run(&self, tree: &mut Tree, ino: Ino, mut found: BTreeMap<String, Entry>) -> Result<(), Error> {
         let mut names: BTreeSet<String> = found.keys().cloned().collect();
         names.extend(tree.directory(ino)?.children.keys().cloned());
-        names.extend(self.overlay.children.keys().cloned());
+        names.extend(self.queued_changes.children.keys().cloned());
         let mut changed = false;
         for name in names {
             changed |= self.name(tree, ino, &name, found.remove(&name))?;
@@ -465,7 +466,7 @@ impl Merge<'_> {
     /// Merges one name. Returns true if the name was added or removed.
     fn name(&self, tree: &mut Tree, parent: Ino, name: &str, found: Option<Entry>) -> Result<bool, Error> {
         let mut here = tree.child(parent, name)?;
-        let known = self.overlay.children.get(name);
+        let known = self.queued_changes.children.get(name);
         if known == Some(&LocalChild::Special)
             && found.is_none()
             && let Some(ino) = here
@@ -475,7 +476,7 @@ impl Merge<'_> {
             tree.lose(parent, name);
             here = None;
         }
-        if self.overlay.governed.contains(name) || (known.is_some() && found.is_none()) {
+        if self.queued_changes.governed.contains(name) || (known.is_some() && found.is_none()) {
             let Some(known) = known.filter(|_| here.is_none()) else { return Ok(false) };
             return self.restore(tree, parent, name, *known);
         }
@@ -591,7 +592,7 @@ fn update(node: &mut Node, kind: &Kind) -> bool {
             } else {
                 file.version = *version;
                 file.len = *len;
-                node.looks.mtime = None;
+                node.overrides.mtime = None;
             }
             if !keeps_mtime {
                 (file.mtime, file.mtime_source) = (*mtime, MtimeSource::Remote);

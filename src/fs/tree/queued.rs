@@ -23,7 +23,7 @@ pub(crate) enum LocalChild {
 
 /// The local state to merge into the listing of one directory. See the module.
 #[derive(Debug, Default)]
-pub(crate) struct Overlay {
+pub(crate) struct QueuedChanges {
     /// Directories of the remote whose union is this directory. Listed in this order, they show every entry at least
     /// once, even while an operation is moving entries from one to the next.
     pub(crate) sources: Vec<PlainPath>,
@@ -39,7 +39,7 @@ pub(crate) struct Overlay {
     pub(crate) children: BTreeMap<String, LocalChild>,
 }
 
-impl Overlay {
+impl QueuedChanges {
     /// Adds a child at `below`, a NUL-separated path relative to the directory. A directory takes precedence over a
     /// file of the same name, as in a listing.
     pub(crate) fn add_child(&mut self, below: &str, child: LocalChild) {
@@ -134,10 +134,10 @@ impl Walk {
     }
 
     /// Returns the result. The oldest paths come first, because entries only move from older to newer ones.
-    pub(crate) fn finish(mut self) -> Overlay {
+    pub(crate) fn finish(mut self) -> QueuedChanges {
         self.filled.reverse();
         self.now.append(&mut self.filled);
         let Self { now, stale, governed, arrived, .. } = self;
-        Overlay { sources: now, stale, governed, arrived, children: BTreeMap::new() }
+        QueuedChanges { sources: now, stale, governed, arrived, children: BTreeMap::new() }
     }
 }

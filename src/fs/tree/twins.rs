@@ -19,7 +19,7 @@ const BATCH: usize = 1000;
 /// an await.
 #[derive(Default)]
 pub(crate) struct Twins {
-    made: Mutex<Made>,
+    made: Mutex<NewNames>,
     reported: Mutex<HashSet<PlainPath>>,
     /// Folders that this mount created, with the time.
     new_folders: Mutex<NewFolders>,
@@ -55,7 +55,7 @@ impl NewFolders {
 }
 
 #[derive(Default)]
-struct Made {
+struct NewNames {
     /// New files by the folder that holds them. They are looked up as folders.
     files: BTreeMap<PlainPath, BTreeSet<PlainPath>>,
     /// Folders that hold new files. They are looked up as files.
@@ -79,7 +79,7 @@ impl Group {
     }
 }
 
-impl Made {
+impl NewNames {
     fn add_folders(&mut self, mut at: Option<PlainPath>) {
         while let Some(folder) = at.filter(|folder| !folder.is_root()) {
             at = folder.split().map(|(parent, _)| parent);
@@ -102,7 +102,7 @@ impl Made {
 
     /// Appends a group whose check failed to the queue. Folders are split in two halves each time, so that a folder
     /// that can't be looked up ends up in a group of its own.
-    fn give_back(&mut self, mut group: Group) {
+    fn requeue(&mut self, mut group: Group) {
         if group.folders.len() > 1 {
             let folders = group.folders.split_off(group.folders.len() / 2);
             self.waiting.push_back(Group { folders, ..Group::default() });
@@ -113,7 +113,7 @@ impl Made {
 
 impl Twins {
     /// Records that this mount created a folder.
-    pub(crate) fn note_new_folder(&self, path: PlainPath) {
+    pub(crate) fn record_new_folder(&self, path: PlainPath) {
         lock(&self.new_folders).add(path, Instant::now());
     }
 
@@ -124,7 +124,7 @@ impl Twins {
     }
 
     /// Queues a check for a file that was committed under a new name, and for the folders above it.
-    pub(crate) fn note_made(&self, path: &PlainPath) {
+    pub(crate) fn record_created(&self, path: &PlainPath) {
         let Some((parent, _)) = path.split() else { return };
         let is_in_new_folder = self.is_in_new_folder(path);
         let mut made = lock(&self.made);
@@ -139,7 +139,7 @@ impl Twins {
 
     /// Queues a check for a folder that was moved, and for the folders above it. The files in it aren't looked up,
     /// because each of them was in another folder until now.
-    pub(crate) fn note_moved_folder(&self, path: &PlainPath) {
+    pub(crate) fn record_moved_folder(&self, path: &PlainPath) {
         let mut made = lock(&self.made);
         if made.len < MAX_NAMES {
             made.add_folders(Some(path.clone()));
@@ -147,7 +147,7 @@ impl Twins {
     }
 
     /// Sets the number of remote entries that aren't shown in a directory because files of this machine hide them.
-    pub(crate) fn note_covered(&self, directory: Ino, count: u64) {
+    pub(crate) fn record_covered(&self, directory: Ino, count: u64) {
         let mut covered = lock(&self.covered);
         match count {
             0 => drop(covered.remove(&directory)),
@@ -198,7 +198,7 @@ impl Taken<'_> {
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
         if let Some(group) = self.group.take() {
-            lock(&self.twins.made).give_back(group);
+            lock(&self.twins.made).requeue(group);
         }
     }
 }
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn group_whose_check_is_cancelled_returns_to_end_of_queue() {
         let twins = Twins::default();
-        ["a/n", "b/n", "c/n"].iter().for_each(|at| twins.note_made(&PlainPath::new(at).unwrap()));
+        ["a/n", "b/n", "c/n"].iter().for_each(|at| twins.record_created(&PlainPath::new(at).unwrap()));
         assert_eq!(lock(&twins.made).queue(), 4);
         let next = || twins.take(1)[0].group.as_ref().map(|group| group.files.clone()).unwrap();
         let folders = next();

@@ -144,7 +144,7 @@ impl Attributes {
         let before = node.xattrs.bytes();
         change(&mut node.xattrs.0);
         let after = node.xattrs.bytes();
-        node.looks.ctime = Some(SystemTime::now());
+        node.overrides.ctime = Some(SystemTime::now());
         tree.count_xattrs(before, after);
         Ok(())
     }

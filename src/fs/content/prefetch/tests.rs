@@ -301,7 +301,7 @@ proptest! {
                     }
                     Step::CoolDown => {
                         lock(&reader.ahead.0).used = Instant::now().checked_sub(2 * IDLE);
-                        reader.ahead.cool_down();
+                        reader.ahead.free_idle_buffers();
                         0
                     }
                 };

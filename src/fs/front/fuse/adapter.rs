@@ -1,8 +1,8 @@
 //! The requests of the kernel, with one method each: decode, call [`Vfs`], encode.
 
-use crate::fs::front::request::{Desk, Repeatable, WriteMemory};
+use crate::fs::front::request::{Repeatable, RequestContext, WriteMemory};
 use crate::fs::{
-    Access, Allocate, Attr, Birth, Create, Error, FileKind, HandleNo, Ino, STATFS_BLOCK, STATFS_BLOCKS, STATFS_NAME,
+    Access, Allocate, Attr, Create, Error, FileKind, HandleNo, Ino, NewAttrs, STATFS_BLOCK, STATFS_BLOCKS, STATFS_NAME,
     SetAttr, SetXattr, Special, TIME_GRANULARITY, Vfs,
 };
 use bytes::Bytes;
@@ -36,22 +36,22 @@ const BLOCK_SIZE: u32 = 65536;
 
 /// The FUSE requests. See the module.
 pub(crate) struct Adapter {
-    desk: Desk,
+    context: RequestContext,
     direct_io: bool,
     writes: WriteMemory,
 }
 
 impl Adapter {
     pub(crate) fn new(vfs: Arc<Vfs>, runtime: Handle, direct_io: bool) -> Self {
-        Self { desk: Desk::new(vfs, runtime), direct_io, writes: WriteMemory::new(WRITE_COPIES, WRITES) }
+        Self { context: RequestContext::new(vfs, runtime), direct_io, writes: WriteMemory::new(WRITE_COPIES, WRITES) }
     }
 
     fn vfs(&self) -> Arc<Vfs> {
-        self.desk.vfs.clone()
+        self.context.vfs.clone()
     }
 
     fn ttl(&self) -> Duration {
-        self.desk.vfs.options().metadata_ttl
+        self.context.vfs.options().metadata_ttl
     }
 
     fn fopen(&self, keep_cache: bool) -> FopenFlags {
@@ -68,7 +68,7 @@ impl Adapter {
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
         reply: impl FnOnce(Result<T, Error>) + Send + 'static,
     ) {
-        self.desk.answer(None, work, reply, |_, _| async {});
+        self.context.answer(None, work, reply, |_, _| async {});
     }
 
     fn answer_empty(&self, work: impl Future<Output = Result<(), Error>> + Send + 'static, reply: ReplyEmpty) {
@@ -83,7 +83,7 @@ impl Adapter {
         reply: ReplyEntry,
     ) {
         let reply = self.entry(missed_in, reply);
-        self.desk.answer(None, work, reply, |vfs, attr| async move { vfs.forget(attr.ino, 1) });
+        self.context.answer(None, work, reply, |vfs, attr| async move { vfs.forget(attr.ino, 1) });
     }
 
     fn entry(&self, missed_in: Option<Ino>, reply: ReplyEntry) -> impl FnOnce(Result<Attr, Error>) + Send + 'static {
@@ -176,8 +176,8 @@ fn file_type(kind: FileKind) -> FileType {
 }
 
 /// Returns the attributes of a new entry: the mode, which the kernel has masked, and the owner of the process.
-fn birth(req: &Request, mode: Option<u32>) -> Birth {
-    Birth { mode: mode.map(permissions), owner: Some((req.uid(), req.gid())) }
+fn new_attrs(req: &Request, mode: Option<u32>) -> NewAttrs {
+    NewAttrs { mode: mode.map(permissions), owner: Some((req.uid(), req.gid())) }
 }
 
 fn time(time: TimeOrNow) -> SystemTime {
@@ -254,11 +254,11 @@ impl Filesystem for Adapter {
         let request = Repeatable::Lookup { parent: parent.0, name: name.clone() };
         let work = async move { vfs.lookup(Ino(parent.0), &name).await };
         let reply = self.entry(Some(Ino(parent.0)), reply);
-        self.desk.answer_once(request, work, reply, |vfs, attr| async move { vfs.forget(attr.ino, 1) });
+        self.context.answer_once(request, work, reply, |vfs, attr| async move { vfs.forget(attr.ino, 1) });
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        self.desk.vfs.forget(Ino(ino.0), nlookup);
+        self.context.vfs.forget(Ino(ino.0), nlookup);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -297,7 +297,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.desk.vfs.readlink(Ino(ino.0)) {
+        match self.context.vfs.readlink(Ino(ino.0)) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(errno(&error)),
         }
@@ -321,19 +321,19 @@ impl Filesystem for Adapter {
             libc::S_IFBLK => Some(Special::BlockDevice(rdev)),
             _ => return reply.error(Errno::EINVAL),
         };
-        let (vfs, parent, name, birth) = (self.vfs(), Ino(parent.0), utf8(name), birth(req, Some(mode)));
+        let (vfs, parent, name, new_attrs) = (self.vfs(), Ino(parent.0), utf8(name), new_attrs(req, Some(mode)));
         let work = async move {
             match special {
-                Some(special) => vfs.make_special(parent, &name?, special, birth).await,
-                None => vfs.make_closed(parent, &name?, birth).await,
+                Some(special) => vfs.create_special(parent, &name?, special, new_attrs).await,
+                None => vfs.create_closed(parent, &name?, new_attrs).await,
             }
         };
         self.answer_entry(None, work, reply);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let (vfs, name, birth) = (self.vfs(), utf8(name), birth(req, Some(mode)));
-        let work = async move { vfs.mkdir(Ino(parent.0), &name?, birth).await };
+        let (vfs, name, new_attrs) = (self.vfs(), utf8(name), new_attrs(req, Some(mode)));
+        let work = async move { vfs.mkdir(Ino(parent.0), &name?, new_attrs).await };
         self.answer_entry(None, work, reply);
     }
 
@@ -348,9 +348,9 @@ impl Filesystem for Adapter {
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let (vfs, name, birth) = (self.vfs(), utf8(name), birth(req, None));
+        let (vfs, name, new_attrs) = (self.vfs(), utf8(name), new_attrs(req, None));
         let special = Special::Link(target.as_os_str().as_encoded_bytes().to_vec());
-        let work = async move { vfs.make_special(Ino(parent.0), &name?, special, birth).await };
+        let work = async move { vfs.create_special(Ino(parent.0), &name?, special, new_attrs).await };
         self.answer_entry(None, work, reply);
     }
 
@@ -383,7 +383,7 @@ impl Filesystem for Adapter {
         let vfs = self.vfs();
         let (keep, drop) = (self.fopen(true), self.fopen(false));
         let work = async move { vfs.open(Ino(ino.0), Access::from_flags(flags.0)).await };
-        self.desk.answer(
+        self.context.answer(
             None,
             work,
             move |done| match done {
@@ -412,7 +412,7 @@ impl Filesystem for Adapter {
             Ok(bytes) => reply.data(&bytes),
             Err(error) => reply.error(errno(&error)),
         };
-        self.desk.answer_once(request, work, reply, |_, _| async {});
+        self.context.answer_once(request, work, reply, |_, _| async {});
     }
 
     fn write(
@@ -449,9 +449,9 @@ impl Filesystem for Adapter {
 
     fn flush(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
         let (vfs, handle) = (self.vfs(), HandleNo(fh.0));
-        let patience = Some(vfs.patience(handle));
+        let timeout = Some(vfs.timeout(handle));
         let work = async move { vfs.flush_file(handle).await };
-        self.desk.answer(patience, work, |done| empty(reply, done), |_, ()| async {});
+        self.context.answer(timeout, work, |done| empty(reply, done), |_, ()| async {});
     }
 
     fn release(
@@ -470,15 +470,15 @@ impl Filesystem for Adapter {
 
     fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let (vfs, handle) = (self.vfs(), HandleNo(fh.0));
-        let patience = Some(vfs.patience(handle));
+        let timeout = Some(vfs.timeout(handle));
         let work = async move { vfs.fsync(handle).await };
-        self.desk.answer(patience, work, |done| empty(reply, done), |_, ()| async {});
+        self.context.answer(timeout, work, |done| empty(reply, done), |_, ()| async {});
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let vfs = self.vfs();
         let work = async move { vfs.opendir(Ino(ino.0)).await };
-        self.desk.answer(
+        self.context.answer(
             None,
             work,
             move |done| match done {
@@ -491,7 +491,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let done = self.desk.vfs.readdir(HandleNo(fh.0), offset, |entry, next| {
+        let done = self.context.vfs.readdir(HandleNo(fh.0), offset, |entry, next| {
             reply.add(INodeNo(entry.ino.0), next, file_type(entry.kind), &entry.name)
         });
         match done {
@@ -502,11 +502,11 @@ impl Filesystem for Adapter {
 
     fn readdirplus(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let (vfs, ttl) = (self.vfs(), self.ttl());
-        let deadline = self.desk.deadline(None);
-        self.desk.runtime.spawn(async move {
+        let deadline = self.context.deadline(None);
+        self.context.runtime.spawn(async move {
             // Sizes that can't be read in time are left uncertain, so the page itself is never late.
-            let (patience, handle) = (deadline / 2, HandleNo(fh.0));
-            let measured = tokio::time::timeout(patience, vfs.measure_page(handle, offset)).await;
+            let (timeout, handle) = (deadline / 2, HandleNo(fh.0));
+            let measured = tokio::time::timeout(timeout, vfs.measure_page(handle, offset)).await;
             let done = measured.unwrap_or(Ok(())).and_then(|()| {
                 vfs.readdirplus(handle, offset, |entry, attr, next| {
                     reply.add(
@@ -527,7 +527,7 @@ impl Filesystem for Adapter {
     }
 
     fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
-        empty(reply, self.desk.vfs.releasedir(HandleNo(fh.0)));
+        empty(reply, self.context.vfs.releasedir(HandleNo(fh.0)));
     }
 
     fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
@@ -557,22 +557,22 @@ impl Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         let name = name.to_str().ok_or(Error::NotSupported);
-        let done = name.and_then(|name| self.desk.vfs.setxattr(Ino(ino.0), name, value, how));
+        let done = name.and_then(|name| self.context.vfs.setxattr(Ino(ino.0), name, value, how));
         empty(reply, done);
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let name = name.to_str().ok_or(Error::NoAttribute);
-        xattr(reply, size, name.and_then(|name| self.desk.vfs.getxattr(Ino(ino.0), name)));
+        xattr(reply, size, name.and_then(|name| self.context.vfs.getxattr(Ino(ino.0), name)));
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        xattr(reply, size, self.desk.vfs.listxattr(Ino(ino.0)));
+        xattr(reply, size, self.context.vfs.listxattr(Ino(ino.0)));
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_str().ok_or(Error::NoAttribute);
-        let done = name.and_then(|name| self.desk.vfs.removexattr(Ino(ino.0), name));
+        let done = name.and_then(|name| self.context.vfs.removexattr(Ino(ino.0), name));
         empty(reply, done);
     }
 
@@ -596,10 +596,10 @@ impl Filesystem for Adapter {
         let create = Create {
             access: Access::from_flags(flags),
             exclusive: flags & libc::O_EXCL != 0,
-            birth: birth(req, Some(mode)),
+            new_attrs: new_attrs(req, Some(mode)),
         };
         let work = async move { vfs.create(Ino(parent.0), &name?, create).await };
-        self.desk.answer(
+        self.context.answer(
             None,
             work,
             move |done| match done {

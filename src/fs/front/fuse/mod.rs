@@ -216,8 +216,7 @@ mod tests {
         }
         // A thread that waited for a turn would reply to this only when the source works again.
         let path = folder.path().to_owned();
-        let replies =
-            tokio::task::spawn_blocking(move || (0..20).map(|_| std::fs::metadata(&path).is_ok()).all(|ok| ok));
+        let replies = tokio::task::spawn_blocking(move || (0..20).all(|_| std::fs::metadata(&path).is_ok()));
         let replies = tokio::time::timeout(Duration::from_secs(5), replies).await;
         drop(source_hangs);
         let written: Vec<_> =

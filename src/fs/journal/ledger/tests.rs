@@ -28,7 +28,7 @@ fn move_directory(from: &str, to: &str) -> QueuedOp {
 }
 
 fn sources(ledger: &Ledger, at: &str) -> Vec<String> {
-    ledger.overlay(&path(at), None).sources.iter().map(|path| path.as_str().to_owned()).collect()
+    ledger.queued_changes(&path(at), None).sources.iter().map(|path| path.as_str().to_owned()).collect()
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn moved_directory_is_listed_at_old_and_new_path() {
     assert_eq!(sources(&ledger, "d/x"), ["a/c/x", "b/c/x", "d/x"]);
     assert_eq!(sources(&ledger, "a"), [""; 0], "what is there is on its way out");
     assert_eq!(sources(&ledger, ""), [""]);
-    let root = ledger.overlay(&path(""), None);
+    let root = ledger.queued_changes(&path(""), None);
     for name in ["a", "b", "d"] {
         assert!(root.governed.contains(name), "{name}");
     }
@@ -52,9 +52,9 @@ fn operation_queued_before_move_applies_to_new_name() {
     let mut ledger = Ledger::default();
     let gone = QueuedOp::Delete { file: FileNo(1), path: path("a/gone") };
     apply(&mut ledger, vec![track(1, "a/gone"), queue(1, gone), queue(2, move_directory("a", "b"))]);
-    assert!(ledger.overlay(&path("b"), None).governed.contains("gone"));
+    assert!(ledger.queued_changes(&path("b"), None).governed.contains("gone"));
     // A file that appears at the old name later is a different one.
-    assert!(!ledger.overlay(&path("a"), None).governed.contains("gone"));
+    assert!(!ledger.queued_changes(&path("a"), None).governed.contains("gone"));
 }
 
 #[test]
@@ -88,9 +88,9 @@ fn operation_finished_during_listing_still_governs_it() {
     apply(&mut ledger, vec![track(1, "a"), queue(1, delete)]);
     let stamp = ledger.begin_listing();
     apply(&mut ledger, vec![Entry::Finish { op: OpNo(1) }]);
-    assert!(ledger.overlay(&path(""), Some(stamp)).governed.contains("a"));
+    assert!(ledger.queued_changes(&path(""), Some(stamp)).governed.contains("a"));
     let later = ledger.begin_listing();
-    assert!(!ledger.overlay(&path(""), Some(later)).governed.contains("a"));
+    assert!(!ledger.queued_changes(&path(""), Some(later)).governed.contains("a"));
     ledger.end_listing(stamp);
     ledger.end_listing(later);
     assert!(ledger.finished.ops.is_empty() && ledger.finished.order.is_empty());
@@ -105,7 +105,7 @@ fn entries_that_arrive_during_listing_are_reported_by_name() {
     apply(&mut ledger, vec![Entry::Finish { op: OpNo(1) }, Entry::Finish { op: OpNo(2) }]);
     apply(&mut ledger, vec![queue(3, move_directory("a", "g"))]);
     let arrived = |at: &str, since| {
-        let mut names: Vec<_> = ledger.overlay(&path(at), Some(since)).arrived.into_iter().collect();
+        let mut names: Vec<_> = ledger.queued_changes(&path(at), Some(since)).arrived.into_iter().collect();
         names.sort_unstable();
         names
     };
@@ -130,19 +130,19 @@ fn directory_with_queued_rename_outlives_commit_of_its_files() {
     apply(&mut ledger, vec![Entry::Committed { file: FileNo(1), generation: 1, version }]);
     apply(&mut ledger, vec![Entry::Finish { op: OpNo(1) }, Entry::End { file: FileNo(1) }]);
     assert!(ledger.file(FileNo(1)).is_none(), "nothing else tells of it");
-    assert_eq!(ledger.overlay(&path("p"), None).children["new"], LocalChild::Directory);
+    assert_eq!(ledger.queued_changes(&path("p"), None).children["new"], LocalChild::Directory);
 }
 
 #[test]
 fn local_files_and_directories_show_with_their_ancestors() {
     let mut ledger = Ledger::default();
     apply(&mut ledger, vec![track(1, "a/b/c"), Entry::Directory { path: path("d/e") }, track(2, "f")]);
-    let root = ledger.overlay(&path(""), None).children;
+    let root = ledger.queued_changes(&path(""), None).children;
     assert_eq!(root["a"], LocalChild::Directory);
     assert_eq!(root["d"], LocalChild::Directory);
     assert_eq!(root["f"], LocalChild::File(FileNo(2)));
-    assert_eq!(ledger.overlay(&path("a/b"), None).children["c"], LocalChild::File(FileNo(1)));
-    assert!(ledger.overlay(&path("f"), None).children.is_empty());
+    assert_eq!(ledger.queued_changes(&path("a/b"), None).children["c"], LocalChild::File(FileNo(1)));
+    assert!(ledger.queued_changes(&path("f"), None).children.is_empty());
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn makes_sense(ledger: &Ledger, entry: &Entry) -> bool {
             // The file at the target is moved by the operation, or was moved before. A directory at the target is
             // empty.
             let free = |to: &PlainPath| {
-                ledger.overlay(to, None).children.is_empty() && !ledger.places.contains_key(&PathKey::new(to))
+                ledger.queued_changes(to, None).children.is_empty() && !ledger.places.contains_key(&PathKey::new(to))
             };
             let fits = match what {
                 QueuedOp::Rename { from, to, file, replaced } => {
@@ -289,7 +289,7 @@ proptest! {
 }
 
 /// Computes the changes to merge into a listing by a walk over the whole queue.
-fn overlay_by_walk(ledger: &Ledger, directory: &PlainPath, since: u64) -> Overlay {
+fn overlay_by_walk(ledger: &Ledger, directory: &PlainPath, since: u64) -> QueuedChanges {
     let finished = ledger.finished.ops.iter().filter(|(_, (stamp, _))| *stamp >= since);
     let mut ops: Vec<_> = finished.map(|(op, (_, what))| (*op, what, false)).collect();
     ops.extend(ledger.queue.iter().map(|(op, what)| (op, what, true)));
@@ -300,19 +300,19 @@ fn overlay_by_walk(ledger: &Ledger, directory: &PlainPath, since: u64) -> Overla
         filled.iter().filter(|place| is_queued && waits(place)).for_each(|place| walk.is_stale(place.clone()));
         filled.extend(walk.step_back(what, is_queued).into_iter().map(|moved| moved.filled));
     }
-    let mut overlay = walk.finish();
+    let mut queued_changes = walk.finish();
     let key = PathKey::new(directory);
-    let mut add = |at: &PathKey, child| overlay.add_child(key.relative(at), child);
+    let mut add = |at: &PathKey, child| queued_changes.add_child(key.relative(at), child);
     ledger.places.range(key.below()).for_each(|(at, file)| add(at, LocalChild::File(*file)));
     ledger.specials.range(key.below()).for_each(|(at, _)| add(at, LocalChild::Special));
     ledger.directories.range(key.below()).for_each(|(at, _)| add(at, LocalChild::Directory));
-    overlay
+    queued_changes
 }
 
-fn is_same_overlay(mut one: Overlay, mut other: Overlay) -> bool {
-    for overlay in [&mut one, &mut other] {
-        overlay.stale.sort();
-        overlay.stale.dedup();
+fn is_same_overlay(mut one: QueuedChanges, mut other: QueuedChanges) -> bool {
+    for queued_changes in [&mut one, &mut other] {
+        queued_changes.stale.sort();
+        queued_changes.stale.dedup();
     }
     (one.sources, one.stale, one.governed, one.arrived, one.children)
         == (other.sources, other.stale, other.governed, other.arrived, other.children)
@@ -336,7 +336,7 @@ proptest! {
         }
         for directory in ["", "a", "b", "a/b", "b/a", "a/a", "b/b"].map(path) {
             for since in &stamps {
-                let fast = ledger.overlay(&directory, Some(*since));
+                let fast = ledger.queued_changes(&directory, Some(*since));
                 let slow = overlay_by_walk(&ledger, &directory, *since);
                 prop_assert!(is_same_overlay(fast, slow), "{directory:?} since {since}: {:?}", ledger.snapshot());
             }
@@ -378,7 +378,8 @@ fn cost_of_operations_is_independent_of_unrelated_ones() {
                 assert_eq!(taken.len(), 4);
                 taken.iter().for_each(|(op, _)| ledger.queue_mut().release(*op));
                 let stamp = ledger.begin_listing();
-                let (near, root) = (ledger.overlay(&near, Some(stamp)), ledger.overlay(&path(""), Some(stamp)));
+                let (near, root) =
+                    (ledger.queued_changes(&near, Some(stamp)), ledger.queued_changes(&path(""), Some(stamp)));
                 assert_eq!((near.children.len(), root.children.len()), (1, 2));
                 ledger.end_listing(stamp);
                 assert!(ledger.queue().name_changes() > files && ledger.queue().of_file(FileNo(7)).count() == 1);
