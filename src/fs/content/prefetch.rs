@@ -90,6 +90,8 @@ struct State {
     /// Sequential reads so far.
     streak: u32,
     used: Option<Instant>,
+    /// Reads that wait for bytes now. However slow the remote is, the handle isn't idle meanwhile.
+    readers: u32,
 }
 
 /// A part of a version that is fetched ahead. Dropping it ends the task that follows its stream.
@@ -274,6 +276,7 @@ impl Readahead {
             return Ok(Bytes::new());
         }
         let wanted = (end - offset) as usize;
+        let _reading = Reading::begin(self);
         if let Some(bytes) = collect(self.plan(budget, version, object, offset..end), wanted).await {
             return Ok(bytes);
         }
@@ -307,11 +310,29 @@ impl Readahead {
     /// Drops the segments of a handle that was not read for a while.
     pub(crate) fn free_idle_buffers(&self) {
         let mut state = lock(&self.0);
-        let is_idle = state.used.is_some_and(|at| at.elapsed() > IDLE);
+        let is_idle = state.readers == 0 && state.used.is_some_and(|at| at.elapsed() > IDLE);
         let idle = if is_idle { std::mem::take(&mut state.segments) } else { VecDeque::new() };
         state.used = state.used.filter(|_| !is_idle);
         drop(state);
         drop(idle);
+    }
+}
+
+/// A read that waits for bytes.
+struct Reading<'a>(&'a Readahead);
+
+impl<'a> Reading<'a> {
+    fn begin(ahead: &'a Readahead) -> Self {
+        lock(&ahead.0).readers += 1;
+        Self(ahead)
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        let mut state = lock(&self.0.0);
+        state.readers -= 1;
+        state.used = Some(Instant::now());
     }
 }
 

@@ -227,20 +227,14 @@ impl Contents {
             let longest = if how == (Allocate::Zero { keep_size: true }) { old } else { end.max(old) };
             let room = self.quota.make_space(&edit, bytes, longest).await?;
             let Some(mut guard) = edit.write_guard(&self.journal, &self.pool).await else { continue };
-            let old = guard.len();
-            // The write is recorded first, because the operation may fail halfway.
-            self.schedule.wrote(&edit);
-            if matches!(how, Allocate::Zero { .. }) && offset < old {
-                clear(&mut guard, offset, end).await?;
-            }
-            if how != (Allocate::Zero { keep_size: true }) && end > old {
-                guard.truncate(end).await?;
-            }
+            let outcome = reshape(&mut guard, offset, end, how).await;
+            // Also if it failed halfway: part of the change may be there.
             guard.change();
             guard.keep_promise(room);
             let ticket = guard.settle().await;
             drop(guard);
             self.changed(handle.ino, &edit);
+            outcome?;
             return self.journal.written(ticket?).await;
         }
     }
@@ -441,6 +435,18 @@ impl Contents {
             tracing::debug!(%error, "an abandoned handle could not be released");
         }
     }
+}
+
+/// Makes `[offset, end)` zeros, or the file longer, or both.
+async fn reshape(guard: &mut EditGuard<'_>, offset: u64, end: u64, how: Allocate) -> Result<(), Error> {
+    let old = guard.len();
+    if matches!(how, Allocate::Zero { .. }) && offset < old {
+        clear(guard, offset, end).await?;
+    }
+    if how != (Allocate::Zero { keep_size: true }) && end > old {
+        guard.truncate(end).await?;
+    }
+    Ok(())
 }
 
 /// Fills `[offset, end)` of a draft that is longer than `offset` with zeros.

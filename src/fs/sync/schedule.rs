@@ -142,10 +142,10 @@ impl Dirty {
         }
     }
 
-    fn remove(&mut self, file: FileNo) {
-        if let Some(dirty) = self.files.remove(&file) {
-            self.leave(file, dirty.place);
-        }
+    fn remove(&mut self, file: FileNo) -> Option<Arc<Edit>> {
+        let dirty = self.files.remove(&file)?;
+        self.leave(file, dirty.place);
+        Some(dirty.edit)
     }
 
     /// Removes the files that have to be checked by `now` from their queue, and returns them.
@@ -251,7 +251,7 @@ impl Work {
         if self.dirty.files.get(&file).is_none_or(|dirty| dirty.place != Place::Idle) || self.is_in_progress(file) {
             return;
         }
-        let Some(due) = due else { return self.dirty.remove(file) };
+        let Some(due) = due else { return drop(self.dirty.remove(file)) };
         if self.is_parked(file, generation) {
             return;
         }
@@ -407,7 +407,12 @@ impl Schedule {
     /// Removes local content that has ended.
     pub(crate) fn remove(&self, edit: &Arc<Edit>) {
         edit.count_in(None);
-        lock(&self.unpersisted).remove(&edit.file);
+        {
+            let mut written = lock(&self.unpersisted);
+            if written.get(&edit.file).is_some_and(|now| Arc::ptr_eq(now, edit)) {
+                written.remove(&edit.file);
+            }
+        }
         {
             let mut edits = lock(&self.edits);
             // The file may have been opened for writing again since. In that case, it has another edit.
@@ -422,16 +427,15 @@ impl Schedule {
     /// Stops flushing a file, and clears its failures.
     pub(crate) fn forget(&self, file: FileNo) {
         lock(&self.kept).remove(&file);
-        {
+        let dirty = {
             let mut work = lock(&self.work);
-            work.dirty.remove(file);
+            let dirty = work.dirty.remove(file);
             work.files.remove(&file);
             work.alone.remove(&file);
             work.file_overrides.remove(&file);
-        }
-        if let Some(edit) = self.edit(file) {
-            edit.count_in(None);
-        }
+            dirty
+        };
+        dirty.into_iter().chain(self.edit(file)).for_each(|edit| edit.count_in(None));
         // Others may have been waiting for this file to share a session.
         self.uploads.notify_one();
         self.report_change();
@@ -447,7 +451,8 @@ impl Schedule {
         let mut work = lock(&self.work);
         let first = work.dirty.next();
         let new = || DirtyFile { edit: edit.clone(), place: Place::Idle };
-        work.dirty.files.entry(edit.file).or_insert_with(new);
+        // A number may come back with other local content while an operation still names the file.
+        work.dirty.files.entry(edit.file).and_modify(|dirty| dirty.edit = edit.clone()).or_insert_with(new);
         let is_waiting = matches!(work.dirty.files.get(&edit.file), Some(DirtyFile { place: Place::Waiting(_), .. }));
         if is_waiting && due.at > Instant::now() {
             // It is being written again.
@@ -482,7 +487,7 @@ impl Schedule {
 
     /// Records that the journal may lack writes of a file.
     pub(crate) fn wrote(&self, edit: &Arc<Edit>) {
-        lock(&self.unpersisted).entry(edit.file).or_insert_with(|| edit.clone());
+        lock(&self.unpersisted).insert(edit.file, edit.clone());
     }
 
     /// Removes and returns the files with writes that the journal may lack.
@@ -494,7 +499,8 @@ impl Schedule {
     /// Excludes a file from upload.
     pub(crate) fn keep(&self, file: FileNo) {
         lock(&self.kept).insert(file);
-        lock(&self.work).dirty.remove(file);
+        // Dropped when the lock is free.
+        let _dirty = lock(&self.work).dirty.remove(file);
         if let Some(edit) = self.edit(file) {
             edit.count_in(None);
         }
@@ -506,7 +512,7 @@ impl Schedule {
     /// flushed.
     pub(crate) fn drop_kept(&self, edit: &Arc<Edit>) {
         if self.is_kept(edit.file) {
-            lock(&self.work).dirty.remove(edit.file);
+            let _dirty = lock(&self.work).dirty.remove(edit.file);
             edit.count_in(None);
             self.touch(edit);
             self.uploads.notify_one();
@@ -728,7 +734,10 @@ impl Schedule {
             work.files.iter().filter(|(_, failure)| failure.parked).map(|(file, _)| *file).collect()
         };
         let parked: Vec<_> = parked.into_iter().filter_map(|file| self.edit(file)).collect();
-        let parked = parked.into_iter().filter(|edit| edit.is_dirty() && self.is_parked(edit)).count();
+        let parked = parked
+            .into_iter()
+            .filter(|edit| edit.is_dirty() && self.is_parked(edit) && !self.is_kept(edit.file))
+            .count();
         let (files, bytes) = self.totals.get();
         (files, bytes, parked as u64)
     }
@@ -768,9 +777,12 @@ impl Schedule {
         let edits = dirty.take_group(|file| alone.contains(&file));
         busy.extend(edits.iter().map(|edit| edit.file));
         drop(work);
+        let files = edits.iter().map(|edit| edit.file).collect();
+        // A file that is being written again isn't uploaded. The end of the session queues it again.
+        let is_due = |edit: &Arc<Edit>| edit.due(self.debounce, self.window).is_none_or(|due| due.at <= now);
         Some(Session {
-            files: edits.iter().map(|edit| edit.file).collect(),
-            edits,
+            files,
+            edits: edits.into_iter().filter(is_due).collect(),
             schedule: self.clone(),
             permit: Some(permit),
         })

@@ -46,6 +46,9 @@ impl Sync {
 
     /// Uploads the files of a session.
     async fn upload(&self, session: Session) {
+        if session.edits.is_empty() {
+            return;
+        }
         let generations: Vec<_> = session.edits.iter().map(|edit| (edit.file, edit.generation())).collect();
         let mut added = Vec::new();
         let outcome = match self.view.put().await {
@@ -63,7 +66,8 @@ impl Sync {
         let files: Vec<_> = added.iter().map(|(frozen, _)| (frozen.edit.file, frozen.generation)).collect();
         if let Err(error) = self.queue_puts(added) {
             let error = Arc::new(error);
-            files.into_iter().for_each(|(file, generation)| self.schedule.file_failed(file, generation, error.clone()));
+            let left = files.into_iter().filter(|(file, _)| !self.schedule.is_commit_queued(*file));
+            left.for_each(|(file, generation)| self.schedule.file_failed(file, generation, error.clone()));
         }
         drop(session);
         self.schedule.wake();
@@ -99,6 +103,7 @@ impl Sync {
     async fn add(&self, session: &dyn PutSession, edit: Arc<Edit>) -> Result<Option<(FrozenFile, Stored)>, Error> {
         let Some(frozen) = self.freeze(edit.clone()).await? else {
             self.forget_removed(&edit);
+            self.schedule.drop_kept(&edit);
             return Ok(None);
         };
         if let Some(stored) = frozen.stored {

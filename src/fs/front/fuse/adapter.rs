@@ -219,9 +219,10 @@ impl Filesystem for Adapter {
         config.add_capabilities(needed).map_err(|missing| {
             io::Error::new(io::ErrorKind::Unsupported, format!("the kernel's FUSE lacks {missing:?}"))
         })?;
+        // Not asynchronous direct I/O: the kernel would send the parts of one large write concurrently, and a file that is
+        // opened to append takes them in the order in which they come.
         let wanted = [
             InitFlags::FUSE_ASYNC_READ,
-            InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
