@@ -5,8 +5,8 @@
 
 DIR holds `hf-mount` and `hugbucket` of one release build. Each round creates files of 4 KiB of random bytes in a fresh
 encrypted mount, flushes it, and ends it. The embedded Hub is a process of its own. The order of the builds turns from
-round to round. Printed are medians: seconds to create the files, seconds to flush them, CPU of the daemon for each file,
-xorbs at the Hub (at least one for each upload session), and the daemon's peak memory.
+round to round. Printed are medians: seconds to create the files, seconds to flush them, CPU of the daemon for each
+file, xorbs at the Hub (at least one for each upload session), and the daemon's peak memory.
 """
 
 import argparse

@@ -28,7 +28,7 @@
 //!
 //! | path | what |
 //! |---|---|
-//! | `chunks/XX/<xorb>-<first>-<count>` | an entry: `count` chunks of a xorb from `first` on; XX: first byte of the hash |
+//! | `chunks/XX/<xorb>-<first>-<count>` | an entry: `count` chunks of a xorb from `first`; XX: first byte of the hash |
 //! | `files/XX/<file>` | an entry: all chunks of a file |
 //! | `writing/<writer>.lock` | held by a living writer (a cache opened by some process) |
 //! | `writing/<writer>.<n>` | an entry that it is writing |

@@ -4,7 +4,7 @@
 //! the journal.
 //! Only [`EditGuard`] changes a draft: it holds the draft's lock together with the journal and the pool.
 
-use crate::fs::content::quota::SpacePromise;
+use crate::fs::content::promises::SpacePromise;
 use crate::fs::errno::Error;
 use crate::fs::ids::{FileNo, Ino};
 use crate::fs::journal::file::{Journal, Purpose, Ticket};

@@ -4,6 +4,7 @@ pub(crate) mod attr;
 pub(crate) mod copy;
 pub(crate) mod edit;
 pub(crate) mod prefetch;
+pub(crate) mod promises;
 pub(crate) mod quota;
 pub(crate) mod read;
 pub(crate) mod write;

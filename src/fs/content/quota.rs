@@ -15,17 +15,16 @@
 //! The file that was changed least recently is evicted first.
 
 use crate::fs::content::edit::Edit;
+use crate::fs::content::promises::{Promises, SpacePromise};
 use crate::fs::errno::Error;
 use crate::fs::journal;
 use crate::fs::journal::file::Journal;
-use crate::fs::lock::lock;
-use crate::fs::lock::{Mutex, Rank};
+use crate::fs::lock::{Mutex, lock};
 use crate::fs::options::Options;
 use crate::fs::sync::schedule::Schedule;
 use crate::fs::tree::inode::InodeTable;
 use crate::store::View;
-use crate::store::staging::GROWTH;
-use crate::store::staging::Pool;
+use crate::store::staging::{GROWTH, Pool};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,40 +40,6 @@ const HURRY: Duration = Duration::from_millis(200);
 const MAX_WAIT: u32 = 3;
 /// Plaintext bytes of one slot.
 const RECORD: u64 = 1 << 16;
-
-/// Number of slots that accepted changes will need and that hold nothing yet. Only the journal and the pool are
-/// locked under this lock.
-#[derive(Default)]
-pub(crate) struct Promises(Mutex<u64, { Rank::Promises as u8 }>);
-
-impl Promises {
-    /// Promises slots without a check.
-    pub(crate) fn add(self: &Arc<Self>, slots: u64) -> SpacePromise {
-        *lock(&self.0) += slots;
-        SpacePromise { promises: self.clone(), slots }
-    }
-}
-
-/// Slots that are promised to one change, and then to the changed file. The promise ends on drop.
-pub(crate) struct SpacePromise {
-    promises: Arc<Promises>,
-    slots: u64,
-}
-
-impl SpacePromise {
-    /// Changes the promise to `slots` slots.
-    pub(crate) fn resize(&mut self, slots: u64) {
-        let mut promised = lock(&self.promises.0);
-        *promised = *promised - self.slots + slots;
-        self.slots = slots;
-    }
-}
-
-impl Drop for SpacePromise {
-    fn drop(&mut self) {
-        *lock(&self.promises.0) -= self.slots;
-    }
-}
 
 /// Disk space that pool and journal take.
 #[derive(Clone, Copy)]
@@ -141,19 +106,16 @@ impl Quota {
         let until = Instant::now() + self.options.reply_timeout() / 4 * MAX_WAIT;
         loop {
             let freed = self.pool.freed();
-            let wanted = {
-                let mut promised = lock(&self.promises.0);
-                let wanted = self.taken().bytes_with(promised.saturating_add(slots));
-                if wanted <= limit {
-                    *promised += slots;
-                }
-                wanted
-            };
+            let mut wanted = 0;
+            let promise = self.promises.add_if(slots, |all| {
+                wanted = self.taken().bytes_with(all);
+                wanted <= limit
+            });
             if wanted > limit / 8 * NEARLY_FULL {
                 self.hurry(wanted > limit);
             }
-            if wanted <= limit {
-                return Ok(Some(SpacePromise { promises: self.promises.clone(), slots }));
+            if promise.is_some() {
+                return Ok(promise);
             }
             // Files are evicted one at a time. The slots are free a little later.
             let evicted = self.evict(1).await?;

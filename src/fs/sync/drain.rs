@@ -78,8 +78,8 @@ impl Sync {
         Drained { flushed: counters.flushed - before, pending, conflicts: counters.conflicts }
     }
 
-    /// Counts files and changes of names that the remote lacks. Later changes, and files that wait for their `close`, are
-    /// no concern of this flush.
+    /// Counts files and changes of names that the remote lacks. Later changes, and files that wait for their `close`,
+    /// don't belong to this flush.
     fn left(&self, remaining: &Remaining) -> u64 {
         let is_left = |(generation, edit): &&(u64, Arc<Edit>)| {
             !edit.has_committed(*generation) && self.schedule.is_to_be_flushed(edit.file)

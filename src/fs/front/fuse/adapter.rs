@@ -219,8 +219,8 @@ impl Filesystem for Adapter {
         config.add_capabilities(needed).map_err(|missing| {
             io::Error::new(io::ErrorKind::Unsupported, format!("the kernel's FUSE lacks {missing:?}"))
         })?;
-        // Not asynchronous direct I/O: the kernel would send the parts of one large write concurrently, and a file that is
-        // opened to append takes them in the order in which they come.
+        // Not asynchronous direct I/O: the kernel would send the parts of one large write concurrently, and a file
+        // that is opened to append takes them in the order in which they come.
         let wanted = [
             InitFlags::FUSE_ASYNC_READ,
             InitFlags::FUSE_PARALLEL_DIROPS,

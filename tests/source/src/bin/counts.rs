@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     for count in counts.iter().filter(|count| count.now > count.bound) {
         code = ExitCode::FAILURE;
         eprintln!("error: {}: {} is over the bound of {}", count.what, count.now, count.bound);
-        count.details.iter().take(20).for_each(|detail| eprintln!("    {detail}"));
+        count.details.iter().take(60).for_each(|detail| eprintln!("    {detail}"));
     }
     code
 }
@@ -70,12 +70,12 @@ fn count(root: &Path) -> Result<Vec<Count>, String> {
     ])
 }
 
-/// Bounds that have not reached their goal yet.
+/// Bounds: the goals of the count.
 const METHODS: usize = 60;
-const FS_CIRCLE: usize = 5;
-const WHATS: usize = 57;
-const WIDE: usize = 195;
-const LONGEST: usize = 40;
+const FS_CIRCLE: usize = 3;
+const WHATS: usize = 5;
+const WIDE: usize = 0;
+const LONGEST: usize = 38;
 
 /// Returns the 99th percentile of the lengths of all functions of `src` outside tests, and the longest ones.
 ///
