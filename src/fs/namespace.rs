@@ -780,8 +780,7 @@ fn directory_move(
     }
     // The directory may have had no entry of its own, because it wasn't empty.
     entries.push(Entry::Directory { path: to.clone() });
-    for (file, path) in files {
-        entries.push(Entry::Move { file, path: Some(moved(&path)?) });
-    }
+    let moves = files.into_iter().map(|(file, path)| Ok(Entry::Move { file, path: Some(moved(&path)?) }));
+    entries.extend(moves.collect::<Result<Vec<_>, Error>>()?);
     Ok(entries)
 }

@@ -72,10 +72,7 @@ fn folder(keys: &Keys, args: &DecryptArgs) -> Outcome<ExitCode> {
         Failure::new(Exit::NotFound, format!("{} holds no `.enc` folder", args.input.display()))
             .hint("it has to be a downloaded bucket, or the `.enc` of one")
     })?;
-    if args.output.is_dir() && fs::read_dir(&args.output)?.next().is_some() {
-        return Err(Failure::new(Exit::Usage, format!("{} is not empty", args.output.display()))
-            .hint("decrypt into a new folder"));
-    }
+    check_empty(&args.output)?;
     let found = tree::walk(keys, &root)?;
     report_hidden(found.hidden);
     found.check_key()?;
@@ -102,6 +99,16 @@ fn folder(keys: &Keys, args: &DecryptArgs) -> Outcome<ExitCode> {
     let exit = if integrity { Exit::Integrity } else { Exit::Failure };
     Err(Failure::new(exit, format!("{} of {} files could not be decrypted", failures.len(), found.objects.len()))
         .hint("altered, or made with another key; the other files were decrypted"))
+}
+
+/// Fails if the folder exists and holds something.
+fn check_empty(folder: &Path) -> Outcome<()> {
+    if folder.is_dir() && fs::read_dir(folder)?.next().is_some() {
+        return Err(
+            Failure::new(Exit::Usage, format!("{} is not empty", folder.display())).hint("decrypt into a new folder")
+        );
+    }
+    Ok(())
 }
 
 /// Copies everything but `.enc`. An encrypted file of the same path wins: it is authentic.

@@ -211,13 +211,11 @@ impl Mounted {
         // The mount ends before the `stop` that ended it has said so: wait for it, its client wants the outcome.
         drop(this.stopping.lock().await);
         stopped.extend(std::iter::from_fn(|| ends.try_recv().ok()));
-        let mut drained = stopped.first().map_or(Drained::default(), |stopped| stopped.flushed);
+        let before = stopped.first().map_or(Drained::default(), |stopped| stopped.flushed);
         // What a `stop` has used of its time is not given again.
         let until = stopped.first().map_or_else(|| deadline::after(this.drain_deadline), |stopped| stopped.until);
         let rest = this.vfs.shutdown(until.saturating_duration_since(deadline::after(Duration::ZERO))).await;
-        drained.flushed += rest.flushed;
-        drained.pending = rest.pending;
-        drained.conflicts = rest.conflicts;
+        let drained = Drained { flushed: before.flushed + rest.flushed, ..rest };
         for Stopped { client, .. } in stopped {
             control::reply(client, &Answer::Drained(drained)).await;
         }

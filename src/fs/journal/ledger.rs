@@ -377,6 +377,11 @@ impl Ledger {
         self.files.iter().map(|(file, record)| (*file, record))
     }
 
+    /// Returns the version of a file that was frozen last, while it isn't committed.
+    pub(crate) fn frozen(&self, file: FileNo) -> Option<&FrozenRecord> {
+        self.file(file)?.draft.as_ref()?.frozen.as_ref()
+    }
+
     /// Returns the queue of operations.
     pub(crate) fn queue(&self) -> &Queue {
         &self.queue

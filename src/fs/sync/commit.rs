@@ -246,11 +246,7 @@ impl Sync {
     /// Records that the remote has a file's content.
     pub(crate) fn put_done(self: &Arc<Self>, op: OpNo, what: &QueuedOp, file: FileNo, generation: u64, stored: Stored) {
         let version = stored.version;
-        let mtime = {
-            let ledger = self.journal.ledger();
-            let draft = ledger.file(file).and_then(|record| record.draft.as_ref());
-            draft.and_then(|draft| draft.frozen.as_ref()).map(|frozen| frozen.mtime)
-        };
+        let mtime = self.journal.ledger().frozen(file).map(|frozen| frozen.mtime);
         let note = |ledger: &Ledger| {
             let record = ledger.file(file);
             let replaced = record.is_some_and(|record| record.remote != Remote::Absent);

@@ -100,13 +100,8 @@ impl Sync {
             (_, None) => self.put_again(op, what, file),
             (OnConflict::KeepBoth, Some(_)) => {
                 self.log_conflict(path);
-                self.rename_to_conflict_name(
-                    op,
-                    what,
-                    file,
-                    path,
-                    vec![Entry::Remote { file, remote: Remote::Absent }],
-                )?;
+                let absent = vec![Entry::Remote { file, remote: Remote::Absent }];
+                self.rename_to_conflict_name(op, what, file, path, absent)?;
                 self.flush_soon(file);
             }
             (OnConflict::Overwrite, Some(theirs)) => self.overwrite(op, file, path, theirs)?,

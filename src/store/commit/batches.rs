@@ -120,10 +120,8 @@ impl<'a> Batches<'a> {
                 let is_put_off = matches!(error, hub::Error::Status { status: 503, .. });
                 let error: Error = error.into();
                 self.find_out(&lines, error.again()).await?;
-                match lines.iter().any(|&line| self.run.is_pending(line)) && is_put_off {
-                    true => Err(error),
-                    false => Ok(()),
-                }
+                let is_left = lines.iter().any(|&line| self.run.is_pending(line)) && is_put_off;
+                if is_left { Err(error) } else { Ok(()) }
             }
             Err(error) => Err(error.into()),
         }

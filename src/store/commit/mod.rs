@@ -309,14 +309,7 @@ impl Committer<'_> {
         moves: bool,
     ) -> Result<Decided, Outcome> {
         let Some((slot, held)) = from.shown() else {
-            return Err(match (expect, to.shown()) {
-                // An earlier try did it all.
-                (Expect::Is(id), Some((slot, held))) if moves && held.id() == Some(id) => {
-                    Outcome::Done(self.version(slot, held))
-                }
-                (Expect::Is(_), _) => Outcome::Conflict { found: None },
-                _ => Outcome::Failed(Error::NotFound),
-            });
+            return Err(self.without_source(expect, &to, moves));
         };
         if !meets(expect, &from) {
             return Err(Outcome::Conflict { found: from.shown_id() });
@@ -338,6 +331,18 @@ impl Committer<'_> {
         }
         let change = if moves { plan::Change::Move { from, to } } else { plan::Change::Copy { from, to } };
         Ok(Decided { change, version })
+    }
+
+    /// Returns the outcome of a move or copy whose source doesn't exist.
+    fn without_source(&self, expect: Expect, to: &Spot, moves: bool) -> Outcome {
+        match (expect, to.shown()) {
+            // An earlier try did it all.
+            (Expect::Is(id), Some((slot, held))) if moves && held.id() == Some(id) => {
+                Outcome::Done(self.version(slot, held))
+            }
+            (Expect::Is(_), _) => Outcome::Conflict { found: None },
+            _ => Outcome::Failed(Error::NotFound),
+        }
     }
 
     fn version(&self, slot: Slot, held: Held) -> Option<Version> {
