@@ -50,7 +50,8 @@ pub struct Options {
     /// Limit of the disk space for local changes, bytes. Above it, content that the remote already has is evicted.
     /// `None` means no limit.
     pub max_staging: Option<u64>,
-    /// Limit of the disk space that pending changes may take, bytes, at least [`MIN_PENDING`]. `None` means no limit.
+    /// Limit of the disk space that pending changes may take, bytes, at least
+    /// [`MIN_PENDING`](crate::fs::MIN_PENDING). `None` means no limit.
     pub max_pending: Option<u64>,
     /// Time between a commit and its read-back: 10 s or more, except in tests.
     pub read_back_after: Duration,
