@@ -481,7 +481,7 @@ def test_a_busy_mount_stays_and_says_so(hub, key, mount):
         assert done.returncode == 6 and done.stderr.startswith("error: "), done.stderr
         assert os.path.ismount(m.point)
         refused(mount, "--encryption-key-file", key, exit=6, words="mounted")
-        refused(mount, "--encryption-key-file", key, exit=6, words="mounted already", name="second")
+        refused(mount, "--encryption-key-file", key, exit=6, words="already mounted", name="second")
     m.stop()
     assert run("hf-mount", "stop", m.point, check=False).returncode == 6
 
