@@ -6,13 +6,15 @@
 DIR holds `hf-mount` and `hugbucket` of one release build. Each round creates files of 4 KiB of random bytes in a fresh
 encrypted mount, flushes it, and ends it. The embedded Hub is a process of its own. The order of the builds turns from
 round to round. Printed are medians: seconds to create the files, seconds to flush them, CPU of the daemon for each
-file, xorbs at the Hub (at least one for each upload session), and the daemon's peak memory.
+file, upload sessions (each leaves one shard at the Hub), and the daemon's peak memory.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import statistics
 import subprocess
 import tempfile
@@ -78,13 +80,13 @@ def ours(programs, files, home):
             spent, memory = cpu(pid) - before, peak(pid)
         finally:
             run(programs / "hf-mount", "stop", point, env=env)
-        stored = [path for path in (home / "hub").rglob("*") if path.is_file()]
-        count = lambda part: sum(1 for path in stored if part in path.relative_to(home).parts)
+        with contextlib.closing(sqlite3.connect(home / "hub" / "hub.sqlite")) as database:
+            (sessions,) = database.execute("SELECT count(*) FROM cas_shards").fetchone()
         return {
             "create s": created,
             "flush s": flushed,
             "CPU ms/file": spent / files * 1000,
-            "xorbs": count("xorbs"),
+            "sessions": sessions,
             "peak MiB": memory,
         }
     finally:
