@@ -1,6 +1,6 @@
 //! The disk that promises rest on: the files of staging and journal, and those of the embedded Hub.
 //!
-//! What a call changes can be seen at once, and a power cut may undo it, wholly or in parts, until it is synced: a
+//! The effect of a call is visible immediately. A power cut may undo it, wholly or in parts, until it is synced: a
 //! file's bytes and length by [`DiskFile::sync`] or [`DiskFile::sync_data`], whatever names the file has; names by
 //! [`Disk::sync_folder`] of the folder they are in, whatever is in the file. Nothing is in order but by syncs.
 //! [`RealDisk`] is this machine's; tests put one beneath that loses all that it may (`sim`).

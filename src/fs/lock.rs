@@ -24,8 +24,6 @@ use {std::any::type_name, std::cell::RefCell, std::panic::Location, std::sync::O
 pub(crate) enum Rank {
     /// Threads of the journal, while they are joined.
     Threads,
-    /// Files that the schedule has to check.
-    Dirty,
     /// The inode table.
     Tree,
     /// Length, times and generations of one edit.
@@ -46,9 +44,8 @@ pub(crate) enum Rank {
 
 #[cfg(debug_assertions)]
 impl Rank {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 9] = [
         Self::Threads,
-        Self::Dirty,
         Self::Tree,
         Self::Meta,
         Self::Promises,

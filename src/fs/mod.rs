@@ -62,7 +62,6 @@ use bytes::Bytes;
 use content::Contents;
 use content::quota::Quota;
 use gate::WriteGate;
-use handle::Handles;
 use journal::file::Journal;
 use namespace::Namespace;
 use persist::Persister;
@@ -70,21 +69,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use sync::Sync;
 use sync::schedule::Schedule;
+#[cfg(test)]
 use tree::inode::InodeTable;
 use tree::listing::Directories;
+#[cfg(test)]
 use tree::twins::Twins;
 use tree::xattr::Attributes;
 
 /// The filesystem. Starts with [`Vfs::start`] and ends with [`Vfs::shutdown`].
-#[allow(dead_code, reason = "tests use all parts")]
 pub struct Vfs {
     view: Arc<dyn View>,
     options: Arc<Options>,
+    #[cfg(test)]
     tree: Arc<InodeTable>,
     journal: Arc<Journal>,
     pool: Arc<Pool>,
-    handles: Arc<Handles>,
     schedule: Arc<Schedule>,
+    #[cfg(test)]
     twins: Arc<Twins>,
     gate: Arc<WriteGate>,
     quota: Arc<Quota>,

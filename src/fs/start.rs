@@ -143,11 +143,12 @@ impl Vfs {
         Self {
             view,
             options,
+            #[cfg(test)]
             tree,
             journal,
             pool,
-            handles,
             schedule,
+            #[cfg(test)]
             twins,
             gate,
             quota,

@@ -18,3 +18,4 @@ mod stress;
 mod twins;
 
 pub(in crate::fs) use bench::Mount;
+pub(in crate::fs) use bench::shortest;

@@ -103,8 +103,8 @@ impl Error {
     }
 }
 
-/// What an error answer says, fit for one line of a log or a terminal: `X-Error-Message`, else one of the body's known
-/// forms, else a short text body. `token` is what the request was sent with; an echo of it is blanked.
+/// Returns the message of an error response, fit for one line of a log or a terminal: `X-Error-Message`, else one of
+/// the body's known forms, else a short text body. An echo of `token`, with which the request was sent, is blanked.
 pub(super) fn words(headers: &HeaderMap, body: &[u8], token: Option<&str>) -> String {
     let header = headers.get("x-error-message").map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let text = header.filter(|text| !text.trim().is_empty()).or_else(|| spoken(body)).unwrap_or_default();

@@ -46,8 +46,8 @@ pub trait Hub: Send + Sync + 'static {
     /// Makes a bucket. `exist_ok`: one that is there already is fine, whether private or not. One
     /// that is made is private where asked, or this fails.
     async fn create_bucket(&self, bucket: &BucketId, private: bool, exist_ok: bool) -> Result<(), Error>;
-    /// What a bucket is. `Error::BucketNotFound`, or `Error::NotABucket` where the id is a repository's. The id may be
-    /// another than asked for: that of a bucket which has moved.
+    /// Returns the description of a bucket. Fails with `Error::BucketNotFound`, or with `Error::NotABucket` if the id
+    /// is a repository's. The returned id differs from `bucket` if the bucket has moved.
     async fn bucket_info(&self, bucket: &BucketId) -> Result<BucketInfo, Error>;
     /// Lists the buckets of a namespace (`me`: the caller's own). For the gateway's list of buckets.
     async fn list_buckets(&self, namespace: &str) -> Result<Vec<BucketInfo>, Error>;
@@ -72,8 +72,8 @@ pub trait Hub: Send + Sync + 'static {
     async fn batch(&self, bucket: &BucketId, operations: &[BatchOp]) -> Result<BatchOutcome, Error> {
         self.batch_within(bucket, operations, Duration::MAX).await
     }
-    /// The same where `operations` rest on what was read before: no request is repeated later than `repeat_within`
-    /// after its first try, though a Hub that puts it off (429, 503) may ask for a longer wait.
+    /// Sends operations that depend on state which was read before. No request is repeated later than `repeat_within`
+    /// after its first try, even if the Hub asks for a longer wait (429, 503).
     async fn batch_within(
         &self,
         bucket: &BucketId,

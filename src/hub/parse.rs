@@ -96,8 +96,8 @@ fn placed<'a>(key: &'a str, prefix: &str) -> Place<'a> {
     }
 }
 
-/// Whether an entry may be in such a listing. Keys with empty components have no clear level: taken
-/// wherever the Hub puts them.
+/// Returns true if an entry may be in such a listing. Keys with empty components have no clear level:
+/// they are accepted at any level.
 fn belongs(entry: &TreeEntry, rest: &str, recursive: bool) -> bool {
     match entry {
         TreeEntry::File(_) if recursive => true,
@@ -158,8 +158,8 @@ pub(super) fn outcome(body: &[u8], keys: &HashSet<&str>, all: bool) -> Result<Ba
     })
 }
 
-/// Whether an answer is of the form that [`outcome`] reads, with failures in it; else it is about
-/// the request as a whole.
+/// Returns true if an answer has the form that [`outcome`] reads and lists failures. Any other answer
+/// is about the request as a whole.
 pub(super) fn names_failures(body: &[u8]) -> bool {
     #[derive(Deserialize)]
     struct Answer {

@@ -23,8 +23,7 @@ pub struct Policy {
     pub request: Duration,
     /// Where the operation has no deadline: time after which no retry begins, unless the Hub asked for a longer wait.
     pub give_up: Duration,
-    /// Where the operation has no deadline: deadline of one call with all its retries. No request outlives it, no
-    /// wait goes past it.
+    /// Deadline of one call with all its retries, if the operation has none. No request and no wait lasts longer.
     pub total: Duration,
 }
 

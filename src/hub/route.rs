@@ -37,8 +37,8 @@ pub(super) fn resolve(id: &BucketId, key: &str) -> Option<String> {
     (!matches!(key, "" | "." | "..")).then(|| format!("/buckets/{id}/resolve/{}", encode(key, slash)))
 }
 
-/// Whether a key can go into a path with its slashes as they are: no component that URL parsers drop or resolve. The
-/// Hub takes `%2F` just as well, so all others travel as one segment.
+/// Returns true if a key can be in a path with its slashes as they are: it has no component that URL parsers drop or
+/// resolve. All other keys are sent as one segment, because the Hub accepts `%2F` too.
 fn is_literal(key: &str) -> bool {
     key.split('/').all(|component| !matches!(component, "" | "." | ".."))
 }

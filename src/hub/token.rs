@@ -1,4 +1,4 @@
-//! Where the Hub token comes from (CLI contract: `--token-file`, `--hf-token`, `HF_TOKEN`, the file
+//! The sources of the Hub token (CLI contract: `--token-file`, `--hf-token`, `HF_TOKEN`, the file
 //! that `hf auth login` writes).
 //!
 //! A file is read again for every request, so that a rotated token is taken up without a restart. Token bytes are wiped

@@ -15,8 +15,8 @@ const EARLY: u64 = 30;
 
 /// CAS tokens of one bucket: cached per scope, refreshed 30 s before expiry or when the CAS refused one; single flight.
 ///
-/// What fails in a way that may pass comes out as `xet::Error::Network` or `xet::Error::Status`; all else as
-/// `xet::Error::Token` around an `Arc<hub::Error>`.
+/// Transient failures become `xet::Error::Network` or `xet::Error::Status`. All others become `xet::Error::Token`
+/// around an `Arc<hub::Error>`.
 pub fn bucket_tokens(hub: Arc<dyn Hub>, bucket: BucketId) -> Arc<dyn TokenSource> {
     Arc::new(BucketTokens { hub, bucket, read: Mutex::default(), write: Mutex::default(), now: unix_now })
 }

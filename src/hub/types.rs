@@ -165,8 +165,8 @@ impl TreeEntry {
     }
 }
 
-/// Where the next page of a listing is: a URL. Checked to be of the same origin as the endpoint
-/// before it is followed with a token.
+/// URL of the next page of a listing. It is followed with a token only if its origin is that of the
+/// endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor(pub(crate) String);
 

@@ -1,7 +1,7 @@
 //! The disk cache: verified chunks of xorbs ([`ChunkCache`]) or whole files ([`FileCache`]), one
 //! folder for all processes of a user.
 //!
-//! What goes in is what came out of the CAS, and that is what comes out. The cache sits below
+//! The cache stores and returns exactly the bytes of the CAS. It sits below
 //! encryption: on a mount with a key it is handed ciphertext and knows no key, so **no plaintext of
 //! an encrypted source can land here**, whoever calls.
 //!

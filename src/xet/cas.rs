@@ -51,8 +51,8 @@ pub trait TokenSource: Send + Sync + 'static {
 /// A content-addressed store of xorbs, shards and files.
 #[async_trait]
 pub trait Cas: Send + Sync + 'static {
-    /// Where the bytes of `file` are; `range` is half-open file bytes, `None` the whole file.
-    /// `Err(RangeNotSatisfiable)` where it starts at or behind the end.
+    /// Returns the location of the bytes of `file`. `range` is half-open file bytes, `None` the whole
+    /// file. Fails with `RangeNotSatisfiable` if the range starts at or past the end.
     async fn reconstruction(&self, file: &Hash, range: Option<Range<u64>>) -> Result<Reconstruction, Error>;
     /// Bytes of a data URL of a reconstruction, exactly `bytes` (end exclusive), which must be one
     /// of its ranges. `Err(Forbidden)`, at first or in the middle, where the URL has expired: ask

@@ -285,7 +285,7 @@ const BG4_FROM: f64 = 0.02;
 /// A byte has 0 to 8 bits set.
 const BINS: usize = 9;
 
-/// How far the bit counts of the bytes at one position modulo 4 are from those of all bytes: the
+/// Returns the distance of the bit counts of the bytes at one position modulo 4 from those of all bytes: the
 /// largest Kullback-Leibler divergence over the positions. A position that lacks some bit count
 /// altogether doesn't take part, as in the reference.
 fn bg4_divergence(data: &[u8]) -> f64 {

@@ -11,7 +11,7 @@
 //! here, or read whole before, and of xorbs that an upload was told of, which is proof where the hashes are plain and a
 //! second opinion of the CAS where they are not ([`super::known`]); else a ranged read is as good as TLS and the CAS.
 //!
-//! Where data is, is asked for by ranges. Answers are kept while they are of use (`answers.rs`). A
+//! Locations of data are requested by ranges, and cached while they are valid (`answers.rs`). A
 //! data URL is signed for exact stretches: what an answer says lies in one stretch is fetched whole
 //! or not at all. So asking for more than is read saves questions and costs bytes: [`Options::grain`]
 //! and [`Options::slack`] say how many. A reader of small neighbouring ranges profits from a larger
@@ -74,8 +74,8 @@ pub struct Options {
     pub slack: u64,
     /// How long data URLs are used that don't say how long they are good.
     pub url_life: Duration,
-    /// What ranged reads are checked against, and what whole reads teach. Readers of data that is
-    /// authenticated otherwise need none.
+    /// Chunk hashes that ranged reads are checked against, and that whole reads record. Readers that
+    /// authenticate data by other means need none.
     pub known: Option<Known>,
     /// Where chunks are looked for before they are fetched, and kept.
     pub chunks: Option<Arc<dyn Chunks>>,
@@ -156,7 +156,7 @@ impl Downloader {
         Ok(bytes.freeze())
     }
 
-    /// The same as an ordered stream of pieces, none of them empty, fetched ahead within bounds. It ends after the
+    /// Reads a range as an ordered stream of pieces, none of them empty, fetched ahead within bounds. It ends after the
     /// first error. Must be polled inside a Tokio runtime.
     pub fn stream(&self, file: Hash, range: Range<u64>) -> BoxStream<'static, Result<Bytes, Error>> {
         let Options { window, ahead, .. } = self.engine.options;

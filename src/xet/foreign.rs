@@ -30,7 +30,7 @@ pub fn escape(text: &str) -> String {
     out
 }
 
-/// What a server says, on one line of at most [`MAX`] characters: escaped, without `token` (what
+/// Returns the text of a server on one line of at most [`MAX`] characters: escaped, without `token` (what
 /// the request was sent with; servers echo headers) nor anything that looks like another, and
 /// without the queries of URLs, where signatures live.
 pub fn tame(text: &str, token: Option<&str>) -> String {

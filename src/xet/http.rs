@@ -58,12 +58,12 @@ pub struct Options {
     pub retries: u32,
     /// First delay of the back-off; it doubles, with jitter, and honours `Retry-After`.
     pub first_delay: Duration,
-    /// Where the operation has no deadline: no retry begins when no byte has moved for this long, unless the
-    /// server asks for a longer wait.
+    /// Time without progress after which no retry begins, if the operation has no deadline and the server does not ask
+    /// for a longer wait.
     pub give_up: Duration,
     /// A response or request body that makes no progress for this long is a network error.
     pub idle: Duration,
-    /// How long a shard may be validated: every term of it is checked against its xorb. The v1
+    /// Longest validation of a shard: every term of it is checked against its xorb. The v1
     /// route is silent meanwhile.
     pub shard_patience: Duration,
     /// Requests in flight, over all kinds. Below it, xorbs being sent and data being fetched find their own numbers.

@@ -29,8 +29,8 @@ pub(crate) fn offload<T: Send + 'static>(
     })
 }
 
-/// The same for work in two steps on one thread, which has the bytes in its cache: gives the result
-/// of the first when that is done, and of the second. Panics of either show in the second only, so
+/// Runs two steps of work on one thread, which then has the bytes in its cache. Returns the result of
+/// the first step as soon as it is done, and that of the second. Panics of either show in the second only, so
 /// that one must not be forgotten while the first is waited for.
 pub(crate) fn offload_steps<A, B, C>(
     bytes: usize,

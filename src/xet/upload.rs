@@ -97,8 +97,8 @@ pub struct Options {
     pub memory: usize,
     /// Whether the CAS is asked for chunks that others have stored. Of no use for ciphertext: no two are alike.
     pub global_dedup: bool,
-    /// Where shards of own uploads are kept, and looked up with `global_dedup`: a folder for one bucket or repository
-    /// of one CAS. Written in any case: terms and chunk hashes of own uploads are there for later sessions.
+    /// Folder that keeps shards of own uploads for one bucket or repository of one CAS, looked up with `global_dedup`.
+    /// It is written in any case: terms and chunk hashes of own uploads are there for later sessions.
     pub local: Option<LocalShards>,
     /// Learns the chunks of the files added, but for those with a late head, and of the xorbs that the CAS tells of
     /// where it is asked with `global_dedup`: ranged reads can be checked then, of other files too. See
@@ -195,8 +195,8 @@ impl UploadSession {
         self.add_read(read, batches).await
     }
 
-    /// The same for content that blocking threads read, right to where it stays until it is sent. Reads must not wait
-    /// for others, as those of a pipe do: they would hold memory that others wait for.
+    /// Adds content that blocking threads read, directly into the buffer that is sent. Reads must not wait for other
+    /// programs, as those of a pipe do: they would hold memory that others wait for.
     pub async fn add_file<R>(&self, content: R, policy: Policy) -> Result<Uploaded, Error>
     where
         R: io::Read + Send + 'static,
@@ -223,8 +223,8 @@ impl UploadSession {
         Ok(uploaded)
     }
 
-    /// The same for content whose first bytes are only known at its end, as a header with a length
-    /// is: one pass and no staging all the same.
+    /// Adds content whose first bytes are only known at its end, for example a header with a length.
+    /// It takes one pass and no staging.
     ///
     /// `content` begins with as many placeholder bytes. When it has ended, `head` is asked for those to put in their
     /// place, at most [`MAX_LATE_HEAD`]. Only the first chunk is kept back for them; it is packed last.
@@ -289,7 +289,7 @@ impl UploadSession {
         Ok(draft)
     }
 
-    /// How many batches of a file to pack at once. A file alone has the xorb for itself; of
+    /// Returns the number of batches of a file that are packed together. A file alone has the xorb for itself; of
     /// several, each would get a term per batch. What all of them keep for that is below a quarter
     /// of the memory, however many come: n-th comers keep less than 1/n of an eighth.
     fn batches_together(&self) -> usize {

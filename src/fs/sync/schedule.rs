@@ -69,7 +69,7 @@ impl Failure {
 }
 
 /// The state of a dirty file.
-struct Looked {
+struct Checked {
     file: FileNo,
     generation: u64,
     len: u64,
@@ -149,7 +149,7 @@ impl Dirty {
     }
 
     /// Removes the files that have to be checked by `now` from their queue, and returns them.
-    fn take_looks(&mut self, now: Instant) -> Vec<Arc<Edit>> {
+    fn take_due_checks(&mut self, now: Instant) -> Vec<Arc<Edit>> {
         let mut taken = Vec::new();
         while let Some((_, file)) = self.checks.first().copied().filter(|(at, _)| *at <= now) {
             self.put(file, Place::Idle, 0);
@@ -245,8 +245,8 @@ impl Work {
     }
 
     /// Puts a file that was checked at `now` into the right queue.
-    fn place(&mut self, looked: &Looked, now: Instant) {
-        let Looked { file, generation, len, due } = *looked;
+    fn place(&mut self, looked: &Checked, now: Instant) {
+        let Checked { file, generation, len, due } = *looked;
         // Another task may have queued or removed the file meanwhile.
         if self.dirty.files.get(&file).is_none_or(|dirty| dirty.place != Place::Idle) || self.is_in_progress(file) {
             return;
@@ -750,19 +750,19 @@ impl Schedule {
 
     /// Moves files that are due to the queue of those that wait for a session.
     fn advance(&self, now: Instant) {
-        let looked = lock(&self.work).dirty.take_looks(now);
+        let looked = lock(&self.work).dirty.take_due_checks(now);
         #[cfg(test)]
         self.checks.fetch_add(looked.len() as u64, std::sync::atomic::Ordering::Relaxed);
         // An edit's own lock comes before this one.
-        let looked: Vec<_> = looked.iter().map(|edit| self.look_at(edit)).collect();
+        let looked: Vec<_> = looked.iter().map(|edit| self.check(edit)).collect();
         let mut work = lock(&self.work);
         looked.iter().for_each(|looked| work.place(looked, now));
     }
 
-    fn look_at(&self, edit: &Edit) -> Looked {
+    fn check(&self, edit: &Edit) -> Checked {
         let due = edit.due(self.debounce, self.window);
         let due = due.map(|due| Due { latest: due.latest.min(due.at + COMPANY).max(due.at), ..due });
-        Looked { file: edit.file, generation: edit.generation(), len: edit.len(), due }
+        Checked { file: edit.file, generation: edit.generation(), len: edit.len(), due }
     }
 
     /// Takes the files of the next upload session and marks them busy, if a session is due and a permit is free.

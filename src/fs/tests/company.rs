@@ -1,6 +1,6 @@
 //! Uploads in company: how many sessions files cost, how long they wait, and what it costs to find those that are due.
 
-use super::Mount;
+use super::{Mount, shortest};
 use crate::fs::sync::schedule::COMPANY;
 use crate::fs::{PendingNo, PendingState};
 use std::sync::atomic::Ordering::Relaxed;
@@ -105,16 +105,6 @@ async fn fsync_of_a_file_that_waits_for_company_uploads_it_immediately() {
     assert!(began.elapsed() < COMPANY && mount.remote().contains_key("a"), "{:?}", began.elapsed());
     mount.close(handle).await.unwrap();
     mount.close(busy).await.unwrap();
-}
-
-/// Returns the shortest of several times that `run` takes.
-fn shortest(mut run: impl FnMut()) -> Duration {
-    let time = |_| {
-        let began = Instant::now();
-        run();
-        began.elapsed()
-    };
-    (0..7).map(time).min().unwrap()
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use rusqlite::{OptionalExtension, Transaction};
 use std::time::{SystemTime, UNIX_EPOCH};
 use zeroize::Zeroizing;
 
-/// How long a CAS token lives, in seconds: clients refresh up to 60 s early, and a token outlives
+/// Lifetime of a CAS token, in seconds: clients refresh up to 60 s early, and a token outlives
 /// its revocation by this much.
 pub(crate) const CAS_TOKEN_LIFE: u64 = 900;
 /// What a CAS token starts with, so that people and secret scanners can tell it from an access token.

@@ -10,8 +10,8 @@ use futures::StreamExt;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
-/// How long a body may make no progress, and how long it may take whatever its length. Not above the patience of
-/// clients, so that they see an answer.
+/// Longest time without progress of a body, and longest time that a body may take, whatever its length. Not above the
+/// timeout of clients, so that they see an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes per second below which a client is as good as gone: a xorb of 64 MiB may take half an
 /// hour, one of several sent side by side over a slow line.

@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 pub(super) const FILE: &str = "hub.sqlite";
 /// How long work waits for another process that holds the write lock. Far above any commit, below a client's patience.
 const BUSY_WAIT: Duration = Duration::from_secs(20);
-/// How long work may be queued before it is begun. Above [`BUSY_WAIT`], and below the minute for
+/// Longest time that work may be queued before it is begun. Above [`BUSY_WAIT`], and below the minute for
 /// which clients wait for an answer.
 const QUEUE_WAIT: Duration = Duration::from_secs(30);
 /// Connections for reading, and so reads under way: beyond that they queue.
@@ -256,8 +256,8 @@ fn write_group(connection: &mut Connection, jobs: &mut mpsc::Receiver<Box<dyn Jo
     committed();
     let failure = commit.as_ref().err().map(ToString::to_string);
     let busy = matches!(commit, Err(Error::Busy));
-    // Who has queued up meanwhile is told at once: else the last of them would wait for the lock as
-    // often as there are groups before it.
+    // Callers that have queued up meanwhile get the answer immediately. Otherwise the last of them
+    // would wait for the lock once for each group before it.
     while busy && let Ok(job) = jobs.try_recv() {
         group.push(job);
     }

@@ -109,8 +109,8 @@ impl LocalHub {
         Self::open_on(Arc::new(RealDisk), dir)
     }
 
-    /// The same with the content-addressed files on another disk, below the same path. The database
-    /// and all locks are on the real one.
+    /// Opens a Hub whose content-addressed files are on `disk`, below the same path. The database and
+    /// all locks are on the real disk.
     pub(crate) fn open_on(disk: Arc<dyn Disk>, dir: &Path) -> Result<Self, Error> {
         Self::open_shared(disk, dir)
             .map(|shared| Self { shared: Arc::new(shared) })

@@ -1,8 +1,9 @@
 //! The directory of an embedded Hub is for its owner only: the database holds the key of all CAS
 //! tokens and signed URLs.
 //!
-//! What is missing is made that way whatever the umask is, and what is there is tightened. A directory that holds other
-//! things too is left as it is, since somebody else may rely on it; all that is ours in it is closed by its own mode.
+//! Missing files are created with that mode, whatever the umask is, and existing ones are tightened. A directory that
+//! holds other things too is left as it is, because other programs may rely on it. Each of our files in it has a mode
+//! that closes it.
 
 use super::db;
 use super::disk::Publisher;

@@ -29,7 +29,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 /// Connections at once; more wait in the kernel's queue.
 const CONNECTIONS: usize = 1024;
-/// How long a client may take for a request's header, and a connection may be idle. Above the 90 s for which clients
+/// Longest time for a request's header, and for an idle connection. Above the 90 s for which clients
 /// keep idle connections, so that it isn't we who close one that a request is just being sent on.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(120);
 /// Read buffer of a connection, and so the largest request header: a cursor and a percent-encoded

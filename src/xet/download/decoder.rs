@@ -1,7 +1,7 @@
 //! Whole chunks out of a stretch of a xorb as its bytes arrive (Xet spec, 5.1).
 //!
-//! What comes is held against what was announced: headers against the limits, and the number of
-//! chunks against the chunk range. A chunk that lies inside one piece shares its memory; one that
+//! The received bytes are checked against the announcement: headers against the limits, and the
+//! number of chunks against the chunk range. A chunk that lies inside one piece shares its memory; one that
 //! lies across pieces is put together in a buffer of its own, which is used again once nobody holds
 //! what was in it. Lengths are bytes. Failure: [`Error::Malformed`].
 

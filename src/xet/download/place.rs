@@ -36,8 +36,8 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
-/// Where a file may be written in any order. Called from blocking threads, by one at a time: of those who write to one
-/// file at once, a kernel lets one, and the others spin.
+/// A destination that is written in any order. It is called from blocking threads, one at a time: of concurrent writers
+/// of one file, the kernel lets one proceed, and the others spin.
 pub trait Place: Send + Sync + 'static {
     /// Told before the first write that `len` bytes will be written, so that a full disk is known
     /// of before anything is fetched.

@@ -167,8 +167,8 @@ impl Job<'_> {
         Ok(needs)
     }
 
-    /// What is known of a term's chunks, where the file's aren't. No more is kept of a list than
-    /// the term uses: a hostile answer names many xorbs.
+    /// Returns the known chunks of a term, for a file whose chunks aren't known. Only the part of a
+    /// list that the term uses is kept, because a hostile answer may name many xorbs.
     async fn listed(&self, term: &Term) -> Option<Excerpt> {
         match (self.known, &self.engine.options.known) {
             // Where its reader proves the file, nothing that was only told stands against that.
@@ -460,8 +460,8 @@ impl Assembly {
         Ok((chunks, self.stretches))
     }
 
-    /// Whether these are all of the range. They aren't where lengths that were learnt earlier chose
-    /// them, and were wrong.
+    /// Returns true if the chunks cover the range. They don't if they were chosen by lengths from an
+    /// earlier read that were wrong.
     fn is_covered(&self, chunks: &[Chunk]) -> bool {
         let covered =
             chunks.iter().try_fold(self.range.start, |at, chunk| (chunk.offset <= at).then(|| chunk.end().max(at)));
@@ -514,8 +514,8 @@ impl Assembly {
         Ok(())
     }
 
-    /// Whether a chunk is where it should be, as far as that is known: also one that isn't read,
-    /// since a wrong length moves all behind it.
+    /// Checks the position of a chunk, as far as that is known. Chunks that aren't read are checked too,
+    /// because a wrong length moves all chunks after it.
     fn check_place(&self, need: &Need, index: u32, place: Range<u64>) -> Result<(), Error> {
         if let Some(known) = &self.known {
             let end = known.starting_at(place.start).and_then(|index| known.start(index + 1));

@@ -17,8 +17,8 @@ const ASKED_FOR: Duration = Duration::from_secs(300);
 /// Why one try failed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The same request may succeed later. `after`: the wait that the server asks for. `silent`: for how long
-    /// nothing had moved.
+    /// An error after which the request may succeed later. `after`: the wait that the server asks for. `silent`: time
+    /// without progress.
     Transient { error: Error, after: Option<Duration>, silent: Duration },
     /// It never will.
     Final(Error),

@@ -1,9 +1,9 @@
 //! The memory of a session: blocks that files are read into, lent by a pool that never lends more than its budget.
 //!
 //! Every byte of payload in memory is covered by a lease, from before it is read until the xorb it lies in is stored.
-//! Where little of a block is left to send, that is copied out and the block goes back.
+//! If little of a block is left to send, that part is copied out and the block is released.
 //!
-//! # Why nobody waits for ever
+//! # Deadlock freedom
 //!
 //! Only reading waits for memory (and the first chunk of a late head, when its file holds nothing
 //! else). Leases are held by

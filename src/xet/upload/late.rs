@@ -1,6 +1,6 @@
 //! The file hash of chunks whose first one comes last (Xet spec, 4.1), in constant memory.
 //!
-//! Where groups end never depends on the first entry of a level: entries 0 and 1 of a group are not tested. So all
+//! The ends of groups never depend on the first entry of a level: entries 0 and 1 of a group are not tested. So all
 //! groups but the first of each level are hashed as they fill, and of those first ones the known entries, at most eight
 //! per level, wait for the first chunk.
 

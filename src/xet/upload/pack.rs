@@ -1,8 +1,8 @@
 //! Chunks into xorbs, files into terms (Xet spec, 8.2 to 8.5). No I/O.
 //!
 //! A term names a xorb of this session by slot, the number of the xorb, because a xorb has no hash before it is cut.
-//! What a session remembers is bounded however much it packs: chunk lists go when they are registered and no longer
-//! among the [`MAX_KNOWN`] latest chunks; a hash per xorb stays.
+//! The memory of a session is bounded, however much it packs. A chunk list is dropped once it is registered and no
+//! longer among the [`MAX_KNOWN`] latest chunks. One hash for each xorb stays.
 
 use super::content::Chunk;
 use super::dedup::{Known, KnownXorb};

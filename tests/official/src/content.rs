@@ -1,4 +1,4 @@
-//! What is uploaded: contents of every kind that chunking, compression and dedup treat differently,
+//! Contents to upload, of every kind that chunking, compression and dedup treat differently,
 //! at lengths that hug their limits.
 
 use std::iter::repeat_with;

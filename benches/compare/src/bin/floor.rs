@@ -1,5 +1,5 @@
-//! What no client can do without: one file through one bare connection, with what has to be
-//! computed of it, on one thread.
+//! The least work of any client: one file through one bare connection, with the necessary hashes,
+//! on one thread.
 //!
 //! `floor upload ADDRESS FILE` reads, finds chunks, hashes them and sends; `floor download ADDRESS LEN FILE` receives,
 //! hashes pieces of a chunk's average length and writes. There is no protocol, no tree and nothing that is compressed.

@@ -2,10 +2,10 @@
 
 use super::*;
 use crate::fs::journal::queue::OpKind;
+use crate::fs::tests::shortest;
 use crate::fs::tree::queued::LocalChild;
 use crate::store::{Binding, Hash, RecordRef, Side};
 use proptest::prelude::*;
-use std::time::{Duration, Instant};
 
 fn path(text: &str) -> PlainPath {
     PlainPath::new(text).unwrap()
@@ -342,16 +342,6 @@ proptest! {
             }
         }
     }
-}
-
-/// Returns the shortest of several times that `run` takes.
-fn shortest(mut run: impl FnMut()) -> Duration {
-    let time = |_| {
-        let began = Instant::now();
-        run();
-        began.elapsed()
-    };
-    (0..7).map(time).min().unwrap()
 }
 
 /// Returns a ledger with `files` queued removals and as many pending files below `far/`, and two of each in `near`.

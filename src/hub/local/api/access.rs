@@ -75,7 +75,7 @@ impl Caller {
     }
 }
 
-/// Who sent these headers. A bad token is an error even where none would be needed. Where the
+/// Returns the sender of these headers. A bad token is an error even if none is needed. Where the
 /// process serves itself, it alone is let in: other users of the machine can reach the port too,
 /// and the tokens of the database may be well known.
 pub(super) async fn identify(site: &Site, headers: &HeaderMap) -> Result<Caller, ApiError> {

@@ -30,7 +30,7 @@ const MAX_INDEXED: usize = 1 << 16;
 const ANSWER_CHUNKS: usize = 1 << 14;
 /// Most xorbs looked at for one answer.
 const ANSWER_XORBS: usize = 1024;
-/// How long a client may use an answer, in seconds: three weeks, as clients do with their own
+/// Time for which a client may use an answer, in seconds: three weeks, as clients do with their own
 /// shards. Xorbs never go away.
 const ANSWER_LIFE: u64 = 21 * 86_400;
 

@@ -44,7 +44,7 @@ struct Checksum {
     value: String,
 }
 
-/// What was granted. As text, `length-crc-expires-mac`, it is the grant's id; the xorb stands
+/// A grant. As text, `length-crc-expires-mac`, it is the grant's id; the xorb stands
 /// beside it in every request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Grant {

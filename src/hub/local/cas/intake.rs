@@ -27,7 +27,7 @@ pub(super) const BLOCK: usize = 1024 * 1024;
 /// Room before them for the start of a chunk that the block before didn't end, in bytes. In whole pages: a large copy
 /// between addresses that differ by a few bytes modulo a page is many times slower on some processors.
 const CARRY: usize = UploadScan::MAX_REST.next_multiple_of(4096);
-/// What an upload takes from the budget for bodies, in bytes: more than its two blocks, so that 32
+/// Share of an upload in the budget for bodies, in bytes: more than its two blocks, so that 32
 /// at once, and 2 GiB of disk, are the most.
 const SHARE: usize = 8 * 1024 * 1024;
 /// The buffers of blocks.

@@ -1,8 +1,8 @@
 //! What either side makes of damaged bytes.
 //!
-//! Where both accept an input they must read the same. What the official parsers accept and ours refuse has to have one
-//! of the reasons that stand here by name: ours are stricter where the official ones leave a field unread, or a check
-//! to somebody else. What theirs refuse ours must refuse too, but for one case, which is named as well.
+//! If both accept an input, they must read the same from it. Each input that the official parsers accept and ours
+//! refuse needs one of the reasons named here: ours are stricter if the official ones leave a field unread, or leave a
+//! check to their caller. Ours must refuse each input that theirs refuse, except for one case, which is named too.
 
 use super::*;
 use futures::FutureExt;
@@ -178,8 +178,8 @@ fn meaning(index: &XorbIndex) -> Meaning {
     (index.hash, index.chunks.iter().map(|chunk| (chunk.hash, chunk.raw_len, chunk.stored_end)).collect())
 }
 
-/// What the official server makes of an upload that its own reader takes: rebuilding alone doesn't
-/// hold chunks to their headers.
+/// Returns the official server's reading of an upload that its own reader accepts. Rebuilding alone
+/// doesn't check chunks against their headers.
 fn their_upload(body: &[u8]) -> Option<Meaning> {
     theirs_of(|| {
         let mut rebuilt = Vec::new();

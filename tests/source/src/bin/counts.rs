@@ -15,9 +15,9 @@ struct Count {
     now: usize,
     /// Fails above this. Lower it when the count has fallen.
     bound: usize,
-    /// Where the bound should be in the end.
+    /// The bound to reach.
     goal: usize,
-    /// What to look at, if the count is over its bound.
+    /// Places to look at, if the count is over its bound.
     details: Vec<String>,
 }
 
