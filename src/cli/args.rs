@@ -234,6 +234,7 @@ impl SourceArgs {
             read_only,
             cache_dir: Some(cache_dir.to_owned()),
             disk_cache: None,
+            exact_names: false,
         })
     }
 }

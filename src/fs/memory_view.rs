@@ -1,6 +1,7 @@
 //! A remote in memory, for tests. It keeps the promises of [`View`], and fails when a test requests it.
 
 use crate::fs::lock::{Mutex, MutexGuard, lock};
+use crate::store::buckets::BucketId;
 use crate::store::{
     Change, Content, ContentId, CryptoError, Draft, DraftState, Entry, Error, Expect, Format, Hash, Hidden, HubError,
     Kind, Len, Listing, MovedFile, Object, Op, Outcome, PlainPath, PutProgress, PutSession, Sealer, Side, SlotIo,
@@ -591,6 +592,13 @@ impl View for MemoryView {
         Ok(state.files.get(&key).map(|file| Entry { name, kind: state.entry(&key, file, true) }))
     }
 
+    async fn files(&self, paths: &[PlainPath]) -> Result<Vec<Option<Kind>>, Error> {
+        let state = self.state();
+        state.online()?;
+        let kind = |path: &PlainPath| state.files.get(path.as_str()).map(|file| state.entry(path.as_str(), file, true));
+        Ok(paths.iter().map(kind).collect())
+    }
+
     async fn lens(&self, versions: &[Version]) -> Vec<Result<Len, Error>> {
         let state = self.state();
         let len = |version: &Version| state.online().map(|()| Len::Known(version.stored_len));
@@ -602,6 +610,10 @@ impl View for MemoryView {
         version.id.xet()?;
         let content = self.state().contents.get(&version.id).cloned().ok_or(Error::NotFound)?;
         Ok(Arc::new(MemoryObject { content, state: self.state.clone(), reads: self.reads.clone() }))
+    }
+
+    async fn adopt(&self, _version: &Version, _from: &BucketId) -> Result<(), Error> {
+        self.state().online()
     }
 
     async fn put(&self) -> Result<Box<dyn PutSession>, Error> {

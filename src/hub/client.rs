@@ -336,7 +336,7 @@ fn groups<T>(items: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Item = &[
 fn size(operation: &BatchOp) -> usize {
     let kind = match operation {
         BatchOp::Add { content_type, .. } => content_type.as_ref().map_or(0, String::len),
-        BatchOp::Delete { .. } => 0,
+        BatchOp::Copy { .. } | BatchOp::Delete { .. } => 0,
     };
     operation.key().len() + kind
 }
@@ -355,6 +355,10 @@ fn lines(operations: &[BatchOp]) -> String {
                 }
                 line
             }
+            BatchOp::Copy { key, hash, from, mtime } => json!({
+                "type": "copyFile", "path": key, "xetHash": hash.to_string(), "sourceRepoType": "bucket",
+                "sourceRepoId": from.to_string(), "mtime": super::mtime_millis(*mtime),
+            }),
             BatchOp::Delete { key } => json!({ "type": "deleteFile", "path": key }),
         };
         body.push_str(&line.to_string());
@@ -387,11 +391,18 @@ mod tests {
             lines(&[
                 add(datetime!(2026-02-06 17:37:57.123_999 UTC), None),
                 add(datetime!(1969-12-31 23:59:58.999_999 UTC), Some("text/plain".to_owned())),
+                BatchOp::Copy {
+                    key: "c".to_owned(),
+                    hash: Hash::ZERO,
+                    from: BucketId::new("n", "b").unwrap(),
+                    mtime: datetime!(2026-02-06 17:37:57 UTC),
+                },
                 BatchOp::Delete { key: "b".to_owned() },
             ]),
             format!(
                 "{{\"mtime\":1770399477123,\"path\":\"a\\n\\\"é\",\"type\":\"addFile\",\"xetHash\":\"{zeros}\"}}\n\
                  {{\"contentType\":\"text/plain\",\"mtime\":-1001,\"path\":\"a\\n\\\"é\",\"type\":\"addFile\",\"xetHash\":\"{zeros}\"}}\n\
+                 {{\"mtime\":1770399477000,\"path\":\"c\",\"sourceRepoId\":\"n/b\",\"sourceRepoType\":\"bucket\",\"type\":\"copyFile\",\"xetHash\":\"{zeros}\"}}\n\
                  {{\"path\":\"b\",\"type\":\"deleteFile\"}}\n"
             )
         );

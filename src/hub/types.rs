@@ -194,6 +194,18 @@ pub enum BatchOp {
         /// here sets one.
         content_type: Option<String>,
     },
+    /// Puts the content of a file of another bucket at a key; replaces what is there. The token must give access to the
+    /// other bucket.
+    Copy {
+        /// Object key.
+        key: String,
+        /// File hash. A file of `from` has it.
+        hash: Hash,
+        /// The other bucket.
+        from: BucketId,
+        /// Time of the content, as in [`BatchOp::Add`].
+        mtime: OffsetDateTime,
+    },
     /// Removes a key; a missing one is fine.
     Delete {
         /// Object key.
@@ -205,7 +217,7 @@ impl BatchOp {
     /// The key it is about.
     pub fn key(&self) -> &str {
         match self {
-            Self::Add { key, .. } | Self::Delete { key } => key,
+            Self::Add { key, .. } | Self::Copy { key, .. } | Self::Delete { key } => key,
         }
     }
 }

@@ -63,6 +63,11 @@ impl Beside {
         self.tree.stat(path).await
     }
 
+    /// Returns the file at exactly this path. The Hub must have named it.
+    pub(super) async fn file(&self, path: &PlainPath) -> Result<Option<Kind>, Error> {
+        Ok(self.tree.files(std::slice::from_ref(path)).await?.pop().flatten())
+    }
+
     /// Returns true if a directory exists. The root of the view always does.
     pub(super) async fn is_directory(&self, path: &PlainPath) -> Result<bool, Error> {
         let key = self.tree.key(path);

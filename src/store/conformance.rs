@@ -47,6 +47,7 @@ pub(crate) async fn all(view: &dyn View) {
     failed_operation_fails_alone(view).await;
     root_is_not_a_file(view).await;
     twins_are_found_and_reachable(view).await;
+    files_are_found_at_exactly_their_paths(view).await;
     invalid_names_are_refused(view).await;
     sealed_payload_opens(view).await;
     metadata_is_refused(view).await;
@@ -568,6 +569,27 @@ async fn twins_are_found_and_reachable(view: &dyn View) {
     assert_eq!(names(view, "twins/n.txt").await, ["i"]);
     let shown = view.show_beside(&path("twins"), "k", &|name| name == "k").unwrap();
     assert!(shown != "k" && shown.contains('k'));
+}
+
+async fn files_are_found_at_exactly_their_paths(view: &dyn View) {
+    let file = write(view, "exact/n.txt", b"file").await;
+    let below = write(view, "exact/n.txt/i", b"below").await;
+    let asked = ["exact/n.txt/i", "exact/n.txt", "exact", "exact/missing", "exact/n (conflict with folder).txt"];
+    let mut asked = asked.map(path).to_vec();
+    asked.extend([path(&format!("exact/{}", "x".repeat(256))), PlainPath::root()]);
+    let found = view.files(&asked).await.unwrap();
+    let mut seen = Vec::new();
+    for kind in found {
+        seen.push(match kind {
+            Some(Kind::File { version, len: Len::Known(len), .. }) => Some((version.map(|version| version.id), len)),
+            Some(other) => panic!("{other:?}"),
+            None => None,
+        });
+    }
+    let mut expected = vec![Some((Some(below.id), 5)), Some((Some(file.id), 4))];
+    expected.resize(asked.len(), None);
+    assert_eq!(seen, expected);
+    assert!(view.files(&[]).await.unwrap().is_empty());
 }
 
 async fn invalid_names_are_refused(view: &dyn View) {

@@ -22,7 +22,7 @@ use super::{
 use crate::crypto::geometry::Padding;
 use crate::crypto::names::{LONG_PREFIX, ROOT, SIDECAR_LEN, SIDECAR_PREFIX};
 use crate::crypto::{Format, Keys, SystemRandom};
-use crate::hub::FileEntry;
+use crate::hub::{BucketId, FileEntry};
 use crate::xet::Hash;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -52,6 +52,8 @@ pub(super) struct Setup {
     pub(super) headers: Arc<Headers>,
     pub(super) memory: Arc<Memory>,
     pub(super) read_only: bool,
+    /// True if a file and a directory may have one name in a listing.
+    pub(super) exact_names: bool,
     pub(super) identity: [u8; 32],
 }
 
@@ -166,6 +168,11 @@ impl Encrypted {
             execute: executing(this.clone(), |view| view),
             setup,
         })
+    }
+
+    /// Returns true if a file and a directory may have one name in a listing.
+    pub(super) fn exact_names(&self) -> bool {
+        self.setup.exact_names
     }
 
     pub(super) fn memory(&self) -> &Memory {
@@ -303,7 +310,12 @@ impl Encrypted {
         let mut versions = Vec::new();
         let mut shown: Vec<(&str, &Node, bool)> = Vec::with_capacity(decrypted.names.len());
         shown.extend(decrypted.names.iter().map(|(name, node)| (name.as_str(), node, node.directory)));
-        let aliases = twin::aliases(&decrypted.all_names(), decrypted.twins());
+        let exact = self.setup.exact_names;
+        let aliases = match exact {
+            true => Vec::new(),
+            false => twin::aliases(&decrypted.all_names(), decrypted.twins()),
+        };
+        shown.extend(decrypted.twins().filter(|_| exact).map(|name| (name, &decrypted.names[name], false)));
         for (alias, name) in &aliases {
             self.twins.note(directory, alias, name);
             shown.push((alias, &decrypted.names[*name], false));
@@ -348,7 +360,8 @@ impl Encrypted {
 
     /// Returns the path that a path means. It differs only for an alias (see [`twin`]).
     pub(super) async fn target(&self, path: &PlainPath) -> Result<PlainPath, Error> {
-        let Some((parent, _)) = path.split().filter(|_| twin::may_be_alias(path)) else { return Ok(path.clone()) };
+        let may_be_alias = !self.setup.exact_names && twin::may_be_alias(path);
+        let Some((parent, _)) = path.split().filter(|_| may_be_alias) else { return Ok(path.clone()) };
         let found = self.targets(&parent, vec![path.clone()]).await?;
         Ok(found.into_iter().next().map_or_else(|| path.clone(), |(_, target)| target))
     }
@@ -365,10 +378,21 @@ impl Encrypted {
     async fn directories_among(&self, parent: PlainPath, paths: Vec<PlainPath>) -> Result<Vec<PlainPath>, Error> {
         let mut found = Vec::new();
         if paths.len() > twin::FEW {
-            let decrypted = self.decrypt_directory(&parent).await?;
-            let node = |path: &PlainPath| decrypted.names.get(path.split()?.1);
-            let is_directory = |path: &PlainPath| node(path).is_some_and(|node| node.directory);
-            found.extend(paths.into_iter().filter(is_directory));
+            // The stored names of the paths are known, so no other name has to be decrypted.
+            let mut directories: HashSet<String> = HashSet::new();
+            for stored in self.names.directories(&parent)? {
+                let children = self.setup.remote.children(&stored.key).await?;
+                let key = |child: Child| match stored.key.as_str() {
+                    "" => child.name,
+                    above => format!("{above}/{}", child.name),
+                };
+                directories.extend(children.into_iter().filter(|child| child.file.is_none()).map(key));
+            }
+            for path in paths {
+                if keys_of(&self.names.place(&path)?).any(|key| directories.contains(&key)) {
+                    found.push(path);
+                }
+            }
             return Ok(found);
         }
         for path in paths {
@@ -398,6 +422,36 @@ impl Encrypted {
         let primary = files.get(&place.primary).map(|file| file_kind(Format::V2, file));
         let legacy = || Some(file_kind(Format::V1, files.get(place.legacy.as_ref()?)?));
         Ok(primary.or_else(legacy))
+    }
+
+    /// Returns the files at these paths on this side.
+    pub(super) async fn own_files(&self, paths: &[PlainPath]) -> Result<Vec<Option<Kind>>, Error> {
+        let place = |path: &PlainPath| match self.names.place(path) {
+            _ if path.is_root() => Ok(None),
+            Ok(place) => Ok(Some(place)),
+            Err(Error::NameTooLong) => Ok(None),
+            Err(error) => Err(error),
+        };
+        let places = paths.iter().map(place).collect::<Result<Vec<_>, Error>>()?;
+        let keys: Vec<String> = places.iter().flatten().flat_map(keys_of).collect();
+        let files = self.setup.remote.files(&keys).await?;
+        let kind = |place: Option<Place>| {
+            let place = place?;
+            let primary = files.get(&place.primary).map(|file| file_kind(Format::V2, file));
+            primary.or_else(|| Some(file_kind(Format::V1, files.get(place.legacy.as_ref()?)?)))
+        };
+        let mut kinds: Vec<Option<Kind>> = places.into_iter().map(kind).collect();
+        let mut unread: Vec<(&mut Len, Version)> = Vec::new();
+        for kind in kinds.iter_mut().flatten() {
+            if let Kind::File { version: Some(version), len, .. } = kind {
+                unread.push((len, *version));
+            }
+        }
+        let versions: Vec<Version> = unread.iter().map(|(_, version)| *version).collect();
+        for ((len, _), read) in unread.into_iter().zip(self.setup.headers.lens(&versions).await) {
+            *len = read?;
+        }
+        Ok(kinds)
     }
 
     /// Returns true if an entry other than orphaned sidecars lies below a key. Those don't count as content
@@ -493,7 +547,7 @@ impl Encrypted {
     /// Carries out operations with the rules of `layout`. No other commit touches their paths meanwhile.
     async fn commit_as(&self, layout: &dyn Layout, operations: &[Op]) -> Vec<Outcome> {
         let mut targets = twin::Targets::default();
-        for (parent, paths) in twin::asked_by_all(operations) {
+        for (parent, paths) in twin::asked_by_all(operations).into_iter().filter(|_| !self.setup.exact_names) {
             let found = self.targets(&parent, paths).await;
             targets.add(parent, found);
         }
@@ -732,6 +786,10 @@ impl View for Encrypted {
         }
     }
 
+    async fn files(&self, paths: &[PlainPath]) -> Result<Vec<Option<Kind>>, Error> {
+        self.own_files(paths).await
+    }
+
     async fn lens(&self, versions: &[Version]) -> Vec<Result<Len, Error>> {
         let sealed: Vec<Version> = versions.iter().filter(|version| version.side != Side::Plain).copied().collect();
         let mut lens = self.setup.headers.lens(&sealed).await.into_iter();
@@ -744,6 +802,13 @@ impl View for Encrypted {
 
     async fn open(&self, version: &Version) -> Result<Arc<dyn Object>, Error> {
         self.opener.open(version).await
+    }
+
+    async fn adopt(&self, version: &Version, from: &BucketId) -> Result<(), Error> {
+        let hash = version.id.xet()?;
+        self.memory().mark_shared(super::memory::Sharing::Copied, vec![hash]).await?;
+        self.setup.remote.adopt(hash, from);
+        Ok(())
     }
 
     async fn put(&self) -> Result<Box<dyn PutSession>, Error> {

@@ -6,6 +6,7 @@
 //! remembers as own is therefore never shown from it. A listing needs both sides.
 
 use super::beside::Beside;
+use super::buckets::BucketId;
 use super::commit::{Execute, Layout, Place, Slot, Subtree};
 use super::encrypted::{Encrypted, Unlisted, executing};
 use super::hidden::HiddenSums;
@@ -44,36 +45,53 @@ impl Merged {
         plain: Listing,
     ) -> Result<(Vec<Entry>, Hidden), Error> {
         let mut hidden = plain.hidden;
-        let mut entries: BTreeMap<String, Kind> = own.into_iter().map(|entry| (entry.name, entry.kind)).collect();
+        // With exact names a file and a directory of one name are two entries.
+        let exact = self.own.exact_names();
+        let place = |name: String, kind: &Kind| (name, exact && matches!(kind, Kind::File { .. }));
+        let own = own.into_iter().map(|entry| (place(entry.name, &entry.kind), entry.kind));
+        let mut entries: BTreeMap<(String, bool), Kind> = own.collect();
         if entries.is_empty() && !plain.entries.is_empty() && self.is_below_own_file(directory).await? {
             hidden.shadowed += plain.entries.len() as u64;
             return Ok((vec![], hidden));
         }
         let mut beside = Vec::new();
         for Entry { name, kind } in plain.entries {
-            match (entries.get_mut(&name), &kind) {
-                (None, _) => beside.push((name, kind)),
+            let place = place(name, &kind);
+            match (entries.get_mut(&place), &kind) {
+                (None, _) => beside.push((place, kind)),
                 (Some(Kind::Directory { read_only }), Kind::Directory { .. }) => *read_only = true,
                 (Some(_), _) => hidden.shadowed += 1,
             }
         }
-        let keys: Vec<Option<String>> =
-            beside.iter().map(|(name, _)| self.own.memory_key(&directory.join(name).ok()?)).collect();
-        let known: Vec<String> = keys.iter().flatten().cloned().collect();
-        let mut were_own = self.own.memory().were_own(&known).await?.into_iter();
+        let were_own = self.were_own(directory, &beside).await?;
         let mut vanished = Unlisted::default();
-        for ((name, kind), key) in beside.into_iter().zip(keys) {
-            match key {
-                Some(key) if were_own.next().unwrap_or(false) => {
+        for ((place, kind), was_own) in beside.into_iter().zip(were_own) {
+            // The memory is of files. With exact names a directory of the name of a file hides nothing.
+            let is_allowed = exact && matches!(kind, Kind::Directory { .. });
+            match was_own.filter(|_| !is_allowed) {
+                Some(key) => {
                     hidden.shadowed += 1;
                     vanished.add(key);
                 }
-                _ => drop(entries.insert(name, kind)),
+                None => drop(entries.insert(place, kind)),
             }
         }
         let log_name = self.own.log_name(directory);
         vanished.report(&log_name, "encrypted files are missing, and plaintext objects have their paths: not shown");
-        Ok((entries.into_iter().map(|(name, kind)| Entry { name, kind }).collect(), hidden))
+        Ok((entries.into_iter().map(|((name, _), kind)| Entry { name, kind }).collect(), hidden))
+    }
+
+    /// Returns the memory key of each of these entries that this machine remembers as an own file.
+    async fn were_own(
+        &self,
+        directory: &PlainPath,
+        entries: &[((String, bool), Kind)],
+    ) -> Result<Vec<Option<String>>, Error> {
+        let key = |name: &str| self.own.memory_key(&directory.join(name).ok()?);
+        let keys: Vec<Option<String>> = entries.iter().map(|((name, _), _)| key(name)).collect();
+        let known: Vec<String> = keys.iter().flatten().cloned().collect();
+        let mut were_own = self.own.memory().were_own(&known).await?.into_iter();
+        Ok(keys.into_iter().map(|key| key.filter(|_| were_own.next().unwrap_or(false))).collect())
     }
 
     /// Returns true if the path or one above it is or was an own file. Then nothing of the plaintext side is
@@ -176,12 +194,26 @@ impl View for Merged {
         Ok(self.kind(path).await?.map(|kind| Entry { name, kind }))
     }
 
+    async fn files(&self, paths: &[PlainPath]) -> Result<Vec<Option<Kind>>, Error> {
+        let mut kinds = self.own.own_files(paths).await?;
+        for (path, kind) in paths.iter().zip(&mut kinds).filter(|(_, kind)| kind.is_none()) {
+            if self.plain.is_file(path).await? && !self.is_below_own_file(path).await? {
+                *kind = self.plain.file(path).await?;
+            }
+        }
+        Ok(kinds)
+    }
+
     async fn lens(&self, versions: &[Version]) -> Vec<Result<Len, Error>> {
         self.own.lens(versions).await
     }
 
     async fn open(&self, version: &Version) -> Result<Arc<dyn Object>, Error> {
         self.own.open(version).await
+    }
+
+    async fn adopt(&self, version: &Version, from: &BucketId) -> Result<(), Error> {
+        self.own.adopt(version, from).await
     }
 
     async fn put(&self) -> Result<Box<dyn PutSession>, Error> {

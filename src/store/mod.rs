@@ -8,6 +8,7 @@
 //! Plaintext paths are secrets: [`PlainPath`] has no `Display`, and its `Debug` hides the text.
 
 mod beside;
+pub mod buckets;
 mod commit;
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -368,6 +369,12 @@ pub trait View: Send + Sync + 'static {
     /// Returns one entry with its size. `None`: nothing is there. A header that can't be fetched is an error,
     /// never `None`.
     async fn stat(&self, path: &PlainPath) -> Result<Option<Entry>, Error>;
+    /// Returns the files at exactly these paths, in their order, with their sizes. Directories don't matter, aliases
+    /// are not
+    /// resolved (see [`OpenOptions::exact_names`]), and many paths take few requests. A path that can't be stored has
+    /// no
+    /// file.
+    async fn files(&self, paths: &[PlainPath]) -> Result<Vec<Option<Kind>>, Error>;
     /// Returns the plaintext sizes of many versions, from the local header cache where possible.
     async fn lens(&self, versions: &[Version]) -> Vec<Result<Len, Error>>;
     /// Opens a version.
@@ -382,6 +389,11 @@ pub trait View: Send + Sync + 'static {
     /// share batches. The call may be dropped at any point. Its work then ends, except the part that other
     /// calls share.
     async fn commit(&self, operations: &[Op]) -> Vec<Outcome>;
+    /// Makes a file's content in another bucket known here, so that it can be committed. Both sources must have the
+    /// same
+    /// key, or none. The content counts as copied: an edit of a large copy takes a new file id (format spec, section
+    /// 4).
+    async fn adopt(&self, version: &Version, from: &buckets::BucketId) -> Result<(), Error>;
     /// Returns those of `files` for which the source also has a folder of that name, and those of `folders`
     /// for which it also has a file.
     async fn twins(&self, files: &[PlainPath], folders: &[PlainPath]) -> Result<Vec<PlainPath>, Error>;

@@ -17,7 +17,7 @@ use super::{
     Draft, DraftState, Entry, Error, Hidden, Kind, Len, Listing, Object, Op, Outcome, PlainPath, PutSession, Sealer,
     Side, SlotIo, Stored, Version, View,
 };
-use crate::hub::{FileEntry, check_key};
+use crate::hub::{BucketId, FileEntry, check_key};
 use crate::xet::Hash;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -35,10 +35,17 @@ pub(super) struct PlainTree {
     /// True on the plaintext side of a view with a key: writing is not allowed, and the encrypted tree isn't
     /// shown.
     pub(super) beside_encrypted: bool,
+    /// True if a file and a directory may have one name in a listing.
+    pub(super) exact_names: bool,
     pub(super) twins: Twins,
 }
 
 impl PlainTree {
+    /// A tree that may be written.
+    pub(super) fn new(remote: Arc<Remote>, prefix: PlainPath, exact_names: bool) -> Self {
+        Self { remote, prefix, beside_encrypted: false, exact_names, twins: Twins::default() }
+    }
+
     /// Returns the object key of a path.
     pub(super) fn key(&self, path: &PlainPath) -> String {
         path.rebase(&PlainPath::root(), &self.prefix).unwrap_or_default().as_str().to_owned()
@@ -84,6 +91,12 @@ impl PlainTree {
                 Some(_) => drop(twins.insert(name, kind)),
             }
         }
+        if self.exact_names {
+            let all = entries.into_iter().chain(twins).map(|(name, kind)| Entry { name, kind });
+            listing.entries = all.collect();
+            listing.entries.sort_by(|a, b| a.name.cmp(&b.name));
+            return Ok((listing, Vec::new()));
+        }
         let names: BTreeSet<&str> = entries.keys().map(String::as_str).collect();
         let aliases = twin::aliases(&names, twins.keys().map(String::as_str));
         let aliases: Vec<_> = aliases.into_iter().map(|(alias, name)| (alias, name.to_owned())).collect();
@@ -97,7 +110,8 @@ impl PlainTree {
 
     /// Returns the path that a path means. It differs only for an alias (see [`twin`]).
     async fn target(&self, path: &PlainPath) -> Result<PlainPath, Error> {
-        let Some((parent, _)) = path.split().filter(|_| twin::may_be_alias(path)) else { return Ok(path.clone()) };
+        let may_be_alias = !self.exact_names && twin::may_be_alias(path);
+        let Some((parent, _)) = path.split().filter(|_| may_be_alias) else { return Ok(path.clone()) };
         let found = self.targets(&parent, vec![path.clone()]).await?;
         Ok(found.into_iter().next().map_or_else(|| path.clone(), |(_, target)| target))
     }
@@ -173,10 +187,21 @@ impl PlainTree {
         Ok(files.get(&key).map(|file| self.kind(&key, Some(file))))
     }
 
+    /// Returns the files at these paths.
+    pub(super) async fn files(&self, paths: &[PlainPath]) -> Result<Vec<Option<Kind>>, Error> {
+        let is_reachable = |path: &PlainPath| path.as_str().split('/').all(|name| name.len() <= MAX_NAME);
+        let keys: Vec<Option<String>> =
+            paths.iter().map(|path| (!path.is_root() && is_reachable(path)).then(|| self.key(path))).collect();
+        let asked: Vec<String> = keys.iter().flatten().cloned().collect();
+        let found = self.remote.files(&asked).await?;
+        let kind = |key: Option<String>| key.and_then(|key| found.get(&key).map(|file| self.kind(&key, Some(file))));
+        Ok(keys.into_iter().map(kind).collect())
+    }
+
     /// Carries out operations. No other commit touches their paths meanwhile.
     async fn commit(&self, memory: &Memory, operations: &[Op]) -> Vec<Outcome> {
         let mut targets = twin::Targets::default();
-        for (parent, paths) in twin::asked_by_all(operations) {
+        for (parent, paths) in twin::asked_by_all(operations).into_iter().filter(|_| !self.exact_names) {
             let found = self.targets(&parent, paths).await;
             targets.add(parent, found);
         }
@@ -211,15 +236,9 @@ pub(super) struct Plain {
 }
 
 impl Plain {
-    pub(super) fn new(
-        remote: Arc<Remote>,
-        prefix: PlainPath,
-        memory: Arc<Memory>,
-        read_only: bool,
-        identity: [u8; 32],
-    ) -> Self {
-        let opener = Arc::new(Opener { remote: remote.clone(), memory: memory.clone(), sealed: None });
-        let tree = Arc::new(PlainTree { remote, prefix, beside_encrypted: false, twins: Twins::default() });
+    pub(super) fn new(tree: PlainTree, memory: Arc<Memory>, read_only: bool, identity: [u8; 32]) -> Self {
+        let opener = Arc::new(Opener { remote: tree.remote.clone(), memory: memory.clone(), sealed: None });
+        let tree = Arc::new(tree);
         let execute: Execute = {
             let tree = tree.clone();
             Arc::new(move |operations| {
@@ -301,6 +320,10 @@ impl View for Plain {
         Ok(self.tree.stat(path).await?.map(|kind| Entry { name, kind }))
     }
 
+    async fn files(&self, paths: &[PlainPath]) -> Result<Vec<Option<Kind>>, Error> {
+        self.tree.files(paths).await
+    }
+
     async fn lens(&self, versions: &[Version]) -> Vec<Result<Len, Error>> {
         let len = |version: &Version| match version.side {
             Side::Plain => Ok(Len::Known(version.stored_len)),
@@ -311,6 +334,11 @@ impl View for Plain {
 
     async fn open(&self, version: &Version) -> Result<Arc<dyn Object>, Error> {
         self.opener.open(version).await
+    }
+
+    async fn adopt(&self, version: &Version, from: &BucketId) -> Result<(), Error> {
+        self.tree.remote.adopt(version.id.xet()?, from);
+        Ok(())
     }
 
     async fn put(&self) -> Result<Box<dyn PutSession>, Error> {

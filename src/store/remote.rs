@@ -6,9 +6,9 @@
 use super::Error;
 use super::contents::Contents;
 use crate::hub::{self, BucketId, Endpoint, FileEntry, Hub, TreeEntry};
-use crate::xet::{Cas, Known, upload};
+use crate::xet::{Cas, Hash, Known, upload};
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Pages of one listing. The limit stops a Hub whose pages link to each other in a circle.
 const MAX_PAGES: u32 = 200_000;
@@ -24,6 +24,8 @@ pub(super) struct Remote {
     pub(super) known: Option<Known>,
     /// Shards of own uploads. Content that the bucket already has is not sent again.
     pub(super) shards: Option<upload::LocalShards>,
+    /// Buckets in which content is registered that this bucket may not know yet. Never held over an await.
+    pub(super) adopted: Mutex<HashMap<Hash, BucketId>>,
     /// Kept alive: an embedded Hub stops when its endpoint is dropped.
     pub(super) _endpoint: Option<Arc<Endpoint>>,
 }
@@ -36,7 +38,24 @@ pub(super) struct Child {
     pub(super) file: Option<FileEntry>,
 }
 
+/// Contents of other buckets that are remembered. When there are more, all are forgotten.
+const MAX_ADOPTED: usize = 4096;
+
 impl Remote {
+    /// Remembers that content is registered in another bucket.
+    pub(super) fn adopt(&self, hash: Hash, from: &BucketId) {
+        let mut adopted = self.adopted.lock().unwrap_or_else(PoisonError::into_inner);
+        if adopted.len() >= MAX_ADOPTED {
+            adopted.clear();
+        }
+        adopted.insert(hash, from.clone());
+    }
+
+    /// Returns the other bucket that content comes from.
+    pub(super) fn adopted(&self, hash: &Hash) -> Option<BucketId> {
+        self.adopted.lock().unwrap_or_else(PoisonError::into_inner).get(hash).cloned()
+    }
+
     /// Returns the direct children of `key`. A name comes twice if an object and a prefix have it.
     pub(super) async fn children(&self, key: &str) -> Result<Vec<Child>, Error> {
         let entries = self.hub.tree(&self.bucket, key, false).await?;

@@ -9,7 +9,6 @@ use super::memory::{Memory, Seen};
 use super::merged::Merged;
 use super::plain::{Plain, PlainTree};
 use super::remote::Remote;
-use super::twin::Twins;
 use super::{Error, Kind, PlainPath, View};
 use crate::crypto::{Format, Keys, geometry::Padding};
 use crate::hub::client::bucket_tokens;
@@ -20,7 +19,7 @@ use crate::xet::upload::{LocalLimits, LocalShards};
 use crate::xet::{self, Cas, Downloader, Known, download, known};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Object that is mounted or served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +50,11 @@ pub struct OpenOptions {
     pub create: bool,
     /// True to refuse all writes.
     pub read_only: bool,
+    /// True to give every object its own name, as stores of objects do: a listing has a file and a directory of one
+    /// name
+    /// side by side, and no path is an alias. False: each name once, as file systems need it (see
+    /// [`View::show_beside`]).
+    pub exact_names: bool,
     /// Folder of the local header cache and of the state that this machine remembers of the source. `None`:
     /// in memory only.
     pub cache_dir: Option<PathBuf>,
@@ -161,6 +165,7 @@ pub(super) async fn open_over(ends: Ends, source: &Source, options: OpenOptions)
         contents,
         known,
         shards,
+        adopted: Mutex::default(),
         _endpoint: endpoint,
     });
     // Local state belongs to the requested name, so changes that were pending before a move are still found.
@@ -236,7 +241,8 @@ fn open_plain(place: &At<'_>, prefix: &PlainPath, options: &OpenOptions) -> Resu
     let memory = Arc::new(Memory::open(options.cache_dir.as_deref(), tree)?);
     let view = |prefix: PlainPath| -> Arc<dyn View> {
         let identity = identity(&["hfcrypt source", endpoint, "bucket", bucket, "plain", prefix.as_str()]);
-        Arc::new(Plain::new(place.remote.clone(), prefix, memory.clone(), options.read_only, identity))
+        let tree = PlainTree::new(place.remote.clone(), prefix, options.exact_names);
+        Arc::new(Plain::new(tree, memory.clone(), options.read_only, identity))
     };
     Ok((view(prefix.clone()), view(PlainPath::root())))
 }
@@ -268,6 +274,7 @@ async fn open_keyed(
             headers: headers.clone(),
             memory: memory.clone(),
             read_only: options.read_only,
+            exact_names: options.exact_names,
             identity: identity_of(&["hfcrypt source", &stored_prefix]),
         };
         // In a tree that is seen for the first time, entries of format 1 are no surprise.
@@ -291,9 +298,8 @@ async fn open_keyed(
         if options.encrypted_only {
             return own;
         }
-        let beside =
-            Beside::new(PlainTree { remote: remote.clone(), prefix, beside_encrypted: true, twins: Twins::default() });
-        Merged::new(own, beside)
+        let tree = PlainTree { beside_encrypted: true, ..PlainTree::new(remote.clone(), prefix, options.exact_names) };
+        Merged::new(own, Beside::new(tree))
     };
     let root = encrypted(&PlainPath::root())?;
     Ok((view(own, prefix.clone()), view(root, PlainPath::root())))

@@ -10,6 +10,7 @@ use super::encrypted::{Encrypted, Setup};
 use super::headers::Headers;
 use super::memory::Memory;
 use super::names::Names;
+use super::plain::{Plain, PlainTree};
 use super::remote::Remote;
 use super::{Change, Expect, Op, Outcome, PlainPath, Side, Stored, Version, View};
 use crate::crypto::geometry::{Padding, PlainLen};
@@ -194,7 +195,7 @@ impl State {
 
     fn apply(&mut self, operation: &BatchOp) {
         match operation {
-            BatchOp::Add { key, hash, mtime, .. } => {
+            BatchOp::Add { key, hash, mtime, .. } | BatchOp::Copy { key, hash, mtime, .. } => {
                 // The real Hub takes the size from the CAS. Here it is that of any object with this content.
                 let known = self.files.values().find(|file| file.hash == Some(*hash)).map(|file| file.size);
                 let size = known.unwrap_or(if key.contains("/-N2") { 293 } else { 65_638 });
@@ -370,6 +371,7 @@ impl Keyed {
             contents,
             known: None,
             shards: None,
+            adopted: Mutex::default(),
             _endpoint: None,
         });
         let memory = Arc::new(Memory::open(None, [0; 32]).unwrap());
@@ -377,6 +379,11 @@ impl Keyed {
         let names = Names::new(keys.clone(), PlainPath::root());
         let setup = setup(&remote, &keys, &headers, &memory, format);
         Self { hub, view: Encrypted::new(setup, true), memory, remote, headers, keys, names, format }
+    }
+
+    /// Returns a view of the bucket without the key.
+    pub(super) fn plain(&self) -> Plain {
+        Plain::new(PlainTree::new(self.remote(), PlainPath::root(), false), self.memory.clone(), false, [0; 32])
     }
 
     pub(super) fn remote(&self) -> Arc<Remote> {
@@ -484,6 +491,7 @@ fn setup(
         headers: headers.clone(),
         memory: memory.clone(),
         read_only: false,
+        exact_names: false,
         identity: [0; 32],
     }
 }

@@ -142,7 +142,6 @@ fn key(entry: &Entry) -> String {
 mod tests {
     use super::*;
     use crate::crypto::Format::V2;
-    use crate::store::plain::Plain;
     use crate::store::testing::{Keyed, hash_of, path};
     use std::collections::BTreeSet;
 
@@ -178,7 +177,7 @@ mod tests {
         for at in &files {
             prefixes.extend(at.char_indices().map(|(end, _)| &at[..end]).chain([*at]));
         }
-        let plain = Plain::new(keyed.remote(), PlainPath::root(), keyed.memory.clone(), false, [0; 32]);
+        let plain = keyed.plain();
         let sides: [&dyn View; 2] = [&*keyed.view, &plain];
         for view in sides {
             for limit in [1, 2, 7, 1000] {
@@ -202,7 +201,7 @@ mod tests {
         for directory in 0..1000 {
             keyed.hub.put(&format!("d/{directory:03}/f"), hash_of("f"), 1);
         }
-        let plain = Plain::new(keyed.remote(), PlainPath::root(), keyed.memory.clone(), false, [0; 32]);
+        let plain = keyed.plain();
         let mut walk = Walk::new(&plain, "d/", None);
         for page in 0..3 {
             keyed.hub.take_listings();

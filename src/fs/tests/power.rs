@@ -15,8 +15,9 @@ use super::model::{Model, Step, Tree, absence, cases, outline, outline_files, pe
 use crate::disk::sim::SimDisk;
 use crate::fs::memory_view::MemoryView;
 use crate::fs::{Options, Vfs};
+use crate::store::buckets::BucketId;
 use crate::store::{
-    Draft, DraftState, Entry, Error, Hidden, HubError, Len, Listing, Object, Op, Outcome, PlainPath, PutSession,
+    Draft, DraftState, Entry, Error, Hidden, HubError, Kind, Len, Listing, Object, Op, Outcome, PlainPath, PutSession,
     Sealer, SlotIo, Version, View,
 };
 use async_trait::async_trait;
@@ -122,11 +123,17 @@ impl View for Plug {
     async fn stat(&self, path: &PlainPath) -> Result<Option<Entry>, Error> {
         self.ask(self.view.stat(path)).await?
     }
+    async fn files(&self, paths: &[PlainPath]) -> Result<Vec<Option<Kind>>, Error> {
+        self.ask(self.view.files(paths)).await?
+    }
     async fn lens(&self, versions: &[Version]) -> Vec<Result<Len, Error>> {
         self.view.lens(versions).await
     }
     async fn open(&self, version: &Version) -> Result<Arc<dyn Object>, Error> {
         self.ask(self.view.open(version)).await?
+    }
+    async fn adopt(&self, version: &Version, from: &BucketId) -> Result<(), Error> {
+        self.ask(self.view.adopt(version, from)).await?
     }
     async fn put(&self) -> Result<Box<dyn PutSession>, Error> {
         self.ask(self.view.put()).await?

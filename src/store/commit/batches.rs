@@ -140,7 +140,10 @@ impl<'a> Batches<'a> {
         let line = &self.run.lines()[line];
         let key = line.key.clone();
         match line.action {
-            Action::Add { hash, mtime } => BatchOp::Add { key, hash, mtime, content_type: None },
+            Action::Add { hash, mtime } => match self.remote.adopted(&hash) {
+                Some(from) => BatchOp::Copy { key, hash, from, mtime },
+                None => BatchOp::Add { key, hash, mtime, content_type: None },
+            },
             Action::Delete => BatchOp::Delete { key },
         }
     }

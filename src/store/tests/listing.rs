@@ -4,9 +4,8 @@ use crate::crypto::Format::{V1, V2};
 use crate::store::beside::Beside;
 use crate::store::encrypted::KeyVerdict;
 use crate::store::merged::Merged;
-use crate::store::plain::{Plain, PlainTree};
+use crate::store::plain::PlainTree;
 use crate::store::testing::{Keyed, hash_of, long_name, path, put, vectors};
-use crate::store::twin::Twins;
 use crate::store::{Change, Entry, Error, Expect, Hidden, Kind, Len, Op, Outcome, PlainPath, Side, Version, View};
 use bytes::Bytes;
 use serde_json::Value;
@@ -29,15 +28,14 @@ fn mixed_bucket(all: &Value) -> Keyed {
 }
 
 fn merged(view: &Keyed) -> Arc<Merged> {
-    let plain =
-        PlainTree { remote: view.remote(), prefix: PlainPath::root(), beside_encrypted: true, twins: Twins::default() };
+    let plain = PlainTree { beside_encrypted: true, ..PlainTree::new(view.remote(), PlainPath::root(), false) };
     Merged::new(view.encrypted(), Beside::new(plain))
 }
 
 #[tokio::test]
 async fn aliases_of_one_batch_need_one_listing_of_their_directory() {
     let keyed = Keyed::of_format(V2);
-    let plain = Plain::new(keyed.remote(), PlainPath::root(), keyed.memory.clone(), false, [0; 32]);
+    let plain = keyed.plain();
     let encrypted = keyed.encrypted();
     let sides: [&dyn View; 2] = [&*encrypted, &plain];
     for view in sides {

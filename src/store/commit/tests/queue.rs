@@ -3,7 +3,6 @@
 use crate::crypto::Format::V2;
 use crate::hub::BatchOp;
 use crate::store::commit::queue::{Execute, Places, Queue};
-use crate::store::plain::Plain;
 use crate::store::testing::{Keyed, hash_of, long_name, path, put};
 use crate::store::{Change, Error, Expect, Op, Outcome, PlainPath, Side, Stored, Version, View};
 use futures::future::{FutureExt, join_all};
@@ -30,10 +29,6 @@ fn put_plain(at: &str, content: &str) -> Op {
     Op { path: path(at), expect: Expect::Any, change }
 }
 
-fn plain(keyed: &Keyed) -> Plain {
-    Plain::new(keyed.remote(), PlainPath::root(), keyed.memory.clone(), false, [0; 32])
-}
-
 /// Returns a put whose header the encrypted view finds.
 fn put_sealed(keyed: &Keyed, at: &str, content: &str) -> Op {
     let operation = put(at, content, Expect::Any);
@@ -49,7 +44,7 @@ fn all_done(outcomes: &[Outcome]) {
 async fn commit_of_other_file_finishes_while_directory_move_hangs() {
     let keyed = Keyed::new().await;
     keyed.object("big/f", V2, "moved");
-    let plain = plain(&keyed);
+    let plain = keyed.plain();
     keyed.hub.put("big/f", hash_of("moved"), 1);
     let encrypted = keyed.view.clone();
     let views: [(&dyn View, String, Op); 2] = [
@@ -86,7 +81,7 @@ async fn commit_of_other_file_finishes_while_directory_move_hangs() {
 async fn concurrent_small_commits_share_few_batches() {
     let keyed = Keyed::new().await;
     keyed.hub.on_read(Duration::from_millis(20), |_| {});
-    let plain = plain(&keyed);
+    let plain = keyed.plain();
     let encrypted = keyed.view.clone();
     for (view, sealed) in [(&*encrypted as &dyn View, true), (&plain, false)] {
         keyed.hub.take_batches();
@@ -440,7 +435,7 @@ proptest! {
 #[tokio::test]
 async fn batch_of_several_callers_keeps_adds_before_deletes() {
     let keyed = Keyed::new().await;
-    let plain = plain(&keyed);
+    let plain = keyed.plain();
     for at in ["old/1", "old/2"] {
         keyed.hub.put(at, hash_of(at), 1);
     }
