@@ -90,6 +90,7 @@ impl Vfs {
             journal: journal.clone(),
             schedule: schedule.clone(),
             twins: twins.clone(),
+            misses: Mutex::default(),
         });
         let quota = Arc::new(Quota {
             view: view.clone(),

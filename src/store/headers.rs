@@ -29,6 +29,8 @@ const VERIFY_AT_ONCE: usize = 512;
 const MAX_ROWS: i64 = 500_000;
 /// Entries of the cache in memory: some 8 MB.
 const MAX_KNOWN: usize = 65_536;
+/// Sizes in memory: some 20 MB. When there are more, all are forgotten.
+const MAX_LENS: usize = 262_144;
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS heads (id INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, bytes BLOB NOT NULL);
@@ -41,13 +43,15 @@ pub(super) struct Headers {
     database: Arc<Database>,
     /// Cache in memory of database rows. Never held over an await.
     known: Mutex<HashMap<Hash, Bytes>>,
+    /// Plaintext sizes of versions whose headers were verified. Never held over an await.
+    lens: Mutex<HashMap<Version, u64>>,
 }
 
 impl Headers {
     /// Opens the cache in `folder`, or in memory without one.
     pub(super) fn open(folder: Option<&Path>, keys: Arc<Keys>, remote: Arc<Remote>) -> Result<Self, Error> {
         let database = Arc::new(Database::open(folder, "headers.sqlite", Durability::Cache, SCHEMA)?);
-        Ok(Self { keys, remote, database, known: Mutex::default() })
+        Ok(Self { keys, remote, database, known: Mutex::default(), lens: Mutex::default() })
     }
 
     /// Returns the verified header of a version. `Error::Unauthentic`: it is damaged. Another error: it can't
@@ -76,14 +80,20 @@ impl Headers {
 
     /// Returns the sizes that need no request. The others are `Unread`.
     pub(super) async fn cached_lens(&self, versions: &[Version]) -> Vec<Len> {
-        let cached = self.cached(versions.iter().filter_map(|version| version.id.xet().ok()).collect()).await;
-        let len = |version: &Version| {
-            let header = self.verify(version, cached.get(&version.id.xet().ok()?)?).ok()?;
-            Some(Len::Known(header.plain_len.0))
+        let mut lens: Vec<Len> = {
+            let known = self.lens.lock().unwrap_or_else(PoisonError::into_inner);
+            versions.iter().map(|version| known.get(version).map_or(Len::Unread, |len| Len::Known(*len))).collect()
         };
-        let mut lens = Vec::with_capacity(versions.len());
-        for part in versions.chunks(VERIFY_AT_ONCE) {
-            lens.extend(part.iter().map(|version| len(version).unwrap_or(Len::Unread)));
+        let unknown: Vec<usize> = (0..lens.len()).filter(|&index| lens[index] == Len::Unread).collect();
+        let cached = self.cached(unknown.iter().filter_map(|&index| versions[index].id.xet().ok()).collect()).await;
+        for part in unknown.chunks(VERIFY_AT_ONCE) {
+            for &index in part {
+                let version = &versions[index];
+                let bytes = version.id.xet().ok().and_then(|hash| cached.get(&hash));
+                if let Some(Ok(header)) = bytes.map(|bytes| self.verify(version, bytes)) {
+                    lens[index] = Len::Known(header.plain_len.0);
+                }
+            }
             tokio::task::yield_now().await;
         }
         lens
@@ -129,7 +139,13 @@ impl Headers {
     fn verify(&self, version: &Version, bytes: &[u8]) -> Result<Header, Error> {
         let Side::Encrypted(format) = version.side else { return Err(Error::WrongSide) };
         let head = bytes.get(..HEADER_LEN).ok_or(Error::LengthMismatch)?;
-        Ok(self.keys.open_header(format, head, version.stored_len)?)
+        let header = self.keys.open_header(format, head, version.stored_len)?;
+        let mut lens = self.lens.lock().unwrap_or_else(PoisonError::into_inner);
+        if lens.len() >= MAX_LENS {
+            lens.clear();
+        }
+        lens.insert(*version, header.plain_len.0);
+        Ok(header)
     }
 
     /// Returns the cached bytes of these hashes.

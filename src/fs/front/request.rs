@@ -1,5 +1,5 @@
-//! Runs one task per request, and enforces a deadline for every reply. A front end passes the work, the reply in its
-//! own protocol, and what undoes the work if the reply came too late.
+//! Processes requests, and enforces a deadline for every reply. A request that has to wait becomes a task of its own. A
+//! front end passes the work, the reply in its own protocol, and what undoes the work if the reply came too late.
 
 use crate::fs::{Error, Vfs, or_longest_wait};
 use crate::store::deadline::{timely, within};
@@ -7,6 +7,7 @@ use bytes::Bytes;
 use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -172,7 +173,7 @@ impl RequestContext {
         U: Future<Output = ()> + Send,
     {
         let (deadline, vfs) = (self.deadline(deadline), self.vfs.clone());
-        self.runtime.spawn(async move {
+        let mut task = Box::pin(async move {
             let mut work = pin!(within(deadline, work));
             match tokio::time::timeout(deadline, &mut work).await {
                 Ok(done) => reply(done.inspect_err(log)),
@@ -185,6 +186,14 @@ impl RequestContext {
                 }
             }
         });
+        // Most requests have nothing to wait for. They are answered by this thread, because waking another one often
+        // costs more than the work. A request that has to wait goes on as a task of the runtime.
+        let entered = self.runtime.enter();
+        let waits = task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending();
+        drop(entered);
+        if waits {
+            self.runtime.spawn(task);
+        }
     }
 }
 

@@ -25,7 +25,7 @@ const CONCURRENT_CHECKS: usize = 8;
 const PAUSE: Duration = Duration::from_secs(1);
 /// Ratio of the pause after a check in the background to the duration of that check. It matters for files that are
 /// added to a large folder, because the whole folder is listed for each check.
-const PAUSE_SHARE: u32 = 4;
+const PAUSE_SHARE: u32 = 16;
 
 impl Sync {
     /// Checks the new names that were committed since the last check, each group of names once. A group whose check

@@ -6,7 +6,7 @@ use crate::fs::{Access, Create, Error, FileKind, Ino, NewAttrs, SetAttr};
 use crate::store::deadline::within;
 use crate::store::{Change, stored_mtime};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use time::OffsetDateTime;
 
 fn map(files: &[(&str, &[u8])]) -> std::collections::BTreeMap<String, Vec<u8>> {
@@ -497,6 +497,29 @@ async fn missed_names_cause_one_listing_per_negative_ttl() {
         assert_eq!(mount.view.take_listed(), 1);
         let left = mount.vfs.absent_for(Ino::ROOT);
         assert!(!left.is_zero() && left <= Duration::from_secs(1800), "{left:?}");
+    }
+}
+
+#[tokio::test]
+async fn missed_names_in_large_directories_seldom_list_them() {
+    for misses in [100, 1000] {
+        let mount = Mount::with(|options| {
+            (options.metadata_ttl, options.negative_ttl) = (Duration::from_secs(3600), Duration::ZERO);
+        })
+        .await;
+        for directory in 0..4 {
+            for file in 0..2500 {
+                mount.view.put_foreign(&format!("{directory}/{file}"), b"");
+            }
+        }
+        let began = Instant::now();
+        for name in 0..misses {
+            refused!(mount.stat(&format!("{}/missed{name}", name % 4)).await, ENOENT);
+        }
+        // The first listing of each, those of the first 10,000 entries, and 5,000 entries per second after that.
+        let most = 5 + 4 + 4 + 2 * (began.elapsed().as_secs() as usize + 1);
+        let listed = mount.view.take_listed() as usize;
+        assert!((5..=most).contains(&listed), "{listed} of {most}");
     }
 }
 

@@ -6,7 +6,7 @@ use crate::fs::handle::{DirectoryHandle, Listed};
 use crate::fs::ids::{FileKind, HandleNo, Ino};
 use crate::fs::journal::file::Journal;
 use crate::fs::journal::ledger::{Ledger, QueuedOp, Remote};
-use crate::fs::lock::lock;
+use crate::fs::lock::{Mutex, lock};
 use crate::fs::options::Options;
 use crate::fs::sync::schedule::Schedule;
 use crate::fs::tree::inode::InodeTable;
@@ -33,6 +33,41 @@ const MISS_TIMEOUT: Duration = Duration::from_secs(2);
 const SLOW_LISTING: Duration = Duration::from_millis(250);
 /// Share of the time that slow listings may take: one part in this number.
 const SLOW_LISTING_SHARE: u32 = 4;
+
+/// Entries that listings for missed names may read at once, over all directories of a mount.
+const MISS_BURST: f64 = 10_000.0;
+/// Entries per second that such listings may read over a longer time. To read and decrypt them takes some 5 % of one
+/// CPU.
+const MISS_RATE: f64 = 5_000.0;
+
+/// Limits the listings that are made because a name was missed, by the number of entries that they read. Beyond the
+/// limit
+/// a missed name counts as missing until the directory is listed again, after the metadata TTL at the latest.
+#[derive(Debug)]
+pub(crate) struct MissBudget {
+    left: f64,
+    at: Instant,
+}
+
+impl Default for MissBudget {
+    fn default() -> Self {
+        Self { left: MISS_BURST, at: Instant::now() }
+    }
+}
+
+impl MissBudget {
+    /// Takes the entries of a directory from the budget. Returns false if nothing of it is left.
+    fn take(&mut self, entries: usize) -> bool {
+        let now = Instant::now();
+        let refill = MISS_RATE * now.saturating_duration_since(self.at).as_secs_f64();
+        (self.left, self.at) = ((self.left + refill).min(MISS_BURST), now);
+        if self.left <= 0.0 {
+            return false;
+        }
+        self.left -= entries as f64;
+        true
+    }
+}
 
 /// A read of the remote's state that is in progress. The ledger records the operations that finish meanwhile.
 pub(crate) struct Listing<'a> {
@@ -61,6 +96,7 @@ pub(crate) struct Directories {
     pub(crate) journal: Arc<Journal>,
     pub(crate) schedule: Arc<Schedule>,
     pub(crate) twins: Arc<Twins>,
+    pub(crate) misses: Mutex<MissBudget>,
 }
 
 impl Directories {
@@ -101,6 +137,9 @@ impl Directories {
     /// Lists a directory again after a lookup that began at `asked` missed a name in it. Does nothing if the last
     /// listing is younger than the TTL of negative results. One listing serves all names that are missed meanwhile.
     /// If it fails, the last listing stays in use during the metadata TTL.
+    ///
+    /// Listings of large directories for missed names are limited over all directories, see [`MissBudget`]. Otherwise a
+    /// program that creates files in large directories would cause a listing of each of them for every new name.
     async fn load_for_missed_name(&self, ino: Ino, asked: Instant) -> Result<(), Error> {
         let ttl = {
             let tree = lock(&self.tree);
@@ -108,6 +147,9 @@ impl Directories {
             let ttl = self.negative_ttl(directory.took);
             let is_new = directory.loaded.is_some_and(|at| at >= asked);
             if is_new || is_younger(directory.loaded, ttl) || is_younger(directory.failed, ttl) {
+                return Ok(());
+            }
+            if !lock(&self.misses).take(directory.children.len()) {
                 return Ok(());
             }
             ttl
