@@ -16,6 +16,8 @@
 pub mod cli;
 mod disk;
 pub mod fs;
+#[cfg(feature = "s3")]
+pub mod gateway;
 pub mod hub;
 pub mod store;
 pub use hfcrypt_crypto as crypto;

@@ -1,4 +1,4 @@
-//! `hugbucket`: serves an embedded Hub directory. (The S3 and FTP gateways come with later versions.)
+//! `hugbucket`: serves buckets by the S3 protocol, and an embedded Hub directory. (FTP comes with a later version.)
 
 use super::exit::{Exit, Failure, Outcome};
 use super::{CommonArgs, print_json, run};
@@ -12,6 +12,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 const EXAMPLES: &str = "\
 Examples:
+  AWS_ACCESS_KEY_ID=me AWS_SECRET_ACCESS_KEY=secret hugbucket s3 --encryption-key-file ~/key
+                                                         serve it to S3 clients at http://127.0.0.1:9000
   hugbucket hub --dir /srv/hub                           serve it; HF_ENDPOINT=http://127.0.0.1:8080 HF_TOKEN=hf_local hf buckets ls
   hugbucket hub --dir /srv/hub user add alice
   hugbucket hub --dir /srv/hub token add alice --role write";
@@ -28,6 +30,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Serve buckets to S3 clients, encrypted if there is a key
+    #[cfg(feature = "s3")]
+    S3(Box<super::gateway::S3Command>),
     /// Serve an embedded Hub directory to any Hub client, or manage who may in
     Hub(HubCommand),
 }
@@ -123,8 +128,11 @@ pub fn hugbucket() -> ExitCode {
     let cli = Cli::parse();
     cli.common.init_logging(tracing::Level::INFO);
     run(async move {
-        let Command::Hub(command) = cli.command;
-        hub(command).await
+        match cli.command {
+            #[cfg(feature = "s3")]
+            Command::S3(command) => command.run().await,
+            Command::Hub(command) => hub(command).await,
+        }
     })
 }
 

@@ -3,6 +3,8 @@
 pub mod args;
 pub mod dirs;
 pub mod exit;
+#[cfg(feature = "s3")]
+pub mod gateway;
 pub mod hfcrypt;
 #[cfg(feature = "local-hub")]
 pub mod hugbucket;
@@ -49,6 +51,8 @@ impl CommonArgs {
         let wanted = std::env::var(EnvFilter::DEFAULT_ENV).ok();
         let wanted = wanted.and_then(|text| EnvFilter::try_new(own_target(&text)).ok());
         let filter = wanted.unwrap_or_else(|| EnvFilter::new(format!("hfcrypt={level}")));
+        // The protocol layer of the gateway logs keys and signatures of requests.
+        let filter = if let Ok(off) = "s3s=off".parse() { filter.add_directive(off) } else { filter };
         let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
         // A second subscriber can't be set; the first one goes on.
         let _ = match self.log_format {

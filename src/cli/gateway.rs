@@ -1,0 +1,260 @@
+//! `hugbucket s3`: the S3 gateway.
+
+use super::args::{FormatArgs, HubArgs, parse_size, read_keys};
+use super::dirs;
+use super::exit::{Exit, Failure, Outcome};
+use crate::cli::term::say;
+use crate::gateway::s3::admin::Admin;
+use crate::gateway::s3::server::{Server, ServerOptions};
+use crate::gateway::state::State;
+use crate::gateway::state::sqlite::Sqlite;
+use crate::gateway::{AccessKey, AccessKeys, Gateway, MIN_PART, Namespaces, Options, Permission};
+use crate::store::buckets::Buckets;
+use crate::store::{CacheMode, DiskCacheOptions, OpenOptions};
+use clap::Args;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use zeroize::Zeroizing;
+
+/// `hugbucket s3`.
+#[derive(Args)]
+pub struct S3Command {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "a doc comment on a flattened field would become the help text of the group")]
+    pub hub: HubArgs,
+    /// Where to listen; port 0 takes a free one and prints it
+    #[arg(long, default_value = "127.0.0.1:9000", value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+    /// Key file: everything is encrypted on this machine
+    #[arg(long, value_name = "FILE", env = "HFCRYPT_KEY_FILE")]
+    pub encryption_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "a doc comment on a flattened field would become the help text of the group")]
+    pub format: FormatArgs,
+    /// Hide the plaintext of buckets
+    #[arg(long)]
+    pub encrypted_only: bool,
+    /// Start a further key in buckets that this key can't read
+    #[arg(long)]
+    pub new_key: bool,
+    /// Refuse all writes
+    #[arg(long)]
+    pub read_only: bool,
+    /// Access keys, a TOML file; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY name a further one
+    #[arg(long, value_name = "FILE")]
+    pub credentials_file: Option<PathBuf>,
+    /// Let requests without credentials do everything
+    #[arg(long)]
+    pub anonymous: bool,
+    /// Serve the buckets of this namespace too, as NAMESPACE.BUCKET (repeatable)
+    #[arg(long, value_name = "NAMESPACE")]
+    pub namespace: Vec<String>,
+    /// Folder of the gateway's state [default: $XDG_DATA_HOME/hugbucket]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Folder of the caches [default: $XDG_CACHE_HOME/hugbucket]
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Disk cache of data read; 0 for none
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "512Mi")]
+    pub cache_size: u64,
+    /// Where /healthz, /readyz and /metrics are served
+    #[arg(long, value_name = "ADDRESS")]
+    pub admin_listen: Option<SocketAddr>,
+    /// Certificate chain, a PEM file: serve https
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of the certificate, a PEM file
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Domain below which each bucket has a host name (repeatable)
+    #[arg(long, value_name = "DOMAIN")]
+    pub domain: Vec<String>,
+    /// Origin that browsers may call from, or * (repeatable)
+    #[arg(long, value_name = "ORIGIN")]
+    pub cors_origin: Vec<String>,
+    /// Append a JSON line for each request to this file; - for stdout
+    #[arg(long, value_name = "FILE")]
+    pub access_log: Option<PathBuf>,
+    /// Connections at once
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub max_connections: u32,
+    /// Requests at once; more wait for 20 s and are then told to come back
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub max_requests: u32,
+    /// Hours after which a multipart upload that is not completed is removed
+    #[arg(long, value_name = "HOURS", default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..))]
+    pub upload_ttl_hours: u32,
+    /// Seconds for which a stop waits for requests
+    #[arg(long, value_name = "S", default_value_t = 30)]
+    pub stop_timeout_secs: u32,
+}
+
+impl S3Command {
+    /// Serves until SIGTERM or SIGINT.
+    pub async fn run(self) -> Outcome<ExitCode> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let options = self.server_options()?;
+        let scheme = if options.tls.is_some() { "https" } else { "http" };
+        let gateway = Arc::new(self.gateway().await?);
+        let about = |error: std::io::Error, address: SocketAddr| Failure::from(error).about(address);
+        let server = Server::start(gateway.clone(), options).await.map_err(|error| about(error, self.listen))?;
+        let admin = match self.admin_listen {
+            None => None,
+            Some(address) => {
+                let admin = Admin::start(address, gateway, server.metrics()).await;
+                let admin = admin.map_err(|error| about(error, address))?;
+                tracing::info!(address = %admin.address(), "serving /healthz, /readyz and /metrics");
+                Some(admin)
+            }
+        };
+        say!("{scheme}://{}", server.address());
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("finishing the requests that run");
+        server.stop().await;
+        drop(admin);
+        Ok(ExitCode::SUCCESS)
+    }
+
+    async fn gateway(&self) -> Outcome<Gateway> {
+        let open = self.open_options()?;
+        let state: Arc<dyn State> = Arc::new(self.state()?);
+        let buckets = Buckets::new(self.hub.clone().resolved().open().await?);
+        let namespaces = Namespaces::new(buckets.user().await?, self.namespace.clone());
+        let upload_ttl = Duration::from_secs(3600 * u64::from(self.upload_ttl_hours));
+        let options = Options { open, upload_ttl, min_part: MIN_PART };
+        let gateway = Gateway::new(buckets, namespaces, state, options);
+        gateway.map_err(|error| Failure::new(Exit::Failure, error.to_string()))
+    }
+
+    fn server_options(&self) -> Outcome<ServerOptions> {
+        Ok(ServerOptions {
+            listen: self.listen,
+            tls: self.tls()?,
+            keys: self.access_keys()?,
+            anonymous: self.anonymous,
+            domains: self.domain.clone(),
+            cors_origins: self.cors_origin.clone(),
+            connections: self.max_connections as usize,
+            requests: self.max_requests as usize,
+            stop_deadline: Duration::from_secs(u64::from(self.stop_timeout_secs)),
+            access_log: self.access_log()?,
+        })
+    }
+
+    /// Collects the access keys of the file and of the environment.
+    fn access_keys(&self) -> Outcome<AccessKeys> {
+        let mut keys = Vec::new();
+        if let Some(path) = &self.credentials_file {
+            let usage = |why: String| Failure::new(Exit::Usage, why).about(path.display());
+            let text = Zeroizing::new(std::fs::read_to_string(path).map_err(|error| usage(error.to_string()))?);
+            use std::os::unix::fs::MetadataExt;
+            if std::fs::metadata(path)?.mode() & 0o077 != 0 {
+                return Err(usage("other users may read the file".into()).hint("run chmod 600 on it"));
+            }
+            keys.extend(AccessKeys::parse(&text).map_err(usage)?);
+        }
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        match (variable("AWS_ACCESS_KEY_ID"), variable("AWS_SECRET_ACCESS_KEY")) {
+            (Some(access_key_id), Some(secret)) => keys.push(AccessKey {
+                access_key_id,
+                secret_access_key: Zeroizing::new(secret),
+                permission: Permission::Write,
+                scopes: Vec::new(),
+            }),
+            (None, None) => {}
+            _ => {
+                let message = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY belong together: one of them is missing";
+                return Err(Failure::new(Exit::Usage, message));
+            }
+        }
+        let keys = AccessKeys::new(keys).map_err(|why| Failure::new(Exit::Usage, why))?;
+        if keys.is_empty() && !self.anonymous {
+            let hint =
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a --credentials-file, or pass --anonymous";
+            return Err(Failure::new(Exit::Usage, "there is no access key").hint(hint));
+        }
+        if self.anonymous && !self.listen.ip().is_loopback() {
+            tracing::warn!(address = %self.listen, "everybody who can reach the gateway may do everything");
+        }
+        Ok(keys)
+    }
+
+    fn open_options(&self) -> Outcome<OpenOptions> {
+        self.format.check()?;
+        let keys = self.encryption_key_file.as_deref().map(read_keys).transpose()?;
+        if keys.is_none() && (self.encrypted_only || self.new_key) {
+            return Err(Failure::new(Exit::Usage, "--encrypted-only and --new-key need --encryption-key-file"));
+        }
+        let cache_dir = match &self.cache_dir {
+            Some(dir) => dir.clone(),
+            None => dirs::cache_home()?.join("hugbucket"),
+        };
+        make_folder(&cache_dir)?;
+        let disk_cache = DiskCacheOptions { mode: CacheMode::Chunk, max_bytes: self.cache_size };
+        Ok(OpenOptions {
+            keys,
+            format: Some(self.format.encryption_format.into()),
+            padding: self.format.size_padding.into(),
+            encrypted_only: self.encrypted_only,
+            new_key: self.new_key,
+            create: false,
+            read_only: self.read_only,
+            exact_names: true,
+            cache_dir: Some(cache_dir),
+            disk_cache: (self.cache_size > 0).then_some(disk_cache),
+        })
+    }
+
+    fn state(&self) -> Outcome<Sqlite> {
+        let folder = match &self.data_dir {
+            Some(dir) => dir.clone(),
+            None => dirs::data_home()?.join("hugbucket"),
+        };
+        make_folder(&folder)?;
+        let path = folder.join("gateway.sqlite");
+        Sqlite::open(&path).map_err(|error| Failure::new(Exit::Failure, error.to_string()).about(path.display()))
+    }
+
+    fn tls(&self) -> Outcome<Option<Arc<rustls::ServerConfig>>> {
+        let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) else { return Ok(None) };
+        let usage = |path: &Path, why: String| Failure::new(Exit::Usage, why).about(path.display());
+        let chain = CertificateDer::pem_file_iter(cert).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let chain = chain.map_err(|error| usage(cert, format!("no certificate: {error}")))?;
+        let secret =
+            PrivateKeyDer::from_pem_file(key).map_err(|error| usage(key, format!("no private key: {error}")))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| usage(cert, error.to_string()))?
+            .with_no_client_auth()
+            .with_single_cert(chain, secret)
+            .map_err(|error| usage(cert, error.to_string()))?;
+        Ok(Some(Arc::new(config)))
+    }
+
+    fn access_log(&self) -> Outcome<Option<Box<dyn Write + Send>>> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let Some(path) = &self.access_log else { return Ok(None) };
+        if path.as_os_str() == "-" {
+            return Ok(Some(Box::new(std::io::stdout())));
+        }
+        let file = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+        Ok(Some(Box::new(file.map_err(|error| Failure::from(error).about(path.display()))?)))
+    }
+}
+
+fn make_folder(path: &Path) -> Outcome {
+    dirs::make_private(path).map_err(|error| Failure::from(error).about(path.display()))
+}

@@ -1,0 +1,142 @@
+//! Copies objects: by content id where both buckets have one key, else by reading and writing.
+//!
+//! Content isn't bound to its path, so one stored object may have any number of keys and no byte moves. Plaintext
+//! beside
+//! an encrypted tree is the exception: it has to be sealed.
+
+use super::condition::Conditions;
+use super::digest::{Algorithm, Hasher, hex};
+use super::record::{Headers, Record};
+use super::upload::Body;
+use super::{Bucket, Error, Found, Key, MAX_PUT, multipart::Part, multipart::PartUpload};
+use crate::store::{Change, Error as StoreError, Expect, Op, Side, Stored};
+use futures::{StreamExt, TryStreamExt};
+use std::ops::Range;
+
+/// A copy.
+#[derive(Default)]
+pub struct Copy {
+    /// What must hold of the source.
+    pub source_conditions: Conditions,
+    /// What must hold of the target.
+    pub conditions: Conditions,
+    /// New headers and user metadata. `None`: those of the source.
+    pub headers: Option<Headers>,
+    /// The additional checksum that the copy shall have. `None`: that of the source.
+    pub algorithm: Option<Algorithm>,
+}
+
+impl Bucket {
+    /// Copies an object of `source` to a key of this bucket.
+    pub async fn copy(&self, key: &Key, source: &Bucket, source_key: &Key, copy: Copy) -> Result<Found, Error> {
+        self.check_key(key)?;
+        let found = source.head(source_key).await?;
+        copy.source_conditions.check_copy(found.present())?;
+        let is_itself = self.id == source.id && key == source_key;
+        if is_itself && copy.headers.is_none() && copy.algorithm.is_none() {
+            return Err(Error::InvalidArgument("an object is copied to itself only with other metadata"));
+        }
+        if let Some(headers) = &copy.headers {
+            headers.check()?;
+        }
+        let wants_other = copy
+            .algorithm
+            .is_some_and(|wanted| found.record.checksum.as_ref().is_none_or(|checksum| checksum.algorithm != wanted));
+        let must_read = wants_other
+            || (found.version.side == Side::Plain) != self.view.key_id().is_none()
+            || self.view.key_id() != source.view.key_id();
+        let headers = copy.headers.unwrap_or_else(|| found.record.headers.clone());
+        let record = Record { headers, ..found.record.clone() };
+        self.expected(key, &copy.conditions).await?;
+        if must_read {
+            return self.copy_by_reading(key, source, &found, record, copy.algorithm, &copy.conditions).await;
+        }
+        if is_itself {
+            self.set_record(key, &found.version, &record).await?;
+            return Ok(Found { record, ..found });
+        }
+        self.copy_by_id(key, source, source_key, found, record, &copy.conditions).await
+    }
+
+    /// Puts the stored object of `source` at a key of this bucket.
+    async fn copy_by_id(
+        &self,
+        key: &Key,
+        source: &Bucket,
+        source_key: &Key,
+        found: Found,
+        record: Record,
+        conditions: &Conditions,
+    ) -> Result<Found, Error> {
+        let is_other_bucket = self.id != source.id;
+        if is_other_bucket {
+            self.view.adopt(&found.version, &source.id).await.map_err(Error::of_store)?;
+        }
+        let _turn = self.turns.of(key.path()).await;
+        let expect = self.expected(key, conditions).await?;
+        if is_other_bucket {
+            let stored = Stored { version: found.version, plain_len: found.len };
+            return self.commit_put(key, stored, record, expect, conditions).await;
+        }
+        self.set_record(key, &found.version, &record).await?;
+        let change = Change::Copy { to: key.path().clone(), expect_to: expect };
+        let op = Op { path: source_key.path().clone(), expect: Expect::Is(found.version.id), change };
+        self.commit(&[op], conditions).await.pop().unwrap_or(Ok(None))?;
+        self.tidy(key, Some(&found.version));
+        let copied = self.head(key).await?;
+        Ok(Found { record, modified: copied.modified, ..found })
+    }
+
+    async fn copy_by_reading(
+        &self,
+        key: &Key,
+        source: &Bucket,
+        found: &Found,
+        mut record: Record,
+        algorithm: Option<Algorithm>,
+        conditions: &Conditions,
+    ) -> Result<Found, Error> {
+        let body = source.content(found, 0..found.len).await?;
+        let hasher = Hasher::new(algorithm);
+        let (stored, digests) = self.upload(body, Some(found.len), u64::MAX, hasher, Default::default(), None).await?;
+        if record.etag.is_none() {
+            record.etag = Some(hex(&digests.md5));
+        }
+        record.checksum = digests.checksum.or(record.checksum);
+        let _turn = self.turns.of(key.path()).await;
+        let expect = self.expected(key, conditions).await?;
+        self.commit_put(key, stored, record, expect, conditions).await
+    }
+
+    /// Uploads a part that is a range of an object of `source`.
+    pub async fn copy_part(
+        &self,
+        (key, id, number): (&Key, &str, u32),
+        source: &Bucket,
+        source_key: &Key,
+        range: Option<Range<u64>>,
+        conditions: &Conditions,
+    ) -> Result<Part, Error> {
+        let found = source.head(source_key).await?;
+        conditions.check_copy(found.present())?;
+        let range = range.unwrap_or(0..found.len);
+        if range.end > found.len || range.start > range.end {
+            return Err(Error::InvalidRange);
+        }
+        if range.end - range.start > MAX_PUT {
+            return Err(Error::TooLarge(MAX_PUT));
+        }
+        let len = Some(range.end - range.start);
+        let body = source.content(&found, range).await?;
+        self.put_part(key, id, number, body, PartUpload { len, ..PartUpload::default() }).await
+    }
+
+    /// Returns a range of an object as a stream.
+    pub(super) async fn content(&self, found: &Found, range: Range<u64>) -> Result<Body, Error> {
+        let object = self.open(&found.version).await?;
+        if object.len() != found.len {
+            return Err(Error::Store(StoreError::LengthMismatch));
+        }
+        Ok(object.stream(range).map_err(Error::of_store).boxed())
+    }
+}

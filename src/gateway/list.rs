@@ -1,0 +1,341 @@
+//! Lists keys in pages, in the order of their UTF-8 bytes.
+//!
+//! A page is found by walking directories, like [`store::walk`](crate::store::walk), from the key after which it
+//! starts. Directories outside the prefix, before the start, or inside a common prefix that was counted already are not
+//! entered. So a page costs in proportion to what it shows.
+//!
+//! **Listings are kept.** A directory can only be listed whole: on an encrypted bucket its stored names have no order.
+//! A listing is kept, sorted, together with the revision that the bucket had before. It is used again while the bucket
+//! has that revision. Each page asks for the revision once.
+
+use super::key::key_of;
+use super::{Error, digest};
+use crate::store::{Entry, Kind, Len, PlainPath, Version, View};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Entries kept for one bucket, over all directories. Each takes about 200 bytes.
+const MAX_KEPT: usize = 500_000;
+/// Nesting depth of directories. The limit stops at a server that invents an endless tree.
+const MAX_DEPTH: usize = 4096;
+
+/// What a page shows.
+#[derive(Clone, Debug, Default)]
+pub struct Query {
+    /// Keys must begin with this text.
+    pub prefix: String,
+    /// Keys that have this text after the prefix are shown as one common prefix that ends with it.
+    pub delimiter: Option<String>,
+    /// Where the page starts.
+    pub after: After,
+    /// Most keys and common prefixes together.
+    pub limit: usize,
+}
+
+/// Where a page starts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum After {
+    /// At the first key.
+    #[default]
+    Start,
+    /// After this key.
+    Key(String),
+    /// After all keys that begin with this common prefix.
+    Prefix(String),
+}
+
+impl After {
+    /// Returns the place as an opaque text for clients.
+    pub fn to_token(&self) -> String {
+        match self {
+            Self::Start => String::new(),
+            Self::Key(key) => digest::base64(format!("k{key}").as_bytes()),
+            Self::Prefix(prefix) => digest::base64(format!("p{prefix}").as_bytes()),
+        }
+    }
+
+    /// Reads such a text.
+    pub fn from_token(token: &str) -> Result<Self, Error> {
+        let wrong = || Error::InvalidArgument("the continuation token is not one of this gateway");
+        let bytes = base64_simd::STANDARD.decode_to_vec(token).map_err(|_| wrong())?;
+        let text = String::from_utf8(bytes).map_err(|_| wrong())?;
+        match text.split_at_checked(1) {
+            Some(("k", key)) => Ok(Self::Key(key.to_owned())),
+            Some(("p", prefix)) => Ok(Self::Prefix(prefix.to_owned())),
+            _ => Err(wrong()),
+        }
+    }
+
+    /// Returns true if the page doesn't show this key.
+    fn is_past(&self, key: &str) -> bool {
+        match self {
+            Self::Start => false,
+            Self::Key(after) => key <= after.as_str(),
+            Self::Prefix(prefix) => key <= prefix.as_str() || key.starts_with(prefix),
+        }
+    }
+
+    /// Returns true if the page shows no key that begins with `directory`, which ends in a slash.
+    fn is_past_directory(&self, directory: &str) -> bool {
+        match self {
+            Self::Start => false,
+            Self::Key(after) => directory < after.as_str() && !after.starts_with(directory),
+            Self::Prefix(prefix) => {
+                directory.starts_with(prefix.as_str())
+                    || (directory < prefix.as_str() && !prefix.starts_with(directory))
+            }
+        }
+    }
+}
+
+/// An object of a page.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Its key.
+    pub key: String,
+    /// The path that holds it.
+    pub path: PlainPath,
+    /// Its version. `None`: it can't be read.
+    pub version: Option<Version>,
+    /// Its size in bytes; 0 for a damaged one.
+    pub len: u64,
+    /// Time of its last change.
+    pub modified: Option<time::OffsetDateTime>,
+}
+
+/// A page.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// Objects, ascending by key.
+    pub objects: Vec<Listed>,
+    /// Common prefixes, ascending.
+    pub prefixes: Vec<String>,
+    /// Where the next page starts. `None`: this is the last one.
+    pub next: Option<After>,
+}
+
+/// An entry of a directory, with its place among the others.
+struct Item {
+    /// Its name, with a slash if it is a directory. The marker of the directory itself comes first, with an empty name.
+    name: String,
+    kind: Kind,
+}
+
+/// A directory's entries in the order of keys.
+type Sorted = Arc<[Item]>;
+
+/// Kept listings of one bucket. The lock is never held over an await.
+#[derive(Default)]
+pub(super) struct Listings(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    revision: Option<String>,
+    directories: HashMap<PlainPath, Sorted>,
+    entries: usize,
+}
+
+impl Listings {
+    /// Forgets all listings of another revision than this one.
+    fn begin(&self, revision: Option<&str>) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if revision.is_none() || kept.revision.as_deref() != revision {
+            *kept = Kept { revision: revision.map(str::to_owned), ..Kept::default() };
+        }
+    }
+
+    fn get(&self, directory: &PlainPath, revision: Option<&str>) -> Option<Sorted> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.revision.as_deref() == revision { kept.directories.get(directory).cloned() } else { None }
+    }
+
+    fn keep(&self, directory: &PlainPath, revision: Option<&str>, sorted: &Sorted) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if revision.is_none() || kept.revision.as_deref() != revision {
+            return;
+        }
+        if kept.entries + sorted.len() > MAX_KEPT {
+            kept.directories.clear();
+            kept.entries = 0;
+        }
+        if sorted.len() <= MAX_KEPT && kept.directories.insert(directory.clone(), sorted.clone()).is_none() {
+            kept.entries += sorted.len();
+        }
+    }
+}
+
+/// Returns a page of a bucket's keys.
+pub(super) async fn page(view: &dyn View, listings: &Listings, query: &Query) -> Result<Page, Error> {
+    // The revision is read before the listings, so a change in between is noticed by the next page.
+    let revision = view.revision().await.map_err(Error::of_store)?;
+    listings.begin(revision.as_deref());
+    let mut walk = Walk { view, listings, revision, query, skip: None, page: Page::default(), unread: Vec::new() };
+    if query.limit > 0 {
+        walk.run().await?;
+    }
+    walk.finish().await
+}
+
+struct Walk<'a> {
+    view: &'a dyn View,
+    listings: &'a Listings,
+    revision: Option<String>,
+    query: &'a Query,
+    /// Keys that begin with this common prefix are counted already.
+    skip: Option<String>,
+    page: Page,
+    /// Objects of the page whose size is not known yet, with their versions.
+    unread: Vec<(usize, Version)>,
+}
+
+/// What a walk does next.
+enum Step {
+    Next,
+    Enter(PlainPath),
+    Full,
+}
+
+impl Walk<'_> {
+    async fn run(&mut self) -> Result<(), Error> {
+        let start = self.query.prefix.rsplit_once('/').map_or("", |(directory, _)| directory);
+        // A prefix that isn't a path has no keys.
+        let Ok(start) = PlainPath::new(start) else { return Ok(()) };
+        let mut levels = vec![(start.clone(), self.sorted(&start).await?, 0)];
+        while let Some((directory, items, at)) = levels.last_mut() {
+            let Some(item) = items.get(*at) else {
+                levels.pop();
+                continue;
+            };
+            *at += 1;
+            match self.step(directory, item)? {
+                Step::Next => {}
+                Step::Full => return Ok(()),
+                Step::Enter(below) => {
+                    if levels.len() == MAX_DEPTH {
+                        return Err(Error::State("a directory tree that does not end".into()));
+                    }
+                    let sorted = self.sorted(&below).await?;
+                    levels.push((below, sorted, 0));
+                }
+            }
+        }
+        // The walk has ended, so no page follows.
+        self.page.next = None;
+        Ok(())
+    }
+
+    /// Lists a directory, or takes the kept listing.
+    async fn sorted(&self, directory: &PlainPath) -> Result<Sorted, Error> {
+        if let Some(sorted) = self.listings.get(directory, self.revision.as_deref()) {
+            return Ok(sorted);
+        }
+        let listing = self.view.list(directory).await.map_err(Error::of_store)?;
+        let sorted = sort(directory, listing.entries);
+        self.listings.keep(directory, self.revision.as_deref(), &sorted);
+        Ok(sorted)
+    }
+
+    fn step(&mut self, directory: &PlainPath, item: &Item) -> Result<Step, Error> {
+        let Query { prefix, delimiter, after, limit } = self.query;
+        let key = match directory.as_str() {
+            "" => item.name.clone(),
+            above => format!("{above}/{}", item.name),
+        };
+        let is_directory = matches!(item.kind, Kind::Directory { .. });
+        let may_hold = key.starts_with(prefix) || (is_directory && prefix.starts_with(&key));
+        let is_past = if is_directory { after.is_past_directory(&key) } else { after.is_past(&key) };
+        if !may_hold || is_past || self.skip.as_ref().is_some_and(|skip| key.starts_with(skip)) {
+            return Ok(Step::Next);
+        }
+        match common_prefix(&key, prefix, delimiter.as_deref()) {
+            Some(common) => self.step_common(common, &key, is_directory),
+            None if is_directory => Ok(Step::Enter(directory_of(&key)?)),
+            None if self.is_full(*limit) => Ok(Step::Full),
+            None => {
+                self.add(directory, item, key)?;
+                Ok(Step::Next)
+            }
+        }
+    }
+
+    /// Adds a common prefix. All keys below a directory have the common prefix that its own key has.
+    fn step_common(&mut self, common: String, key: &str, is_directory: bool) -> Result<Step, Error> {
+        // A page that starts inside the prefix shows it only if a later key has it.
+        let is_partly_past = matches!(&self.query.after, After::Key(after) if after.starts_with(&common));
+        if is_partly_past && is_directory {
+            return Ok(Step::Enter(directory_of(key)?));
+        }
+        if self.is_full(self.query.limit) {
+            return Ok(Step::Full);
+        }
+        self.skip = Some(common.clone());
+        self.page.prefixes.push(common.clone());
+        self.page.next = Some(After::Prefix(common));
+        Ok(Step::Next)
+    }
+
+    fn is_full(&self, limit: usize) -> bool {
+        self.page.objects.len() + self.page.prefixes.len() >= limit
+    }
+
+    fn add(&mut self, directory: &PlainPath, item: &Item, key: String) -> Result<(), Error> {
+        let Kind::File { version, len, mtime, .. } = &item.kind else { return Ok(()) };
+        let path = match item.name.is_empty() {
+            true => super::Key::parse(&key)?.path().clone(),
+            false => directory.join(&item.name).map_err(Error::of_store)?,
+        };
+        let known = match (len, version) {
+            (Len::Known(len), _) => *len,
+            (Len::Unread, Some(version)) => {
+                self.unread.push((self.page.objects.len(), *version));
+                0
+            }
+            (Len::Unread | Len::Damaged, _) => 0,
+        };
+        self.page.next = Some(After::Key(key.clone()));
+        self.page.objects.push(Listed { key, path, version: *version, len: known, modified: *mtime });
+        Ok(())
+    }
+
+    async fn finish(mut self) -> Result<Page, Error> {
+        let versions: Vec<Version> = self.unread.iter().map(|(_, version)| *version).collect();
+        let lens = self.view.lens(&versions).await;
+        for ((index, _), len) in self.unread.into_iter().zip(lens) {
+            self.page.objects[index].len = match len.map_err(Error::of_store)? {
+                Len::Known(len) => len,
+                Len::Unread | Len::Damaged => 0,
+            };
+        }
+        Ok(self.page)
+    }
+}
+
+/// Returns the common prefix of a key: up to the first delimiter after the prefix, including it.
+fn common_prefix(key: &str, prefix: &str, delimiter: Option<&str>) -> Option<String> {
+    let rest = key.get(prefix.len()..)?;
+    let end = rest.find(delimiter?)? + delimiter?.len();
+    Some(key[..prefix.len() + end].to_owned())
+}
+
+/// Returns the path of a directory's key.
+fn directory_of(key: &str) -> Result<PlainPath, Error> {
+    PlainPath::new(key.trim_end_matches('/')).map_err(Error::of_store)
+}
+
+/// Sorts the entries of a directory by their keys.
+fn sort(directory: &PlainPath, entries: Vec<Entry>) -> Sorted {
+    let item = |entry: Entry| {
+        let is_directory = matches!(entry.kind, Kind::Directory { .. });
+        let at = format!("x/{}", entry.name);
+        let is_marker = !is_directory && !directory.is_root() && key_of(&at) != at;
+        let name = match (is_marker, is_directory) {
+            (true, _) => String::new(),
+            (false, true) => format!("{}/", entry.name),
+            (false, false) => entry.name,
+        };
+        Item { name, kind: entry.kind }
+    };
+    let mut items: Vec<Item> = entries.into_iter().map(item).collect();
+    items.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    items.into()
+}

@@ -1,0 +1,228 @@
+//! Reads, writes and removes single objects.
+
+use super::condition::{Conditions, Present};
+use super::digest::{Algorithm, Announced, Hasher, hex};
+use super::record::{Headers, Record, RecordKey, path_digest};
+use super::state::RecordRow;
+use super::upload::{Body, Late};
+use super::{Bucket, Error, Key, MAX_PUT, now};
+use crate::store::{
+    Change, Error as StoreError, Expect, Kind, Len, Object, Op, Outcome, PlainPath, Stored, Version, View, stored_now,
+};
+use std::sync::Arc;
+use time::OffsetDateTime;
+
+/// Age in seconds below which the record of another version of an object is kept.
+const RECORD_GRACE: i64 = 24 * 3600;
+
+/// An object.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Its version.
+    pub version: Version,
+    /// Its size in bytes.
+    pub len: u64,
+    /// Time of its last change.
+    pub modified: OffsetDateTime,
+    /// Its entity tag, without quotes.
+    pub etag: String,
+    /// What it has beside its content.
+    pub record: Record,
+}
+
+impl Found {
+    /// Returns the version as conditions compare it.
+    pub fn present(&self) -> Present<'_> {
+        Present { etag: &self.etag, modified: self.modified }
+    }
+}
+
+/// A write.
+#[derive(Default)]
+pub struct Put {
+    /// Length of the content, if it is known.
+    pub len: Option<u64>,
+    /// Headers and user metadata.
+    pub headers: Headers,
+    /// Digests that the client announced.
+    pub announced: Announced,
+    /// The additional checksum to compute and keep.
+    pub algorithm: Option<Algorithm>,
+    /// Digests that come after the content.
+    pub late: Option<Late>,
+    /// What must hold of the present version.
+    pub conditions: Conditions,
+}
+
+impl Bucket {
+    /// Returns an object, or [`Error::NoSuchKey`].
+    pub async fn head(&self, key: &Key) -> Result<Found, Error> {
+        self.find(key).await?.ok_or(Error::NoSuchKey)
+    }
+
+    /// Returns an object. `None`: there is none.
+    pub(super) async fn find(&self, key: &Key) -> Result<Option<Found>, Error> {
+        let path = key.path();
+        let kind = self.view.files(std::slice::from_ref(path)).await.map_err(Error::of_store)?.pop().flatten();
+        let Some(Kind::File { version, len, mtime, .. }) = kind else { return Ok(None) };
+        let version = version.ok_or(Error::Store(StoreError::NoContent))?;
+        let len = match len {
+            Len::Known(len) => len,
+            // Opening it tells why.
+            Len::Unread | Len::Damaged => self.view.open(&version).await.map_err(Error::of_store)?.len(),
+        };
+        let record = self.records([(path, version)].into_iter()).await?.pop().unwrap_or_default();
+        let modified = mtime.unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        Ok(Some(Found { version, len, modified, etag: record.etag(&version.id), record }))
+    }
+
+    /// Opens a version.
+    pub async fn open(&self, version: &Version) -> Result<Arc<dyn Object>, Error> {
+        self.view.open(version).await.map_err(Error::of_store)
+    }
+
+    /// Stores an object. It is the old one until the new one is whole and all announced digests match.
+    pub async fn put(&self, key: &Key, body: Body, put: Put) -> Result<Found, Error> {
+        self.check_key(key)?;
+        put.headers.check()?;
+        if put.len.is_some_and(|len| len > MAX_PUT) {
+            return Err(Error::TooLarge(MAX_PUT));
+        }
+        self.expected(key, &put.conditions).await?;
+        let hasher = Hasher::new(put.algorithm);
+        let (stored, digests) = self.upload(body, put.len, MAX_PUT, hasher, put.announced, put.late).await?;
+        let record = Record {
+            etag: Some(hex(&digests.md5)),
+            checksum: digests.checksum,
+            headers: put.headers,
+            parts: Vec::new(),
+        };
+        // The content took its time, so the conditions are checked again.
+        let _turn = self.turns.of(key.path()).await;
+        let expect = self.expected(key, &put.conditions).await?;
+        self.commit_put(key, stored, record, expect, &put.conditions).await
+    }
+
+    /// Removes an object. A missing one is no error.
+    pub async fn delete(&self, key: &Key, conditions: &Conditions) -> Result<(), Error> {
+        let _turn = self.turns.of(key.path()).await;
+        let expect = match conditions.is_empty() {
+            true => Expect::Any,
+            // A condition on a missing object holds for a removal: nothing is left to remove.
+            false => match self.find(key).await? {
+                None => return Ok(()),
+                Some(found) => {
+                    conditions.check_write(Some(found.present()))?;
+                    Expect::Is(found.version.id)
+                }
+            },
+        };
+        let op = Op { path: key.path().clone(), expect, change: Change::Delete };
+        self.commit(&[op], conditions).await.pop().unwrap_or(Ok(None))?;
+        self.tidy(key, None);
+        Ok(())
+    }
+
+    /// Removes several objects. Returns one result each.
+    pub async fn delete_all(&self, keys: &[Key]) -> Vec<Result<(), Error>> {
+        let op = |key: &Key| Op { path: key.path().clone(), expect: Expect::Any, change: Change::Delete };
+        let ops: Vec<Op> = keys.iter().map(op).collect();
+        let results = self.commit(&ops, &Conditions::default()).await;
+        let tidied = |(key, result): (&Key, Result<_, Error>)| result.map(|_| self.tidy(key, None));
+        keys.iter().zip(results).map(tidied).collect()
+    }
+
+    /// Replaces the metadata of a version, if it is still there.
+    pub(super) async fn set_record(&self, key: &Key, version: &Version, record: &Record) -> Result<(), Error> {
+        let at = RecordKey::new(&*self.view, key.path(), &version.id);
+        let row = record.to_row(&*self.view, &at)?;
+        let path = path_digest(&*self.view, key.path());
+        self.state.set_record(RecordRow { key: at.0, path, written: now(), row }).await
+    }
+
+    /// Removes the records of versions that are gone, in the background. Newer ones may belong to a write whose
+    /// commit is
+    /// still to come.
+    pub(super) fn tidy(&self, key: &Key, present: Option<&Version>) {
+        let keep = present.map(|version| RecordKey::new(&*self.view, key.path(), &version.id).0);
+        let (state, path) = (self.state.clone(), path_digest(&*self.view, key.path()));
+        tokio::spawn(async move {
+            if let Err(error) = state.remove_records(path, keep, now() - RECORD_GRACE).await {
+                tracing::warn!(%error, "cannot remove records of versions that are gone");
+            }
+        });
+    }
+
+    /// Puts stored content at a key, with its record.
+    pub(super) async fn commit_put(
+        &self,
+        key: &Key,
+        stored: Stored,
+        record: Record,
+        expect: Expect,
+        conditions: &Conditions,
+    ) -> Result<Found, Error> {
+        // The record comes first: it means nothing until its version is there, and a version is never without it.
+        self.set_record(key, &stored.version, &record).await?;
+        let modified = stored_now();
+        let change = Change::Put { stored, mtime: modified };
+        let op = Op { path: key.path().clone(), expect, change };
+        self.commit(&[op], conditions).await.pop().unwrap_or(Ok(None))?;
+        self.tidy(key, Some(&stored.version));
+        let etag = record.etag(&stored.version.id);
+        Ok(Found { version: stored.version, len: stored.plain_len, modified, etag, record })
+    }
+
+    /// Carries out changes. A conflict is a condition that no longer holds.
+    pub(super) async fn commit(&self, ops: &[Op], conditions: &Conditions) -> Vec<Result<Option<Version>, Error>> {
+        let result = |outcome: Outcome| match outcome {
+            Outcome::Done(version) => Ok(version),
+            Outcome::Moved(_) => Ok(None),
+            Outcome::Conflict { .. } if conditions.if_none_match.is_some() => {
+                Err(Error::PreconditionFailed("If-None-Match"))
+            }
+            Outcome::Conflict { .. } if conditions.if_match.is_some() => Err(Error::PreconditionFailed("If-Match")),
+            Outcome::Conflict { .. } => Err(Error::Conflict),
+            Outcome::Failed(error) => Err(Error::of_store(error)),
+        };
+        self.view.commit(ops).await.into_iter().map(result).collect()
+    }
+
+    /// Checks the conditions of a write against the present version. Returns the state that the commit has to find.
+    pub(super) async fn expected(&self, key: &Key, conditions: &Conditions) -> Result<Expect, Error> {
+        if conditions.is_empty() {
+            return Ok(Expect::Any);
+        }
+        let found = self.find(key).await?;
+        conditions.check_write(found.as_ref().map(Found::present))?;
+        Ok(found.map_or(Expect::Absent, |found| Expect::Is(found.version.id)))
+    }
+
+    /// Fails if the bucket can't store a key, or is read-only.
+    pub(super) fn check_key(&self, key: &Key) -> Result<(), Error> {
+        if self.view.read_only() {
+            return Err(Error::Store(StoreError::ReadOnly));
+        }
+        let mut path = key.path().clone();
+        while let Some((parent, name)) = path.split() {
+            self.view.check_name(&parent, name).map_err(Error::of_store)?;
+            path = parent;
+        }
+        Ok(())
+    }
+
+    /// Returns the records of versions, in their order. A version without one has an empty record.
+    pub(super) async fn records<'p>(
+        &self,
+        versions: impl Iterator<Item = (&'p PlainPath, Version)>,
+    ) -> Result<Vec<Record>, Error> {
+        let view: &dyn View = &*self.view;
+        let keys: Vec<RecordKey> = versions.map(|(path, version)| RecordKey::new(view, path, &version.id)).collect();
+        let rows = self.state.records(&keys.iter().map(|key| key.0).collect::<Vec<_>>()).await?;
+        let record = |(key, row): (&RecordKey, Option<Vec<u8>>)| match row {
+            Some(row) => Record::from_row(view, key, &row),
+            None => Ok(Record::default()),
+        };
+        keys.iter().zip(rows).map(record).collect()
+    }
+}

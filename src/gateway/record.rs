@@ -1,0 +1,136 @@
+//! What an object has beside its content: entity tag, checksums, headers, user metadata.
+//!
+//! A record belongs to one version at one key. Its row in the state is found by a digest of both, so a version that
+//! another program wrote never gets the record of an older one. Objects without a record have an entity tag that
+//! follows from their content id, and no metadata.
+
+use super::digest::{self, Checksum};
+use super::{Error, seal};
+use crate::store::{ContentId, PlainPath, View};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Most bytes of user metadata, names and values together, as in S3.
+pub(super) const MAX_USER_METADATA: usize = 2048;
+/// Most bytes of one header.
+const MAX_HEADER: usize = 4096;
+
+/// Headers that a client gave to an object, and that are returned with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Headers {
+    /// `Content-Type`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_type: Option<String>,
+    /// `Cache-Control`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_control: Option<String>,
+    /// `Content-Disposition`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_disposition: Option<String>,
+    /// `Content-Encoding`, without `aws-chunked`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_encoding: Option<String>,
+    /// `Content-Language`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_language: Option<String>,
+    /// `Expires`, in seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires: Option<i64>,
+    /// User metadata, without the prefix `x-amz-meta-`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub user: BTreeMap<String, String>,
+}
+
+impl Headers {
+    /// Fails if the headers are larger than allowed.
+    pub fn check(&self) -> Result<(), Error> {
+        let user: usize = self.user.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if user > MAX_USER_METADATA {
+            return Err(Error::MetadataTooLarge(MAX_USER_METADATA));
+        }
+        let headers = [
+            &self.content_type,
+            &self.cache_control,
+            &self.content_disposition,
+            &self.content_encoding,
+            &self.content_language,
+        ];
+        match headers.into_iter().flatten().any(|header| header.len() > MAX_HEADER) {
+            true => Err(Error::InvalidArgument("a header is longer than 4096 bytes")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// A part of a multipart object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartInfo {
+    /// Its number, from 1.
+    pub number: u32,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its additional checksum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<Checksum>,
+}
+
+/// What an object has beside its content.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Record {
+    /// Entity tag without quotes. `None`: none was computed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
+    /// Additional checksum.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<Checksum>,
+    /// Headers and user metadata.
+    pub headers: Headers,
+    /// Parts of a multipart object.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<PartInfo>,
+}
+
+impl Record {
+    /// Returns the entity tag without quotes: the recorded one, or one that follows from the content id. The latter has
+    /// a `-`, so no client takes it for an MD5.
+    pub fn etag(&self, id: &ContentId) -> String {
+        self.etag.clone().unwrap_or_else(|| opaque_etag(id))
+    }
+
+    /// Returns the row of a record.
+    pub(super) fn to_row(&self, view: &dyn View, key: &RecordKey) -> Result<Vec<u8>, Error> {
+        let json = serde_json::to_vec(self).map_err(|error| Error::State(error.to_string()))?;
+        seal::seal(view, &key.0, &json)
+    }
+
+    /// Reads a row.
+    pub(super) fn from_row(view: &dyn View, key: &RecordKey, row: &[u8]) -> Result<Self, Error> {
+        let json = seal::open(view, &key.0, row)?;
+        serde_json::from_slice(&json).map_err(|_| Error::State("a record of an object is damaged".into()))
+    }
+}
+
+/// Returns the entity tag of content that no record describes.
+fn opaque_etag(id: &ContentId) -> String {
+    let id = id.to_string();
+    format!("{}-x", &id[..id.len().min(32)])
+}
+
+/// Key of a record's row: SHA-256 over source, stored path and content id. It names nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct RecordKey(pub(super) [u8; 32]);
+
+impl RecordKey {
+    /// Returns the key of a version at a path.
+    pub(super) fn new(view: &dyn View, path: &PlainPath, id: &ContentId) -> Self {
+        let (path, id) = (view.log_name(path), format!("{id:#}"));
+        Self(digest::sha256(&[b"hfcrypt gateway record", &view.identity(), path.as_bytes(), id.as_bytes()]))
+    }
+}
+
+/// Returns the digest of a path, which all its records share.
+pub(super) fn path_digest(view: &dyn View, path: &PlainPath) -> [u8; 32] {
+    digest::sha256(&[b"hfcrypt gateway path", &view.identity(), view.log_name(path).as_bytes()])
+}

@@ -1,0 +1,114 @@
+//! Error codes of S3. A failure that is no bug of the gateway never becomes `InternalError`: clients would repeat it.
+
+use crate::gateway::Error;
+use crate::store::{Cause, Error as StoreError, HubError};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use s3s::{S3Error, S3ErrorCode};
+
+/// Seconds after which a client may repeat what was refused for load.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
+
+/// Returns the S3 error of a failure.
+pub(super) fn s3_error(error: Error) -> S3Error {
+    use S3ErrorCode as C;
+    let message = error.to_string();
+    let with = |code| S3Error::with_message(code, message.clone());
+    match error {
+        Error::NoSuchBucket => with(C::NoSuchBucket),
+        Error::BucketExists => with(C::BucketAlreadyOwnedByYou),
+        Error::BucketNotEmpty(_) => with(C::BucketNotEmpty),
+        Error::InvalidBucketName => with(C::InvalidBucketName),
+        Error::NoSuchKey => with(C::NoSuchKey),
+        Error::InvalidKey(_) => with(C::InvalidArgument),
+        Error::KeyTooLong => with(C::KeyTooLongError),
+        Error::Denied => with(C::AccessDenied),
+        Error::PreconditionFailed(_) => with(C::PreconditionFailed),
+        Error::Conflict => with(C::ConditionalRequestConflict),
+        Error::NotModified => with(C::NotModified),
+        Error::BadDigest(_) => with(C::BadDigest),
+        Error::InvalidDigest(_) => with(C::InvalidDigest),
+        Error::IncompleteBody => with(C::IncompleteBody),
+        Error::Body(why) => of_body(&why),
+        Error::TooLarge(_) => with(C::EntityTooLarge),
+        Error::InvalidArgument(_) => with(C::InvalidArgument),
+        Error::InvalidRange => with(C::InvalidRange),
+        Error::MetadataTooLarge(_) => with(C::MetadataTooLarge),
+        Error::NoSuchUpload => with(C::NoSuchUpload),
+        Error::InvalidPart(_) => with(C::InvalidPart),
+        Error::InvalidPartOrder => with(C::InvalidPartOrder),
+        Error::PartTooSmall(_) => with(C::EntityTooSmall),
+        Error::Busy => later(C::SlowDown, message),
+        Error::State(_) => {
+            tracing::error!(error = %message, "the state of the gateway failed");
+            later(C::ServiceUnavailable, "the state of the gateway failed".to_owned())
+        }
+        Error::Store(error) => of_store(&error),
+    }
+}
+
+fn of_store(error: &StoreError) -> S3Error {
+    use S3ErrorCode as C;
+    let message = error.to_string();
+    match error.cause() {
+        Cause::Denied => S3Error::with_message(C::AccessDenied, message),
+        Cause::ReadOnly => S3Error::with_message(
+            C::AccessDenied,
+            "the object is plaintext beside an encrypted tree, or the bucket is read-only",
+        ),
+        Cause::NoSpace | Cause::LocalQuota => custom("QuotaExceeded", StatusCode::FORBIDDEN, message),
+        Cause::TooLarge => S3Error::with_message(C::EntityTooLarge, message),
+        Cause::Integrity => {
+            tracing::error!(error = %message, "stored data does not authenticate");
+            custom("IntegrityError", StatusCode::BAD_GATEWAY, message)
+        }
+        _ if is_rate_limit(error) => later(C::SlowDown, message),
+        _ => {
+            tracing::warn!(error = %message, "the Hub or the CAS failed");
+            later(C::ServiceUnavailable, message)
+        }
+    }
+}
+
+fn is_rate_limit(error: &StoreError) -> bool {
+    let at_hub = |error: &HubError| matches!(error, HubError::Status { status: 429, .. });
+    match error {
+        StoreError::Hub(HubError::Partial { source, .. }) => at_hub(source),
+        StoreError::Hub(error) => at_hub(error),
+        StoreError::Cas(error) => matches!(error, crate::store::CasError::Status { status: 429, .. }),
+        _ => false,
+    }
+}
+
+fn custom(code: &'static str, status: StatusCode, message: String) -> S3Error {
+    let mut error = S3Error::with_message(S3ErrorCode::Custom(code.into()), message);
+    error.set_status_code(status);
+    error
+}
+
+fn later(code: S3ErrorCode, message: String) -> S3Error {
+    let mut error = S3Error::with_message(code, message);
+    error.set_headers(HeaderMap::from_iter([(header::RETRY_AFTER, RETRY_AFTER)]));
+    error
+}
+
+/// Returns the error of a body that the protocol layer could not read. Its types are private, so their texts decide.
+fn of_body(why: &str) -> S3Error {
+    use S3ErrorCode as C;
+    let is = |text: &str| why.ends_with(text);
+    if is("Sha256Mismatch") {
+        let message = "the content does not match x-amz-content-sha256".to_owned();
+        return custom("XAmzContentSHA256Mismatch", StatusCode::BAD_REQUEST, message);
+    }
+    if is("SignatureMismatch") {
+        return S3Error::with_message(C::SignatureDoesNotMatch, "the signature of a chunk does not match");
+    }
+    if is("FormatError") || why.contains("TooLarge") || why.contains("TooMany") {
+        return S3Error::with_message(C::InvalidRequest, "the aws-chunked body is malformed");
+    }
+    S3Error::with_message(C::IncompleteBody, "the body ended early, or is longer than announced")
+}
+
+/// Returns the error for a request that a bucket of the Hub can't answer with content.
+pub(super) fn no_such(code: &'static str, message: &'static str) -> S3Error {
+    custom(code, StatusCode::NOT_FOUND, message.to_owned())
+}

@@ -1,0 +1,559 @@
+//! The HTTP server of the S3 gateway: connections and their limits, TLS, CORS, the access log, and a stop with a
+//! deadline.
+//!
+//! Limits, all stated in `docs/gateway.md`: connections and requests at once, the size of a request's header, the time
+//! for a header, the time without a byte of a body, and the time without progress of an answer.
+
+use super::Parts;
+use super::admin::Metrics;
+use super::errors::s3_error;
+use crate::gateway::{AccessKeys, Error, Gateway};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s::{Body, S3ErrorCode};
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
+
+/// Longest time for a request's header, and for an idle connection. Above the 90 s for which clients keep idle
+/// connections.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(120);
+/// Read buffer of a connection, and so the largest request header.
+const HEADER_LIMIT: usize = 64 * 1024;
+/// Longest time without a byte of a request's body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest time without progress of an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+/// Longest wait of a request for its turn. After that it is told to come back.
+const TURN: Duration = Duration::from_secs(20);
+/// Pause after a failed accept (out of file descriptors, mostly).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Pause between two removals of stale uploads.
+const CLEANUP: Duration = Duration::from_secs(600);
+/// Largest XML body of a request.
+const MAX_XML: usize = 4 << 20;
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
+
+/// Options of a server.
+pub struct ServerOptions {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// TLS, if it is wanted.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Access keys.
+    pub keys: AccessKeys,
+    /// True if requests without credentials may do everything.
+    pub anonymous: bool,
+    /// Domains below which each bucket has a host name.
+    pub domains: Vec<String>,
+    /// Origins that browsers may call from; `*` for all.
+    pub cors_origins: Vec<String>,
+    /// Connections at once. More wait in the kernel's queue.
+    pub connections: usize,
+    /// Requests at once. More wait for 20 s, and are then told to come back.
+    pub requests: usize,
+    /// How long a stop waits for requests.
+    pub stop_deadline: Duration,
+    /// Where the access log goes.
+    pub access_log: Option<Box<dyn io::Write + Send>>,
+}
+
+/// A running server. Dropping it stops it without waiting.
+pub struct Server {
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+    cleanup: JoinHandle<()>,
+    metrics: Arc<Metrics>,
+}
+
+impl Server {
+    /// Binds and serves.
+    pub async fn start(gateway: Arc<Gateway>, options: ServerOptions) -> io::Result<Self> {
+        let ServerOptions { listen, tls, keys, anonymous, domains, cors_origins, .. } = options;
+        let listener = TcpListener::bind(listen).await?;
+        let address = listener.local_addr()?;
+        let Parts { service, auth } = Parts::new(gateway.clone(), keys, anonymous);
+        let mut builder = S3ServiceBuilder::new(service);
+        builder.set_auth(auth.clone());
+        builder.set_access(auth);
+        builder.set_validation(HubNames);
+        builder.set_config(Arc::new(s3s::config::StaticConfigProvider::new(Arc::new(config()))));
+        if !domains.is_empty() {
+            let host = s3s::host::MultiDomain::new(domains.iter().map(String::as_str));
+            builder.set_host(host.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))?);
+        }
+        let metrics = Arc::new(Metrics::default());
+        let front = Arc::new(Front {
+            service: builder.build(),
+            cors: Cors { origins: cors_origins },
+            turns: Arc::new(Semaphore::new(options.requests)),
+            metrics: metrics.clone(),
+            log: options.access_log.map(std::sync::Mutex::new),
+        });
+        let (stop, stopped) = watch::channel(false);
+        let accept = Accept { listener, tls: tls.map(TlsAcceptor::from), front, connections: options.connections };
+        let task = tokio::spawn(accept.run(stopped, options.stop_deadline));
+        let cleanup = tokio::spawn(remove_stale_uploads(gateway));
+        Ok(Self { address, stop, task, cleanup, metrics })
+    }
+
+    /// Returns where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Returns the counters of the server.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        self.metrics.clone()
+    }
+
+    /// Stops taking requests, and waits for those that run until the deadline.
+    pub async fn stop(mut self) {
+        let _ = self.stop.send(true);
+        let _ = (&mut self.task).await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+        self.cleanup.abort();
+    }
+}
+
+async fn remove_stale_uploads(gateway: Arc<Gateway>) {
+    loop {
+        match gateway.remove_stale_uploads().await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "removed multipart uploads that were not completed in time"),
+            Err(error) => tracing::warn!(%error, "cannot remove stale multipart uploads"),
+        }
+        tokio::time::sleep(CLEANUP).await;
+    }
+}
+
+fn config() -> s3s::config::S3Config {
+    let mut config = s3s::config::S3Config::default();
+    config.xml_max_body_size = MAX_XML;
+    // Uploads by HTML forms are not supported, and their files would be held in memory.
+    config.post_object_max_file_size = 0;
+    config.form_max_field_size = 64 * 1024;
+    config.form_max_fields_size = 256 * 1024;
+    config
+}
+
+/// Names of Hub buckets, which S3 would refuse in part. Whether the bucket exists decides the rest.
+struct HubNames;
+
+impl s3s::validation::NameValidation for HubNames {
+    fn validate_bucket_name(&self, name: &str) -> bool {
+        let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        !name.is_empty() && name.len() <= 200 && name.bytes().all(legal)
+    }
+}
+
+struct Accept {
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    front: Arc<Front>,
+    connections: usize,
+}
+
+impl Accept {
+    async fn run(self, mut stopped: watch::Receiver<bool>, deadline: Duration) {
+        let permits = Arc::new(Semaphore::new(self.connections));
+        let mut connections = JoinSet::new();
+        loop {
+            let next = async {
+                let permit = Arc::clone(&permits).acquire_owned().await.map_err(io::Error::other)?;
+                self.listener.accept().await.map(|(stream, peer)| (stream, peer, permit))
+            };
+            let accepted = tokio::select! {
+                accepted = next => accepted,
+                Some(_) = connections.join_next() => continue,
+                _ = stopped.changed() => break,
+            };
+            match accepted {
+                Ok((stream, peer, permit)) => {
+                    let (front, tls, stopped) = (self.front.clone(), self.tls.clone(), stopped.clone());
+                    connections.spawn(async move {
+                        connection(stream, peer, tls, front, stopped).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        drop(self.listener);
+        let finished = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(deadline, finished).await.is_err() {
+            tracing::warn!("requests that still ran at the deadline of the stop were cut");
+        }
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    front: Arc<Front>,
+    stopped: watch::Receiver<bool>,
+) {
+    let _ = stream.set_nodelay(true);
+    // An answer that makes no progress ends the connection.
+    let timeout = ANSWER_TIMEOUT.as_millis() as u32;
+    let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, timeout);
+    match tls {
+        None => serve(stream, peer, front, stopped).await,
+        Some(tls) => match tokio::time::timeout(HEADER_TIMEOUT, tls.accept(stream)).await {
+            Ok(Ok(stream)) => serve(stream, peer, front, stopped).await,
+            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+            Err(_) => tracing::debug!("a TLS handshake took too long"),
+        },
+    }
+}
+
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: SocketAddr,
+    front: Arc<Front>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let answer = service_fn(move |request| {
+        let front = front.clone();
+        async move { Ok::<_, Infallible>(front.answer(request, peer).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(HEADER_LIMIT)
+        .serve_connection(TokioIo::new(stream), answer);
+    let mut connection = std::pin::pin!(connection);
+    let stop = async { drop(stopped.wait_for(|stop| *stop).await) };
+    let ended = tokio::select! {
+        ended = connection.as_mut() => Some(ended),
+        () = stop => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended");
+    }
+}
+
+/// What happens to a request before and after the S3 service.
+struct Front {
+    service: S3Service,
+    cors: Cors,
+    turns: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+    log: Option<std::sync::Mutex<Box<dyn io::Write + Send>>>,
+}
+
+impl Front {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Response<Answer> {
+        let began = Instant::now();
+        let id = request_id();
+        let origin = request.headers().get(header::ORIGIN).cloned();
+        let entry = Entry::new(&request, peer, &id);
+        let (mut response, permit) = match self.early(&request) {
+            Some(response) => (response, None),
+            None => self.ask(request).await,
+        };
+        if let Ok(id) = HeaderValue::try_from(&id) {
+            response.headers_mut().insert(REQUEST_ID, id);
+        }
+        if let Some(origin) = origin {
+            self.cors.allow(&origin, response.headers_mut());
+        }
+        let status = response.status();
+        let done = Done { front: self, entry, status, began, sent: 0, _permit: permit };
+        response.map(|body| Answer { body, done })
+    }
+
+    /// Answers what needs no S3: browsers' noise, and the questions of CORS.
+    fn early(&self, request: &Request<Incoming>) -> Option<Response<Body>> {
+        let empty = |status| {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = status;
+            response
+        };
+        if matches!(request.uri().path(), "/favicon.ico" | "/robots.txt") && request.uri().query().is_none() {
+            return Some(empty(StatusCode::NOT_FOUND));
+        }
+        if request.method() != Method::OPTIONS {
+            return None;
+        }
+        let origin = request.headers().get(header::ORIGIN);
+        let mut response = empty(StatusCode::FORBIDDEN);
+        if origin.is_some_and(|origin| self.cors.permits(origin)) {
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            let headers = response.headers_mut();
+            let methods = HeaderValue::from_static("GET, HEAD, PUT, POST, DELETE");
+            headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
+            let asked = request.headers().get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
+            headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, asked.unwrap_or(HeaderValue::from_static("*")));
+            headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("3600"));
+        }
+        Some(response)
+    }
+
+    async fn ask(&self, mut request: Request<Incoming>) -> (Response<Body>, Option<OwnedSemaphorePermit>) {
+        let Ok(Ok(permit)) = tokio::time::timeout(TURN, self.turns.clone().acquire_owned()).await else {
+            return (error_response(Error::Busy), None);
+        };
+        forget_unusable_range(request.headers_mut());
+        let request = request.map(|body| Body::http_body_unsync(Timely { body, timer: None }));
+        let response = match self.service.call(request).await {
+            Ok(response) => response,
+            Err(error) => {
+                tracing::error!(?error, "a request could not be answered");
+                error_response(Error::State("a request could not be answered".into()))
+            }
+        };
+        (response, Some(permit))
+    }
+}
+
+fn error_response(error: Error) -> Response<Body> {
+    let error = s3_error(error);
+    let code = error.code().as_str().to_owned();
+    let message = error.message().unwrap_or_default();
+    let xml = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    );
+    let mut response = Response::new(Body::from(Bytes::from(xml)));
+    *response.status_mut() = error.status_code().unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+    if *error.code() == S3ErrorCode::SlowDown {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
+    }
+    response
+}
+
+/// Removes a range that S3 ignores: several ranges, another unit, or bounds in the wrong order (RFC 9110, 14.2). A
+/// range
+/// that the signature covers stays.
+fn forget_unusable_range(headers: &mut http::HeaderMap) {
+    let Some(range) = headers.get(header::RANGE) else { return };
+    let is_usable = range.to_str().is_ok_and(|range| s3s::dto::Range::parse(range).is_ok());
+    let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let is_signed = authorization.is_some_and(|text| {
+        let signed = text.split("SignedHeaders=").nth(1).unwrap_or_default();
+        signed.split(',').next().unwrap_or_default().split(';').any(|name| name.eq_ignore_ascii_case("range"))
+    });
+    if !is_usable && !is_signed {
+        headers.remove(header::RANGE);
+    }
+}
+
+/// Returns a random id of a request.
+fn request_id() -> String {
+    let mut id = [0; 8];
+    // An id that isn't random is still an id.
+    let _ = getrandom::fill(&mut id);
+    crate::gateway::hex(&id).to_uppercase()
+}
+
+/// Origins that browsers may call from.
+struct Cors {
+    origins: Vec<String>,
+}
+
+impl Cors {
+    fn permits(&self, origin: &HeaderValue) -> bool {
+        self.origins.iter().any(|allowed| allowed == "*" || allowed.as_bytes() == origin.as_bytes())
+    }
+
+    fn allow(&self, origin: &HeaderValue, headers: &mut http::HeaderMap) {
+        if self.permits(origin) {
+            headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+            headers.insert(header::VARY, HeaderValue::from_static("Origin"));
+            let exposed = HeaderValue::from_static("ETag, Content-Range, x-amz-request-id, x-amz-meta-*");
+            headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+        }
+    }
+}
+
+/// A request's body, which fails if no byte comes for too long.
+struct Timely {
+    body: Incoming,
+    timer: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum BodyError {
+    #[error("no byte of the body came for {} seconds", BODY_TIMEOUT.as_secs())]
+    Stalled,
+    #[error(transparent)]
+    Cut(hyper::Error),
+}
+
+impl HttpBody for Timely {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                self.timer = None;
+                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Cut)))
+            }
+            Poll::Pending => {
+                let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(BODY_TIMEOUT)));
+                timer.as_mut().poll(cx).map(|()| Some(Err(BodyError::Stalled)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A line of the access log. It holds no key, no query and no secret: keys are plaintext names.
+struct Entry {
+    peer: SocketAddr,
+    method: Method,
+    bucket: String,
+    access_key: Option<String>,
+    received: u64,
+    id: String,
+}
+
+impl Entry {
+    fn new(request: &Request<Incoming>, peer: SocketAddr, id: &str) -> Self {
+        let path = request.uri().path().trim_start_matches('/');
+        let header = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
+        let credential = header(header::AUTHORIZATION).and_then(|text| text.split("Credential=").nth(1));
+        let access_key = credential.and_then(|text| text.split('/').next()).map(|id| id.chars().take(128).collect());
+        Self {
+            peer,
+            method: request.method().clone(),
+            bucket: path.split('/').next().unwrap_or_default().chars().take(200).collect(),
+            access_key,
+            received: header(header::CONTENT_LENGTH).and_then(|len| len.parse().ok()).unwrap_or(0),
+            id: id.to_owned(),
+        }
+    }
+}
+
+/// Counts and logs an answer when it ends, whole or cut.
+struct Done {
+    front: Arc<Front>,
+    entry: Entry,
+    status: StatusCode,
+    began: Instant,
+    sent: u64,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        let Self { front, entry, status, began, sent, .. } = self;
+        front.metrics.count(&entry.method, *status, entry.received, *sent, began.elapsed());
+        let Some(log) = &front.log else { return };
+        let time = time::OffsetDateTime::now_utc();
+        let time = time.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
+        let line = serde_json::json!({
+            "time": time, "request_id": entry.id, "peer": entry.peer.to_string(), "method": entry.method.as_str(),
+            "bucket": entry.bucket, "access_key": entry.access_key, "status": status.as_u16(),
+            "received": entry.received, "sent": sent, "seconds": began.elapsed().as_secs_f64(),
+        });
+        let mut log = log.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // A log that can't be written must not stop requests.
+        let _ = writeln!(log, "{line}").and_then(|()| log.flush());
+    }
+}
+
+/// The body of an answer.
+struct Answer {
+    body: Body,
+    done: Done,
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = s3s::StdError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame {
+            self.done.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn range_that_s3_ignores_is_removed() {
+        let kept = |range: &str, authorization: &str| {
+            let mut headers = http::HeaderMap::new();
+            headers.insert(header::RANGE, range.parse().unwrap());
+            headers.insert(header::AUTHORIZATION, authorization.parse().unwrap());
+            forget_unusable_range(&mut headers);
+            headers.contains_key(header::RANGE)
+        };
+        for range in ["bytes=0-1", "bytes=5-", "bytes=-5"] {
+            assert!(kept(range, ""), "{range}");
+        }
+        for range in ["bytes=0-1,3-4", "items=0-1", "bytes=5-1", "bytes=", "x"] {
+            assert!(
+                !kept(range, "AWS4-HMAC-SHA256 Credential=a, SignedHeaders=host;x-amz-date, Signature=b"),
+                "{range}"
+            );
+            assert!(kept(range, "AWS4-HMAC-SHA256 Credential=a, SignedHeaders=host;range, Signature=b"), "{range}");
+        }
+    }
+
+    #[test]
+    fn bucket_names_of_the_hub_are_accepted() {
+        use s3s::validation::NameValidation as _;
+        for name in ["a", "Weird_Name.v2", "org.data", &"x".repeat(96)] {
+            assert!(HubNames.validate_bucket_name(name), "{name}");
+        }
+        for name in ["", "a b", "ü", "a%", &"x".repeat(201)] {
+            assert!(!HubNames.validate_bucket_name(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! State of one gateway, in a SQLite file.
+//!
+//! One thread owns the connection. It takes all work that is queued, does it in one transaction and syncs once, so
+//! concurrent requests share the wait for the disk. The file is locked: a second gateway can't open it.
+
+use super::{Claim, RecordRow, State, UploadRow};
+use crate::gateway::Error;
+use async_trait::async_trait;
+use rusqlite::{Connection, OptionalExtension, params};
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Pieces of work that share a transaction.
+const GROUP: usize = 256;
+
+const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS records (
+        key BLOB PRIMARY KEY, path BLOB NOT NULL, written INTEGER NOT NULL, row BLOB NOT NULL) WITHOUT ROWID;
+    CREATE INDEX IF NOT EXISTS records_by_path ON records (path);
+    CREATE TABLE IF NOT EXISTS uploads (
+        id TEXT PRIMARY KEY, source BLOB NOT NULL, created INTEGER NOT NULL, row BLOB NOT NULL,
+        owner TEXT, claimed_until INTEGER NOT NULL DEFAULT 0, result BLOB);
+    CREATE INDEX IF NOT EXISTS uploads_by_source ON uploads (source, id) WHERE result IS NULL;
+    CREATE INDEX IF NOT EXISTS uploads_by_time ON uploads (created);
+    CREATE TABLE IF NOT EXISTS parts (
+        upload TEXT NOT NULL REFERENCES uploads (id) ON DELETE CASCADE, number INTEGER NOT NULL, row BLOB NOT NULL,
+        PRIMARY KEY (upload, number)) WITHOUT ROWID;
+";
+
+/// Version of the schema. A file of another version is refused.
+const VERSION: i64 = 1;
+
+type Work = Box<dyn FnOnce(&Connection) -> Reply + Send>;
+/// Sends the result of a piece of work to its caller, once the transaction has ended.
+type Reply = Box<dyn FnOnce(Result<(), String>) + Send>;
+
+/// State in a SQLite file.
+pub struct Sqlite {
+    work: mpsc::Sender<Work>,
+}
+
+fn failed(error: impl std::fmt::Display) -> Error {
+    Error::State(error.to_string())
+}
+
+impl Sqlite {
+    /// Opens a file, and creates a missing one with mode 0600.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        use std::os::unix::fs::OpenOptionsExt;
+        std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(failed)?;
+        let connection = Connection::open(path).map_err(failed)?;
+        connection.busy_timeout(Duration::from_secs(1)).map_err(failed)?;
+        let pragmas = "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+            PRAGMA foreign_keys = ON; PRAGMA trusted_schema = OFF;";
+        connection.execute_batch(pragmas).map_err(in_use)?;
+        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(in_use)?;
+        match version {
+            0 => {
+                let create = format!("BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT");
+                connection.execute_batch(&create).map_err(in_use)?;
+            }
+            VERSION => {}
+            other => {
+                return Err(Error::State(format!("the file has version {other}, and this program knows {VERSION}")));
+            }
+        }
+        let (work, queue) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("gateway-state".into())
+            .spawn(move || run(connection, &queue))
+            .map_err(failed)?;
+        Ok(Self { work })
+    }
+
+    /// Runs a piece of work in the next transaction.
+    async fn run<T, F>(&self, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let (sender, receiver) = oneshot::channel();
+        let work: Work = Box::new(move |transaction| {
+            let result = work(transaction).map_err(failed);
+            Box::new(move |committed| {
+                // The caller may be gone.
+                let _ = sender.send(result.and_then(|value| committed.map_err(Error::State).map(|()| value)));
+            })
+        });
+        let gone = || Error::State("its thread has ended".into());
+        self.work.send(work).map_err(|_| gone())?;
+        receiver.await.map_err(|_| gone())?
+    }
+}
+
+fn in_use(error: rusqlite::Error) -> Error {
+    match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
+            Error::State("another gateway uses the file".into())
+        }
+        _ => failed(error),
+    }
+}
+
+fn run(mut connection: Connection, queue: &mpsc::Receiver<Work>) {
+    while let Ok(first) = queue.recv() {
+        let group: Vec<Work> = std::iter::once(first).chain(queue.try_iter().take(GROUP - 1)).collect();
+        let mut replies = Vec::with_capacity(group.len());
+        let transact = || -> rusqlite::Result<()> {
+            let mut transaction = connection.transaction()?;
+            for work in group {
+                // A piece of work that fails is undone alone.
+                let savepoint = transaction.savepoint()?;
+                let reply = work(&savepoint);
+                savepoint.commit()?;
+                replies.push(reply);
+            }
+            transaction.commit()
+        };
+        let committed = transact().map_err(|error| error.to_string());
+        replies.into_iter().for_each(|reply| reply(committed.clone()));
+    }
+}
+
+fn upload_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<UploadRow> {
+    Ok(UploadRow { id: row.get(0)?, source: row.get(1)?, created: row.get(2)?, row: row.get(3)? })
+}
+
+#[async_trait]
+impl State for Sqlite {
+    async fn records(&self, keys: &[[u8; 32]]) -> Result<Vec<Option<Vec<u8>>>, Error> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let keys = keys.to_vec();
+        self.run(move |transaction| {
+            let mut query = transaction.prepare_cached("SELECT row FROM records WHERE key = ?1")?;
+            keys.iter().map(|key| query.query_row([key], |row| row.get(0)).optional()).collect()
+        })
+        .await
+    }
+
+    async fn set_record(&self, record: RecordRow) -> Result<(), Error> {
+        self.run(move |transaction| {
+            let put = "INSERT INTO records (key, path, written, row) VALUES (?1, ?2, ?3, ?4)
+                ON CONFLICT (key) DO UPDATE SET written = excluded.written, row = excluded.row";
+            let RecordRow { key, path, written, row } = record;
+            transaction.prepare_cached(put)?.execute(params![key, path, written, row]).map(drop)
+        })
+        .await
+    }
+
+    async fn remove_records(&self, path: [u8; 32], keep: Option<[u8; 32]>, time: i64) -> Result<(), Error> {
+        self.run(move |transaction| {
+            let remove = "DELETE FROM records WHERE path = ?1 AND written < ?3 AND key IS NOT ?2";
+            transaction.prepare_cached(remove)?.execute(params![path, keep, time]).map(drop)
+        })
+        .await
+    }
+
+    async fn create_upload(&self, upload: UploadRow) -> Result<(), Error> {
+        self.run(move |transaction| {
+            let UploadRow { id, source, created, row } = upload;
+            transaction
+                .prepare_cached("INSERT INTO uploads (id, source, created, row) VALUES (?1, ?2, ?3, ?4)")?
+                .execute(params![id, source, created, row])
+                .map(drop)
+        })
+        .await
+    }
+
+    async fn upload(&self, id: &str) -> Result<Option<UploadRow>, Error> {
+        let id = id.to_owned();
+        self.run(move |transaction| {
+            transaction
+                .prepare_cached("SELECT id, source, created, row FROM uploads WHERE id = ?1 AND result IS NULL")?
+                .query_row([id], upload_row)
+                .optional()
+        })
+        .await
+    }
+
+    async fn uploads(&self, source: &[u8; 32]) -> Result<Vec<UploadRow>, Error> {
+        let source = *source;
+        self.run(move |transaction| {
+            transaction
+                .prepare_cached("SELECT id, source, created, row FROM uploads WHERE source = ?1 AND result IS NULL")?
+                .query_map([source], upload_row)?
+                .collect()
+        })
+        .await
+    }
+
+    async fn put_part(&self, id: &str, number: u32, row: Vec<u8>) -> Result<bool, Error> {
+        let id = id.to_owned();
+        self.run(move |transaction| {
+            let put = "INSERT INTO parts (upload, number, row)
+                SELECT id, ?2, ?3 FROM uploads WHERE id = ?1 AND result IS NULL
+                ON CONFLICT (upload, number) DO UPDATE SET row = excluded.row";
+            Ok(transaction.prepare_cached(put)?.execute(params![id, number, row])? == 1)
+        })
+        .await
+    }
+
+    async fn parts(&self, id: &str) -> Result<Vec<(u32, Vec<u8>)>, Error> {
+        let id = id.to_owned();
+        self.run(move |transaction| {
+            transaction
+                .prepare_cached("SELECT number, row FROM parts WHERE upload = ?1 ORDER BY number")?
+                .query_map([id], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect()
+        })
+        .await
+    }
+
+    async fn claim(&self, id: &str, owner: &str, now: i64, until: i64) -> Result<Claim, Error> {
+        let (id, owner) = (id.to_owned(), owner.to_owned());
+        self.run(move |transaction| {
+            let claim = "UPDATE uploads SET owner = ?2, claimed_until = ?4
+                WHERE id = ?1 AND result IS NULL AND (owner IS NULL OR owner = ?2 OR claimed_until <= ?3)";
+            if transaction.prepare_cached(claim)?.execute(params![id, owner, now, until])? == 1 {
+                return Ok(Claim::Claimed);
+            }
+            let result: Option<Option<Vec<u8>>> = transaction
+                .prepare_cached("SELECT result FROM uploads WHERE id = ?1")?
+                .query_row([id], |row| row.get(0))
+                .optional()?;
+            Ok(match result {
+                None => Claim::Missing,
+                Some(None) => Claim::Held,
+                Some(Some(result)) => Claim::Done(result),
+            })
+        })
+        .await
+    }
+
+    async fn complete(&self, id: &str, owner: &str, result: Vec<u8>) -> Result<bool, Error> {
+        let (id, owner) = (id.to_owned(), owner.to_owned());
+        self.run(move |transaction| {
+            let complete = "UPDATE uploads SET result = ?3 WHERE id = ?1 AND owner = ?2 AND result IS NULL";
+            let completed = transaction.prepare_cached(complete)?.execute(params![id, owner, result])? == 1;
+            if completed {
+                transaction.prepare_cached("DELETE FROM parts WHERE upload = ?1")?.execute([id])?;
+            }
+            Ok(completed)
+        })
+        .await
+    }
+
+    async fn release(&self, id: &str, owner: &str) -> Result<(), Error> {
+        let (id, owner) = (id.to_owned(), owner.to_owned());
+        self.run(move |transaction| {
+            let release = "UPDATE uploads SET owner = NULL, claimed_until = 0 WHERE id = ?1 AND owner = ?2";
+            transaction.prepare_cached(release)?.execute(params![id, owner]).map(drop)
+        })
+        .await
+    }
+
+    async fn abort(&self, id: &str) -> Result<bool, Error> {
+        let id = id.to_owned();
+        self.run(move |transaction| {
+            let abort = "DELETE FROM uploads WHERE id = ?1 AND result IS NULL";
+            Ok(transaction.prepare_cached(abort)?.execute([id])? == 1)
+        })
+        .await
+    }
+
+    async fn remove_stale(&self, time: i64) -> Result<u64, Error> {
+        self.run(move |transaction| {
+            let stale = "DELETE FROM uploads WHERE created < ?1";
+            Ok(transaction.prepare_cached(stale)?.execute([time])? as u64)
+        })
+        .await
+    }
+
+    async fn check(&self) -> Result<(), Error> {
+        self.run(|transaction| transaction.query_row("SELECT 1", [], |_| Ok(()))).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upload(id: &str, created: i64) -> UploadRow {
+        UploadRow { id: id.into(), source: [7; 32], created, row: b"row".to_vec() }
+    }
+
+    async fn fresh() -> (tempfile::TempDir, Sqlite) {
+        let folder = tempfile::tempdir().unwrap();
+        let state = Sqlite::open(&folder.path().join("state.sqlite")).unwrap();
+        (folder, state)
+    }
+
+    #[tokio::test]
+    async fn records_are_put_and_old_ones_of_a_path_removed() {
+        let (_folder, state) = fresh().await;
+        let record = |key, path, written| RecordRow { key: [key; 32], path: [path; 32], written, row: vec![key] };
+        for (key, path, written) in [(1, 9, 10), (2, 9, 10), (3, 9, 90), (4, 8, 10)] {
+            state.set_record(record(key, path, written)).await.unwrap();
+        }
+        state.set_record(RecordRow { row: b"again".to_vec(), ..record(1, 9, 10) }).await.unwrap();
+        state.remove_records([9; 32], Some([1; 32]), 50).await.unwrap();
+        let found = state.records(&[1, 2, 3, 4, 5].map(|key| [key; 32])).await.unwrap();
+        assert_eq!(found, [Some(b"again".to_vec()), None, Some(vec![3]), Some(vec![4]), None]);
+        state.remove_records([9; 32], None, 100).await.unwrap();
+        assert_eq!(state.records(&[[1; 32], [3; 32]]).await.unwrap(), [None, None]);
+    }
+
+    #[tokio::test]
+    async fn upload_survives_restart_with_its_parts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.sqlite");
+        {
+            let state = Sqlite::open(&path).unwrap();
+            state.create_upload(upload("u", 5)).await.unwrap();
+            assert!(state.put_part("u", 2, b"two".to_vec()).await.unwrap());
+            assert!(state.put_part("u", 1, b"one".to_vec()).await.unwrap());
+            assert!(state.put_part("u", 2, b"again".to_vec()).await.unwrap());
+            assert!(!state.put_part("missing", 1, b"one".to_vec()).await.unwrap());
+            assert!(matches!(Sqlite::open(&path), Err(Error::State(why)) if why.contains("another gateway")));
+        }
+        let state = loop {
+            // The thread of the first one closes the file when its queue has ended.
+            match Sqlite::open(&path) {
+                Ok(state) => break state,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        assert_eq!(state.upload("u").await.unwrap(), Some(upload("u", 5)));
+        assert_eq!(state.uploads(&[7; 32]).await.unwrap(), [upload("u", 5)]);
+        assert!(state.uploads(&[8; 32]).await.unwrap().is_empty());
+        assert_eq!(state.parts("u").await.unwrap(), [(1, b"one".to_vec()), (2, b"again".to_vec())]);
+    }
+
+    #[tokio::test]
+    async fn one_owner_completes_an_upload_and_others_get_its_result() {
+        let (_folder, state) = fresh().await;
+        state.create_upload(upload("u", 5)).await.unwrap();
+        state.put_part("u", 1, b"one".to_vec()).await.unwrap();
+        assert_eq!(state.claim("missing", "a", 0, 10).await.unwrap(), Claim::Missing);
+        assert_eq!(state.claim("u", "a", 0, 10).await.unwrap(), Claim::Claimed);
+        assert_eq!(state.claim("u", "a", 1, 11).await.unwrap(), Claim::Claimed);
+        assert_eq!(state.claim("u", "b", 10, 20).await.unwrap(), Claim::Held);
+        // The claim has run out: its owner may be dead.
+        assert_eq!(state.claim("u", "b", 11, 20).await.unwrap(), Claim::Claimed);
+        assert!(!state.complete("u", "a", b"late".to_vec()).await.unwrap());
+        state.release("u", "a").await.unwrap();
+        assert_eq!(state.claim("u", "c", 12, 20).await.unwrap(), Claim::Held);
+        state.release("u", "b").await.unwrap();
+        assert_eq!(state.claim("u", "c", 12, 20).await.unwrap(), Claim::Claimed);
+        assert!(state.complete("u", "c", b"result".to_vec()).await.unwrap());
+        assert_eq!(state.claim("u", "a", 99, 100).await.unwrap(), Claim::Done(b"result".to_vec()));
+        assert_eq!((state.upload("u").await.unwrap(), state.abort("u").await.unwrap()), (None, false));
+        assert!(state.parts("u").await.unwrap().is_empty());
+        assert!(!state.put_part("u", 2, b"late".to_vec()).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn stale_and_aborted_uploads_leave_nothing() {
+        let (_folder, state) = fresh().await;
+        for (id, created) in [("old", 1), ("new", 100), ("gone", 100)] {
+            state.create_upload(upload(id, created)).await.unwrap();
+            state.put_part(id, 1, b"one".to_vec()).await.unwrap();
+        }
+        assert!(state.abort("gone").await.unwrap() && !state.abort("gone").await.unwrap());
+        assert_eq!(state.remove_stale(50).await.unwrap(), 1);
+        for id in ["old", "gone"] {
+            assert!(state.upload(id).await.unwrap().is_none() && state.parts(id).await.unwrap().is_empty());
+        }
+        assert!(state.upload("new").await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn failed_work_is_undone_alone() {
+        let (_folder, state) = fresh().await;
+        state.create_upload(upload("u", 1)).await.unwrap();
+        let (again, other) = tokio::join!(state.create_upload(upload("u", 2)), state.create_upload(upload("v", 3)));
+        assert!(again.is_err() && other.is_ok());
+        assert_eq!(state.upload("u").await.unwrap().unwrap().created, 1);
+    }
+}
