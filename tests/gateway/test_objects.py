@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import socket
 import threading
 import urllib.request
 import zlib
@@ -458,6 +459,37 @@ def test_access_log_names_requests_and_no_secret(s3, gateway):
     assert (write["status"], write["bucket"], write["access_key"]) == (200, "data", ACCESS)
     assert any(line["method"] == "GET" and line["sent"] == 1000 for line in lines)
     assert "secret-key-name" not in text and SECRET not in text
+
+
+def test_connection_ends_if_100_continue_was_expected_and_not_sent(gateways):
+    """botocore reads the next answer on such a connection wrongly, and waits for its timeout of 60 seconds."""
+    gateway = gateways("--anonymous")
+    host, port = gateway.url.split("//")[1].split(":")
+
+    def talk(*requests):
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            seen = b""
+            for head, body, awaited in requests:
+                connection.sendall(head.replace("\n", "\r\n").encode())
+                while body is not None and b"100 Continue" not in seen:
+                    seen += connection.recv(4096)
+                connection.sendall(body or b"")
+                while awaited not in seen:
+                    piece = connection.recv(4096)
+                    if not piece:
+                        break
+                    seen += piece
+            return seen.lower()
+
+    plain = "PUT /data HTTP/1.1\nHost: x\nContent-Length: 0\n\n"
+    empty = "PUT /data/empty HTTP/1.1\nHost: x\nExpect: 100-continue\nContent-Length: 0\n\n"
+    full = "PUT /data/k HTTP/1.1\nHost: x\nExpect: 100-continue\nContent-Length: 5\n\n"
+    nowhere = full.replace("/data/", "/missing/")
+    assert b"connection: close" not in talk((plain, None, b"\r\n\r\n"))
+    assert b"connection: close" in talk((empty, None, b"never"))
+    assert b"connection: close" in talk((nowhere, None, b"never"))
+    seen = talk((full, b"hello", b"etag"), ("GET /data/k HTTP/1.1\nHost: x\n\n", None, b"hello"))
+    assert b"connection: close" not in seen and seen.endswith(b"hello")
 
 
 def test_upload_of_unknown_length_streams(s3):

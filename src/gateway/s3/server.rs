@@ -22,6 +22,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -47,6 +48,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const CLEANUP: Duration = Duration::from_secs(600);
 /// Largest XML body of a request.
 const MAX_XML: usize = 4 << 20;
+/// Stands for 499 until there is an answer. No answer has it.
+const GONE: StatusCode = StatusCode::IM_A_TEAPOT;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
 
 /// Options of a server.
@@ -276,22 +279,25 @@ struct Front {
 
 impl Front {
     async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Response<Answer> {
-        let began = Instant::now();
         let id = request_id();
         let origin = request.headers().get(header::ORIGIN).cloned();
-        let entry = Entry::new(&request, peer, &id);
+        let (entry, began) = (Entry::new(&request, peer, &id), Instant::now());
+        let mut done = Done { front: self.clone(), entry, status: GONE, began, sent: 0, _permit: None };
+        let expectation = Expectation::of(&request);
         let (mut response, permit) = match self.early(&request) {
             Some(response) => (response, None),
-            None => self.ask(request).await,
+            None => self.ask(request, expectation.clone()).await,
         };
+        if !expectation.is_met() {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         if let Ok(id) = HeaderValue::try_from(&id) {
             response.headers_mut().insert(REQUEST_ID, id);
         }
         if let Some(origin) = origin {
             self.cors.allow(&origin, response.headers_mut());
         }
-        let status = response.status();
-        let done = Done { front: self, entry, status, began, sent: 0, _permit: permit };
+        (done.status, done._permit) = (response.status(), permit);
         response.map(|body| Answer { body, done })
     }
 
@@ -322,12 +328,16 @@ impl Front {
         Some(response)
     }
 
-    async fn ask(&self, mut request: Request<Incoming>) -> (Response<Body>, Option<OwnedSemaphorePermit>) {
+    async fn ask(
+        &self,
+        mut request: Request<Incoming>,
+        expectation: Expectation,
+    ) -> (Response<Body>, Option<OwnedSemaphorePermit>) {
         let Ok(Ok(permit)) = tokio::time::timeout(TURN, self.turns.clone().acquire_owned()).await else {
             return (error_response(Error::Busy), None);
         };
         forget_unusable_range(request.headers_mut());
-        let request = request.map(|body| Body::http_body_unsync(Timely { body, timer: None }));
+        let request = request.map(|body| Body::http_body_unsync(Timely { body, timer: None, expectation }));
         let response = match self.service.call(request).await {
             Ok(response) => response,
             Err(error) => {
@@ -399,9 +409,37 @@ impl Cors {
     }
 }
 
+/// Whether a client that waits for "100 Continue" got it.
+///
+/// It doesn't if the request is answered before its body is read, or has no body. Then the connection has to end with the
+/// answer: the client may or may not send the body (RFC 9110, section 10.1.1), and botocore takes the answer to its next
+/// request on the same connection for a part of this one, until its timeout.
+#[derive(Clone)]
+struct Expectation(Option<Arc<AtomicBool>>);
+
+impl Expectation {
+    fn of(request: &Request<Incoming>) -> Self {
+        let expects = request.headers().get(header::EXPECT);
+        let expects = expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        Self(expects.then(Arc::default))
+    }
+
+    /// The body is read, which sends "100 Continue".
+    fn meet(&self) {
+        if let Some(met) = &self.0 {
+            met.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn is_met(&self) -> bool {
+        self.0.as_ref().is_none_or(|met| met.load(Ordering::Relaxed))
+    }
+}
+
 /// A request's body, which fails if no byte comes for too long.
 struct Timely {
     body: Incoming,
+    expectation: Expectation,
     timer: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
@@ -418,6 +456,9 @@ impl HttpBody for Timely {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if !self.body.is_end_stream() {
+            self.expectation.meet();
+        }
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(frame) => {
                 self.timer = None;
@@ -466,10 +507,11 @@ impl Entry {
     }
 }
 
-/// Counts and logs an answer when it ends, whole or cut.
+/// Counts and logs a request when it ends, also if the client has gone.
 struct Done {
     front: Arc<Front>,
     entry: Entry,
+    /// Status of the answer, or 499 if the client left before there was one.
     status: StatusCode,
     began: Instant,
     sent: u64,
@@ -479,13 +521,14 @@ struct Done {
 impl Drop for Done {
     fn drop(&mut self) {
         let Self { front, entry, status, began, sent, .. } = self;
-        front.metrics.count(&entry.method, *status, entry.received, *sent, began.elapsed());
+        let status = if *status == GONE { 499 } else { status.as_u16() };
+        front.metrics.count(&entry.method, status, entry.received, *sent, began.elapsed());
         let Some(log) = &front.log else { return };
         let time = time::OffsetDateTime::now_utc();
         let time = time.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
         let line = serde_json::json!({
             "time": time, "request_id": entry.id, "peer": entry.peer.to_string(), "method": entry.method.as_str(),
-            "bucket": entry.bucket, "access_key": entry.access_key, "status": status.as_u16(),
+            "bucket": entry.bucket, "access_key": entry.access_key, "status": status,
             "received": entry.received, "sent": sent, "seconds": began.elapsed().as_secs_f64(),
         });
         let mut log = log.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
