@@ -47,6 +47,10 @@ pub struct Conditions {
     pub if_modified_since: Option<OffsetDateTime>,
     /// The version must not be newer.
     pub if_unmodified_since: Option<OffsetDateTime>,
+    /// A removal: the version must have this size in bytes.
+    pub size: Option<u64>,
+    /// A removal: the version must have been changed in this second.
+    pub modified: Option<OffsetDateTime>,
 }
 
 /// The present version of an object.
@@ -56,6 +60,8 @@ pub struct Present<'a> {
     pub etag: &'a str,
     /// Time of its last change.
     pub modified: OffsetDateTime,
+    /// Its size in bytes.
+    pub size: u64,
 }
 
 impl Conditions {
@@ -97,6 +103,12 @@ impl Conditions {
         }
         let Some(present) = present else { return Ok(()) };
         let modified = present.modified.unix_timestamp();
+        if self.size.is_some_and(|size| size != present.size) {
+            return Err(Error::PreconditionFailed("x-amz-if-match-size"));
+        }
+        if self.modified.is_some_and(|time| time.unix_timestamp() != modified) {
+            return Err(Error::PreconditionFailed("x-amz-if-match-last-modified-time"));
+        }
         match (self.if_unmodified_since, self.if_modified_since) {
             (Some(since), _) if modified > since.unix_timestamp() => {
                 Err(Error::PreconditionFailed("If-Unmodified-Since"))
@@ -128,7 +140,7 @@ mod tests {
     const TIME: OffsetDateTime = datetime!(2026-02-06 17:37:57.9 UTC);
 
     fn present(etag: &str) -> Present<'_> {
-        Present { etag, modified: TIME }
+        Present { etag, modified: TIME, size: 7 }
     }
 
     fn tags(text: &str) -> Option<Tags> {
@@ -187,6 +199,10 @@ mod tests {
         assert!(swap.check_write(Some(present("a"))).is_ok());
         assert!(matches!(swap.check_write(Some(present("b"))), Err(Error::PreconditionFailed(_))));
         assert!(matches!(swap.check_write(None), Err(Error::NoSuchKey)));
+        for (size, modified, holds) in [(7, TIME, true), (8, TIME, false), (7, TIME - time::Duration::SECOND, false)] {
+            let removal = Conditions { size: Some(size), modified: Some(modified), ..Default::default() };
+            assert_eq!(removal.check_write(Some(present("a"))).is_ok(), holds);
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use super::condition::Conditions;
 use super::digest::{Algorithm, Hasher, hex};
-use super::record::{Headers, Record};
+use super::record::{Headers, Record, Tags};
 use super::upload::Body;
 use super::{Bucket, Error, Found, Key, MAX_PUT, multipart::Part, multipart::PartUpload};
 use crate::store::{Change, Error as StoreError, Expect, Op, Side, Stored};
@@ -22,6 +22,8 @@ pub struct Copy {
     pub conditions: Conditions,
     /// New headers and user metadata. `None`: those of the source.
     pub headers: Option<Headers>,
+    /// New tags. `None`: those of the source.
+    pub tags: Option<Tags>,
     /// The additional checksum that the copy shall have. `None`: that of the source.
     pub algorithm: Option<Algorithm>,
 }
@@ -33,7 +35,7 @@ impl Bucket {
         let found = source.head(source_key).await?;
         copy.source_conditions.check_copy(found.present())?;
         let is_itself = self.id == source.id && key == source_key;
-        if is_itself && copy.headers.is_none() && copy.algorithm.is_none() {
+        if is_itself && copy.headers.is_none() && copy.tags.is_none() && copy.algorithm.is_none() {
             return Err(Error::InvalidArgument("an object is copied to itself only with other metadata"));
         }
         if let Some(headers) = &copy.headers {
@@ -46,7 +48,8 @@ impl Bucket {
             || (found.version.side == Side::Plain) != self.view.key_id().is_none()
             || self.view.key_id() != source.view.key_id();
         let headers = copy.headers.unwrap_or_else(|| found.record.headers.clone());
-        let record = Record { headers, ..found.record.clone() };
+        let tags = copy.tags.unwrap_or_else(|| found.record.tags.clone());
+        let record = Record { headers, tags, ..found.record.clone() };
         self.expected(key, &copy.conditions).await?;
         if must_read {
             return self.copy_by_reading(key, source, &found, record, copy.algorithm, &copy.conditions).await;

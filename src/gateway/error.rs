@@ -62,6 +62,9 @@ pub enum Error {
     /// Metadata larger than allowed.
     #[error("user metadata has {0} bytes at most")]
     MetadataTooLarge(usize),
+    /// Tags that are not allowed.
+    #[error("{0}")]
+    InvalidTag(&'static str),
     /// No such multipart upload, or one that was completed or aborted.
     #[error("the multipart upload does not exist")]
     NoSuchUpload,

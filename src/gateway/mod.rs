@@ -33,7 +33,7 @@ pub use list::{After, Listed, Page, Query};
 pub use multipart::{ChosenPart, Completed, Completion, ListedUpload, Part, PartUpload, Upload};
 pub use names::Namespaces;
 pub use object::{Found, Put};
-pub use record::{Headers, PartInfo, Record};
+pub use record::{Headers, PartInfo, Record, Tags as ObjectTags, check_tags};
 pub use upload::{Body as UploadBody, Late as LateDigests};
 
 use crate::store::buckets::{BucketId, BucketInfo, Buckets};

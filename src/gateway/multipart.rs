@@ -11,7 +11,7 @@
 
 use super::condition::Conditions;
 use super::digest::{self, Algorithm, Announced, Checksum, Digests, Hasher, hex};
-use super::record::{Headers, PartInfo, Record};
+use super::record::{Headers, PartInfo, Record, Tags};
 use super::state::{Claim, UploadRow};
 use super::upload::{Body, Late};
 use super::{Bucket, Error, Key, MAX_PARTS, MAX_PUT, now, seal};
@@ -36,6 +36,9 @@ pub struct Upload {
     /// Headers and user metadata of the object.
     #[serde(default)]
     pub headers: Headers,
+    /// Tags of the object.
+    #[serde(default, skip_serializing_if = "Tags::is_empty")]
+    pub tags: Tags,
     /// Additional checksum of the parts and of the object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub algorithm: Option<Algorithm>,
@@ -339,6 +342,7 @@ impl Bucket {
             etag: Some(etag.clone()),
             checksum: checksum.clone(),
             headers: upload.headers,
+            tags: upload.tags,
             parts: parts
                 .iter()
                 .map(|p| PartInfo { number: p.number, size: p.size, checksum: p.checksum.clone() })

@@ -2,7 +2,7 @@
 
 use super::condition::{Conditions, Present};
 use super::digest::{Algorithm, Announced, Hasher, hex};
-use super::record::{Headers, Record, RecordKey, path_digest};
+use super::record::{Headers, Record, RecordKey, Tags, path_digest};
 use super::state::RecordRow;
 use super::upload::{Body, Late};
 use super::{Bucket, Error, Key, MAX_PUT, now};
@@ -33,7 +33,7 @@ pub struct Found {
 impl Found {
     /// Returns the version as conditions compare it.
     pub fn present(&self) -> Present<'_> {
-        Present { etag: &self.etag, modified: self.modified }
+        Present { etag: &self.etag, modified: self.modified, size: self.len }
     }
 }
 
@@ -44,6 +44,8 @@ pub struct Put {
     pub len: Option<u64>,
     /// Headers and user metadata.
     pub headers: Headers,
+    /// Tags.
+    pub tags: Tags,
     /// Digests that the client announced.
     pub announced: Announced,
     /// The additional checksum to compute and keep.
@@ -95,12 +97,21 @@ impl Bucket {
             etag: Some(hex(&digests.md5)),
             checksum: digests.checksum,
             headers: put.headers,
+            tags: put.tags,
             parts: Vec::new(),
         };
         // The content took its time, so the conditions are checked again.
         let _turn = self.turns.of(key.path()).await;
         let expect = self.expected(key, &put.conditions).await?;
         self.commit_put(key, stored, record, expect, &put.conditions).await
+    }
+
+    /// Replaces the tags of an object.
+    pub async fn set_tags(&self, key: &Key, tags: Tags) -> Result<(), Error> {
+        self.check_key(key)?;
+        let _turn = self.turns.of(key.path()).await;
+        let found = self.head(key).await?;
+        self.set_record(key, &found.version, &Record { tags, ..found.record }).await
     }
 
     /// Removes an object. A missing one is no error.

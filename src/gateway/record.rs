@@ -63,6 +63,23 @@ impl Headers {
     }
 }
 
+/// Tags of an object, by name.
+pub type Tags = BTreeMap<String, String>;
+
+/// Checks tags as S3 does: ten at most, no name twice, 128 characters in a name and 256 in a value.
+pub fn check_tags(tags: impl IntoIterator<Item = (String, String)>) -> Result<Tags, Error> {
+    let mut checked = Tags::new();
+    for (name, value) in tags {
+        if name.is_empty() || name.chars().count() > 128 || value.chars().count() > 256 {
+            return Err(Error::InvalidTag("a tag has 1 to 128 characters in its name and 256 in its value at most"));
+        }
+        if checked.insert(name, value).is_some() {
+            return Err(Error::InvalidTag("a tag comes twice"));
+        }
+    }
+    if checked.len() > 10 { Err(Error::InvalidTag("an object has 10 tags at most")) } else { Ok(checked) }
+}
+
 /// A part of a multipart object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartInfo {
@@ -87,6 +104,9 @@ pub struct Record {
     pub checksum: Option<Checksum>,
     /// Headers and user metadata.
     pub headers: Headers,
+    /// Tags.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: Tags,
     /// Parts of a multipart object.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<PartInfo>,

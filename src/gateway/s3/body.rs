@@ -1,6 +1,6 @@
 //! Bodies of requests and responses, and the digests that requests announce.
 
-use crate::gateway::{Algorithm, Announced, Checksum, Error, Headers};
+use crate::gateway::{Algorithm, Announced, Checksum, Error, Headers, ObjectTags, check_tags};
 use crate::gateway::{LateDigests, UploadBody};
 use crate::store::ByteStream;
 use futures::{Stream, StreamExt};
@@ -164,6 +164,12 @@ macro_rules! set_headers {
     }};
 }
 pub(super) use {get_checksum, get_headers, set_checksums, set_headers};
+
+/// Reads the header `x-amz-tagging`: names and values as in a query.
+pub(super) fn tags(header: Option<&String>) -> Result<ObjectTags, Error> {
+    let pairs = url::form_urlencoded::parse(header.map_or("", String::as_str).as_bytes());
+    check_tags(pairs.map(|(name, value)| (name.into_owned(), value.into_owned())))
+}
 
 /// Content type of an object whose writer named none, as in S3.
 pub(super) const DEFAULT_TYPE: &str = "binary/octet-stream";

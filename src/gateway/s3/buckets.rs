@@ -51,7 +51,11 @@ pub(super) async fn create_bucket(
     request: S3Request<CreateBucketInput>,
 ) -> S3Result<S3Response<CreateBucketOutput>> {
     let name = &request.input.bucket;
-    service.gateway.create_bucket(name).await.map_err(s3_error)?;
+    match service.gateway.create_bucket(name).await {
+        // As in us-east-1: clients create a bucket before they write to it, whether it exists or not.
+        Ok(()) | Err(Error::BucketExists) => {}
+        Err(error) => return Err(s3_error(error)),
+    }
     Ok(S3Response::new(CreateBucketOutput { location: Some(format!("/{name}")) }))
 }
 

@@ -47,9 +47,14 @@ fn copy_of(input: &mut CopyObjectInput, conditions: Conditions) -> Result<CopyRe
             if_none_match: tags(input.copy_source_if_none_match.take()),
             if_modified_since: date(input.copy_source_if_modified_since.take()),
             if_unmodified_since: date(input.copy_source_if_unmodified_since.take()),
+            ..Conditions::default()
         },
         conditions,
         headers: if replace { Some(get_headers!(input)) } else { None },
+        tags: match input.tagging_directive.as_ref().map(TaggingDirective::as_str) {
+            Some(TaggingDirective::REPLACE) => Some(super::body::tags(input.tagging.as_ref())?),
+            _ => None,
+        },
         algorithm: named.transpose()?,
     })
 }
@@ -103,6 +108,7 @@ pub(super) async fn upload_part_copy(
         if_none_match: tags(input.copy_source_if_none_match.take()),
         if_modified_since: date(input.copy_source_if_modified_since.take()),
         if_unmodified_since: date(input.copy_source_if_unmodified_since.take()),
+        ..Conditions::default()
     };
     let number = u32::try_from(input.part_number).unwrap_or(0);
     let part = bucket

@@ -33,6 +33,7 @@ pub(super) fn s3_error(error: Error) -> S3Error {
         Error::InvalidArgument(_) => with(C::InvalidArgument),
         Error::InvalidRange => with(C::InvalidRange),
         Error::MetadataTooLarge(_) => with(C::MetadataTooLarge),
+        Error::InvalidTag(_) => with(C::InvalidTag),
         Error::NoSuchUpload => with(C::NoSuchUpload),
         Error::InvalidPart(_) => with(C::InvalidPart),
         Error::InvalidPartOrder => with(C::InvalidPartOrder),

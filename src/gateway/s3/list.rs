@@ -116,9 +116,9 @@ fn after_marker(marker: Option<&String>, prefix: Option<&String>, delimiter: Opt
 /// Returns where a page starts after a continuation token or, on the first page, after a key.
 fn after_token(token: Option<&str>, start: Option<&str>) -> Result<After, Error> {
     match (token, start) {
-        (Some(token), _) => After::from_token(token),
-        (None, Some(start)) if !start.is_empty() => Ok(After::Key(start.to_owned())),
-        (None, _) => Ok(After::Start),
+        (Some(token), _) if !token.is_empty() => After::from_token(token),
+        (_, Some(start)) if !start.is_empty() => Ok(After::Key(start.to_owned())),
+        (_, _) => Ok(After::Start),
     }
 }
 
@@ -136,6 +136,7 @@ pub(super) async fn list_objects(
 ) -> S3Result<S3Response<ListObjectsOutput>> {
     let owner = owner(&Caller::of(&request.extensions)?);
     let ListObjectsInput { bucket, delimiter, encoding_type, marker: start, max_keys, prefix, .. } = request.input;
+    let delimiter = delimiter.filter(|delimiter| !delimiter.is_empty());
     let after = after_marker(start.as_ref(), prefix.as_ref(), delimiter.as_ref());
     let request = Request { bucket, prefix, delimiter, encoding: encoding_type, limit: max_keys, after };
     let Reply { objects, prefixes, next, limit, encode } = service.list(&request, Some(owner)).await?;
@@ -168,7 +169,7 @@ pub(super) async fn list_objects_v2(
     let request = Request {
         bucket: input.bucket,
         prefix: input.prefix,
-        delimiter: input.delimiter,
+        delimiter: input.delimiter.filter(|delimiter| !delimiter.is_empty()),
         encoding: input.encoding_type,
         limit: input.max_keys,
         after,

@@ -60,7 +60,8 @@ pub(super) async fn create_multipart_upload(
     }
     let (bucket, key) = service.at(&input.bucket, &input.key).await?;
     let (algorithm, full_object) = checksum_of(input).map_err(s3_error)?;
-    let upload = Upload { key: input.key.clone(), headers: get_headers!(input), algorithm, full_object };
+    let tags = super::body::tags(input.tagging.as_ref()).map_err(s3_error)?;
+    let upload = Upload { key: input.key.clone(), headers: get_headers!(input), tags, algorithm, full_object };
     let id = bucket.create_upload(&key, &upload).await.map_err(|error| service.fail(&bucket, error))?;
     Ok(S3Response::new(CreateMultipartUploadOutput {
         bucket: Some(input.bucket.clone()),
@@ -308,7 +309,13 @@ mod tests {
     use super::*;
 
     fn upload(key: &str, id: &str) -> ListedUpload {
-        let upload = Upload { key: key.into(), headers: Default::default(), algorithm: None, full_object: false };
+        let upload = Upload {
+            key: key.into(),
+            headers: Default::default(),
+            tags: Default::default(),
+            algorithm: None,
+            full_object: false,
+        };
         ListedUpload { id: id.into(), created: 0, upload }
     }
 

@@ -38,6 +38,7 @@ fn read_conditions(
         if_none_match: tags(differs),
         if_modified_since: date(after),
         if_unmodified_since: date(before),
+        ..Conditions::default()
     }
 }
 
@@ -153,11 +154,24 @@ pub(super) async fn head_object(
     }
     let is_part = output.content_range.is_some();
     let status = if is_part { http::StatusCode::PARTIAL_CONTENT } else { http::StatusCode::OK };
-    Ok(S3Response::with_status(output, status))
+    let mut response = S3Response::with_status(output, status);
+    if let Some(count) = tag_count(&found.record) {
+        response.headers.insert("x-amz-tagging-count", count.into());
+    }
+    Ok(response)
 }
 
 fn wants_checksum(mode: Option<&ChecksumMode>) -> bool {
     mode.is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED)
+}
+
+/// Returns a part of a multipart object. Parts count from 1, whatever numbers they were uploaded with.
+fn part_of(record: &Record, number: Option<i32>) -> Option<&crate::gateway::PartInfo> {
+    record.parts.get(usize::try_from(number?.checked_sub(1)?).ok()?)
+}
+
+fn tag_count(record: &Record) -> Option<i32> {
+    i32::try_from(record.tags.len()).ok().filter(|count| *count > 0)
 }
 
 fn parts_count(record: &Record) -> Option<i32> {
@@ -188,12 +202,14 @@ pub(super) async fn get_object(
         e_tag: Some(etag(found.etag.clone())),
         last_modified: Some(found.modified.into()),
         parts_count: input.part_number.and(parts_count(&found.record)),
+        tag_count: tag_count(&found.record),
         ..GetObjectOutput::default()
     };
     set_headers!(output, &shown_headers(&key, &found));
-    // A checksum of the whole can't be compared with a part.
-    if wants_checksum(input.checksum_mode.as_ref()) && !is_part {
-        set_checksums!(output, found.record.checksum.as_ref());
+    // A checksum of the whole can't be compared with a range. A part has its own.
+    let part = part_of(&found.record, input.part_number);
+    if part.is_some() || (wants_checksum(input.checksum_mode.as_ref()) && !is_part) {
+        set_checksums!(output, part.map_or(found.record.checksum.as_ref(), |part| part.checksum.as_ref()));
         output.checksum_type = checksum_type(&found.record);
     }
     let status = if is_part { http::StatusCode::PARTIAL_CONTENT } else { http::StatusCode::OK };
@@ -215,6 +231,7 @@ pub(super) async fn put_object(
     let put = Put {
         len,
         headers: get_headers!(input),
+        tags: super::body::tags(input.tagging.as_ref()).map_err(s3_error)?,
         announced: digests.announced,
         algorithm: digests.algorithm,
         late: digests.late,
@@ -240,7 +257,12 @@ pub(super) async fn delete_object(
     let bucket = service.bucket(&input.bucket).await?;
     // No object has a key that can't be stored, so there is nothing to remove.
     if let Ok(key) = Key::parse(&input.key) {
-        let conditions = Conditions { if_match: tags(input.if_match), ..Conditions::default() };
+        let conditions = Conditions {
+            if_match: tags(input.if_match),
+            size: input.if_match_size.and_then(|size| u64::try_from(size).ok()),
+            modified: date(input.if_match_last_modified_time),
+            ..Conditions::default()
+        };
         bucket.delete(&key, &conditions).await.map_err(|error| service.fail(&bucket, error))?;
     }
     Ok(S3Response::with_status(DeleteObjectOutput::default(), http::StatusCode::NO_CONTENT))
@@ -259,21 +281,23 @@ async fn remove(
         let refused = check_version(object.version_id.as_ref())
             .and_then(|()| caller.check(Permission::Write, name, &object.key))
             .err();
-        let outcome = match (refused, Key::parse(&object.key), object.e_tag) {
-            (Some(refused), ..) => Some(refused),
+        let conditions = Conditions {
+            if_match: object.e_tag.map(|tag| Tags::Of(vec![tag.into_value()])),
+            size: object.size.and_then(|size| u64::try_from(size).ok()),
+            modified: date(object.last_modified_time),
+            ..Conditions::default()
+        };
+        let outcome = match (refused, Key::parse(&object.key)) {
+            (Some(refused), _) => Some(refused),
             // No object has a key that can't be stored, so there is nothing to remove.
-            (None, Err(_), _) => None,
-            (None, Ok(key), None) => {
+            (None, Err(_)) => None,
+            (None, Ok(key)) if conditions.is_empty() => {
                 keys.push(key);
                 places.push(outcomes.len());
                 None
             }
             // Conditions are checked one by one.
-            (None, Ok(key), Some(tag)) => {
-                let if_match = Some(Tags::Of(vec![tag.into_value()]));
-                let removed = bucket.delete(&key, &Conditions { if_match, ..Conditions::default() }).await;
-                removed.err().map(s3_error)
-            }
+            (None, Ok(key)) => bucket.delete(&key, &conditions).await.err().map(s3_error),
         };
         outcomes.push((object.key, outcome));
     }
@@ -368,4 +392,39 @@ fn object_parts(record: &Record, marker: Option<i32>, limit: Option<i32>) -> Get
         parts: record.parts.iter().all(|part| part.checksum.is_some()).then(|| shown.iter().map(part).collect()),
         total_parts_count: parts_count(record),
     }
+}
+
+pub(super) async fn get_object_tagging(
+    service: &Service,
+    request: S3Request<GetObjectTaggingInput>,
+) -> S3Result<S3Response<GetObjectTaggingOutput>> {
+    check_version(request.input.version_id.as_ref())?;
+    let (bucket, key) = service.at_existing(&request.input.bucket, &request.input.key).await?;
+    let found = bucket.head(&key).await.map_err(|error| service.fail(&bucket, error))?;
+    let tag = |(key, value): (String, String)| Tag { key: Some(key), value: Some(value) };
+    let tag_set = found.record.tags.into_iter().map(tag).collect();
+    Ok(S3Response::new(GetObjectTaggingOutput { tag_set, version_id: None }))
+}
+
+pub(super) async fn put_object_tagging(
+    service: &Service,
+    request: S3Request<PutObjectTaggingInput>,
+) -> S3Result<S3Response<PutObjectTaggingOutput>> {
+    let PutObjectTaggingInput { bucket, key, tagging, version_id, .. } = request.input;
+    check_version(version_id.as_ref())?;
+    let pair = |tag: Tag| (tag.key.unwrap_or_default(), tag.value.unwrap_or_default());
+    let tags = crate::gateway::check_tags(tagging.tag_set.into_iter().map(pair)).map_err(s3_error)?;
+    let (bucket, key) = service.at_existing(&bucket, &key).await?;
+    bucket.set_tags(&key, tags).await.map_err(|error| service.fail(&bucket, error))?;
+    Ok(S3Response::new(PutObjectTaggingOutput::default()))
+}
+
+pub(super) async fn delete_object_tagging(
+    service: &Service,
+    request: S3Request<DeleteObjectTaggingInput>,
+) -> S3Result<S3Response<DeleteObjectTaggingOutput>> {
+    check_version(request.input.version_id.as_ref())?;
+    let (bucket, key) = service.at_existing(&request.input.bucket, &request.input.key).await?;
+    bucket.set_tags(&key, Default::default()).await.map_err(|error| service.fail(&bucket, error))?;
+    Ok(S3Response::with_status(DeleteObjectTaggingOutput::default(), http::StatusCode::NO_CONTENT))
 }

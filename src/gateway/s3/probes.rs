@@ -135,12 +135,3 @@ pub(super) async fn put_object_acl(
     accept_private(request.input.acl.as_ref().map(ObjectCannedACL::as_str))?;
     Ok(S3Response::new(PutObjectAclOutput::default()))
 }
-
-pub(super) async fn get_object_tagging(
-    service: &Service,
-    request: S3Request<GetObjectTaggingInput>,
-) -> S3Result<S3Response<GetObjectTaggingOutput>> {
-    let (bucket, key) = service.at_existing(&request.input.bucket, &request.input.key).await?;
-    bucket.head(&key).await.map_err(|error| service.fail(&bucket, error))?;
-    Ok(S3Response::new(GetObjectTaggingOutput { tag_set: Vec::new(), version_id: None }))
-}

@@ -48,6 +48,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const CLEANUP: Duration = Duration::from_secs(600);
 /// Largest XML body of a request.
 const MAX_XML: usize = 4 << 20;
+/// Largest file of an HTML form.
+const MAX_FORM_FILE: u64 = 8 << 20;
 /// Stands for 499 until there is an answer. No answer has it.
 const GONE: StatusCode = StatusCode::IM_A_TEAPOT;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
@@ -154,8 +156,8 @@ async fn remove_stale_uploads(gateway: Arc<Gateway>) {
 fn config() -> s3s::config::S3Config {
     let mut config = s3s::config::S3Config::default();
     config.xml_max_body_size = MAX_XML;
-    // Uploads by HTML forms are not supported, and their files would be held in memory.
-    config.post_object_max_file_size = 0;
+    // The file of an HTML form is held in memory.
+    config.post_object_max_file_size = MAX_FORM_FILE;
     config.form_max_field_size = 64 * 1024;
     config.form_max_fields_size = 256 * 1024;
     config
@@ -294,6 +296,7 @@ impl Front {
         if let Ok(id) = HeaderValue::try_from(&id) {
             response.headers_mut().insert(REQUEST_ID, id);
         }
+        let mut response = with_request_id(response, &id);
         if let Some(origin) = origin {
             self.cors.allow(&origin, response.headers_mut());
         }
@@ -365,6 +368,17 @@ fn error_response(error: Error) -> Response<Body> {
     response
 }
 
+/// Adds the id of the request to an error in XML, where clients look for it.
+fn with_request_id(mut response: Response<Body>, id: &str) -> Response<Body> {
+    const END: &str = "</Error>";
+    let is_error = response.status().is_client_error() || response.status().is_server_error();
+    let Some(bytes) = response.body().bytes().filter(|_| is_error) else { return response };
+    let Some(head) = std::str::from_utf8(&bytes).ok().and_then(|text| text.strip_suffix(END)) else { return response };
+    let text = format!("{head}<RequestId>{id}</RequestId>{END}");
+    response.headers_mut().remove(header::CONTENT_LENGTH);
+    response.map(|_| Body::from(Bytes::from(text)))
+}
+
 /// Removes a range that S3 ignores: several ranges, another unit, or bounds in the wrong order (RFC 9110, 14.2). A
 /// range
 /// that the signature covers stays.
@@ -411,9 +425,9 @@ impl Cors {
 
 /// Whether a client that waits for "100 Continue" got it.
 ///
-/// It doesn't if the request is answered before its body is read, or has no body. Then the connection has to end with the
-/// answer: the client may or may not send the body (RFC 9110, section 10.1.1), and botocore takes the answer to its next
-/// request on the same connection for a part of this one, until its timeout.
+/// It doesn't if the request is answered before its body is read, or has no body. Then the connection has to end with
+/// the answer: the client may or may not send the body (RFC 9110, section 10.1.1), and botocore takes the answer to its
+/// next request on the same connection for a part of this one, until its timeout.
 #[derive(Clone)]
 struct Expectation(Option<Arc<AtomicBool>>);
 
