@@ -89,6 +89,9 @@ pub struct S3Command {
     /// Requests at once; more wait for 20 s and are then told to come back
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub max_requests: u32,
+    /// Content that all uploads together hold in memory; further ones wait
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "1Gi")]
+    pub upload_memory: u64,
     /// Hours after which a multipart upload that is not completed is removed
     #[arg(long, value_name = "HOURS", default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..))]
     pub upload_ttl_hours: u32,
@@ -133,7 +136,7 @@ impl S3Command {
         let buckets = Buckets::new(self.hub.clone().resolved().open().await?);
         let namespaces = Namespaces::new(buckets.user().await?, self.namespace.clone());
         let upload_ttl = Duration::from_secs(3600 * u64::from(self.upload_ttl_hours));
-        let options = Options { open, upload_ttl, min_part: MIN_PART };
+        let options = Options { open, upload_ttl, min_part: MIN_PART, upload_memory: self.upload_memory };
         let gateway = Gateway::new(buckets, namespaces, state, options);
         gateway.map_err(|error| Failure::new(Exit::Failure, error.to_string()))
     }

@@ -40,6 +40,9 @@ pub enum LogFormat {
 impl CommonArgs {
     /// Starts logging to stderr. Only the first call counts.
     pub fn init_logging(&self, quiet: tracing::Level) {
+        use tracing_subscriber::filter::filter_fn;
+        use tracing_subscriber::layer::{Layer, SubscriberExt};
+        use tracing_subscriber::util::SubscriberInitExt;
         use tracing_subscriber::{EnvFilter, fmt};
         let level = match (self.verbose, quiet) {
             (0, quiet) => quiet,
@@ -51,14 +54,15 @@ impl CommonArgs {
         let wanted = std::env::var(EnvFilter::DEFAULT_ENV).ok();
         let wanted = wanted.and_then(|text| EnvFilter::try_new(own_target(&text)).ok());
         let filter = wanted.unwrap_or_else(|| EnvFilter::new(format!("hfcrypt={level}")));
-        // The protocol layer of the gateway logs keys and signatures of requests.
-        let filter = if let Ok(off) = "s3s=off".parse() { filter.add_directive(off) } else { filter };
-        let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-        // A second subscriber can't be set; the first one goes on.
-        let _ = match self.log_format {
-            LogFormat::Text => builder.try_init(),
-            LogFormat::Json => builder.json().try_init(),
+        let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+        let layer = match self.log_format {
+            LogFormat::Text => layer.boxed(),
+            LogFormat::Json => layer.json().boxed(),
         };
+        // The protocol layer of the gateway logs keys and signatures of requests, so it is never heard.
+        let quiet = filter_fn(|event| !event.target().starts_with("s3s"));
+        // A second subscriber can't be set; the first one goes on.
+        let _ = tracing_subscriber::registry().with(filter).with(layer.with_filter(quiet)).try_init();
     }
 }
 

@@ -109,12 +109,10 @@ impl AccessKeys {
 
     /// Reads access keys in TOML: a table `[[key]]` for each.
     pub fn parse(text: &str) -> Result<Vec<AccessKey>, String> {
-        // The message of the parser quotes lines of the file, which hold secrets.
+        // The message of the parser may quote a secret.
         let at = |error: toml::de::Error| match error.span() {
-            Some(span) => {
-                format!("line {}: {}", text[..span.start.min(text.len())].lines().count().max(1), error.message())
-            }
-            None => error.message().to_owned(),
+            Some(span) => format!("line {}: no valid access key", text[..span.start].lines().count().max(1)),
+            None => "it is no TOML file with a table [[key]] for each access key".to_owned(),
         };
         toml::from_str::<File>(text).map(|file| file.key).map_err(at)
     }
@@ -179,6 +177,8 @@ mod tests {
         let wrong = FILE.replace("permission = \"read\"", "permission = \"all\"");
         let error = AccessKeys::parse(&wrong).unwrap_err();
         assert!(error.starts_with("line 9: ") && !error.contains("s2"), "{error}");
+        let number = AccessKeys::parse(&FILE.replace("\"s2\"", "123456")).unwrap_err();
+        assert!(number.starts_with("line 8: ") && !number.contains("123456"), "{number}");
         assert!(AccessKeys::parse("[[key]]\naccess_key_id = \"a\"").is_err());
         assert!(AccessKeys::parse("[[key]]\nscopes = [\"/x\"]").is_err());
         let twice = AccessKeys::parse(&FILE.replace("reader", "admin")).unwrap();

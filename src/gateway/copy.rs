@@ -6,12 +6,14 @@
 
 use super::condition::Conditions;
 use super::digest::{Algorithm, Hasher, hex};
+use super::object::to_its_end;
 use super::record::{Headers, Record, Tags};
 use super::upload::Body;
 use super::{Bucket, Error, Found, Key, MAX_PUT, multipart::Part, multipart::PartUpload};
 use crate::store::{Change, Error as StoreError, Expect, Op, Side, Stored};
 use futures::{StreamExt, TryStreamExt};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A copy.
 #[derive(Default)]
@@ -30,7 +32,13 @@ pub struct Copy {
 
 impl Bucket {
     /// Copies an object of `source` to a key of this bucket.
-    pub async fn copy(&self, key: &Key, source: &Bucket, source_key: &Key, copy: Copy) -> Result<Found, Error> {
+    pub async fn copy(
+        self: &Arc<Self>,
+        key: &Key,
+        source: &Bucket,
+        source_key: &Key,
+        copy: Copy,
+    ) -> Result<Found, Error> {
         self.check_key(key)?;
         let found = source.head(source_key).await?;
         copy.source_conditions.check_copy(found.present())?;
@@ -41,12 +49,7 @@ impl Bucket {
         if let Some(headers) = &copy.headers {
             headers.check()?;
         }
-        let wants_other = copy
-            .algorithm
-            .is_some_and(|wanted| found.record.checksum.as_ref().is_none_or(|checksum| checksum.algorithm != wanted));
-        let must_read = wants_other
-            || (found.version.side == Side::Plain) != self.view.key_id().is_none()
-            || self.view.key_id() != source.view.key_id();
+        let must_read = self.must_read(source, &found, copy.algorithm);
         let headers = copy.headers.unwrap_or_else(|| found.record.headers.clone());
         let tags = copy.tags.unwrap_or_else(|| found.record.tags.clone());
         let record = Record { headers, tags, ..found.record.clone() };
@@ -58,40 +61,58 @@ impl Bucket {
             self.set_record(key, &found.version, &record).await?;
             return Ok(Found { record, ..found });
         }
-        self.copy_by_id(key, source, source_key, found, record, &copy.conditions).await
+        let copied = self.copy_by_id(key, source, source_key, &found, record.clone(), &copy.conditions).await;
+        match copied {
+            // The Hub may refuse content of a bucket in another region.
+            Err(Error::Store(StoreError::Refused(_))) if self.id != source.id => {
+                self.copy_by_reading(key, source, &found, record, copy.algorithm, &copy.conditions).await
+            }
+            copied => copied,
+        }
+    }
+
+    /// Returns true if a copy has to read the content: to seal it, or to compute another checksum.
+    fn must_read(&self, source: &Bucket, found: &Found, algorithm: Option<Algorithm>) -> bool {
+        let has = |wanted| found.record.checksum.as_ref().is_some_and(|checksum| checksum.algorithm == wanted);
+        let is_sealed = found.version.side != Side::Plain;
+        algorithm.is_some_and(|wanted| !has(wanted))
+            || is_sealed != self.view.key_id().is_some()
+            || self.view.key_id() != source.view.key_id()
     }
 
     /// Puts the stored object of `source` at a key of this bucket.
     async fn copy_by_id(
-        &self,
+        self: &Arc<Self>,
         key: &Key,
         source: &Bucket,
         source_key: &Key,
-        found: Found,
+        found: &Found,
         record: Record,
         conditions: &Conditions,
     ) -> Result<Found, Error> {
-        let is_other_bucket = self.id != source.id;
-        if is_other_bucket {
+        if self.id != source.id {
             self.view.adopt(&found.version, &source.id).await.map_err(Error::of_store)?;
-        }
-        let _turn = self.turns.of(key.path()).await;
-        let expect = self.expected(key, conditions).await?;
-        if is_other_bucket {
             let stored = Stored { version: found.version, plain_len: found.len };
-            return self.commit_put(key, stored, record, expect, conditions).await;
+            return self.commit_new(key, stored, record, conditions.clone()).await;
         }
-        self.set_record(key, &found.version, &record).await?;
-        let change = Change::Copy { to: key.path().clone(), expect_to: expect };
-        let op = Op { path: source_key.path().clone(), expect: Expect::Is(found.version.id), change };
-        self.commit(&[op], conditions).await.pop().unwrap_or(Ok(None))?;
-        self.tidy(key, Some(&found.version));
-        let copied = self.head(key).await?;
-        Ok(Found { record, modified: copied.modified, ..found })
+        let (this, conditions, found) = (self.clone(), conditions.clone(), found.clone());
+        let (key, source_path) = (key.clone(), source_key.path().clone());
+        to_its_end(async move {
+            let _turn = this.turns.of(key.path()).await;
+            let expect_to = this.expected(&key, &conditions).await?;
+            this.set_record(&key, &found.version, &record).await?;
+            let change = Change::Copy { to: key.path().clone(), expect_to };
+            let op = Op { path: source_path, expect: Expect::Is(found.version.id), change };
+            this.commit(&[op], &conditions).await.pop().unwrap_or(Ok(None))?;
+            this.tidy(&key, Some(&found.version));
+            let modified = this.head(&key).await?.modified;
+            Ok(Found { record, modified, ..found })
+        })
+        .await
     }
 
     async fn copy_by_reading(
-        &self,
+        self: &Arc<Self>,
         key: &Key,
         source: &Bucket,
         found: &Found,
@@ -106,9 +127,7 @@ impl Bucket {
             record.etag = Some(hex(&digests.md5));
         }
         record.checksum = digests.checksum.or(record.checksum);
-        let _turn = self.turns.of(key.path()).await;
-        let expect = self.expected(key, conditions).await?;
-        self.commit_put(key, stored, record, expect, conditions).await
+        self.commit_new(key, stored, record, conditions.clone()).await
     }
 
     /// Uploads a part that is a range of an object of `source`.

@@ -100,12 +100,17 @@ enum Running {
 
 /// Computes digests while content streams by.
 pub(super) struct Hasher {
-    md5: Md5,
+    md5: Option<Md5>,
     checksum: Option<Running>,
 }
 
 impl Hasher {
-    /// Starts. The MD5 is always computed.
+    /// Computes nothing. The MD5 of the result is zero.
+    pub(super) fn none() -> Self {
+        Self { md5: None, checksum: None }
+    }
+
+    /// Computes the MD5, and an additional checksum.
     pub(super) fn new(algorithm: Option<Algorithm>) -> Self {
         let checksum = algorithm.map(|algorithm| match algorithm {
             Algorithm::Crc32 => Running::Crc32(Crc32::new()),
@@ -114,12 +119,12 @@ impl Hasher {
             Algorithm::Sha1 => Running::Sha1(Sha1::new()),
             Algorithm::Sha256 => Running::Sha256(Sha256::new()),
         });
-        Self { md5: Md5::new(), checksum }
+        Self { md5: Some(Md5::new()), checksum }
     }
 
     /// Adds the next bytes.
     pub(super) fn update(&mut self, bytes: &[u8]) {
-        self.md5.update(bytes);
+        self.md5.iter_mut().for_each(|md5| md5.update(bytes));
         match &mut self.checksum {
             None => {}
             Some(Running::Crc32(running)) => running.update(bytes),
@@ -142,7 +147,7 @@ impl Hasher {
             };
             Checksum { algorithm, value }
         });
-        Digests { md5: self.md5.finalize(), checksum }
+        Digests { md5: self.md5.map(Md5::finalize).unwrap_or_default(), checksum }
     }
 }
 

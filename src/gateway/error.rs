@@ -50,6 +50,9 @@ pub enum Error {
     /// A body that the client cut, or that breaks its framing.
     #[error("the body can't be read: {0}")]
     Body(String),
+    /// A body in aws-chunked framing without a signature in the header.
+    #[error("aws-chunked bodies need a signature in the header")]
+    UnsignedFraming,
     /// Content larger than allowed.
     #[error("the object is larger than {0} bytes")]
     TooLarge(u64),
@@ -97,7 +100,6 @@ impl Error {
             store::Error::Hub(HubError::Conflict(_)) => Self::BucketExists,
             store::Error::Hub(HubError::InvalidId(_)) => Self::InvalidBucketName,
             store::Error::NotEmpty(files) => Self::BucketNotEmpty(files),
-            store::Error::LengthMismatch => Self::IncompleteBody,
             error => match error.cause() {
                 Cause::NotFound => Self::NoSuchKey,
                 Cause::InvalidName => Self::InvalidKey("the Hub refuses it"),

@@ -16,7 +16,7 @@ pub const MAX_KEY: usize = 1024;
 /// Longest component in bytes, as in file systems.
 const MAX_COMPONENT: usize = 255;
 /// Name of the object that keeps a directory marker.
-const MARKER: &str = ".hugbucket_keep";
+pub(super) const MARKER: &str = ".hugbucket_keep";
 
 /// The key of an object.
 #[derive(Clone, PartialEq, Eq, Hash)]

@@ -2,20 +2,26 @@
 //!
 //! A page is found by walking directories, like [`store::walk`](crate::store::walk), from the key after which it
 //! starts. Directories outside the prefix, before the start, or inside a common prefix that was counted already are not
-//! entered. So a page costs in proportion to what it shows.
+//! entered.
 //!
 //! **Listings are kept.** A directory can only be listed whole: on an encrypted bucket its stored names have no order.
-//! A listing is kept, sorted, together with the revision that the bucket had before. It is used again while the bucket
-//! has that revision. Each page asks for the revision once.
+//! So the first page of a directory costs in proportion to its entries. A listing is kept, sorted, together with the
+//! revision that the bucket had before. It is used again while the bucket has that revision, and by pages that continue
+//! a list for [`FRESH`] longer: otherwise each write to the bucket would make the next page list everything again. Each
+//! page asks for the revision once. Concurrent pages share the listing of a directory.
 
 use super::key::key_of;
+use super::turn::Turns;
 use super::{Error, digest};
 use crate::store::{Entry, Kind, Len, PlainPath, Version, View};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Entries kept for one bucket, over all directories. Each takes about 200 bytes.
 const MAX_KEPT: usize = 500_000;
+/// Age up to which a page that continues a list uses listings of an earlier revision.
+const FRESH: Duration = Duration::from_secs(10);
 /// Nesting depth of directories. The limit stops at a server that invents an endless tree.
 const MAX_DEPTH: usize = 4096;
 
@@ -126,31 +132,42 @@ type Sorted = Arc<[Item]>;
 
 /// Kept listings of one bucket. The lock is never held over an await.
 #[derive(Default)]
-pub(super) struct Listings(Mutex<Kept>);
+pub(super) struct Listings {
+    kept: Mutex<Kept>,
+    /// Gates of directories that are being listed.
+    gates: Turns,
+}
 
 #[derive(Default)]
 struct Kept {
     revision: Option<String>,
+    /// When the bucket was first found to have this revision.
+    since: Option<Instant>,
     directories: HashMap<PlainPath, Sorted>,
     entries: usize,
 }
 
 impl Listings {
-    /// Forgets all listings of another revision than this one.
-    fn begin(&self, revision: Option<&str>) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if revision.is_none() || kept.revision.as_deref() != revision {
-            *kept = Kept { revision: revision.map(str::to_owned), ..Kept::default() };
+    /// Returns the revision whose listings a page uses. Forgets those of another one.
+    fn begin(&self, revision: Option<String>, continues: bool) -> Option<String> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if revision.is_some() && kept.revision == revision {
+            return revision;
         }
+        if continues && kept.since.is_some_and(|since| since.elapsed() < FRESH) {
+            return kept.revision.clone();
+        }
+        *kept = Kept { revision: revision.clone(), since: Some(Instant::now()), ..Kept::default() };
+        revision
     }
 
     fn get(&self, directory: &PlainPath, revision: Option<&str>) -> Option<Sorted> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.revision.as_deref() == revision { kept.directories.get(directory).cloned() } else { None }
     }
 
     fn keep(&self, directory: &PlainPath, revision: Option<&str>, sorted: &Sorted) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if revision.is_none() || kept.revision.as_deref() != revision {
             return;
         }
@@ -168,7 +185,7 @@ impl Listings {
 pub(super) async fn page(view: &dyn View, listings: &Listings, query: &Query) -> Result<Page, Error> {
     // The revision is read before the listings, so a change in between is noticed by the next page.
     let revision = view.revision().await.map_err(Error::of_store)?;
-    listings.begin(revision.as_deref());
+    let revision = listings.begin(revision, query.after != After::Start);
     let mut walk = Walk { view, listings, revision, query, skip: None, page: Page::default(), unread: Vec::new() };
     if query.limit > 0 {
         walk.run().await?;
@@ -229,6 +246,10 @@ impl Walk<'_> {
         if let Some(sorted) = self.listings.get(directory, self.revision.as_deref()) {
             return Ok(sorted);
         }
+        let _gate = self.listings.gates.of(directory).await;
+        if let Some(sorted) = self.listings.get(directory, self.revision.as_deref()) {
+            return Ok(sorted);
+        }
         let listing = self.view.list(directory).await.map_err(Error::of_store)?;
         let sorted = sort(directory, listing.entries);
         self.listings.keep(directory, self.revision.as_deref(), &sorted);
@@ -281,7 +302,7 @@ impl Walk<'_> {
     fn add(&mut self, directory: &PlainPath, item: &Item, key: String) -> Result<(), Error> {
         let Kind::File { version, len, mtime, .. } = &item.kind else { return Ok(()) };
         let path = match item.name.is_empty() {
-            true => super::Key::parse(&key)?.path().clone(),
+            true => directory.join(super::key::MARKER).map_err(Error::of_store)?,
             false => directory.join(&item.name).map_err(Error::of_store)?,
         };
         let known = match (len, version) {

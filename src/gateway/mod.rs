@@ -18,8 +18,6 @@ mod record;
 pub mod s3;
 mod seal;
 pub mod state;
-#[cfg(test)]
-mod tests;
 mod turn;
 mod upload;
 
@@ -44,7 +42,7 @@ use state::State;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use turn::Turns;
 
 /// Options of a gateway.
@@ -56,6 +54,8 @@ pub struct Options {
     pub upload_ttl: Duration,
     /// Smallest size of a part that isn't the last one.
     pub min_part: u64,
+    /// Bytes of content that all uploads together hold in memory.
+    pub upload_memory: u64,
 }
 
 /// Smallest size of a part in S3.
@@ -73,6 +73,7 @@ pub struct Gateway {
     state: Arc<dyn State>,
     /// Random name of this process among those that share the state.
     owner: String,
+    uploads: Arc<Semaphore>,
     /// Opened buckets. Never held over an await.
     opened: Mutex<HashMap<BucketId, Arc<OnceCell<Arc<Bucket>>>>>,
 }
@@ -85,7 +86,12 @@ pub struct Bucket {
     state: Arc<dyn State>,
     owner: String,
     min_part: u64,
+    /// MiB of content that uploads may hold in memory.
+    uploads: Arc<Semaphore>,
     turns: Turns,
+    /// Held for reading by commits, and for writing while the bucket is removed: the Hub removes a bucket with its
+    /// files.
+    existence: tokio::sync::RwLock<()>,
 }
 
 impl Gateway {
@@ -99,7 +105,18 @@ impl Gateway {
         options.open.exact_names = true;
         let mut owner = [0; 16];
         getrandom::fill(&mut owner).map_err(|error| Error::State(format!("no randomness: {error}")))?;
-        Ok(Self { buckets, namespaces, options, state, owner: hex(&owner), opened: Mutex::default() })
+        // An upload takes 48 MiB at most, so one always fits.
+        let memory =
+            usize::try_from(options.upload_memory >> 20).unwrap_or(usize::MAX).clamp(48, Semaphore::MAX_PERMITS);
+        Ok(Self {
+            buckets,
+            namespaces,
+            options,
+            state,
+            owner: hex(&owner),
+            uploads: Arc::new(Semaphore::new(memory)),
+            opened: Mutex::default(),
+        })
     }
 
     /// Returns the buckets of all namespaces, with the names that clients use, ascending by name.
@@ -133,6 +150,11 @@ impl Gateway {
     /// Removes an empty bucket.
     pub async fn delete_bucket(&self, name: &str) -> Result<(), Error> {
         let id = self.namespaces.bucket(name)?;
+        let opened = self.opened().get(&id).and_then(|cell| cell.get().cloned());
+        let _no_commit = match &opened {
+            Some(bucket) => Some(bucket.existence.write().await),
+            None => None,
+        };
         self.buckets.remove_empty(&id).await.map_err(Error::of_store)?;
         self.forget(&id);
         Ok(())
@@ -159,7 +181,7 @@ impl Gateway {
     /// Removes multipart uploads that are older than their time to live. Returns their number.
     pub async fn remove_stale_uploads(&self) -> Result<u64, Error> {
         let ttl = i64::try_from(self.options.upload_ttl.as_secs()).unwrap_or(i64::MAX);
-        self.state.remove_stale(now().saturating_sub(ttl)).await
+        self.state.remove_stale(now().saturating_sub(ttl), now()).await
     }
 
     /// Fails if the Hub or the state can't be reached.
@@ -179,7 +201,9 @@ impl Gateway {
             state: self.state.clone(),
             owner: self.owner.clone(),
             min_part: self.options.min_part,
+            uploads: self.uploads.clone(),
             turns: Turns::default(),
+            existence: tokio::sync::RwLock::default(),
         }))
     }
 

@@ -14,19 +14,18 @@ use super::digest::{self, Algorithm, Announced, Checksum, Digests, Hasher, hex};
 use super::record::{Headers, PartInfo, Record, Tags};
 use super::state::{Claim, UploadRow};
 use super::upload::{Body, Late};
-use super::{Bucket, Error, Key, MAX_PARTS, MAX_PUT, now, seal};
-use crate::store::{Content, ContentId, Format, Hash, Side, Stored, Version};
+use super::{Bucket, Error, Found, Key, MAX_PARTS, MAX_PUT, now, seal};
+use crate::store::{ContentId, Error as StoreError, Format, Hash, Side, Stored, Version};
 use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
-use tokio_util::io::StreamReader;
 
 /// Seconds for which a completion is claimed. The owner renews its claim long before.
 const CLAIM: i64 = 10;
 /// Time between two looks for the result of a completion by another request.
 const LOOK: Duration = Duration::from_millis(200);
 /// Time for which a request waits for the completion by another one.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a client said when it created an upload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -258,7 +257,7 @@ impl Bucket {
     /// Removes an upload and its parts.
     pub async fn abort_upload(&self, key: &Key, id: &str) -> Result<(), Error> {
         self.get_upload(key, id).await?;
-        if self.state.abort(id).await? { Ok(()) } else { Err(Error::NoSuchUpload) }
+        if self.state.abort(id, now()).await? { Ok(()) } else { Err(Error::NoSuchUpload) }
     }
 
     /// Completes an upload. A repeated or concurrent request gets the result of the first one.
@@ -334,15 +333,23 @@ impl Bucket {
         if completion.checksum.as_ref().is_some_and(|announced| !same_checksum(announced, checksum.as_ref())) {
             return Err(Error::BadDigest("the checksum of the object"));
         }
-        self.expected(key, &completion.conditions).await?;
         let md5s = parts.iter().map(Part::md5).collect::<Result<Vec<_>, Error>>()?;
         let etag = digest::multipart_etag(&md5s);
+        if !completion.conditions.is_empty() {
+            let found = self.find(key).await?;
+            if found.as_ref().is_some_and(|found| found.record.upload.as_deref() == Some(id)) {
+                // An earlier request has committed it, and its gateway died before it recorded the result.
+                return Ok(Completed { etag, checksum });
+            }
+            completion.conditions.check_write(found.as_ref().map(Found::present))?;
+        }
         let stored = self.compose(&parts).await?;
         let record = Record {
             etag: Some(etag.clone()),
             checksum: checksum.clone(),
             headers: upload.headers,
             tags: upload.tags,
+            upload: Some(id.to_owned()),
             parts: parts
                 .iter()
                 .map(|p| PartInfo { number: p.number, size: p.size, checksum: p.checksum.clone() })
@@ -394,17 +401,18 @@ impl Bucket {
         let pieces = futures::stream::iter(versions).then(move |version| {
             let view = view.clone();
             async move {
-                let object = view.open(&version).await?;
+                let object = view.open(&version).await.map_err(Error::of_store)?;
                 let len = object.len();
-                Ok::<_, crate::store::Error>(object.stream(0..len))
+                Ok::<_, Error>(object.stream(0..len).map_err(Error::of_store))
             }
         });
-        let pieces = pieces.try_flatten().map_err(std::io::Error::other).boxed();
-        let session = self.view.put().await.map_err(Error::of_store)?;
-        let content = Content::Stream { reader: Box::new(StreamReader::new(pieces)), len: Some(len) };
-        let stored = session.add(content).await.map_err(Error::of_store)?;
-        session.finish().await.map_err(Error::of_store)?;
-        Ok(stored)
+        let pieces: Body = pieces.try_flatten().boxed();
+        let uploaded = self.upload(pieces, Some(len), u64::MAX, Hasher::none(), Announced::default(), None).await;
+        match uploaded {
+            // It is not the client's fault if parts have another length than they had.
+            Err(Error::IncompleteBody) => Err(Error::Store(StoreError::LengthMismatch)),
+            uploaded => uploaded.map(|(stored, _)| stored),
+        }
     }
 }
 

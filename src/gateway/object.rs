@@ -13,7 +13,14 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 /// Age in seconds below which the record of another version of an object is kept.
-const RECORD_GRACE: i64 = 24 * 3600;
+const RECORD_GRACE: i64 = 3600;
+
+/// Runs work to its end, also if the request that waits for it is dropped.
+pub(super) async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::spawn(work).await.map_err(|error| Error::State(error.to_string()))?
+}
 
 /// An object.
 #[derive(Clone, Debug)]
@@ -84,7 +91,7 @@ impl Bucket {
     }
 
     /// Stores an object. It is the old one until the new one is whole and all announced digests match.
-    pub async fn put(&self, key: &Key, body: Body, put: Put) -> Result<Found, Error> {
+    pub async fn put(self: &Arc<Self>, key: &Key, body: Body, put: Put) -> Result<Found, Error> {
         self.check_key(key)?;
         put.headers.check()?;
         if put.len.is_some_and(|len| len > MAX_PUT) {
@@ -98,24 +105,49 @@ impl Bucket {
             checksum: digests.checksum,
             headers: put.headers,
             tags: put.tags,
-            parts: Vec::new(),
+            ..Record::default()
         };
         // The content took its time, so the conditions are checked again.
-        let _turn = self.turns.of(key.path()).await;
-        let expect = self.expected(key, &put.conditions).await?;
-        self.commit_put(key, stored, record, expect, &put.conditions).await
+        self.commit_new(key, stored, record, put.conditions).await
+    }
+
+    /// Puts stored content at a key if the conditions hold. Goes on if the client leaves: a commit that is on its way
+    /// to the Hub may still be carried out, so the turn must not end before its outcome is known.
+    pub(super) async fn commit_new(
+        self: &Arc<Self>,
+        key: &Key,
+        stored: Stored,
+        record: Record,
+        conditions: Conditions,
+    ) -> Result<Found, Error> {
+        let (this, key) = (self.clone(), key.clone());
+        to_its_end(async move {
+            let _turn = this.turns.of(key.path()).await;
+            let expect = this.expected(&key, &conditions).await?;
+            this.commit_put(&key, stored, record, expect, &conditions).await
+        })
+        .await
     }
 
     /// Replaces the tags of an object.
-    pub async fn set_tags(&self, key: &Key, tags: Tags) -> Result<(), Error> {
+    pub async fn set_tags(self: &Arc<Self>, key: &Key, tags: Tags) -> Result<(), Error> {
         self.check_key(key)?;
-        let _turn = self.turns.of(key.path()).await;
-        let found = self.head(key).await?;
-        self.set_record(key, &found.version, &Record { tags, ..found.record }).await
+        let (this, key) = (self.clone(), key.clone());
+        to_its_end(async move {
+            let _turn = this.turns.of(key.path()).await;
+            let found = this.head(&key).await?;
+            this.set_record(&key, &found.version, &Record { tags, ..found.record }).await
+        })
+        .await
     }
 
     /// Removes an object. A missing one is no error.
-    pub async fn delete(&self, key: &Key, conditions: &Conditions) -> Result<(), Error> {
+    pub async fn delete(self: &Arc<Self>, key: &Key, conditions: Conditions) -> Result<(), Error> {
+        let (this, key) = (self.clone(), key.clone());
+        to_its_end(async move { this.delete_in_turn(&key, &conditions).await }).await
+    }
+
+    async fn delete_in_turn(&self, key: &Key, conditions: &Conditions) -> Result<(), Error> {
         let _turn = self.turns.of(key.path()).await;
         let expect = match conditions.is_empty() {
             true => Expect::Any,
@@ -130,17 +162,21 @@ impl Bucket {
         };
         let op = Op { path: key.path().clone(), expect, change: Change::Delete };
         self.commit(&[op], conditions).await.pop().unwrap_or(Ok(None))?;
-        self.tidy(key, None);
-        Ok(())
+        // Writers of the object wait for this turn, so no record belongs to a write that is still to come.
+        self.state.remove_records(path_digest(&*self.view, key.path()), None, i64::MAX).await
     }
 
     /// Removes several objects. Returns one result each.
-    pub async fn delete_all(&self, keys: &[Key]) -> Vec<Result<(), Error>> {
-        let op = |key: &Key| Op { path: key.path().clone(), expect: Expect::Any, change: Change::Delete };
-        let ops: Vec<Op> = keys.iter().map(op).collect();
-        let results = self.commit(&ops, &Conditions::default()).await;
-        let tidied = |(key, result): (&Key, Result<_, Error>)| result.map(|_| self.tidy(key, None));
-        keys.iter().zip(results).map(tidied).collect()
+    pub async fn delete_all(self: &Arc<Self>, keys: Vec<Key>) -> Result<Vec<Result<(), Error>>, Error> {
+        let this = self.clone();
+        to_its_end(async move {
+            let op = |key: &Key| Op { path: key.path().clone(), expect: Expect::Any, change: Change::Delete };
+            let ops: Vec<Op> = keys.iter().map(op).collect();
+            let results = this.commit(&ops, &Conditions::default()).await;
+            let tidied = |(key, result): (&Key, Result<_, Error>)| result.map(|_| this.tidy(key, None));
+            Ok(keys.iter().zip(results).map(tidied).collect())
+        })
+        .await
     }
 
     /// Replaces the metadata of a version, if it is still there.
@@ -173,7 +209,8 @@ impl Bucket {
         expect: Expect,
         conditions: &Conditions,
     ) -> Result<Found, Error> {
-        // The record comes first: it means nothing until its version is there, and a version is never without it.
+        // The record comes first, so that the version is never without it. It means nothing until its version is there,
+        // unless the object has this content already.
         self.set_record(key, &stored.version, &record).await?;
         let modified = stored_now();
         let change = Change::Put { stored, mtime: modified };
@@ -186,6 +223,7 @@ impl Bucket {
 
     /// Carries out changes. A conflict is a condition that no longer holds.
     pub(super) async fn commit(&self, ops: &[Op], conditions: &Conditions) -> Vec<Result<Option<Version>, Error>> {
+        let _exists = self.existence.read().await;
         let result = |outcome: Outcome| match outcome {
             Outcome::Done(version) => Ok(version),
             Outcome::Moved(_) => Ok(None),
@@ -214,12 +252,8 @@ impl Bucket {
         if self.view.read_only() {
             return Err(Error::Store(StoreError::ReadOnly));
         }
-        let mut path = key.path().clone();
-        while let Some((parent, name)) = path.split() {
-            self.view.check_name(&parent, name).map_err(Error::of_store)?;
-            path = parent;
-        }
-        Ok(())
+        let Some((parent, name)) = key.path().split() else { return Ok(()) };
+        self.view.check_name(&parent, name).map_err(Error::of_store)
     }
 
     /// Returns the records of versions, in their order. A version without one has an empty record.

@@ -1,8 +1,9 @@
 //! What an object has beside its content: entity tag, checksums, headers, user metadata.
 //!
 //! A record belongs to one version at one key. Its row in the state is found by a digest of both, so a version that
-//! another program wrote never gets the record of an older one. Objects without a record have an entity tag that
-//! follows from their content id, and no metadata.
+//! another program wrote doesn't get the record of an older one. (In a bucket without a key equal content is one
+//! version: if another program writes the same content again, it has the record that it had.) Objects without a
+//! record have an entity tag that follows from their content id, and no metadata.
 
 use super::digest::{self, Checksum};
 use super::{Error, seal};
@@ -107,6 +108,9 @@ pub struct Record {
     /// Tags.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: Tags,
+    /// Id of the multipart upload that made the object.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upload: Option<String>,
     /// Parts of a multipart object.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<PartInfo>,

@@ -2,7 +2,7 @@
 
 use super::digest::{Announced, Digests, Hasher};
 use super::{Bucket, Error};
-use crate::store::{Content, Stored};
+use crate::store::{Content, Error as StoreError, Stored};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use std::pin::Pin;
@@ -62,6 +62,9 @@ impl Bucket {
         announced: Announced,
         late: Option<Late>,
     ) -> Result<(Stored, Digests), Error> {
+        // Its session holds up to 48 MiB of content.
+        let weight = len.unwrap_or(u64::MAX).div_ceil(1 << 20).clamp(1, 48) as u32;
+        let _memory = self.uploads.acquire_many(weight).await.map_err(|_| Error::Busy)?;
         let shared = Arc::new(Mutex::new(Shared { hasher: Some(hasher), error: None }));
         let reader = StreamReader::new(Hashed { body, shared: shared.clone(), left: most });
         let session = self.view.put().await.map_err(Error::of_store)?;
@@ -72,6 +75,8 @@ impl Bucket {
         };
         let stored = match (stored, error) {
             (_, Some(error)) => return Err(error),
+            // The content is the client's, and so is its length.
+            (Err(StoreError::LengthMismatch), None) => return Err(Error::IncompleteBody),
             (stored, None) => stored.map_err(Error::of_store)?,
         };
         let digests = hasher.map(Hasher::finish).ok_or(Error::IncompleteBody)?;

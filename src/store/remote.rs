@@ -5,7 +5,7 @@
 
 use super::Error;
 use super::contents::Contents;
-use crate::hub::{self, BucketId, Endpoint, FileEntry, Hub, TreeEntry};
+use crate::hub::{self, BucketId, EMPTY_FILE, Endpoint, FileEntry, Hub, TreeEntry};
 use crate::xet::{Cas, Hash, Known, upload};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,11 +44,21 @@ const MAX_ADOPTED: usize = 4096;
 impl Remote {
     /// Remembers that content is registered in another bucket.
     pub(super) fn adopt(&self, hash: Hash, from: &BucketId) {
+        // Every bucket knows the empty file.
+        if hash == EMPTY_FILE {
+            return;
+        }
         let mut adopted = self.adopted.lock().unwrap_or_else(PoisonError::into_inner);
         if adopted.len() >= MAX_ADOPTED {
             adopted.clear();
         }
         adopted.insert(hash, from.clone());
+    }
+
+    /// Forgets where content is registered. From its first commit on this bucket knows it, and the other bucket may
+    /// lose it at any time.
+    pub(super) fn disown(&self, hash: &Hash) {
+        self.adopted.lock().unwrap_or_else(PoisonError::into_inner).remove(hash);
     }
 
     /// Returns the other bucket that content comes from.

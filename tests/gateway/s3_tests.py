@@ -126,7 +126,7 @@ def main():
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--encrypted", action="store_true")
     parser.add_argument("--results", help="write the outcome of each test to this file")
-    parser.add_argument("--more", nargs="*", default=[], help="further arguments of pytest")
+    parser.add_argument("--more", action="append", default=[], help="a further argument of pytest, as --more=ARGUMENT")
     parser.add_argument("tests", nargs="*")
     arguments = parser.parse_args()
     sides = [name for name in ("plain", "encrypted") if getattr(arguments, name)] or ["plain", "encrypted"]

@@ -363,6 +363,14 @@ def test_copy_moves_no_byte_across_buckets(s3, gateway, api):
         for name in ("data", "other")
     ]
     assert stored[0] == stored[1], "both keys name one stored object"
+    # From then on the content belongs to the other bucket, whatever happens to the first one.
+    for key in ("k", "empty"):
+        put(s3, key, body if key == "k" else b"")
+        s3.copy_object(Bucket="other", Key=key, CopySource=f"data/{key}")
+        s3.delete_object(Bucket="data", Key=key)
+        s3.copy_object(Bucket="other", Key=f"again/{key}", CopySource=f"other/{key}")
+        s3.put_object(Bucket="other", Key=f"new/{key}", Body=body if key == "k" else b"")
+        assert s3.get_object(Bucket="other", Key=f"again/{key}")["Body"].read() == (body if key == "k" else b"")
     assert refused(s3.copy_object, Bucket="data", Key="x", CopySource="data/missing") == (404, "NoSuchKey")
     assert refused(s3.copy_object, Bucket="data", Key="x", CopySource="missing/k") == (404, "NoSuchBucket")
 
@@ -481,6 +489,31 @@ def test_access_keys_have_scopes(gateways, home):
     assert keys(s3) == ["in/new", "out"]
 
 
+def test_forms_are_taken_with_a_signature_of_version_4(s3, gateway):
+    import urllib.parse
+
+    signer = gateway.client(signature_version="s3v4")
+
+    def send(fields, url, body):
+        edge, parts = "edge", []
+        for name, value in fields.items():
+            parts.append(f'--{edge}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode())
+        parts.append(f'--{edge}\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'.encode())
+        parts += [body, f"\r\n--{edge}--\r\n".encode()]
+        headers = {"Content-Type": f"multipart/form-data; boundary={edge}"}
+        return urllib.request.urlopen(urllib.request.Request(url, data=b"".join(parts), headers=headers)).status
+
+    form = signer.generate_presigned_post("data", "form")
+    url = f"{gateway.url}/data"
+    assert send(form["fields"], url, b"content") in (200, 204) and read(s3, "form") == b"content"
+    wrong = {**form["fields"], "x-amz-signature": "0" * 64}
+    old = gateway.client(signature_version="s3").generate_presigned_post("data", "form")
+    for fields, body in [(wrong, b"x"), (old["fields"], b""), (form["fields"], b"x" * (9 * MIB))]:
+        with pytest.raises(urllib.request.HTTPError):
+            send(fields, url, body)
+    assert read(s3, "form") == b"content"
+
+
 def test_access_log_names_requests_and_no_secret(s3, gateway):
     put(s3, "secret-key-name", b"x" * 1000)
     read(s3, "secret-key-name")
@@ -490,6 +523,37 @@ def test_access_log_names_requests_and_no_secret(s3, gateway):
     assert (write["status"], write["bucket"], write["access_key"]) == (200, "data", ACCESS)
     assert any(line["method"] == "GET" and line["sent"] == 1000 for line in lines)
     assert "secret-key-name" not in text and SECRET not in text
+
+
+def test_framing_without_signature_is_refused_and_not_stored(gateways):
+    url = gateways("--anonymous").url
+    send = lambda path, body=b"", **headers: urllib.request.urlopen(
+        urllib.request.Request(url + path, data=body, method="PUT", headers=headers)
+    )
+    send("/data")
+    framed = {"Content-Encoding": "aws-chunked", "x-amz-trailer": "x-amz-checksum-crc32"}
+    for headers in (framed, {"x-amz-content-sha256": "STREAMING-UNSIGNED-PAYLOAD-TRAILER"}):
+        with pytest.raises(urllib.request.HTTPError) as caught:
+            send("/data/k", b"1\r\nx\r\n0\r\n\r\n", **headers)
+        assert caught.value.code == 501
+    send("/data/plain", b"x")
+    assert b"<KeyCount>1</KeyCount>" in urllib.request.urlopen(f"{url}/data?list-type=2").read()
+
+
+def test_bucket_in_the_host_name(gateways):
+    gateway = gateways("--domain", "s3.example.com", "--anonymous")
+
+    def send(method, host, path, body=None):
+        request = urllib.request.Request(gateway.url + path, data=body, method=method, headers={"Host": host})
+        return urllib.request.urlopen(request).read()
+
+    s3 = gateway.client()
+    s3.create_bucket(Bucket="data")
+    send("PUT", "data.s3.example.com:9000", "/secret-key", b"x")
+    assert read(s3, "secret-key") == b"x" and send("GET", "Data.s3.example.com".lower(), "/secret-key") == b"x"
+    assert send("GET", "other.host:9000", "/data/secret-key") == b"x", "another host means path style"
+    lines = [json.loads(line) for line in gateway.access_log.read_text().splitlines()]
+    assert {line["bucket"] for line in lines} == {"data"} and "secret-key" not in gateway.access_log.read_text()
 
 
 def test_connection_ends_if_100_continue_was_expected_and_not_sent(gateways):

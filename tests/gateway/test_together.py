@@ -81,7 +81,7 @@ def test_offline_tool_reads_encrypted_buckets(gateways, api, key, home):
 
 
 def test_no_plaintext_leaves_an_encrypted_gateway(gateways, key, home):
-    gateway = gateways("--encryption-key-file", key, "-vvv", env={"RUST_LOG": "trace"})
+    gateway = gateways("--encryption-key-file", key, "-vvv", env={"RUST_LOG": "trace,s3s::ops=trace"})
     s3 = gateway.client()
     s3.create_bucket(Bucket="data")
     secret = CANARY.encode()

@@ -5,9 +5,10 @@ use crate::fs::{Error, Vfs, or_longest_wait};
 use crate::store::deadline::{timely, within};
 use bytes::Bytes;
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -189,10 +190,14 @@ impl RequestContext {
         // Most requests have nothing to wait for. They are answered by this thread, because waking another one often
         // costs more than the work. A request that has to wait goes on as a task of the runtime.
         let entered = self.runtime.enter();
-        let waits = task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending();
+        let poll = AssertUnwindSafe(|| task.as_mut().poll(&mut Context::from_waker(Waker::noop())));
+        let polled = std::panic::catch_unwind(poll);
         drop(entered);
-        if waits {
-            self.runtime.spawn(task);
+        match polled {
+            Ok(Poll::Ready(())) => {}
+            Ok(Poll::Pending) => drop(self.runtime.spawn(task)),
+            // As in a task: the reply was dropped, which answers with an error, and the front end goes on.
+            Err(_) => tracing::error!("a request was aborted by a panic"),
         }
     }
 }

@@ -149,7 +149,8 @@ impl Directories {
             if is_new || is_younger(directory.loaded, ttl) || is_younger(directory.failed, ttl) {
                 return Ok(());
             }
-            if !lock(&self.misses).take(directory.children.len()) {
+            // A listing that is being made serves this name too, and costs nothing more.
+            if directory.gate.try_lock().is_ok() && !lock(&self.misses).take(directory.children.len()) {
                 return Ok(());
             }
             ttl

@@ -6,7 +6,7 @@ use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::path::S3Path;
 use s3s::{S3Error, S3ErrorCode, S3Result};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Longest life of a presigned URL in seconds.
 const MAX_PRESIGNED: u64 = 7 * 24 * 3600;
@@ -17,6 +17,12 @@ pub(super) struct Auth {
     pub(super) keys: Arc<AccessKeys>,
     /// True if requests without credentials may do everything.
     pub(super) anonymous: bool,
+}
+
+/// What the access log may say of a request: only what its check has found.
+pub(super) struct Named {
+    pub(super) bucket: Option<String>,
+    pub(super) access_key: Option<String>,
 }
 
 /// The access key of a request. `None`: an anonymous request, where those are allowed.
@@ -60,6 +66,14 @@ impl S3Auth for Auth {
 impl S3Access for Auth {
     async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
         check_scheme(cx.headers(), cx.uri())?;
+        let named = Named {
+            bucket: cx.s3_path().get_bucket_name().map(str::to_owned),
+            access_key: cx.credentials().map(|credentials| credentials.access_key.clone()),
+        };
+        if let Some(slot) = cx.extensions_mut().get::<Arc<OnceLock<Named>>>() {
+            // It is empty until here.
+            let _ = slot.set(named);
+        }
         let caller = match cx.credentials() {
             None if self.anonymous => Caller(None),
             None => return Err(S3Error::new(S3ErrorCode::AccessDenied)),
@@ -68,28 +82,31 @@ impl S3Access for Auth {
                 Caller(Some(Arc::new(key.ok_or_else(|| S3Error::new(S3ErrorCode::InvalidAccessKeyId))?.clone())))
             }
         };
-        if let Caller(Some(key)) = &caller {
-            let name = cx.s3_op().name();
-            let needed = if is_read(name) { Permission::Read } else { Permission::Write };
-            let (bucket, object) = match cx.s3_path() {
-                S3Path::Root => (None, None),
-                S3Path::Bucket { bucket } => (Some(&**bucket), None),
-                S3Path::Object { bucket, key } => (Some(&**bucket), Some(&**key)),
-            };
-            let prefix = if is_list(name) { query(cx.uri(), "prefix") } else { None };
-            let allowed = match (name, bucket) {
-                // The keys of the request are checked one by one.
-                ("DeleteObjects", Some(bucket)) => key.may_see(bucket) && key.permission >= needed,
-                // Clients ask for these of a bucket before they work in a part of it.
-                ("HeadBucket" | "GetBucketLocation" | "GetBucketVersioning", Some(bucket)) => key.may_see(bucket),
-                _ => key.check(needed, bucket, object.or(prefix.as_deref())).is_ok(),
-            };
-            if !allowed {
-                return Err(S3Error::new(S3ErrorCode::AccessDenied));
-            }
+        if let Caller(Some(key)) = &caller
+            && !is_allowed(key, cx.s3_op().name(), cx.s3_path(), cx.uri())
+        {
+            return Err(S3Error::new(S3ErrorCode::AccessDenied));
         }
         cx.extensions_mut().insert(caller);
         Ok(())
+    }
+}
+
+/// Returns true if an access key may do an operation.
+fn is_allowed(key: &AccessKey, name: &str, path: &S3Path, uri: &Uri) -> bool {
+    let needed = if is_read(name) { Permission::Read } else { Permission::Write };
+    let (bucket, object) = match path {
+        S3Path::Root => (None, None),
+        S3Path::Bucket { bucket } => (Some(&**bucket), None),
+        S3Path::Object { bucket, key } => (Some(&**bucket), Some(&**key)),
+    };
+    let prefix = if is_list(name) { query(uri, "prefix") } else { None };
+    match (name, bucket) {
+        // The keys of the request are checked one by one.
+        ("DeleteObjects", Some(bucket)) => key.may_see(bucket) && key.permission >= needed,
+        // Clients ask for these of a bucket before they work in a part of it.
+        ("HeadBucket" | "GetBucketLocation" | "GetBucketVersioning", Some(bucket)) => key.may_see(bucket),
+        _ => key.check(needed, bucket, object.or(prefix.as_deref())).is_ok(),
     }
 }
 

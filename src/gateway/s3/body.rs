@@ -4,7 +4,7 @@ use crate::gateway::{Algorithm, Announced, Checksum, Error, Headers, ObjectTags,
 use crate::gateway::{LateDigests, UploadBody};
 use crate::store::ByteStream;
 use futures::{Stream, StreamExt};
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderName, Method, header};
 use s3s::dto::{StreamingBlob, Timestamp};
 use s3s::stream::ByteStream as _;
 use s3s::{S3Request, TrailingHeaders};
@@ -15,12 +15,18 @@ use sync_wrapper::SyncStream;
 use time::OffsetDateTime;
 
 /// Returns the body of a request and its length, if it is known.
-pub(super) fn request_body(blob: Option<StreamingBlob>, headers: &HeaderMap) -> (UploadBody, Option<u64>) {
+pub(super) fn request_body(
+    blob: Option<StreamingBlob>,
+    method: &Method,
+    headers: &HeaderMap,
+) -> (UploadBody, Option<u64>) {
     let Some(blob) = blob else { return (futures::stream::empty().boxed(), Some(0)) };
     let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<u64>().ok();
     // With aws-chunked framing the length of the content has a header of its own.
     let exact = || blob.remaining_length().exact().map(|len| len as u64);
-    let len = number("x-amz-decoded-content-length").or_else(|| number(header::CONTENT_LENGTH.as_str())).or_else(exact);
+    let in_header = || number("x-amz-decoded-content-length").or_else(|| number(header::CONTENT_LENGTH.as_str()));
+    // The headers of a form are about the form.
+    let len = if method == Method::POST { exact() } else { in_header().or_else(exact) };
     (blob.map(|piece| piece.map_err(|error| Error::Body(error.to_string()))).boxed(), len)
 }
 
@@ -45,6 +51,15 @@ impl<S: Stream<Item = Result<bytes::Bytes, Error>>> Stream for Ended<S> {
         }
         Poll::Ready(next)
     }
+}
+
+/// Refuses aws-chunked framing that the protocol layer has not decoded: without a signature in the header it doesn't.
+pub(super) fn check_framing<T>(request: &S3Request<T>) -> Result<(), Error> {
+    let text = |name: &str| request.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let is_framed = text("content-encoding").contains("aws-chunked")
+        || !text("x-amz-trailer").is_empty()
+        || text("x-amz-content-sha256").starts_with("STREAMING-");
+    if is_framed && request.trailing_headers.is_none() { Err(Error::UnsignedFraming) } else { Ok(()) }
 }
 
 /// The digests that a request announces.

@@ -3,7 +3,7 @@
 use super::auth::Caller;
 use super::body::{get_headers, set_checksums};
 use super::errors::s3_error;
-use super::object::{date, tags};
+use super::object::{accept_private, date, tags};
 use super::{Service, etag};
 use crate::gateway::{Algorithm, Bucket, Conditions, CopyRequest, Error, Key, Permission};
 use s3s::dto::*;
@@ -66,6 +66,7 @@ pub(super) async fn copy_object(
     let caller = Caller::of(&request.extensions)?;
     let conditions = target_conditions(&request.headers);
     let input = &mut request.input;
+    accept_private(input.acl.as_ref().map(ObjectCannedACL::as_str))?;
     let (source, source_key) = service.source(&caller, &input.copy_source).await?;
     let (bucket, key) = service.at(&input.bucket, &input.key).await?;
     let copy = copy_of(input, conditions).map_err(s3_error)?;

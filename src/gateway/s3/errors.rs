@@ -29,6 +29,7 @@ pub(super) fn s3_error(error: Error) -> S3Error {
         Error::InvalidDigest(_) => with(C::InvalidDigest),
         Error::IncompleteBody => with(C::IncompleteBody),
         Error::Body(why) => of_body(&why),
+        Error::UnsignedFraming => with(C::NotImplemented),
         Error::TooLarge(_) => with(C::EntityTooLarge),
         Error::InvalidArgument(_) => with(C::InvalidArgument),
         Error::InvalidRange => with(C::InvalidRange),
@@ -60,6 +61,10 @@ fn of_store(error: &StoreError) -> S3Error {
         Cause::TooLarge => S3Error::with_message(C::EntityTooLarge, message),
         Cause::Integrity => {
             tracing::error!(error = %message, "stored data does not authenticate");
+            custom("IntegrityError", StatusCode::BAD_GATEWAY, message)
+        }
+        _ if matches!(error, StoreError::LengthMismatch) => {
+            tracing::error!(error = %message, "a stored object has another length than it should have");
             custom("IntegrityError", StatusCode::BAD_GATEWAY, message)
         }
         _ if is_rate_limit(error) => later(C::SlowDown, message),

@@ -33,10 +33,19 @@ struct Reply {
 
 /// How keys are written.
 #[derive(Clone, Copy)]
-struct Encode(bool);
+pub(super) struct Encode(bool);
 
 impl Encode {
-    fn text(self, text: &str) -> String {
+    /// Reads the encoding type of a request.
+    pub(super) fn of(kind: Option<&EncodingType>) -> S3Result<Self> {
+        match kind.map(EncodingType::as_str) {
+            None => Ok(Self(false)),
+            Some(EncodingType::URL) => Ok(Self(true)),
+            Some(_) => Err(super::s3_error(Error::InvalidArgument("the encoding type is url"))),
+        }
+    }
+
+    pub(super) fn text(self, text: &str) -> String {
         if self.0 { utf8_percent_encode(text, KEPT).to_string() } else { text.to_owned() }
     }
 
@@ -54,11 +63,7 @@ impl Service {
                 .map_err(|_| super::s3_error(Error::InvalidArgument("max-keys is not negative")))?
                 .min(MAX_KEYS),
         };
-        let encode = match request.encoding.as_ref().map(EncodingType::as_str) {
-            None => Encode(false),
-            Some(EncodingType::URL) => Encode(true),
-            Some(_) => return Err(super::s3_error(Error::InvalidArgument("the encoding type is url"))),
-        };
+        let encode = Encode::of(request.encoding.as_ref())?;
         let query = Query {
             prefix: request.prefix.clone().unwrap_or_default(),
             delimiter: request.delimiter.clone().filter(|delimiter| !delimiter.is_empty()),

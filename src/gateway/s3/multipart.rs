@@ -1,14 +1,19 @@
 //! Multipart uploads.
 
 use super::auth::Caller;
-use super::body::{get_checksum, get_headers, request_body, request_digests, set_checksums, timestamp};
+use super::body::{check_framing, get_checksum, get_headers, request_body, request_digests, set_checksums, timestamp};
 use super::errors::s3_error;
-use super::object::tags;
+use super::list::Encode;
+use super::object::{accept_private, tags};
 use super::{Service, etag};
-use crate::gateway::{Algorithm, ChosenPart, Completion, Conditions, Error, ListedUpload, PartUpload, Upload};
+use crate::gateway::{
+    Algorithm, ChosenPart, Completed, Completion, Conditions, Error, ListedUpload, PartUpload, Upload,
+};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result};
 
+/// Time for which a client waits for the answer to a completion without hearing anything.
+const QUIET: std::time::Duration = std::time::Duration::from_secs(10);
 /// Most entries of a list.
 const MAX_ENTRIES: usize = 1000;
 
@@ -55,6 +60,7 @@ pub(super) async fn create_multipart_upload(
     mut request: S3Request<CreateMultipartUploadInput>,
 ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
     let input = &mut request.input;
+    accept_private(input.acl.as_ref().map(ObjectCannedACL::as_str))?;
     if input.sse_customer_algorithm.is_some() {
         return Err(s3s::s3_error!(NotImplemented, "keys of the client (SSE-C) are not supported"));
     }
@@ -77,8 +83,9 @@ pub(super) async fn upload_part(
     service: &Service,
     mut request: S3Request<UploadPartInput>,
 ) -> S3Result<S3Response<UploadPartOutput>> {
+    check_framing(&request).map_err(s3_error)?;
     let digests = request_digests(&request, None).map_err(s3_error)?;
-    let (body, len) = request_body(request.input.body.take(), &request.headers);
+    let (body, len) = request_body(request.input.body.take(), &request.method, &request.headers);
     let input = request.input;
     let (bucket, key) = service.at(&input.bucket, &input.key).await?;
     let part = PartUpload { len, announced: digests.announced, algorithm: digests.algorithm, late: digests.late };
@@ -125,22 +132,35 @@ pub(super) async fn complete_multipart_upload(
     let completion = completion_of(&mut input)?;
     let (bucket, key) = service.at(&input.bucket, &input.key).await?;
     // The work goes on if the client leaves: its next request finds the result.
-    let task = {
+    let mut task = {
         let (bucket, id) = (bucket.clone(), input.upload_id.clone());
         tokio::spawn(async move { bucket.complete_upload(&key, &id, completion).await })
     };
-    let completed = task.await.map_err(|error| s3_error(Error::State(error.to_string())))?;
-    let completed = completed.map_err(|error| service.fail(&bucket, error))?;
+    let (service, name, key) = (service.clone(), input.bucket, input.key);
+    let output = move |joined: Result<Result<Completed, Error>, tokio::task::JoinError>| {
+        let completed = joined.unwrap_or_else(|error| Err(Error::State(error.to_string())));
+        completed.map(|completed| completed_output(name, key, completed)).map_err(|error| service.fail(&bucket, error))
+    };
+    if let Ok(joined) = tokio::time::timeout(QUIET, &mut task).await {
+        return output(joined).map(S3Response::new);
+    }
+    // The client gets spaces until the result is there, as S3 does it, so that it doesn't run into its timeout.
+    let later = async move { output(task.await) };
+    let output = CompleteMultipartUploadOutput { future: Some(Box::pin(later)), ..Default::default() };
+    Ok(S3Response::new(output))
+}
+
+fn completed_output(bucket: String, key: String, completed: Completed) -> CompleteMultipartUploadOutput {
     let mut output = CompleteMultipartUploadOutput {
-        location: Some(format!("/{}/{}", input.bucket, input.key)),
-        bucket: Some(input.bucket),
-        key: Some(input.key),
+        location: Some(format!("/{bucket}/{key}")),
+        bucket: Some(bucket),
+        key: Some(key),
         e_tag: Some(etag(completed.etag)),
         ..CompleteMultipartUploadOutput::default()
     };
     set_checksums!(output, completed.checksum.as_ref());
     output.checksum_type = completed.checksum.map(|checksum| checksum_type(!checksum.value.contains('-')));
-    Ok(S3Response::new(output))
+    output
 }
 
 pub(super) async fn abort_multipart_upload(
@@ -286,19 +306,24 @@ pub(super) async fn list_multipart_uploads(
         limit: limit(input.max_uploads)?,
     };
     let UploadPage { uploads, prefixes, next } = query.page(&uploads);
-    let prefix = |prefix: &str| CommonPrefix { prefix: Some(prefix.to_owned()) };
+    let encode = Encode::of(input.encoding_type.as_ref())?;
+    let prefix = |prefix: &str| CommonPrefix { prefix: Some(encode.text(prefix)) };
+    let shown = |listed: &ListedUpload| {
+        let shown = shown_upload(listed, &caller);
+        MultipartUpload { key: shown.key.map(|key| encode.text(&key)), ..shown }
+    };
     Ok(S3Response::new(ListMultipartUploadsOutput {
         common_prefixes: Some(prefixes.into_iter().map(prefix).collect()),
-        next_key_marker: next.map(|listed| listed.upload.key.clone()),
+        next_key_marker: next.map(|listed| encode.text(&listed.upload.key)),
         next_upload_id_marker: next.map(|listed| listed.id.clone()),
         is_truncated: Some(next.is_some()),
-        key_marker: Some(query.key_marker.to_owned()),
+        key_marker: Some(encode.text(query.key_marker)),
         max_uploads: i32::try_from(query.limit).ok(),
-        prefix: Some(query.prefix.to_owned()),
+        prefix: Some(encode.text(query.prefix)),
         upload_id_marker: Some(query.id_marker.unwrap_or_default().to_owned()),
-        uploads: Some(uploads.into_iter().map(|listed| shown_upload(listed, &caller)).collect()),
+        uploads: Some(uploads.into_iter().map(shown).collect()),
         bucket: Some(input.bucket),
-        delimiter: input.delimiter.clone(),
+        delimiter: query.delimiter.map(|delimiter| encode.text(delimiter)),
         encoding_type: input.encoding_type,
         request_charged: None,
     }))

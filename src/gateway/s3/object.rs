@@ -1,11 +1,13 @@
 //! Operations on single objects.
 
 use super::auth::Caller;
-use super::body::{get_headers, of_store, request_body, request_digests, response_body, set_checksums, set_headers};
+use super::body::{
+    check_framing, get_headers, of_store, request_body, request_digests, response_body, set_checksums, set_headers,
+};
 use super::errors::s3_error;
 use super::{Service, etag};
 use crate::gateway::{Conditions, Error, Found, Key, Permission, Put, Record, Tags};
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderValue, header};
 use s3s::dto::*;
 use s3s::{S3Error, S3Request, S3Response, S3Result};
 use time::OffsetDateTime;
@@ -50,6 +52,14 @@ fn check_version(id: Option<&String>) -> S3Result<()> {
     }
 }
 
+/// Accepts canned lists that let only the owner in.
+pub(super) fn accept_private(acl: Option<&str>) -> S3Result<()> {
+    match acl {
+        None | Some("private" | "bucket-owner-full-control" | "bucket-owner-read") => Ok(()),
+        Some(_) => Err(s3s::s3_error!(AccessControlListNotSupported, "access keys of the gateway say who may do what")),
+    }
+}
+
 /// Refuses encryption with a key that the client sends: the gateway has its own.
 fn check_customer_key(algorithm: Option<&String>) -> S3Result<()> {
     match algorithm {
@@ -58,12 +68,22 @@ fn check_customer_key(algorithm: Option<&String>) -> S3Result<()> {
     }
 }
 
-/// Returns the error of a read. "Not modified" carries the headers that a 200 would have.
+/// Returns the error of a read. "Not modified" carries the headers of a cached answer that may have changed.
 fn read_error(error: Error, found: &Found) -> S3Error {
     let not_modified = matches!(error, Error::NotModified);
     let mut error = s3_error(error);
-    if not_modified && let Ok(tag) = HeaderValue::try_from(format!("\"{}\"", found.etag)) {
-        error.set_headers(HeaderMap::from_iter([(header::ETAG, tag)]));
+    if not_modified {
+        let rfc_7231 = time::macros::format_description!(
+            "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
+        );
+        let modified = found.modified.to_offset(time::UtcOffset::UTC).format(&rfc_7231).ok();
+        let headers = [
+            (header::ETAG, Some(format!("\"{}\"", found.etag))),
+            (header::LAST_MODIFIED, modified),
+            (header::CACHE_CONTROL, found.record.headers.cache_control.clone()),
+        ];
+        let values = headers.into_iter().filter_map(|(name, value)| Some((name, HeaderValue::try_from(value?).ok()?)));
+        error.set_headers(values.collect());
     }
     error
 }
@@ -216,17 +236,33 @@ pub(super) async fn get_object(
     Ok(S3Response::with_status(output, status))
 }
 
+/// Refuses writes that ask for more than the gateway can do.
+fn check_put(request: &S3Request<PutObjectInput>) -> S3Result<()> {
+    // An HTML form comes here too, with its signature in the form. Only signatures of version 4 name a region.
+    if request.credentials.is_some() && request.region.is_none() {
+        return Err(s3s::s3_error!(InvalidRequest, "signature version 2 is not supported: use AWS4-HMAC-SHA256"));
+    }
+    check_framing(request).map_err(s3_error)?;
+    let input = &request.input;
+    check_customer_key(input.sse_customer_algorithm.as_ref())?;
+    accept_private(input.acl.as_ref().map(ObjectCannedACL::as_str))?;
+    if input.object_lock_mode.is_some() || input.object_lock_legal_hold_status.is_some() {
+        return Err(s3s::s3_error!(InvalidRequest, "the bucket has no object lock"));
+    }
+    match input.write_offset_bytes {
+        None => Ok(()),
+        Some(_) => Err(s3s::s3_error!(NotImplemented, "appending to an object is not supported")),
+    }
+}
+
 pub(super) async fn put_object(
     service: &Service,
     mut request: S3Request<PutObjectInput>,
 ) -> S3Result<S3Response<PutObjectOutput>> {
+    check_put(&request)?;
     let digests = request_digests(&request, None).map_err(s3_error)?;
-    let (body, len) = request_body(request.input.body.take(), &request.headers);
+    let (body, len) = request_body(request.input.body.take(), &request.method, &request.headers);
     let input = &mut request.input;
-    check_customer_key(input.sse_customer_algorithm.as_ref())?;
-    if input.write_offset_bytes.is_some() {
-        return Err(s3s::s3_error!(NotImplemented, "appending to an object is not supported"));
-    }
     let (bucket, key) = service.at(&input.bucket, &input.key).await?;
     let put = Put {
         len,
@@ -263,18 +299,18 @@ pub(super) async fn delete_object(
             modified: date(input.if_match_last_modified_time),
             ..Conditions::default()
         };
-        bucket.delete(&key, &conditions).await.map_err(|error| service.fail(&bucket, error))?;
+        bucket.delete(&key, conditions).await.map_err(|error| service.fail(&bucket, error))?;
     }
     Ok(S3Response::with_status(DeleteObjectOutput::default(), http::StatusCode::NO_CONTENT))
 }
 
 /// Removes objects. Returns each key, with the error if it was not removed.
 async fn remove(
-    bucket: &crate::gateway::Bucket,
+    bucket: &std::sync::Arc<crate::gateway::Bucket>,
     caller: &Caller,
     name: &str,
     objects: Vec<ObjectIdentifier>,
-) -> Vec<(String, Option<S3Error>)> {
+) -> S3Result<Vec<(String, Option<S3Error>)>> {
     let mut outcomes: Vec<(String, Option<S3Error>)> = Vec::with_capacity(objects.len());
     let (mut keys, mut places) = (Vec::new(), Vec::new());
     for object in objects {
@@ -297,14 +333,14 @@ async fn remove(
                 None
             }
             // Conditions are checked one by one.
-            (None, Ok(key)) => bucket.delete(&key, &conditions).await.err().map(s3_error),
+            (None, Ok(key)) => bucket.delete(&key, conditions).await.err().map(s3_error),
         };
         outcomes.push((object.key, outcome));
     }
-    for (place, result) in places.into_iter().zip(bucket.delete_all(&keys).await) {
+    for (place, result) in places.into_iter().zip(bucket.delete_all(keys).await.map_err(s3_error)?) {
         outcomes[place].1 = result.err().map(s3_error);
     }
-    outcomes
+    Ok(outcomes)
 }
 
 pub(super) async fn delete_objects(
@@ -319,7 +355,7 @@ pub(super) async fn delete_objects(
     let bucket = service.bucket(&name).await?;
     let quiet = delete.quiet.unwrap_or(false);
     let (mut deleted, mut errors) = (Vec::new(), Vec::new());
-    for (key, error) in remove(&bucket, &caller, &name, delete.objects).await {
+    for (key, error) in remove(&bucket, &caller, &name, delete.objects).await? {
         match error {
             None if quiet => {}
             None => deleted.push(DeletedObject { key: Some(key), ..DeletedObject::default() }),

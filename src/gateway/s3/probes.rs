@@ -1,6 +1,7 @@
 //! Polite answers about features that buckets of the Hub don't have: clients ask before they work.
 
 use super::errors::no_such;
+use super::object::accept_private;
 use super::{Service, auth::Caller, s3_error};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result};
@@ -107,14 +108,6 @@ pub(super) async fn get_object_acl(
     bucket.head(&key).await.map_err(|error| service.fail(&bucket, error))?;
     let (owner, grants) = private(&Caller::of(&request.extensions)?);
     Ok(S3Response::new(GetObjectAclOutput { owner, grants, ..Default::default() }))
-}
-
-/// Accepts the canned list `private` only.
-fn accept_private(acl: Option<&str>) -> S3Result<()> {
-    match acl {
-        None | Some("private" | "bucket-owner-full-control" | "bucket-owner-read") => Ok(()),
-        Some(_) => Err(s3s::s3_error!(AccessControlListNotSupported, "access keys of the gateway say who may do what")),
-    }
 }
 
 pub(super) async fn put_bucket_acl(

@@ -6,6 +6,7 @@
 
 use super::Parts;
 use super::admin::Metrics;
+use super::auth::Named;
 use super::errors::s3_error;
 use crate::gateway::{AccessKeys, Error, Gateway};
 use bytes::Bytes;
@@ -15,14 +16,15 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use s3s::host::VirtualHost;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{Body, S3ErrorCode};
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -100,8 +102,7 @@ impl Server {
         builder.set_validation(HubNames);
         builder.set_config(Arc::new(s3s::config::StaticConfigProvider::new(Arc::new(config()))));
         if !domains.is_empty() {
-            let host = s3s::host::MultiDomain::new(domains.iter().map(String::as_str));
-            builder.set_host(host.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))?);
+            builder.set_host(Domains(domains));
         }
         let metrics = Arc::new(Metrics::default());
         let front = Arc::new(Front {
@@ -161,6 +162,26 @@ fn config() -> s3s::config::S3Config {
     config.form_max_field_size = 64 * 1024;
     config.form_max_fields_size = 256 * 1024;
     config
+}
+
+/// Domains below which each bucket has a host name. Any other host means path style.
+struct Domains(Vec<String>);
+
+impl s3s::host::S3Host for Domains {
+    fn parse_host_header<'a>(&'a self, host: &'a str) -> s3s::S3Result<VirtualHost<'a>> {
+        let name = host.rsplit_once(':').map_or(host, |(name, _port)| name);
+        let below = |domain: &String| {
+            let at = name.len().checked_sub(domain.len() + 1)?;
+            let (bucket, rest) = name.split_at_checked(at)?;
+            let is_below = rest.starts_with('.') && rest[1..].eq_ignore_ascii_case(domain);
+            (is_below && !bucket.is_empty()).then_some(bucket)
+        };
+        let host = VirtualHost::new(name);
+        Ok(match self.0.iter().find_map(below) {
+            Some(bucket) => host.with_bucket(bucket),
+            None => host,
+        })
+    }
 }
 
 /// Names of Hub buckets, which S3 would refuse in part. Whether the bucket exists decides the rest.
@@ -280,7 +301,7 @@ struct Front {
 }
 
 impl Front {
-    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Response<Answer> {
+    async fn answer(self: Arc<Self>, mut request: Request<Incoming>, peer: SocketAddr) -> Response<Answer> {
         let id = request_id();
         let origin = request.headers().get(header::ORIGIN).cloned();
         let (entry, began) = (Entry::new(&request, peer, &id), Instant::now());
@@ -288,7 +309,10 @@ impl Front {
         let expectation = Expectation::of(&request);
         let (mut response, permit) = match self.early(&request) {
             Some(response) => (response, None),
-            None => self.ask(request, expectation.clone()).await,
+            None => {
+                request.extensions_mut().insert(done.entry.named.clone());
+                self.ask(request, expectation.clone()).await
+            }
         };
         if !expectation.is_met() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -311,7 +335,11 @@ impl Front {
             *response.status_mut() = status;
             response
         };
-        if matches!(request.uri().path(), "/favicon.ico" | "/robots.txt") && request.uri().query().is_none() {
+        let is_noise = matches!(request.uri().path(), "/favicon.ico" | "/robots.txt");
+        let is_plain = request.method() == Method::GET
+            && request.uri().query().is_none()
+            && !request.headers().contains_key(header::AUTHORIZATION);
+        if is_noise && is_plain {
             return Some(empty(StatusCode::NOT_FOUND));
         }
         if request.method() != Method::OPTIONS {
@@ -498,24 +526,19 @@ impl HttpBody for Timely {
 struct Entry {
     peer: SocketAddr,
     method: Method,
-    bucket: String,
-    access_key: Option<String>,
+    named: Arc<OnceLock<Named>>,
     received: u64,
     id: String,
 }
 
 impl Entry {
     fn new(request: &Request<Incoming>, peer: SocketAddr, id: &str) -> Self {
-        let path = request.uri().path().trim_start_matches('/');
-        let header = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
-        let credential = header(header::AUTHORIZATION).and_then(|text| text.split("Credential=").nth(1));
-        let access_key = credential.and_then(|text| text.split('/').next()).map(|id| id.chars().take(128).collect());
+        let len = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         Self {
             peer,
             method: request.method().clone(),
-            bucket: path.split('/').next().unwrap_or_default().chars().take(200).collect(),
-            access_key,
-            received: header(header::CONTENT_LENGTH).and_then(|len| len.parse().ok()).unwrap_or(0),
+            named: Arc::default(),
+            received: len.and_then(|len| len.parse().ok()).unwrap_or(0),
             id: id.to_owned(),
         }
     }
@@ -540,9 +563,11 @@ impl Drop for Done {
         let Some(log) = &front.log else { return };
         let time = time::OffsetDateTime::now_utc();
         let time = time.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
+        let named = entry.named.get();
         let line = serde_json::json!({
             "time": time, "request_id": entry.id, "peer": entry.peer.to_string(), "method": entry.method.as_str(),
-            "bucket": entry.bucket, "access_key": entry.access_key, "status": status,
+            "bucket": named.and_then(|named| named.bucket.as_ref()),
+            "access_key": named.and_then(|named| named.access_key.as_ref()), "status": status,
             "received": entry.received, "sent": sent, "seconds": began.elapsed().as_secs_f64(),
         });
         let mut log = log.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -601,6 +626,22 @@ mod tests {
             );
             assert!(kept(range, "AWS4-HMAC-SHA256 Credential=a, SignedHeaders=host;range, Signature=b"), "{range}");
         }
+    }
+
+    #[test]
+    fn host_below_a_domain_names_a_bucket() {
+        use s3s::host::S3Host as _;
+        let domains = Domains(vec!["s3.example.com".into(), "localhost".into()]);
+        let bucket = |host: &str| domains.parse_host_header(host).unwrap().bucket().map(str::to_owned);
+        for host in ["data.s3.example.com", "data.s3.example.com:9000", "data.S3.Example.com", "data.localhost:9000"] {
+            assert_eq!(bucket(host).as_deref(), Some("data"), "{host}");
+        }
+        for host in
+            ["s3.example.com", "s3.example.com:9000", "localhost:9000", "other.host", ".localhost", "xlocalhost"]
+        {
+            assert_eq!(bucket(host), None, "{host}");
+        }
+        assert_eq!(bucket("a.b.localhost").as_deref(), Some("a.b"));
     }
 
     #[test]

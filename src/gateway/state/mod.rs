@@ -74,10 +74,12 @@ pub trait State: Send + Sync + 'static {
     async fn complete(&self, id: &str, owner: &str, result: Vec<u8>) -> Result<bool, Error>;
     /// Gives up a claim. The parts stay.
     async fn release(&self, id: &str, owner: &str) -> Result<(), Error>;
-    /// Removes an upload that is not completed, with its parts. Returns false if there was none.
-    async fn abort(&self, id: &str) -> Result<bool, Error>;
-    /// Removes uploads that were created before `time`, completed or not. Returns their number.
-    async fn remove_stale(&self, time: i64) -> Result<u64, Error>;
+    /// Removes an upload that is not completed and that nobody completes now, with its parts. Returns false if there
+    /// was none.
+    async fn abort(&self, id: &str, now: i64) -> Result<bool, Error>;
+    /// Removes uploads that were created before `time`, completed or not, except those that are being completed.
+    /// Returns their number.
+    async fn remove_stale(&self, time: i64, now: i64) -> Result<u64, Error>;
     /// Fails if the state can't be read.
     async fn check(&self) -> Result<(), Error>;
 }

@@ -32,7 +32,7 @@ const SCHEMA: &str = "
 /// Version of the schema. A file of another version is refused.
 const VERSION: i64 = 1;
 
-type Work = Box<dyn FnOnce(&Connection) -> Reply + Send>;
+type Work = Box<dyn FnOnce(&Connection) -> (bool, Reply) + Send>;
 /// Sends the result of a piece of work to its caller, once the transaction has ended.
 type Reply = Box<dyn FnOnce(Result<(), String>) + Send>;
 
@@ -83,10 +83,12 @@ impl Sqlite {
         let (sender, receiver) = oneshot::channel();
         let work: Work = Box::new(move |transaction| {
             let result = work(transaction).map_err(failed);
-            Box::new(move |committed| {
+            let succeeded = result.is_ok();
+            let reply: Reply = Box::new(move |committed| {
                 // The caller may be gone.
                 let _ = sender.send(result.and_then(|value| committed.map_err(Error::State).map(|()| value)));
-            })
+            });
+            (succeeded, reply)
         });
         let gone = || Error::State("its thread has ended".into());
         self.work.send(work).map_err(|_| gone())?;
@@ -111,8 +113,11 @@ fn run(mut connection: Connection, queue: &mpsc::Receiver<Work>) {
             let mut transaction = connection.transaction()?;
             for work in group {
                 // A piece of work that fails is undone alone.
-                let savepoint = transaction.savepoint()?;
-                let reply = work(&savepoint);
+                let mut savepoint = transaction.savepoint()?;
+                let (succeeded, reply) = work(&savepoint);
+                if !succeeded {
+                    savepoint.rollback()?;
+                }
                 savepoint.commit()?;
                 replies.push(reply);
             }
@@ -257,19 +262,19 @@ impl State for Sqlite {
         .await
     }
 
-    async fn abort(&self, id: &str) -> Result<bool, Error> {
+    async fn abort(&self, id: &str, now: i64) -> Result<bool, Error> {
         let id = id.to_owned();
         self.run(move |transaction| {
-            let abort = "DELETE FROM uploads WHERE id = ?1 AND result IS NULL";
-            Ok(transaction.prepare_cached(abort)?.execute([id])? == 1)
+            let abort = "DELETE FROM uploads WHERE id = ?1 AND result IS NULL AND claimed_until <= ?2";
+            Ok(transaction.prepare_cached(abort)?.execute(params![id, now])? == 1)
         })
         .await
     }
 
-    async fn remove_stale(&self, time: i64) -> Result<u64, Error> {
+    async fn remove_stale(&self, time: i64, now: i64) -> Result<u64, Error> {
         self.run(move |transaction| {
-            let stale = "DELETE FROM uploads WHERE created < ?1";
-            Ok(transaction.prepare_cached(stale)?.execute([time])? as u64)
+            let stale = "DELETE FROM uploads WHERE created < ?1 AND (result IS NOT NULL OR claimed_until <= ?2)";
+            Ok(transaction.prepare_cached(stale)?.execute([time, now])? as u64)
         })
         .await
     }
@@ -352,7 +357,7 @@ mod tests {
         assert_eq!(state.claim("u", "c", 12, 20).await.unwrap(), Claim::Claimed);
         assert!(state.complete("u", "c", b"result".to_vec()).await.unwrap());
         assert_eq!(state.claim("u", "a", 99, 100).await.unwrap(), Claim::Done(b"result".to_vec()));
-        assert_eq!((state.upload("u").await.unwrap(), state.abort("u").await.unwrap()), (None, false));
+        assert_eq!((state.upload("u").await.unwrap(), state.abort("u", 999).await.unwrap()), (None, false));
         assert!(state.parts("u").await.unwrap().is_empty());
         assert!(!state.put_part("u", 2, b"late".to_vec()).await.unwrap());
     }
@@ -364,8 +369,10 @@ mod tests {
             state.create_upload(upload(id, created)).await.unwrap();
             state.put_part(id, 1, b"one".to_vec()).await.unwrap();
         }
-        assert!(state.abort("gone").await.unwrap() && !state.abort("gone").await.unwrap());
-        assert_eq!(state.remove_stale(50).await.unwrap(), 1);
+        assert_eq!(state.claim("old", "a", 10, 20).await.unwrap(), Claim::Claimed);
+        assert_eq!((state.remove_stale(50, 19).await.unwrap(), state.abort("old", 19).await.unwrap()), (0, false));
+        assert!(state.abort("gone", 0).await.unwrap() && !state.abort("gone", 0).await.unwrap());
+        assert_eq!(state.remove_stale(50, 20).await.unwrap(), 1);
         for id in ["old", "gone"] {
             assert!(state.upload(id).await.unwrap().is_none() && state.parts(id).await.unwrap().is_empty());
         }

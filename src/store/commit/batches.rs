@@ -107,6 +107,10 @@ impl<'a> Batches<'a> {
             Ok(outcome) => {
                 let refused: HashMap<String, String> = outcome.failed.into_iter().collect();
                 for line in lines {
+                    // A line that was refused is sent as an ordinary one the next time.
+                    if let Action::Add { hash, .. } = self.run.lines()[line].action {
+                        self.remote.disown(&hash);
+                    }
                     match refused.get(&self.run.lines()[line].key) {
                         Some(words) => self.refused(line, Error::Refused(words.clone())),
                         None => self.succeeded(line),
