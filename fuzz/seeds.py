@@ -186,8 +186,27 @@ def hub_key():
     return [b"a", b"a/b c/d%2F", b"../x", b"a//b", ".enc/t.2<`ERd~R6n'C'$`::PUSE".encode(), "é/ü".encode()]
 
 
+def gateway_key():
+    return [b"", b"a", b"a/b", b"a/", b"a//b", b"/a", b"a/../b", b"a/.hugbucket_keep", b"a/.hugbucket_keep/", b"x" * 256,
+            b"y/" * 513, "ü/日本".encode(), b"a\0b"]
+
+
+def gateway_record():
+    return [b"{}", b'{"etag":"0","headers":{"content_type":"a/b","user":{"k":"v"}},"tags":{"t":""}}',
+            b'{"checksum":{"algorithm":"Crc32","value":"AAAAAA=="},"parts":[{"number":1,"size":5}]}',
+            b'{"key":"k","full_object":true,"algorithm":"Sha256"}',
+            b'{"number":1,"size":5,"etag":"%s","uploaded":0,"hash":"%s","stored_len":5,"format":2}' % (b"0" * 32, b"0" * 64),
+            b'[[key]]\naccess_key_id = "a"\nsecret_access_key = "b"\nscopes = ["c/d"]\n']
+
+
+def gateway_request():
+    return [b"*", b'"abc", W/"d"', b"bytes=0-9", b"bytes=9-0", b"a2V5", b"cHByZWZpeA==", b"1B2M2Y8AsgTpgAmY7PhCfg==",
+            b"AAAAAA==-2", b"a=1&b=2", b"a&a"]
+
+
 TARGETS = [key_file, base91, stored_name, container_header, record, chunk_header, chunker, compression, xorb, stretch, chunk_list, shard,
-           dedup, upload_shards, cache_entry, reconstruction, byteranges, ndjson, tree, hub_answers, hub_words, hub_link, hub_key]
+           dedup, upload_shards, cache_entry, reconstruction, byteranges, ndjson, tree, hub_answers, hub_words, hub_link, hub_key,
+           gateway_key, gateway_record, gateway_request]
 
 
 def main(check):

@@ -1,6 +1,6 @@
 //! Replays every fuzz seed, and every input that a fuzzer found, through its target's body.
 
-use crate::{crypto, hub, xet};
+use crate::{crypto, gateway, hub, xet};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +17,9 @@ const TARGETS: &[(&str, Body)] = &[
     ("compression", xet::fuzz::compression),
     ("container_header", crypto::fuzz::container_header),
     ("dedup", xet::fuzz::dedup),
+    ("gateway_key", gateway::fuzz::key),
+    ("gateway_record", gateway::fuzz::record),
+    ("gateway_request", gateway::fuzz::request),
     ("hub_answers", hub::fuzz::answers),
     ("hub_key", hub::fuzz::key),
     ("hub_link", hub::fuzz::link),

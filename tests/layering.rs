@@ -22,7 +22,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("cli", &["crypto", "xet", "hub", "store", "fs", "gateway"]),
     ("bin", &["cli"]),
     // Tests only: replays the seeds of fuzz/ through the decoders' bodies.
-    ("seeds", &["crypto", "xet", "hub"]),
+    ("seeds", &["crypto", "xet", "hub", "gateway"]),
 ];
 
 /// Where the keyword `unsafe` may not stand at all.

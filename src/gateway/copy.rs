@@ -44,7 +44,7 @@ impl Bucket {
         copy.source_conditions.check_copy(found.present())?;
         let is_itself = self.id == source.id && key == source_key;
         if is_itself && copy.headers.is_none() && copy.tags.is_none() && copy.algorithm.is_none() {
-            return Err(Error::InvalidArgument("an object is copied to itself only with other metadata"));
+            return Err(Error::InvalidRequest("an object is copied to itself only with other metadata"));
         }
         if let Some(headers) = &copy.headers {
             headers.check()?;

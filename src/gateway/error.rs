@@ -56,6 +56,9 @@ pub enum Error {
     /// Content larger than allowed.
     #[error("the object is larger than {0} bytes")]
     TooLarge(u64),
+    /// A request that can't be carried out as it is.
+    #[error("{0}")]
+    InvalidRequest(&'static str),
     /// An argument out of range.
     #[error("{0}")]
     InvalidArgument(&'static str),

@@ -9,6 +9,8 @@ mod condition;
 mod copy;
 mod digest;
 mod error;
+#[cfg(any(test, fuzzing, feature = "fuzzing"))]
+pub mod fuzz;
 mod key;
 mod list;
 mod multipart;

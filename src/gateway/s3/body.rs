@@ -79,7 +79,7 @@ pub(super) fn request_digests<T>(request: &S3Request<T>, default: Option<Algorit
     for algorithm in Algorithm::ALL {
         if let Some(value) = text(algorithm.header()) {
             if checksum.is_some() {
-                return Err(Error::InvalidArgument("more than one checksum header"));
+                return Err(Error::InvalidRequest("more than one checksum header"));
             }
             checksum = Some(Announced::parse_checksum(algorithm, value)?);
         }
@@ -199,7 +199,7 @@ pub(super) fn headers(
     let content_encoding = content_encoding.and_then(|all| {
         let kept: Vec<&str> =
             all.split(',').map(str::trim).filter(|one| !one.is_empty() && *one != "aws-chunked").collect();
-        (!kept.is_empty()).then(|| kept.join(","))
+        (!kept.is_empty()).then(|| kept.join(", "))
     });
     Headers {
         content_type: content_type.filter(|text| !text.is_empty()),

@@ -81,7 +81,7 @@ pub(super) async fn copy_object(
 }
 
 /// Reads the range of a part copy: `bytes=first-last`, and nothing else.
-fn source_range(text: &str) -> Result<std::ops::Range<u64>, Error> {
+pub(super) fn source_range(text: &str) -> Result<std::ops::Range<u64>, Error> {
     let wrong = || Error::InvalidArgument("x-amz-copy-source-range has the form bytes=first-last");
     let (first, last) = text.strip_prefix("bytes=").and_then(|text| text.split_once('-')).ok_or_else(wrong)?;
     let number = |text: &str| match text.bytes().all(|byte| byte.is_ascii_digit()) {

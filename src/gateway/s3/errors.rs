@@ -10,42 +10,51 @@ const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
 
 /// Returns the S3 error of a failure.
 pub(super) fn s3_error(error: Error) -> S3Error {
-    use S3ErrorCode as C;
     let message = error.to_string();
-    let with = |code| S3Error::with_message(code, message.clone());
-    match error {
-        Error::NoSuchBucket => with(C::NoSuchBucket),
-        Error::BucketExists => with(C::BucketAlreadyOwnedByYou),
-        Error::BucketNotEmpty(_) => with(C::BucketNotEmpty),
-        Error::InvalidBucketName => with(C::InvalidBucketName),
-        Error::NoSuchKey => with(C::NoSuchKey),
-        Error::InvalidKey(_) => with(C::InvalidArgument),
-        Error::KeyTooLong => with(C::KeyTooLongError),
-        Error::Denied => with(C::AccessDenied),
-        Error::PreconditionFailed(_) => with(C::PreconditionFailed),
-        Error::Conflict => with(C::ConditionalRequestConflict),
-        Error::NotModified => with(C::NotModified),
-        Error::BadDigest(_) => with(C::BadDigest),
-        Error::InvalidDigest(_) => with(C::InvalidDigest),
-        Error::IncompleteBody => with(C::IncompleteBody),
-        Error::Body(why) => of_body(&why),
-        Error::UnsignedFraming => with(C::NotImplemented),
-        Error::TooLarge(_) => with(C::EntityTooLarge),
-        Error::InvalidArgument(_) => with(C::InvalidArgument),
-        Error::InvalidRange => with(C::InvalidRange),
-        Error::MetadataTooLarge(_) => with(C::MetadataTooLarge),
-        Error::InvalidTag(_) => with(C::InvalidTag),
-        Error::NoSuchUpload => with(C::NoSuchUpload),
-        Error::InvalidPart(_) => with(C::InvalidPart),
-        Error::InvalidPartOrder => with(C::InvalidPartOrder),
-        Error::PartTooSmall(_) => with(C::EntityTooSmall),
-        Error::Busy => later(C::SlowDown, message),
-        Error::State(_) => {
-            tracing::error!(error = %message, "the state of the gateway failed");
-            later(C::ServiceUnavailable, "the state of the gateway failed".to_owned())
-        }
-        Error::Store(error) => of_store(&error),
+    if let Some(code) = code_of(&error) {
+        return S3Error::with_message(code, message);
     }
+    match error {
+        Error::Body(why) => of_body(&why),
+        Error::Store(error) => of_store(&error),
+        Error::Busy => later(S3ErrorCode::SlowDown, message),
+        _ => {
+            tracing::error!(error = %message, "the state of the gateway failed");
+            later(S3ErrorCode::ServiceUnavailable, "the state of the gateway failed".to_owned())
+        }
+    }
+}
+
+/// Returns the code of a failure that needs nothing else.
+fn code_of(error: &Error) -> Option<S3ErrorCode> {
+    use S3ErrorCode as C;
+    Some(match error {
+        Error::NoSuchBucket => C::NoSuchBucket,
+        Error::BucketExists => C::BucketAlreadyOwnedByYou,
+        Error::BucketNotEmpty(_) => C::BucketNotEmpty,
+        Error::InvalidBucketName => C::InvalidBucketName,
+        Error::NoSuchKey => C::NoSuchKey,
+        Error::InvalidKey(_) | Error::InvalidArgument(_) => C::InvalidArgument,
+        Error::KeyTooLong => C::KeyTooLongError,
+        Error::Denied => C::AccessDenied,
+        Error::PreconditionFailed(_) => C::PreconditionFailed,
+        Error::Conflict => C::ConditionalRequestConflict,
+        Error::NotModified => C::NotModified,
+        Error::BadDigest(_) => C::BadDigest,
+        Error::InvalidDigest("Content-MD5") => C::InvalidDigest,
+        Error::InvalidDigest(_) | Error::InvalidRequest(_) => C::InvalidRequest,
+        Error::IncompleteBody => C::IncompleteBody,
+        Error::UnsignedFraming => C::NotImplemented,
+        Error::TooLarge(_) => C::EntityTooLarge,
+        Error::InvalidRange => C::InvalidRange,
+        Error::MetadataTooLarge(_) => C::MetadataTooLarge,
+        Error::InvalidTag(_) => C::InvalidTag,
+        Error::NoSuchUpload => C::NoSuchUpload,
+        Error::InvalidPart(_) => C::InvalidPart,
+        Error::InvalidPartOrder => C::InvalidPartOrder,
+        Error::PartTooSmall(_) => C::EntityTooSmall,
+        Error::Body(_) | Error::Store(_) | Error::State(_) | Error::Busy => return None,
+    })
 }
 
 fn of_store(error: &StoreError) -> S3Error {

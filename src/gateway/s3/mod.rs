@@ -61,6 +61,16 @@ impl Service {
     }
 }
 
+/// Parses values of headers for the fuzz target.
+#[cfg(any(test, fuzzing, feature = "fuzzing"))]
+pub(super) fn fuzz(text: &str) {
+    if let Ok(range) = copy::source_range(text) {
+        assert!(range.start < range.end);
+    }
+    let _ = body::one_checksum([(super::Algorithm::Crc32, &Some(text.to_owned())); 5]);
+    let _ = body::tags(Some(&text.to_owned()));
+}
+
 /// An entity tag in its S3 form.
 fn etag(text: String) -> ETag {
     ETag::Strong(text)
