@@ -114,6 +114,8 @@ def test_headers_and_user_metadata_are_kept(s3):
     assert expires and s3.head_object(Bucket="data", Key="dated")["ExpiresString"] == "Thu, 01 Dec 2033 16:00:00 GMT"
     for answer in (s3.head_object(Bucket="data", Key="k"), s3.get_object(Bucket="data", Key="k")):
         assert {name: answer[name] for name in given} == given
+    put(s3, "framed", b"x", ContentEncoding="aws-chunked, gzip, br")
+    assert s3.head_object(Bucket="data", Key="framed")["ContentEncoding"] == "gzip, br", "framing is no property of it"
     copied = s3.copy_object(Bucket="data", Key="same", CopySource="data/k")["CopyObjectResult"]
     assert copied["ETag"] == s3.head_object(Bucket="data", Key="same")["ETag"]
     assert s3.head_object(Bucket="data", Key="same")["Metadata"] == given["Metadata"]

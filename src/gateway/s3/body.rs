@@ -56,9 +56,11 @@ impl<S: Stream<Item = Result<bytes::Bytes, Error>>> Stream for Ended<S> {
 /// Refuses aws-chunked framing that the protocol layer has not decoded: without a signature in the header it doesn't.
 pub(super) fn check_framing<T>(request: &S3Request<T>) -> Result<(), Error> {
     let text = |name: &str| request.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let is_framed = text("content-encoding").contains("aws-chunked")
-        || !text("x-amz-trailer").is_empty()
-        || text("x-amz-content-sha256").starts_with("STREAMING-");
+    // The header of the digest says whether there is framing. Without it the others do.
+    let is_framed = match text("x-amz-content-sha256") {
+        "" => text("content-encoding").contains("aws-chunked") || !text("x-amz-trailer").is_empty(),
+        digest => digest.starts_with("STREAMING-"),
+    };
     if is_framed && request.trailing_headers.is_none() { Err(Error::UnsignedFraming) } else { Ok(()) }
 }
 
