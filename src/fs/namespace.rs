@@ -442,6 +442,10 @@ impl Namespace {
         if source.read_only {
             return Err(Error::Denied("plaintext files of a mount with a key are read-only"));
         }
+        if source.edit.is_none() && source.version.is_some() && source.len == Len::Unread {
+            // A listing has just brought another version, whose size is not known yet.
+            return Ok(None);
+        }
         // The remote moves only an object that is proven to be a file's content.
         if source.edit.is_none() && (source.version.is_none() || !matches!(source.len, Len::Known(_))) {
             return Err(Error::Damaged);

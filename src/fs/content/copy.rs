@@ -63,7 +63,12 @@ impl Contents {
             }
             return Ok(Original::Local(edit));
         }
-        let (Some(version), Len::Known(plain_len)) = (file.version, file.len) else { return Err(Error::Damaged) };
+        let (version, plain_len) = match (file.version, file.len) {
+            (Some(version), Len::Known(len)) => (version, len),
+            // A listing has just brought another version. The bytes can be copied instead.
+            (Some(_), Len::Unread) => return Err(Error::NotSupported),
+            _ => return Err(Error::Damaged),
+        };
         let encrypted = matches!(version.side, Side::Encrypted(_));
         if encrypted != self.view.key_id().is_some() || (encrypted && version.stored_len > UNMARKED) {
             return Err(Error::NotSupported);

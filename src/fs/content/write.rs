@@ -25,6 +25,8 @@ use time::OffsetDateTime;
 /// Largest size of a file (8 TiB). A gap before a write past the end is stored as zeros, so a larger file can't be
 /// intended.
 const MAX_LEN: u64 = 8 << 40;
+/// Tries to start an edit while listings bring other versions of the file.
+const MEASURE_TRIES: u32 = 16;
 /// Longest hole in the middle of a file (1 GiB). A hole is stored as zeros, which are written.
 const MAX_HOLE: u64 = 1 << 30;
 /// The zeros of one write to a hole.
@@ -258,15 +260,30 @@ impl Contents {
 
     /// Returns the local edit of a file. Starts one from the remote version if there is none.
     pub(crate) async fn edit(&self, ino: Ino) -> Result<Arc<Edit>, Error> {
-        self.directories.measure(&[ino]).await?;
+        for _ in 0..MEASURE_TRIES {
+            self.directories.measure(&[ino]).await?;
+            if let Some(edit) = self.begin_edit(ino)? {
+                return Ok(edit);
+            }
+        }
+        Err(Error::TimedOut)
+    }
+
+    /// Does the same for a file whose size is known. `None`: a listing has just brought another version, whose size is
+    /// not known yet.
+    pub(crate) fn begin_edit(&self, ino: Ino) -> Result<Option<Arc<Edit>>, Error> {
         let mut tree = lock(&self.tree);
         let path = tree.path(ino).ok();
         let has_name = path.is_some();
         let file = tree.file_mut(ino)?;
         if let Some(edit) = &file.edit {
-            return Ok(edit.clone());
+            return Ok(Some(edit.clone()));
         }
-        let (Some(version), Len::Known(len)) = (file.version, file.len) else { return Err(Error::Damaged) };
+        let (version, len) = match (file.version, file.len) {
+            (Some(version), Len::Known(len)) => (version, len),
+            (Some(_), Len::Unread) => return Ok(None),
+            _ => return Err(Error::Damaged),
+        };
         let mtime = file.mtime.unwrap_or(OffsetDateTime::UNIX_EPOCH);
         let state = DraftState { len, base: Some((version, len)), ..DraftState::default() };
         let draft = self.view.draft(state.clone(), self.pool.clone())?;
@@ -284,7 +301,7 @@ impl Contents {
         if !has_name {
             edit.count_in(None);
         }
-        Ok(edit)
+        Ok(Some(edit))
     }
 
     /// Returns the time that the remote may take to store what a handle has written: the deadline, plus one second

@@ -1,10 +1,11 @@
 //! Semantics of each operation, as a program sees them.
 
 use super::Mount;
+use crate::fs::lock::lock;
 use crate::fs::memory_view::MemoryView;
 use crate::fs::{Access, Create, Error, FileKind, Ino, NewAttrs, SetAttr};
 use crate::store::deadline::within;
-use crate::store::{Change, stored_mtime};
+use crate::store::{Change, Len, stored_mtime};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use time::OffsetDateTime;
@@ -1160,4 +1161,16 @@ async fn shutdown_takes_one_deadline_while_remote_and_reader_hang() {
     assert!(drained.pending > 0);
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     held.abort();
+}
+
+#[tokio::test]
+async fn edit_of_version_that_was_just_listed_measures_it() {
+    let mount = Mount::new().await;
+    mount.view.put_foreign("f", b"a new version");
+    let ino = mount.vfs.lookup(Ino::ROOT, "f").await.unwrap().ino;
+    // A real listing tells of a version, but not of its size.
+    lock(&mount.vfs.tree).file_mut(ino).unwrap().len = Len::Unread;
+    assert!(mount.vfs.contents.begin_edit(ino).unwrap().is_none(), "not damaged, only not measured yet");
+    mount.write_at("f", 0, b"A").await.unwrap();
+    assert_eq!(mount.read("f").await.unwrap(), b"A new version");
 }
