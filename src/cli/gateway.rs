@@ -11,7 +11,7 @@ use crate::gateway::state::sqlite::Sqlite;
 use crate::gateway::{AccessKey, AccessKeys, Gateway, MIN_PART, Namespaces, Options, Permission};
 use crate::store::buckets::Buckets;
 use crate::store::{CacheMode, DiskCacheOptions, OpenOptions};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::io::Write;
@@ -22,6 +22,15 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use zeroize::Zeroizing;
+
+/// A place for the metadata of objects.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetadataPlace {
+    /// In the bucket, sealed if there is a key
+    Bucket,
+    /// In the gateway's state only
+    State,
+}
 
 /// `hugbucket s3`.
 #[derive(Args)]
@@ -56,6 +65,9 @@ pub struct S3Command {
     /// Serve the buckets of this namespace too, as NAMESPACE.BUCKET (repeatable)
     #[arg(long, value_name = "NAMESPACE")]
     pub namespace: Vec<String>,
+    /// Where metadata and entity tags of objects are kept: in the bucket, or only in the gateway's state
+    #[arg(long, value_enum, default_value_t = MetadataPlace::Bucket)]
+    pub metadata: MetadataPlace,
     /// Folder of the gateway's state [default: $XDG_DATA_HOME/hugbucket]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
@@ -136,7 +148,8 @@ impl S3Command {
         let buckets = Buckets::new(self.hub.clone().resolved().open().await?);
         let namespaces = Namespaces::new(buckets.user().await?, self.namespace.clone());
         let upload_ttl = Duration::from_secs(3600 * u64::from(self.upload_ttl_hours));
-        let options = Options { open, upload_ttl, min_part: MIN_PART, upload_memory: self.upload_memory };
+        let metadata = self.metadata == MetadataPlace::Bucket;
+        let options = Options { open, metadata, upload_ttl, min_part: MIN_PART, upload_memory: self.upload_memory };
         let gateway = Gateway::new(buckets, namespaces, state, options);
         gateway.map_err(|error| Failure::new(Exit::Failure, error.to_string()))
     }

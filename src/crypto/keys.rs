@@ -12,6 +12,7 @@ use turboshake::digest::{ExtendableOutput, Update, XofReader};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::journal::JournalCipher;
+use super::metadata::MetadataCipher;
 use super::secret::{Secret, opaque_debug};
 use super::wide::WideCipher;
 use super::{Error, FileId, Format, NameCipher, Random, RecordCipher};
@@ -62,6 +63,7 @@ pub struct Keys {
     content_v2: ContentKey,
     header: WideCipher,
     journal: JournalCipher,
+    metadata: MetadataCipher,
 }
 
 impl Keys {
@@ -80,6 +82,10 @@ impl Keys {
             content_v2: ContentKey(two.secret("hfcrypt v2 content key aegis-128x2")),
             header: WideCipher::new(&two.secret("hfcrypt v2 header key hctr2-aes128")),
             journal: JournalCipher::new(two.secret("hfcrypt v2 journal key aegis-128x2")),
+            metadata: MetadataCipher::new(
+                two.secret("hfcrypt v2 metadata key aegis-128x2"),
+                two.secret("hfcrypt v2 metadata name hmac-sha256"),
+            ),
         }
     }
 
@@ -104,6 +110,11 @@ impl Keys {
     /// The cipher of local journals (section 4c). The same for mounts of either format.
     pub fn journal(&self) -> &JournalCipher {
         &self.journal
+    }
+
+    /// The cipher of metadata objects (docs/format.md, section 13). The same for files of either format.
+    pub fn metadata(&self) -> &MetadataCipher {
+        &self.metadata
     }
 
     pub(super) fn content(&self, format: Format) -> &ContentKey {

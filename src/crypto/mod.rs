@@ -14,6 +14,7 @@ pub mod header;
 pub mod journal;
 pub mod keyfile;
 pub mod keys;
+pub mod metadata;
 pub mod names;
 pub mod record;
 mod secret;
@@ -27,6 +28,7 @@ pub use error::Error;
 pub use header::{FileId, Header, Probe, probe};
 pub use journal::JournalCipher;
 pub use keys::{KeyId, Keys, MasterKey};
+pub use metadata::MetadataCipher;
 pub use names::{NameCipher, SealedPath, Sidecar, StoredName, Verdict};
 pub use record::RecordCipher;
 

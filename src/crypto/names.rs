@@ -295,7 +295,7 @@ fn token_text(key: &Secret<32>, parent: &str, name: &str) -> Result<String, Erro
 
 /// Format 2 stores `:` at index 1 and `.` at the end as `-`: the official client takes the one for a drive letter,
 /// and the Hub is said to refuse keys with the other.
-fn replace_symbols(text: &mut String) {
+pub(super) fn replace_symbols(text: &mut String) {
     if text.as_bytes().get(1) == Some(&b':') {
         text.replace_range(1..2, "-");
     }

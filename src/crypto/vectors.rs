@@ -2,6 +2,7 @@
 //! README there says what the fields mean; the classes of failure expected here are those of the format spec.
 
 mod content;
+mod metadata;
 mod names;
 mod primitives;
 

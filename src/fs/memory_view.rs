@@ -355,7 +355,7 @@ impl State {
             Change::Put { .. } if self.damaged.contains(&path) && self.files.contains_key(&path) => {
                 Outcome::Failed(Error::Unauthentic(CryptoError::Unauthentic))
             }
-            Change::Put { stored, mtime } => {
+            Change::Put { stored, mtime, .. } => {
                 if let Err(error) = stored.version.id.xet() {
                     return Outcome::Failed(error);
                 }
@@ -370,6 +370,8 @@ impl State {
                 self.files.insert(path, File { id: stored.version.id, mtime: *mtime });
                 Outcome::Done(Some(stored.version))
             }
+            // No view of the file system describes files.
+            Change::Describe { .. } => Outcome::Failed(Error::Unstorable("metadata of objects")),
             Change::Delete => {
                 let there = self.found(&path);
                 if there.is_some() && !self.is_met(&path, op.expect) {
@@ -380,7 +382,7 @@ impl State {
                 Outcome::Done(None)
             }
             Change::Rename { to, expect_to } => self.carry(op, &path, to, *expect_to, true),
-            Change::Copy { to, expect_to } => self.carry(op, &path, to, *expect_to, false),
+            Change::Copy { to, expect_to, .. } => self.carry(op, &path, to, *expect_to, false),
             Change::RenameDirectory { to } => self.move_directory(&op.path, to),
         }
     }

@@ -1,8 +1,7 @@
 //! Copies objects: by content id where both buckets have one key, else by reading and writing.
 //!
 //! Content isn't bound to its path, so one stored object may have any number of keys and no byte moves. Plaintext
-//! beside
-//! an encrypted tree is the exception: it has to be sealed.
+//! beside an encrypted tree is the exception: it has to be sealed.
 
 use super::condition::Conditions;
 use super::digest::{Algorithm, Hasher, hex};
@@ -30,6 +29,15 @@ pub struct Copy {
     pub algorithm: Option<Algorithm>,
 }
 
+impl Copy {
+    fn check(&self, is_itself: bool) -> Result<(), Error> {
+        if is_itself && self.headers.is_none() && self.tags.is_none() && self.algorithm.is_none() {
+            return Err(Error::InvalidRequest("an object is copied to itself only with other metadata"));
+        }
+        self.headers.as_ref().map_or(Ok(()), Headers::check)
+    }
+}
+
 impl Bucket {
     /// Copies an object of `source` to a key of this bucket.
     pub async fn copy(
@@ -43,12 +51,7 @@ impl Bucket {
         let found = source.head(source_key).await?;
         copy.source_conditions.check_copy(found.present())?;
         let is_itself = self.id == source.id && key == source_key;
-        if is_itself && copy.headers.is_none() && copy.tags.is_none() && copy.algorithm.is_none() {
-            return Err(Error::InvalidRequest("an object is copied to itself only with other metadata"));
-        }
-        if let Some(headers) = &copy.headers {
-            headers.check()?;
-        }
+        copy.check(is_itself)?;
         let must_read = self.must_read(source, &found, copy.algorithm);
         let headers = copy.headers.unwrap_or_else(|| found.record.headers.clone());
         let tags = copy.tags.unwrap_or_else(|| found.record.tags.clone());
@@ -58,7 +61,9 @@ impl Bucket {
             return self.copy_by_reading(key, source, &found, record, copy.algorithm, &copy.conditions).await;
         }
         if is_itself {
-            self.set_record(key, &found.version, &record).await?;
+            let headers = record.headers.clone();
+            let tags = record.tags.clone();
+            self.change_record(key, |record| Record { headers, tags, ..record }).await?;
             return Ok(Found { record, ..found });
         }
         let copied = self.copy_by_id(key, source, source_key, &found, record.clone(), &copy.conditions).await;
@@ -93,20 +98,22 @@ impl Bucket {
         if self.id != source.id {
             self.view.adopt(&found.version, &source.id).await.map_err(Error::of_store)?;
             let stored = Stored { version: found.version, plain_len: found.len };
-            return self.commit_new(key, stored, record, conditions.clone()).await;
+            let kept = self.describe_alone(&found.version, record).await?;
+            return self.commit_new(key, stored, kept, conditions.clone()).await;
         }
         let (this, conditions, found) = (self.clone(), conditions.clone(), found.clone());
         let (key, source_path) = (key.clone(), source_key.path().clone());
         to_its_end(async move {
+            let kept = this.describe_alone(&found.version, record).await?;
             let _turn = this.turns.of(key.path()).await;
             let expect_to = this.expected(&key, &conditions).await?;
-            this.set_record(&key, &found.version, &record).await?;
-            let change = Change::Copy { to: key.path().clone(), expect_to };
+            this.note_record(key.path(), &found.version, &kept).await?;
+            let change = Change::Copy { to: key.path().clone(), expect_to, metadata: kept.object };
             let op = Op { path: source_path, expect: Expect::Is(found.version.id), change };
             this.commit(&[op], &conditions).await.pop().unwrap_or(Ok(None))?;
             this.tidy(&key, Some(&found.version));
             let modified = this.head(&key).await?.modified;
-            Ok(Found { record, modified, ..found })
+            Ok(Found { record: kept.record, modified, ..found })
         })
         .await
     }
@@ -122,12 +129,13 @@ impl Bucket {
     ) -> Result<Found, Error> {
         let body = source.content(found, 0..found.len).await?;
         let hasher = Hasher::new(algorithm);
-        let (stored, digests) = self.upload(body, Some(found.len), u64::MAX, hasher, Default::default(), None).await?;
+        let uploaded = self.upload(body, Some(found.len), u64::MAX, hasher, Default::default(), None).await?;
         if record.etag.is_none() {
-            record.etag = Some(hex(&digests.md5));
+            record.etag = Some(hex(&uploaded.digests.md5));
         }
-        record.checksum = digests.checksum.or(record.checksum);
-        self.commit_new(key, stored, record, conditions.clone()).await
+        record.checksum = uploaded.digests.checksum.clone().or(record.checksum);
+        let kept = self.describe(&*uploaded.session, &uploaded.stored.version, record).await?;
+        self.commit_new(key, uploaded.finish().await?, kept, conditions.clone()).await
     }
 
     /// Uploads a part that is a range of an object of `source`.

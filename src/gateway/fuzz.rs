@@ -44,6 +44,7 @@ pub fn record(data: &[u8]) {
         let json = serde_json::to_vec(&record).expect("a record can be written");
         assert_eq!(serde_json::from_slice::<Record>(&json).ok(), Some(record));
     }
+    super::metadata::fuzz(data);
     let _ = serde_json::from_slice::<Upload>(data);
     if let Ok(part) = serde_json::from_slice::<Part>(data) {
         part.fuzz();

@@ -9,7 +9,7 @@
 //! client can't use that name in a key itself.
 
 use super::Error;
-use crate::store::PlainPath;
+use crate::store::{PlainPath, metadata::is_reserved};
 
 /// Longest key in bytes.
 pub const MAX_KEY: usize = 1024;
@@ -48,6 +48,9 @@ impl Key {
             return Err(Error::InvalidKey("its last component is reserved for folders"));
         }
         let path = PlainPath::new(folder).map_err(Error::of_store)?;
+        if is_reserved(&path) {
+            return Err(Error::InvalidKey("its first component is reserved for metadata"));
+        }
         let path = if is_marker { path.join(MARKER).map_err(Error::of_store)? } else { path };
         Ok(Self { text: text.to_owned(), path })
     }

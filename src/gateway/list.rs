@@ -13,6 +13,7 @@
 use super::key::key_of;
 use super::turn::Turns;
 use super::{Error, digest};
+use crate::store::metadata::is_reserved;
 use crate::store::{Entry, Kind, Len, PlainPath, Version, View};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -356,7 +357,9 @@ fn sort(directory: &PlainPath, entries: Vec<Entry>) -> Sorted {
         };
         Item { name, kind: entry.kind }
     };
-    let mut items: Vec<Item> = entries.into_iter().map(item).collect();
+    let is_shown = |entry: &Entry| !PlainPath::new(&entry.name).is_ok_and(|path| is_reserved(&path));
+    let shown = entries.into_iter().filter(|entry| !directory.is_root() || is_shown(entry));
+    let mut items: Vec<Item> = shown.map(item).collect();
     items.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     items.into()
 }

@@ -13,6 +13,7 @@ mod error;
 pub mod fuzz;
 mod key;
 mod list;
+mod metadata;
 mod multipart;
 mod names;
 mod object;
@@ -52,6 +53,8 @@ use turn::Turns;
 pub struct Options {
     /// How buckets are opened: key, formats, caches. [`OpenOptions::exact_names`] is always set.
     pub open: OpenOptions,
+    /// True to keep the records of objects in the bucket too. False: in the state only.
+    pub metadata: bool,
     /// Age at which a multipart upload that is not completed is removed.
     pub upload_ttl: Duration,
     /// Smallest size of a part that isn't the last one.
@@ -91,6 +94,9 @@ pub struct Bucket {
     /// MiB of content that uploads may hold in memory.
     uploads: Arc<Semaphore>,
     turns: Turns,
+    /// True if records are kept in the bucket.
+    metadata: bool,
+    undescribed: metadata::Undescribed,
     /// Held for reading by commits, and for writing while the bucket is removed: the Hub removes a bucket with its
     /// files.
     existence: tokio::sync::RwLock<()>,
@@ -205,6 +211,8 @@ impl Gateway {
             min_part: self.options.min_part,
             uploads: self.uploads.clone(),
             turns: Turns::default(),
+            metadata: self.options.metadata,
+            undescribed: Default::default(),
             existence: tokio::sync::RwLock::default(),
         }))
     }
@@ -227,8 +235,8 @@ impl Bucket {
 
     /// Returns the entity tags of listed objects, in their order. An object that can't be read has none.
     pub async fn etags(&self, objects: &[Listed]) -> Result<Vec<Option<String>>, Error> {
-        let versions = objects.iter().filter_map(|object| object.version.map(|version| (&object.path, version)));
-        let mut records = self.records(versions).await?.into_iter();
+        let versions = objects.iter().filter_map(|object| Some((object.path.clone(), object.version?)));
+        let mut records = self.records(&versions.collect::<Vec<_>>()).await?.into_iter();
         let mut etags = Vec::with_capacity(objects.len());
         for object in objects {
             let record = object.version.and_then(|version| Some((version, records.next()?)));

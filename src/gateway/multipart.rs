@@ -11,6 +11,7 @@
 
 use super::condition::Conditions;
 use super::digest::{self, Algorithm, Announced, Checksum, Digests, Hasher, hex};
+use super::metadata::Kept;
 use super::record::{Headers, PartInfo, Record, Tags};
 use super::state::{Claim, UploadRow};
 use super::upload::{Body, Late};
@@ -94,7 +95,11 @@ pub struct Part {
 }
 
 impl Part {
-    fn new(number: u32, stored: &Stored, digests: Digests) -> Result<Self, Error> {
+    fn info(&self) -> PartInfo {
+        PartInfo { number: self.number, size: self.size, checksum: self.checksum.clone() }
+    }
+
+    fn new(number: u32, stored: &Stored, digests: &Digests) -> Result<Self, Error> {
         let format = match stored.version.side {
             Side::Plain => 0,
             Side::Encrypted(Format::V1) => 1,
@@ -105,7 +110,7 @@ impl Part {
             number,
             size: stored.plain_len,
             etag: hex(&digests.md5),
-            checksum: digests.checksum,
+            checksum: digests.checksum.clone(),
             uploaded: now(),
             hash: id.xet()?.to_string(),
             stored_len,
@@ -235,8 +240,10 @@ impl Bucket {
             return Err(Error::TooLarge(MAX_PUT));
         }
         let hasher = Hasher::new(part.algorithm.or(upload.algorithm));
-        let (stored, digests) = self.upload(body, part.len, MAX_PUT, hasher, part.announced, part.late).await?;
-        self.record_part(id, Part::new(number, &stored, digests)?).await
+        let uploaded = self.upload(body, part.len, MAX_PUT, hasher, part.announced, part.late).await?;
+        let part = Part::new(number, &uploaded.stored, &uploaded.digests)?;
+        uploaded.finish().await?;
+        self.record_part(id, part).await
     }
 
     pub(super) async fn record_part(&self, id: &str, part: Part) -> Result<Part, Error> {
@@ -351,21 +358,18 @@ impl Bucket {
             }
             completion.conditions.check_write(found.as_ref().map(Found::present))?;
         }
-        let stored = self.compose(&parts).await?;
         let record = Record {
             etag: Some(etag.clone()),
             checksum: checksum.clone(),
             headers: upload.headers,
             tags: upload.tags,
             upload: Some(id.to_owned()),
-            parts: parts
-                .iter()
-                .map(|p| PartInfo { number: p.number, size: p.size, checksum: p.checksum.clone() })
-                .collect(),
+            parts: parts.iter().map(Part::info).collect(),
         };
+        let (stored, kept) = self.compose(&parts, record).await?;
         let _turn = self.turns.of(key.path()).await;
         let expect = self.expected(key, &completion.conditions).await?;
-        self.commit_put(key, stored, record, expect, &completion.conditions).await?;
+        self.commit_put(key, stored, kept, expect, &completion.conditions).await?;
         Ok(Completed { etag, checksum })
     }
 
@@ -398,10 +402,11 @@ impl Bucket {
         }
     }
 
-    /// Makes one content of the parts.
-    async fn compose(&self, parts: &[Part]) -> Result<Stored, Error> {
+    /// Makes one content of the parts, and describes it.
+    async fn compose(&self, parts: &[Part], record: Record) -> Result<(Stored, Kept), Error> {
         if let [part] = parts {
-            return Ok(Stored { version: part.version()?, plain_len: part.size });
+            let stored = Stored { version: part.version()?, plain_len: part.size };
+            return Ok((stored, self.describe_alone(&stored.version, record).await?));
         }
         let len = parts.iter().map(|part| part.size).sum();
         let versions = parts.iter().map(Part::version).collect::<Result<Vec<_>, Error>>()?;
@@ -419,7 +424,11 @@ impl Bucket {
         match uploaded {
             // It is not the client's fault if parts have another length than they had.
             Err(Error::IncompleteBody) => Err(Error::Store(StoreError::LengthMismatch)),
-            uploaded => uploaded.map(|(stored, _)| stored),
+            Err(error) => Err(error),
+            Ok(uploaded) => {
+                let kept = self.describe(&*uploaded.session, &uploaded.stored.version, record).await?;
+                Ok((uploaded.finish().await?, kept))
+            }
         }
     }
 }

@@ -2,18 +2,15 @@
 
 use super::condition::{Conditions, Present};
 use super::digest::{Algorithm, Announced, Hasher, hex};
-use super::record::{Headers, Record, RecordKey, Tags, path_digest};
-use super::state::RecordRow;
+use super::metadata::Kept;
+use super::record::{Headers, Record, Tags, path_digest};
 use super::upload::{Body, Late};
-use super::{Bucket, Error, Key, MAX_PUT, now};
+use super::{Bucket, Error, Key, MAX_PUT};
 use crate::store::{
-    Change, Error as StoreError, Expect, Kind, Len, Object, Op, Outcome, PlainPath, Stored, Version, View, stored_now,
+    Change, Described, Error as StoreError, Expect, Kind, Len, Object, Op, Outcome, Stored, Version, stored_now,
 };
 use std::sync::Arc;
 use time::OffsetDateTime;
-
-/// Age in seconds below which the record of another version of an object is kept.
-const RECORD_GRACE: i64 = 3600;
 
 /// Runs work to its end, also if the request that waits for it is dropped.
 pub(super) async fn to_its_end<T: Send + 'static>(
@@ -72,15 +69,17 @@ impl Bucket {
     /// Returns an object. `None`: there is none.
     pub(super) async fn find(&self, key: &Key) -> Result<Option<Found>, Error> {
         let path = key.path();
-        let kind = self.view.files(std::slice::from_ref(path)).await.map_err(Error::of_store)?.pop().flatten();
-        let Some(Kind::File { version, len, mtime, .. }) = kind else { return Ok(None) };
+        let found = self.view.described(std::slice::from_ref(path)).await.map_err(Error::of_store)?.pop();
+        let Some(Described { file: Some(Kind::File { version, len, mtime, .. }), metadata }) = found else {
+            return Ok(None);
+        };
         let version = version.ok_or(Error::Store(StoreError::NoContent))?;
         let len = match len {
             Len::Known(len) => len,
             // Opening it tells why.
             Len::Unread | Len::Damaged => self.view.open(&version).await.map_err(Error::of_store)?.len(),
         };
-        let record = self.records([(path, version)].into_iter()).await?.pop().unwrap_or_default();
+        let record = self.record(path, &version, metadata).await?;
         let modified = mtime.unwrap_or(OffsetDateTime::UNIX_EPOCH);
         Ok(Some(Found { version, len, modified, etag: record.etag(&version.id), record }))
     }
@@ -99,16 +98,18 @@ impl Bucket {
         }
         self.expected(key, &put.conditions).await?;
         let hasher = Hasher::new(put.algorithm);
-        let (stored, digests) = self.upload(body, put.len, MAX_PUT, hasher, put.announced, put.late).await?;
+        let uploaded = self.upload(body, put.len, MAX_PUT, hasher, put.announced, put.late).await?;
         let record = Record {
-            etag: Some(hex(&digests.md5)),
-            checksum: digests.checksum,
+            etag: Some(hex(&uploaded.digests.md5)),
+            checksum: uploaded.digests.checksum.clone(),
             headers: put.headers,
             tags: put.tags,
             ..Record::default()
         };
+        let kept = self.describe(&*uploaded.session, &uploaded.stored.version, record).await?;
+        let stored = uploaded.finish().await?;
         // The content took its time, so the conditions are checked again.
-        self.commit_new(key, stored, record, put.conditions).await
+        self.commit_new(key, stored, kept, put.conditions).await
     }
 
     /// Puts stored content at a key if the conditions hold. Goes on if the client leaves: a commit that is on its way
@@ -117,28 +118,21 @@ impl Bucket {
         self: &Arc<Self>,
         key: &Key,
         stored: Stored,
-        record: Record,
+        kept: Kept,
         conditions: Conditions,
     ) -> Result<Found, Error> {
         let (this, key) = (self.clone(), key.clone());
         to_its_end(async move {
             let _turn = this.turns.of(key.path()).await;
             let expect = this.expected(&key, &conditions).await?;
-            this.commit_put(&key, stored, record, expect, &conditions).await
+            this.commit_put(&key, stored, kept, expect, &conditions).await
         })
         .await
     }
 
     /// Replaces the tags of an object.
     pub async fn set_tags(self: &Arc<Self>, key: &Key, tags: Tags) -> Result<(), Error> {
-        self.check_key(key)?;
-        let (this, key) = (self.clone(), key.clone());
-        to_its_end(async move {
-            let _turn = this.turns.of(key.path()).await;
-            let found = this.head(&key).await?;
-            this.set_record(&key, &found.version, &Record { tags, ..found.record }).await
-        })
-        .await
+        self.change_record(key, |record| Record { tags, ..record }).await
     }
 
     /// Removes an object. A missing one is no error.
@@ -179,46 +173,25 @@ impl Bucket {
         .await
     }
 
-    /// Replaces the metadata of a version, if it is still there.
-    pub(super) async fn set_record(&self, key: &Key, version: &Version, record: &Record) -> Result<(), Error> {
-        let at = RecordKey::new(&*self.view, key.path(), &version.id);
-        let row = record.to_row(&*self.view, &at)?;
-        let path = path_digest(&*self.view, key.path());
-        self.state.set_record(RecordRow { key: at.0, path, written: now(), row }).await
-    }
-
-    /// Removes the records of versions that are gone, in the background. Newer ones may belong to a write whose
-    /// commit is
-    /// still to come.
-    pub(super) fn tidy(&self, key: &Key, present: Option<&Version>) {
-        let keep = present.map(|version| RecordKey::new(&*self.view, key.path(), &version.id).0);
-        let (state, path) = (self.state.clone(), path_digest(&*self.view, key.path()));
-        tokio::spawn(async move {
-            if let Err(error) = state.remove_records(path, keep, now() - RECORD_GRACE).await {
-                tracing::warn!(%error, "cannot remove records of versions that are gone");
-            }
-        });
-    }
-
     /// Puts stored content at a key, with its record.
     pub(super) async fn commit_put(
         &self,
         key: &Key,
         stored: Stored,
-        record: Record,
+        kept: Kept,
         expect: Expect,
         conditions: &Conditions,
     ) -> Result<Found, Error> {
         // The record comes first, so that the version is never without it. It means nothing until its version is there,
         // unless the object has this content already.
-        self.set_record(key, &stored.version, &record).await?;
+        self.note_record(key.path(), &stored.version, &kept).await?;
         let modified = stored_now();
-        let change = Change::Put { stored, mtime: modified };
+        let change = Change::Put { stored, mtime: modified, metadata: kept.object };
         let op = Op { path: key.path().clone(), expect, change };
         self.commit(&[op], conditions).await.pop().unwrap_or(Ok(None))?;
         self.tidy(key, Some(&stored.version));
-        let etag = record.etag(&stored.version.id);
-        Ok(Found { version: stored.version, len: stored.plain_len, modified, etag, record })
+        let etag = kept.record.etag(&stored.version.id);
+        Ok(Found { version: stored.version, len: stored.plain_len, modified, etag, record: kept.record })
     }
 
     /// Carries out changes. A conflict is a condition that no longer holds.
@@ -254,20 +227,5 @@ impl Bucket {
         }
         let Some((parent, name)) = key.path().split() else { return Ok(()) };
         self.view.check_name(&parent, name).map_err(Error::of_store)
-    }
-
-    /// Returns the records of versions, in their order. A version without one has an empty record.
-    pub(super) async fn records<'p>(
-        &self,
-        versions: impl Iterator<Item = (&'p PlainPath, Version)>,
-    ) -> Result<Vec<Record>, Error> {
-        let view: &dyn View = &*self.view;
-        let keys: Vec<RecordKey> = versions.map(|(path, version)| RecordKey::new(view, path, &version.id)).collect();
-        let rows = self.state.records(&keys.iter().map(|key| key.0).collect::<Vec<_>>()).await?;
-        let record = |(key, row): (&RecordKey, Option<Vec<u8>>)| match row {
-            Some(row) => Record::from_row(view, key, &row),
-            None => Ok(Record::default()),
-        };
-        keys.iter().zip(rows).map(record).collect()
     }
 }

@@ -1,12 +1,12 @@
 //! What an object has beside its content: entity tag, checksums, headers, user metadata.
 //!
-//! A record belongs to one version at one key. Its row in the state is found by a digest of both, so a version that
-//! another program wrote doesn't get the record of an older one. (In a bucket without a key equal content is one
-//! version: if another program writes the same content again, it has the record that it had.) Objects without a
-//! record have an entity tag that follows from their content id, and no metadata.
+//! A record belongs to one version at one key, so a version that another program wrote doesn't get the record of an
+//! older one. (In a bucket without a key equal content is one version: if another program writes the same content
+//! again, it has the record that it had.) Objects without a record have an entity tag that follows from their content
+//! id, and no metadata.
 
+use super::Error;
 use super::digest::{self, Checksum};
-use super::{Error, seal};
 use crate::store::{ContentId, PlainPath, View};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -121,18 +121,6 @@ impl Record {
     /// a `-`, so no client takes it for an MD5.
     pub fn etag(&self, id: &ContentId) -> String {
         self.etag.clone().unwrap_or_else(|| opaque_etag(id))
-    }
-
-    /// Returns the row of a record.
-    pub(super) fn to_row(&self, view: &dyn View, key: &RecordKey) -> Result<Vec<u8>, Error> {
-        let json = serde_json::to_vec(self).map_err(|error| Error::State(error.to_string()))?;
-        seal::seal(view, &key.0, &json)
-    }
-
-    /// Reads a row.
-    pub(super) fn from_row(view: &dyn View, key: &RecordKey, row: &[u8]) -> Result<Self, Error> {
-        let json = seal::open(view, &key.0, row)?;
-        serde_json::from_slice(&json).map_err(|_| Error::State("a record of an object is damaged".into()))
     }
 }
 

@@ -2,12 +2,13 @@
 
 use super::digest::{Announced, Digests, Hasher};
 use super::{Bucket, Error};
-use crate::store::{Content, Error as StoreError, Stored};
+use crate::store::{Content, Error as StoreError, PutSession, Stored};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::io::StreamReader;
 
 /// Content of a request. Errors of it are the client's: it cut the body, or broke its framing or its signature.
@@ -50,6 +51,22 @@ impl Stream for Hashed {
     }
 }
 
+/// Content whose announced digests match. Its session is not finished, so that more can be added.
+pub(super) struct Uploaded {
+    pub(super) session: Box<dyn PutSession>,
+    pub(super) stored: Stored,
+    pub(super) digests: Digests,
+    _memory: OwnedSemaphorePermit,
+}
+
+impl Uploaded {
+    /// Registers the content. None of it may be committed before.
+    pub(super) async fn finish(self) -> Result<Stored, Error> {
+        self.session.finish().await.map_err(Error::of_store)?;
+        Ok(self.stored)
+    }
+}
+
 impl Bucket {
     /// Uploads content without giving it a key. `len`: its length, if it is known. `most`: the length at which it is
     /// refused. All announced digests match when this returns.
@@ -61,10 +78,10 @@ impl Bucket {
         hasher: Hasher,
         announced: Announced,
         late: Option<Late>,
-    ) -> Result<(Stored, Digests), Error> {
+    ) -> Result<Uploaded, Error> {
         // Its session holds up to 48 MiB of content.
         let weight = len.unwrap_or(u64::MAX).div_ceil(1 << 20).clamp(1, 48) as u32;
-        let _memory = self.uploads.acquire_many(weight).await.map_err(|_| Error::Busy)?;
+        let memory = self.uploads.clone().acquire_many_owned(weight).await.map_err(|_| Error::Busy)?;
         let shared = Arc::new(Mutex::new(Shared { hasher: Some(hasher), error: None }));
         let reader = StreamReader::new(Hashed { body, shared: shared.clone(), left: most });
         let session = self.view.put().await.map_err(Error::of_store)?;
@@ -84,7 +101,6 @@ impl Bucket {
         if let Some(late) = late {
             late()?.verify(&digests)?;
         }
-        session.finish().await.map_err(Error::of_store)?;
-        Ok((stored, digests))
+        Ok(Uploaded { session, stored, digests, _memory: memory })
     }
 }

@@ -65,7 +65,7 @@ impl Beside {
 
     /// Returns the file at exactly this path. The Hub must have named it.
     pub(super) async fn file(&self, path: &PlainPath) -> Result<Option<Kind>, Error> {
-        Ok(self.tree.files(std::slice::from_ref(path)).await?.pop().flatten())
+        Ok(self.tree.files(std::slice::from_ref(path)).await?.pop().and_then(|described| described.file))
     }
 
     /// Returns true if a directory exists. The root of the view always does.

@@ -1,7 +1,9 @@
 //! Lists, creates and removes buckets, for programs that serve more than one.
 
 use super::Error;
-use crate::hub::{Endpoint, Hub};
+use super::metadata::is_metadata;
+use super::remote::MAX_PAGES;
+use crate::hub::{Endpoint, Hub, TreeEntry};
 use std::sync::Arc;
 
 pub use crate::hub::{BucketId, BucketInfo};
@@ -45,19 +47,25 @@ impl Buckets {
         Ok(self.hub.create_bucket(bucket, true, false).await?)
     }
 
-    /// Removes a bucket that holds no file. The Hub has no such operation: it removes a bucket with all files. So the
-    /// number of files is read right before, and a file that another client adds in between is lost with the bucket.
-    /// Fails with [`Error::NotEmpty`], which holds the number of files.
+    /// Removes a bucket that holds no file, or only metadata of files that another program has removed. The Hub has no
+    /// such operation: it removes a bucket with all files. So the number of files is read right before, and a file that
+    /// another client adds in between is lost with the bucket. Fails with [`Error::NotEmpty`], which holds the number
+    /// of files.
     pub async fn remove_empty(&self, bucket: &BucketId) -> Result<(), Error> {
         let info = self.hub.bucket_info(bucket).await?;
-        if info.total_files > 0 {
-            return Err(Error::NotEmpty(info.total_files));
+        // The listing decides: the number of files may be older, and counts the metadata of removed files.
+        let mut cursor = None;
+        for _ in 0..MAX_PAGES {
+            let page = self.hub.tree_page(&info.id, "", true, cursor.as_ref()).await?;
+            let is_file = |entry: &TreeEntry| matches!(entry, TreeEntry::File(file) if !is_metadata(&file.key));
+            match page.entries.iter().filter(|entry| is_file(entry)).count() as u64 {
+                0 => cursor = page.next,
+                files => return Err(Error::NotEmpty(files)),
+            }
+            if cursor.is_none() {
+                return Ok(self.hub.delete_bucket(&info.id).await?);
+            }
         }
-        // The listing decides: the number may be older.
-        let page = self.hub.tree_page(&info.id, "", true, None).await?;
-        match page.entries.len() as u64 {
-            0 => Ok(self.hub.delete_bucket(&info.id).await?),
-            files => Err(Error::NotEmpty(files)),
-        }
+        Err(crate::hub::Error::Malformed("a listing that does not end".into()).into())
     }
 }

@@ -7,7 +7,6 @@
 //! only one kind of view has (read-only ones, damaged ones) are tested with that kind.
 
 use super::draft::DraftState;
-use super::metadata::Metadata;
 use super::staging::{SlotId, SlotIo};
 use super::testing::path;
 use super::{
@@ -50,7 +49,7 @@ pub(crate) async fn all(view: &dyn View) {
     files_are_found_at_exactly_their_paths(view).await;
     invalid_names_are_refused(view).await;
     sealed_payload_opens(view).await;
-    metadata_is_refused(view).await;
+    entity_tag_is_id_of_content(view).await;
     git_blob_is_refused_as_content(view).await;
 }
 
@@ -99,7 +98,7 @@ fn op(at: &str, expect: Expect, change: Change) -> Op {
 }
 
 fn put(at: &str, expect: Expect, stored: Stored) -> Op {
-    op(at, expect, Change::Put { stored, mtime: MTIME })
+    op(at, expect, Change::Put { stored, mtime: MTIME, metadata: None })
 }
 
 fn delete(at: &str, expect: Expect) -> Op {
@@ -111,7 +110,7 @@ fn rename(at: &str, expect: Expect, to: &str, expect_to: Expect) -> Op {
 }
 
 fn copy(at: &str, expect: Expect, to: &str, expect_to: Expect) -> Op {
-    op(at, expect, Change::Copy { to: path(to), expect_to })
+    op(at, expect, Change::Copy { to: path(to), expect_to, metadata: None })
 }
 
 fn move_directory(at: &str, to: &str) -> Op {
@@ -611,16 +610,13 @@ async fn sealed_payload_opens(view: &dyn View) {
     }
 }
 
-async fn metadata_is_refused(view: &dyn View) {
+async fn entity_tag_is_id_of_content(view: &dyn View) {
     let session = view.put().await.unwrap();
-    let typed = Metadata { content_type: Some("text/plain".into()), ..Metadata::default() };
-    let refused = session.add_with(stream(b"text", None), &typed).await;
-    assert!(matches!(refused, Err(Error::Unstorable(_))), "{refused:?}");
-    let stored = session.add_with(stream(b"text", None), &Metadata::default()).await.unwrap();
+    let stored = session.add(stream(b"text", None)).await.unwrap();
     session.finish().await.unwrap();
     done(commit(view, put("metadata/f", Expect::Absent, stored)).await);
     let entry = view.stat(&path("metadata/f")).await.unwrap().unwrap();
-    assert_eq!((entry.metadata(), entry.etag()), (Metadata::default(), Some(format!("\"{}\"", stored.version.id))));
+    assert_eq!(entry.etag(), Some(format!("\"{}\"", stored.version.id)));
 }
 
 async fn git_blob_is_refused_as_content(view: &dyn View) {

@@ -10,6 +10,7 @@ use super::draft::{Bases, Medium};
 use super::headers::Headers;
 use super::hidden::HiddenSums;
 use super::memory::{Memory, Seen};
+use super::metadata::{Described, MetadataObject};
 use super::names::{BOTH, Class, Names, StoredDirectory};
 use super::object::Opener;
 use super::put::{Sealing, Session};
@@ -20,6 +21,7 @@ use super::{
     Sealer, Side, SlotIo, Stored, Version, View,
 };
 use crate::crypto::geometry::Padding;
+use crate::crypto::metadata::DIRECTORY as METADATA_DIRECTORY;
 use crate::crypto::names::{LONG_PREFIX, ROOT, SIDECAR_LEN, SIDECAR_PREFIX};
 use crate::crypto::{Format, Keys, SystemRandom};
 use crate::hub::{BucketId, FileEntry};
@@ -424,8 +426,8 @@ impl Encrypted {
         Ok(primary.or_else(legacy))
     }
 
-    /// Returns the files at these paths on this side.
-    pub(super) async fn own_files(&self, paths: &[PlainPath]) -> Result<Vec<Option<Kind>>, Error> {
+    /// Returns the files at these paths on this side, with their metadata objects.
+    pub(super) async fn own_files(&self, paths: &[PlainPath]) -> Result<Vec<Described>, Error> {
         let place = |path: &PlainPath| match self.names.place(path) {
             _ if path.is_root() => Ok(None),
             Ok(place) => Ok(Some(place)),
@@ -433,16 +435,20 @@ impl Encrypted {
             Err(error) => Err(error),
         };
         let places = paths.iter().map(place).collect::<Result<Vec<_>, Error>>()?;
-        let keys: Vec<String> = places.iter().flatten().flat_map(keys_of).collect();
+        let all = |place: &Place| keys_of(place).chain([place.metadata.clone()]).collect::<Vec<_>>();
+        let keys: Vec<String> = places.iter().flatten().flat_map(all).collect();
         let files = self.setup.remote.files(&keys).await?;
-        let kind = |place: Option<Place>| {
-            let place = place?;
+        let kind = |place: &Place| {
             let primary = files.get(&place.primary).map(|file| file_kind(Format::V2, file));
             primary.or_else(|| Some(file_kind(Format::V1, files.get(place.legacy.as_ref()?)?)))
         };
-        let mut kinds: Vec<Option<Kind>> = places.into_iter().map(kind).collect();
+        let described = |place: &Option<Place>| {
+            let metadata = place.as_ref().and_then(|place| MetadataObject::of(files.get(&place.metadata)?));
+            Described { file: place.as_ref().and_then(kind), metadata }
+        };
+        let mut kinds: Vec<Described> = places.iter().map(described).collect();
         let mut unread: Vec<(&mut Len, Version)> = Vec::new();
-        for kind in kinds.iter_mut().flatten() {
+        for kind in kinds.iter_mut().filter_map(|described| described.file.as_mut()) {
             if let Kind::File { version: Some(version), len, .. } = kind {
                 unread.push((len, *version));
             }
@@ -487,6 +493,9 @@ impl Encrypted {
         let (mut entries, mut authentic) = (0, false);
         let (mut long, mut sidecars) = (Vec::new(), Vec::new());
         let look = |child: &Child| {
+            if child.name == METADATA_DIRECTORY {
+                return false;
+            }
             if child.name.starts_with(SIDECAR_PREFIX) {
                 sidecars.extend(child.file.as_ref().and_then(sidecar_hash).map(|hash| (child.name.clone(), hash)));
                 return false;
@@ -787,7 +796,15 @@ impl View for Encrypted {
     }
 
     async fn files(&self, paths: &[PlainPath]) -> Result<Vec<Option<Kind>>, Error> {
+        Ok(self.own_files(paths).await?.into_iter().map(|described| described.file).collect())
+    }
+
+    async fn described(&self, paths: &[PlainPath]) -> Result<Vec<Described>, Error> {
         self.own_files(paths).await
+    }
+
+    async fn metadata(&self, object: &MetadataObject) -> Result<Option<Bytes>, Error> {
+        object.read(&self.setup.remote.contents, Some(&self.setup.keys)).await
     }
 
     async fn lens(&self, versions: &[Version]) -> Vec<Result<Len, Error>> {

@@ -10,6 +10,7 @@ use super::buckets::BucketId;
 use super::commit::{Execute, Layout, Place, Slot, Subtree};
 use super::encrypted::{Encrypted, Unlisted, executing};
 use super::hidden::HiddenSums;
+use super::metadata::{Described, MetadataObject};
 use super::{
     Draft, DraftState, Entry, Error, Hidden, Kind, Len, Listing, Object, Op, Outcome, PlainPath, PutSession, Sealer,
     Side, SlotIo, Stored, Version, View,
@@ -195,13 +196,22 @@ impl View for Merged {
     }
 
     async fn files(&self, paths: &[PlainPath]) -> Result<Vec<Option<Kind>>, Error> {
-        let mut kinds = self.own.own_files(paths).await?;
-        for (path, kind) in paths.iter().zip(&mut kinds).filter(|(_, kind)| kind.is_none()) {
+        Ok(self.described(paths).await?.into_iter().map(|described| described.file).collect())
+    }
+
+    async fn described(&self, paths: &[PlainPath]) -> Result<Vec<Described>, Error> {
+        let mut all = self.own.own_files(paths).await?;
+        for (path, found) in paths.iter().zip(&mut all).filter(|(_, found)| found.file.is_none()) {
             if self.plain.is_file(path).await? && !self.is_below_own_file(path).await? {
-                *kind = self.plain.file(path).await?;
+                // Plaintext beside the tree has none that could be trusted.
+                *found = Described { file: self.plain.file(path).await?, metadata: None };
             }
         }
-        Ok(kinds)
+        Ok(all)
+    }
+
+    async fn metadata(&self, object: &MetadataObject) -> Result<Option<Bytes>, Error> {
+        self.own.metadata(object).await
     }
 
     async fn lens(&self, versions: &[Version]) -> Vec<Result<Len, Error>> {

@@ -42,6 +42,7 @@ pub mod walk;
 pub use content_id::ContentId;
 pub use draft::{BaseReader, Binding, Delta, Draft, DraftState, Frozen, RecordRef};
 pub use error::{Cause, Error};
+pub use metadata::{Described, MetadataObject};
 pub use path::PlainPath;
 pub use source::{CacheMode, DiskCacheOptions, OpenOptions, Opened, Source, open};
 pub use staging::{SlotId, SlotIo};
@@ -258,11 +259,12 @@ pub trait PutSession: Send + Sync {
     fn progress(&self) -> Box<dyn Fn() -> PutProgress + Send + Sync>;
     /// Uploads one content. An error concerns this content only.
     async fn add(&self, content: Content) -> Result<Stored, Error>;
-    /// Uploads one content that has metadata. No format can store metadata yet, so this fails with
-    /// [`Error::Unstorable`] unless the metadata is empty.
-    async fn add_with(&self, content: Content, metadata: &metadata::Metadata) -> Result<Stored, Error> {
-        metadata.check_storable()?;
-        self.add(content).await
+    /// Uploads a metadata object, sealed on a source with a key (format spec, section 13). `json`: at most
+    /// [`MAX_METADATA`](metadata::MAX_METADATA) bytes. Returns its id for [`Change::Put`], [`Change::Copy`] and
+    /// [`Change::Describe`].
+    async fn add_metadata(&self, json: &[u8]) -> Result<ContentId, Error> {
+        let _ = json;
+        Err(Error::Unstorable("metadata of objects"))
     }
     /// Registers the added content. None of it may be committed before this has returned.
     async fn finish(self: Box<Self>) -> Result<(), Error>;
@@ -288,8 +290,15 @@ pub enum Change {
         stored: Stored,
         /// Modification time to record.
         mtime: OffsetDateTime,
+        /// Metadata object of the new version (see [`PutSession::add_metadata`]).
+        metadata: Option<ContentId>,
     },
-    /// Removes the file (in both formats, with its sidecars).
+    /// Gives the file at the path other metadata (see [`PutSession::add_metadata`]).
+    Describe {
+        /// The metadata object.
+        metadata: ContentId,
+    },
+    /// Removes the file (in both formats, with its sidecars and its metadata).
     Delete,
     /// Moves the file at the path to `to`. The content is unchanged. `expect` concerns the old path,
     /// `expect_to` the new one.
@@ -310,6 +319,8 @@ pub enum Change {
         to: PlainPath,
         /// Required state of `to`.
         expect_to: Expect,
+        /// Metadata object of the copy. `None`: that of the source.
+        metadata: Option<ContentId>,
     },
 }
 
@@ -375,6 +386,16 @@ pub trait View: Send + Sync + 'static {
     /// no
     /// file.
     async fn files(&self, paths: &[PlainPath]) -> Result<Vec<Option<Kind>>, Error>;
+    /// Does the same, and returns the metadata objects of the files too. It takes no further request.
+    async fn described(&self, paths: &[PlainPath]) -> Result<Vec<Described>, Error> {
+        let described = |file| Described { file, metadata: None };
+        Ok(self.files(paths).await?.into_iter().map(described).collect())
+    }
+    /// Returns the JSON of a metadata object. `None`: it is damaged, or belongs to another key.
+    async fn metadata(&self, object: &metadata::MetadataObject) -> Result<Option<Bytes>, Error> {
+        let _ = object;
+        Ok(None)
+    }
     /// Returns the plaintext sizes of many versions, from the local header cache where possible.
     async fn lens(&self, versions: &[Version]) -> Vec<Result<Len, Error>>;
     /// Opens a version.

@@ -69,7 +69,8 @@ impl Names {
             Err(other) => return Err(other),
         };
         let sidecars = sealed.sidecars.into_iter().map(|s| SidecarKey::new(s.text, s.bytes)).collect();
-        Ok(Place { primary: sealed.key, sidecars, legacy })
+        let metadata = self.keys.metadata().key(self.full(path).as_str());
+        Ok(Place { primary: sealed.key, sidecars, legacy, metadata })
     }
 
     /// Returns the stored directories that make up a directory.

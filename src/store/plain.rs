@@ -8,6 +8,7 @@ use super::commit::{Committer, Execute, Held, Layout, Place, Queue, Slot, Subtre
 use super::draft::{Bases, Medium};
 use super::hidden::HiddenSums;
 use super::memory::Memory;
+use super::metadata::{self, Described, MetadataObject};
 use super::names::is_in_encrypted_tree;
 use super::object::Opener;
 use super::put::Session;
@@ -187,15 +188,21 @@ impl PlainTree {
         Ok(files.get(&key).map(|file| self.kind(&key, Some(file))))
     }
 
-    /// Returns the files at these paths.
-    pub(super) async fn files(&self, paths: &[PlainPath]) -> Result<Vec<Option<Kind>>, Error> {
+    /// Returns the files at these paths, with their metadata objects.
+    pub(super) async fn files(&self, paths: &[PlainPath]) -> Result<Vec<Described>, Error> {
         let is_reachable = |path: &PlainPath| path.as_str().split('/').all(|name| name.len() <= MAX_NAME);
         let keys: Vec<Option<String>> =
             paths.iter().map(|path| (!path.is_root() && is_reachable(path)).then(|| self.key(path))).collect();
-        let asked: Vec<String> = keys.iter().flatten().cloned().collect();
-        let found = self.remote.files(&asked).await?;
-        let kind = |key: Option<String>| key.and_then(|key| found.get(&key).map(|file| self.kind(&key, Some(file))));
-        Ok(keys.into_iter().map(kind).collect())
+        // Plaintext beside an encrypted tree has none that could be trusted.
+        let beside = |key: &String| (!self.beside_encrypted).then(|| metadata::plain_key(key));
+        let asked = keys.iter().flatten().flat_map(|key| std::iter::once(key.clone()).chain(beside(key))).collect();
+        let found = self.remote.files(&Vec::from_iter(BTreeSet::<String>::into_iter(asked))).await?;
+        let described = |key: &Option<String>| {
+            let file = key.as_ref().and_then(|key| Some(self.kind(key, Some(found.get(key)?))));
+            let metadata = key.as_ref().and_then(beside).and_then(|key| MetadataObject::of(found.get(&key)?));
+            Described { file, metadata }
+        };
+        Ok(keys.iter().map(described).collect())
     }
 
     /// Carries out operations. No other commit touches their paths meanwhile.
@@ -275,7 +282,8 @@ impl Layout for PlainTree {
         if path.is_root() {
             return Err(Error::InvalidName);
         }
-        Ok(Place { primary: key, sidecars: vec![], legacy: None })
+        let metadata = metadata::plain_key(&key);
+        Ok(Place { primary: key, sidecars: vec![], legacy: None, metadata })
     }
 
     fn side(&self, _slot: Slot) -> Side {
@@ -321,7 +329,15 @@ impl View for Plain {
     }
 
     async fn files(&self, paths: &[PlainPath]) -> Result<Vec<Option<Kind>>, Error> {
+        Ok(self.tree.files(paths).await?.into_iter().map(|described| described.file).collect())
+    }
+
+    async fn described(&self, paths: &[PlainPath]) -> Result<Vec<Described>, Error> {
         self.tree.files(paths).await
+    }
+
+    async fn metadata(&self, object: &MetadataObject) -> Result<Option<Bytes>, Error> {
+        object.read(&self.tree.remote.contents, None).await
     }
 
     async fn lens(&self, versions: &[Version]) -> Vec<Result<Len, Error>> {

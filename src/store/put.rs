@@ -8,8 +8,9 @@
 
 use super::draft::NEW_ID_LIMIT;
 use super::headers::Headers;
+use super::metadata::MAX_METADATA;
 use super::remote::Remote;
-use super::{Content, Error, Frozen, PutProgress, PutSession, Side, SlotId, SlotIo, Stored, Version};
+use super::{Content, ContentId, Error, Frozen, PutProgress, PutSession, Side, SlotId, SlotIo, Stored, Version};
 use crate::crypto::geometry::{self, HEADER_LEN, NONCE_LEN, PlainLen, RECORD_LEN, RECORD_PLAIN};
 use crate::crypto::{self, FileId, Format, Header, Keys, Random, RecordCipher, SystemRandom};
 use crate::xet::compression::Policy;
@@ -115,6 +116,18 @@ impl Session {
         Ok(Stored { version, plain_len: header.plain_len.0 })
     }
 
+    async fn add_json(&self, json: &[u8]) -> Result<ContentId, Error> {
+        if json.len() > MAX_METADATA {
+            return Err(Error::Unstorable("so much metadata"));
+        }
+        let sealed = match &self.sealing {
+            Some(sealing) => sealing.keys.metadata().seal(json, &mut SystemRandom)?,
+            None => json.to_vec(),
+        };
+        let Uploaded { hash, .. } = self.upload.add(&sealed[..], Policy::Never).await.map_err(upload_error)?;
+        Ok(hash.into())
+    }
+
     async fn add_frozen(&self, frozen: Arc<Frozen>, slots: Arc<dyn SlotIo>) -> Result<Stored, Error> {
         let count = frozen.records.len() as u64;
         match (&self.sealing, &frozen.header) {
@@ -183,6 +196,10 @@ impl PutSession for Session {
             Content::Stream { reader, len: None } => self.add_unmeasured(reader).await,
             Content::Frozen { frozen, slots } => self.add_frozen(frozen, slots).await,
         }
+    }
+
+    async fn add_metadata(&self, json: &[u8]) -> Result<ContentId, Error> {
+        self.add_json(json).await
     }
 
     async fn finish(self: Box<Self>) -> Result<(), Error> {

@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Pages of one listing. The limit stops a Hub whose pages link to each other in a circle.
-const MAX_PAGES: u32 = 200_000;
+pub(super) const MAX_PAGES: u32 = 200_000;
 
 /// A bucket, its Hub and its CAS.
 pub(super) struct Remote {

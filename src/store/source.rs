@@ -298,7 +298,8 @@ async fn open_keyed(
         if options.encrypted_only {
             return own;
         }
-        let tree = PlainTree { beside_encrypted: true, ..PlainTree::new(remote.clone(), prefix, options.exact_names) };
+        let tree = PlainTree::new(remote.clone(), prefix, options.exact_names);
+        let tree = PlainTree { beside_encrypted: true, ..tree };
         Merged::new(own, Beside::new(tree))
     };
     let root = encrypted(&PlainPath::root())?;

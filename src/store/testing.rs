@@ -522,7 +522,7 @@ pub(super) fn put(at: &str, content: &str, expect: Expect) -> Op {
 pub(super) fn put_as(at: &str, content: &str, expect: Expect, format: Format) -> Op {
     let version = Version { id: hash_of(content).into(), stored_len: 65_638, side: Side::Encrypted(format) };
     let stored = Stored { version, plain_len: 1 };
-    Op { path: path(at), expect, change: Change::Put { stored, mtime: OffsetDateTime::UNIX_EPOCH } }
+    Op { path: path(at), expect, change: Change::Put { stored, mtime: OffsetDateTime::UNIX_EPOCH, metadata: None } }
 }
 
 /// Returns an operation that renames a file.

@@ -111,10 +111,10 @@ pub(super) fn asked_by(op: &Op) -> Vec<&PlainPath> {
     let is_given = |expect: &Expect| matches!(expect, Expect::Is(_));
     let from = is_given(&op.expect).then_some(&op.path);
     let to = match &op.change {
-        Change::Rename { to, expect_to } | Change::Copy { to, expect_to } => {
+        Change::Rename { to, expect_to } | Change::Copy { to, expect_to, .. } => {
             (is_given(expect_to) || *to == op.path).then_some(to)
         }
-        Change::Put { .. } | Change::Delete | Change::RenameDirectory { .. } => None,
+        Change::Put { .. } | Change::Describe { .. } | Change::Delete | Change::RenameDirectory { .. } => None,
     };
     from.into_iter().chain(to).filter(|path| may_be_alias(path)).collect()
 }

@@ -74,6 +74,11 @@ class Gateway(Program):
         )
 
 
+def is_metadata(path):
+    """True for a stored key that holds metadata of an object."""
+    return path.startswith((".hugbucket/metadata/", ".enc/-M2/"))
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A home folder of its own, without the settings of the user."""

@@ -390,7 +390,7 @@ fn prepare(ledger: &Ledger, what: &QueuedOp) -> Step {
             else {
                 return nothing;
             };
-            let change = Change::Put { stored, mtime: frozen.mtime };
+            let change = Change::Put { stored, mtime: frozen.mtime, metadata: None };
             Op { path: path.clone(), expect: record.remote.expect(), change }
         }
         QueuedOp::Delete { file, path } => {

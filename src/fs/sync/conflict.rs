@@ -282,7 +282,7 @@ impl Sync {
         let dirty = record.draft.as_ref().is_some_and(|draft| draft.is_dirty());
         if !dirty {
             let mtime = record.mtime.unwrap_or_else(OffsetDateTime::now_utc);
-            let change = Change::Put { stored: Stored { version, plain_len: len }, mtime };
+            let change = Change::Put { stored: Stored { version, plain_len: len }, mtime, metadata: None };
             self.ask(Op { path: to.clone(), expect, change }).await?;
         }
         match source {
@@ -505,7 +505,7 @@ impl Sync {
         let mut taken = HashSet::new();
         loop {
             let aside = self.free_conflict_path(path, &taken)?;
-            let change = Change::Put { stored, mtime };
+            let change = Change::Put { stored, mtime, metadata: None };
             let put = Op { path: aside.clone(), expect: Expect::Absent, change };
             match self.view.commit(std::slice::from_ref(&put)).await.into_iter().next() {
                 Some(Outcome::Done(_) | Outcome::Moved(_)) => return Ok(aside),

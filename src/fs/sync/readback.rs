@@ -321,7 +321,7 @@ impl Sync {
     }
 
     async fn restore(&self, commit: &Unconfirmed, expect: Expect) -> Result<(), Error> {
-        let change = Change::Put { stored: self.stored(commit).await?, mtime: commit.mtime };
+        let change = Change::Put { stored: self.stored(commit).await?, mtime: commit.mtime, metadata: None };
         self.ask(Op { path: commit.path.clone(), expect, change }).await.map(drop)
     }
 

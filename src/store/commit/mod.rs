@@ -117,6 +117,14 @@ struct Spots {
     to: Option<Spot>,
 }
 
+/// How an object gets to another path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Carry {
+    Move,
+    /// With this metadata, or with that of the source.
+    Copy(Option<Hash>),
+}
+
 /// An operation that passed all checks.
 struct Decided {
     change: plan::Change,
@@ -148,6 +156,7 @@ impl Snapshot {
             primary: self.held(&place.primary),
             legacy: place.legacy.as_deref().and_then(|key| self.held(key)),
             sidecars: place.sidecars.iter().filter(right).map(|sidecar| sidecar.key.clone()).collect(),
+            metadata: self.held(&place.metadata),
             place: place.clone(),
         }
     }
@@ -259,10 +268,18 @@ impl Committer<'_> {
     /// Compares the objects at an operation's paths with its expectations.
     async fn decide(&self, op: &Op, Spots { from, to }: Spots) -> Result<Decided, Outcome> {
         let decided = match (&op.change, to) {
-            (Change::Put { stored, mtime }, _) => self.decide_put(op.expect, stored, *mtime, from).await?,
+            (Change::Put { stored, mtime, metadata }, _) => {
+                self.decide_put(op.expect, stored, *mtime, *metadata, from).await?
+            }
+            (Change::Describe { metadata }, _) => self.decide_describe(op.expect, *metadata, from)?,
             (Change::Delete, _) => decide_delete(op.expect, from)?,
-            (Change::Rename { expect_to, .. }, Some(to)) => self.decide_move(op.expect, *expect_to, from, to, true)?,
-            (Change::Copy { expect_to, .. }, Some(to)) => self.decide_move(op.expect, *expect_to, from, to, false)?,
+            (Change::Rename { expect_to, .. }, Some(to)) => {
+                self.decide_move(op.expect, *expect_to, from, to, Carry::Move)?
+            }
+            (Change::Copy { expect_to, metadata, .. }, Some(to)) => {
+                let metadata = metadata.map(|id| id.xet()).transpose().map_err(Outcome::Failed)?;
+                self.decide_move(op.expect, *expect_to, from, to, Carry::Copy(metadata))?
+            }
             // A directory has a round of its own. The other operations have a target.
             _ => return Err(Outcome::Failed(Error::InvalidName)),
         };
@@ -275,6 +292,7 @@ impl Committer<'_> {
         expect: Expect,
         stored: &Stored,
         mtime: OffsetDateTime,
+        metadata: Option<ContentId>,
         at: Spot,
     ) -> Result<Decided, Outcome> {
         let mut stored = *stored;
@@ -296,8 +314,18 @@ impl Committer<'_> {
         // A hidden format-1 object isn't the base of the new version, unless an earlier try has hidden it.
         let began_from_legacy = matches!(expect, Expect::Is(base) if legacy == Some(base));
         let replaces_legacy = at.primary.is_none() || (already && began_from_legacy);
-        let change = plan::Change::Put { at, slot, hash, mtime, replaces_legacy };
+        let metadata = metadata.map(|id| id.xet()).transpose().map_err(Outcome::Failed)?;
+        let change = plan::Change::Put { at, slot, hash, mtime, replaces_legacy, metadata };
         Ok(Decided { change, version: Some(stored.version) })
+    }
+
+    fn decide_describe(&self, expect: Expect, metadata: ContentId, at: Spot) -> Result<Decided, Outcome> {
+        let Some((slot, held)) = at.shown() else { return Err(Outcome::Conflict { found: None }) };
+        if !meets(expect, &at) {
+            return Err(Outcome::Conflict { found: at.shown_id() });
+        }
+        let (version, metadata) = (self.version(slot, held), metadata.xet().map_err(Outcome::Failed)?);
+        Ok(Decided { change: plan::Change::Describe { at, metadata }, version })
     }
 
     fn decide_move(
@@ -306,10 +334,10 @@ impl Committer<'_> {
         expect_to: Expect,
         from: Spot,
         to: Spot,
-        moves: bool,
+        carry: Carry,
     ) -> Result<Decided, Outcome> {
         let Some((slot, held)) = from.shown() else {
-            return Err(self.without_source(expect, &to, moves));
+            return Err(self.without_source(expect, &to, carry == Carry::Move));
         };
         if !meets(expect, &from) {
             return Err(Outcome::Conflict { found: from.shown_id() });
@@ -320,7 +348,8 @@ impl Committer<'_> {
             // the name too.
             if let (true, Some(hash)) = (slot == Slot::Primary && from.lacks_sidecars(), held.hash) {
                 let mtime = held.mtime.unwrap_or_else(OffsetDateTime::now_utc);
-                let change = plan::Change::Put { at: from, slot, hash, mtime, replaces_legacy: false };
+                let (replaces_legacy, metadata) = (false, None);
+                let change = plan::Change::Put { at: from, slot, hash, mtime, replaces_legacy, metadata };
                 return Ok(Decided { change, version });
             }
             return Err(Outcome::Done(version));
@@ -329,7 +358,10 @@ impl Committer<'_> {
         if !already && !meets(expect_to, &to) {
             return Err(Outcome::Conflict { found: to.shown_id() });
         }
-        let change = if moves { plan::Change::Move { from, to } } else { plan::Change::Copy { from, to } };
+        let change = match carry {
+            Carry::Move => plan::Change::Move { from, to },
+            Carry::Copy(metadata) => plan::Change::Copy { from, to, metadata },
+        };
         Ok(Decided { change, version })
     }
 
@@ -467,6 +499,7 @@ impl Committer<'_> {
             let places = (self.layout.place(&path)?, self.layout.place(&target)?);
             let both = places.0.sidecars.iter().chain(&places.1.sidecars);
             sidecars.extend(both.map(|sidecar| sidecar.key.clone()));
+            sidecars.extend([&places.0, &places.1].map(|place| place.metadata.clone()));
             moves.push((places, held, there.files.get(&target).copied().unwrap_or_default()));
         }
         let sidecars = self.read(sidecars.into_iter().collect()).await?;
@@ -506,6 +539,7 @@ impl Committer<'_> {
         for (change, _) in changes.iter().zip(results).filter(|(_, result)| result.is_ok()) {
             match change {
                 plan::Change::Put { at, .. } => added.push(at.place.primary.clone()),
+                plan::Change::Describe { .. } => {}
                 plan::Change::Delete { at } => removed.push(at.place.primary.clone()),
                 plan::Change::Copy { to, .. } => added.push(to.place.primary.clone()),
                 plan::Change::Move { from, to } => {
@@ -529,6 +563,7 @@ impl Target {
             keys.push(place.primary.clone());
             keys.extend(place.legacy.clone());
             keys.extend(place.sidecars.iter().map(|sidecar| sidecar.key.clone()));
+            keys.push(place.metadata.clone());
         }
         keys
     }
@@ -538,7 +573,7 @@ impl Target {
 fn target_path(op: &Op) -> Option<&PlainPath> {
     match &op.change {
         Change::Rename { to, .. } | Change::Copy { to, .. } => Some(to),
-        Change::Put { .. } | Change::Delete | Change::RenameDirectory { .. } => None,
+        Change::Put { .. } | Change::Delete | Change::Describe { .. } | Change::RenameDirectory { .. } => None,
     }
 }
 
@@ -563,7 +598,7 @@ fn decide_delete(expect: Expect, at: Spot) -> Result<Decided, Outcome> {
 fn shared_hashes(change: &plan::Change) -> Vec<Hash> {
     let large = |held: &Held| held.size > super::draft::NEW_ID_LIMIT;
     let spot = match change {
-        plan::Change::Put { .. } | plan::Change::Delete { .. } => return vec![],
+        plan::Change::Put { .. } | plan::Change::Delete { .. } | plan::Change::Describe { .. } => return vec![],
         plan::Change::Move { from, .. } | plan::Change::Copy { from, .. } => from,
     };
     spot.primary.iter().chain(&spot.legacy).filter(|held| large(held)).filter_map(|held| held.hash).collect()
@@ -594,7 +629,7 @@ fn known_files(change: &plan::Change) -> Vec<(String, FileEntry)> {
 fn paths(op: &Op) -> Vec<&PlainPath> {
     match &op.change {
         Change::Rename { to, .. } | Change::Copy { to, .. } | Change::RenameDirectory { to } => vec![&op.path, to],
-        Change::Put { .. } | Change::Delete => vec![&op.path],
+        Change::Put { .. } | Change::Delete | Change::Describe { .. } => vec![&op.path],
     }
 }
 

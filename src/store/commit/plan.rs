@@ -30,6 +30,8 @@ pub(in crate::store) struct Place {
     pub(in crate::store) sidecars: Vec<SidecarKey>,
     /// Key in format 1, if the path has one.
     pub(in crate::store) legacy: Option<String>,
+    /// Key of the file's metadata object.
+    pub(in crate::store) metadata: String,
 }
 
 /// A long-name sidecar.
@@ -93,6 +95,8 @@ pub(in crate::store) struct Spot {
     pub(in crate::store) legacy: Option<Held>,
     /// Keys of the place's sidecars that exist with the right content.
     pub(in crate::store) sidecars: BTreeSet<String>,
+    /// The metadata object.
+    pub(in crate::store) metadata: Option<Held>,
 }
 
 impl Spot {
@@ -139,13 +143,17 @@ pub(in crate::store) enum Change {
         /// The format-1 object is the version that the content replaces, so it is deleted after the content
         /// was added. A hidden one stays.
         replaces_legacy: bool,
+        /// New metadata.
+        metadata: Option<Hash>,
     },
+    /// New metadata of the file that is there.
+    Describe { at: Spot, metadata: Hash },
     /// Deletes everything at the path.
     Delete { at: Spot },
     /// Moves everything at one path to the other.
     Move { from: Spot, to: Spot },
-    /// Copies the object that is shown at one path to the other.
-    Copy { from: Spot, to: Spot },
+    /// Copies the object that is shown at one path to the other. `metadata`: that of the copy. `None`: the same.
+    Copy { from: Spot, to: Spot, metadata: Option<Hash> },
 }
 
 /// Reason why a change can't be planned.
@@ -164,9 +172,11 @@ impl Change {
             Self::Put { slot, at, .. } => {
                 return at.key(*slot).map(|_| ()).ok_or(Impossible::NameTooLong);
             }
-            Self::Delete { .. } => return Ok(()),
+            Self::Delete { .. } | Self::Describe { .. } => return Ok(()),
             Self::Move { from, to } => (vec![(Slot::Primary, from.primary), (Slot::Legacy, from.legacy)], to),
-            Self::Copy { from, to } => (from.shown().map(|(slot, held)| (slot, Some(held))).into_iter().collect(), to),
+            Self::Copy { from, to, .. } => {
+                (from.shown().map(|(slot, held)| (slot, Some(held))).into_iter().collect(), to)
+            }
         };
         for (slot, held) in moved {
             let Some(held) = held else { continue };
@@ -181,8 +191,8 @@ impl Change {
     /// Returns the paths that it concerns.
     pub(in crate::store) fn spots(&self) -> Vec<&Spot> {
         match self {
-            Self::Put { at, .. } | Self::Delete { at } => vec![at],
-            Self::Move { from, to } | Self::Copy { from, to } => vec![from, to],
+            Self::Put { at, .. } | Self::Delete { at } | Self::Describe { at, .. } => vec![at],
+            Self::Move { from, to } | Self::Copy { from, to, .. } => vec![from, to],
         }
     }
 
@@ -196,7 +206,7 @@ impl Change {
     pub(in crate::store) fn replaced(&self) -> Vec<(Slot, Held)> {
         match self {
             Self::Put { at, .. } => at.shown().into_iter().collect(),
-            Self::Delete { .. } => vec![],
+            Self::Delete { .. } | Self::Describe { .. } => vec![],
             Self::Move { to, .. } | Self::Copy { to, .. } => {
                 let slots = [(Slot::Primary, to.primary), (Slot::Legacy, to.legacy)];
                 slots.into_iter().filter_map(|(slot, held)| Some((slot, held?))).collect()
@@ -255,8 +265,9 @@ impl Plan {
                 continue;
             }
             match change {
-                Change::Put { at, slot, hash, mtime, replaces_legacy } => {
+                Change::Put { at, slot, hash, mtime, replaces_legacy, metadata } => {
                     let held = Held { hash: Some(*hash), size: 0, mtime: Some(*mtime) };
+                    plan.describe(owner, at, *metadata, now);
                     let added = plan.add(owner, at, *slot, held, &[], now);
                     if *slot == Slot::Primary && *replaces_legacy {
                         plan.delete(owner, at, Slot::Legacy, &added);
@@ -264,14 +275,19 @@ impl Plan {
                 }
                 Change::Delete { at } => {
                     let older = plan.delete(owner, at, Slot::Legacy, &[]);
-                    plan.delete(owner, at, Slot::Primary, older.as_slice());
+                    let newer = plan.delete(owner, at, Slot::Primary, older.as_slice());
+                    plan.delete_metadata(owner, at, older.into_iter().chain(newer).collect());
                     if at.primary.is_none() {
                         // An earlier try may have left them.
                         plan.let_sidecars_go(owner, at, None);
                     }
                 }
+                Change::Describe { at, metadata } => plan.describe(owner, at, Some(*metadata), now),
                 Change::Move { from, to } => plan.plan_move(owner, from, to, now),
-                Change::Copy { from, to } => plan.plan_copy(owner, from, to, now),
+                Change::Copy { from, to, metadata } => {
+                    plan.describe(owner, to, metadata.or(from.metadata.and_then(|held| held.hash)), now);
+                    plan.plan_copy(owner, from, to, now);
+                }
             }
         }
         plan.place_leaving();
@@ -284,6 +300,7 @@ impl Plan {
     }
 
     fn plan_move(&mut self, owner: usize, from: &Spot, to: &Spot, now: OffsetDateTime) {
+        self.describe(owner, to, from.metadata.and_then(|held| held.hash), now);
         let mut before = Vec::new();
         for (slot, held) in [(Slot::Primary, from.primary), (Slot::Legacy, from.legacy)] {
             if let Some(held) = held {
@@ -299,7 +316,29 @@ impl Plan {
             self.delete(owner, to, Slot::Legacy, &before);
         }
         before.extend(self.delete(owner, from, Slot::Legacy, &before.clone()));
-        self.delete(owner, from, Slot::Primary, &before);
+        before.extend(self.delete(owner, from, Slot::Primary, &before.clone()));
+        self.delete_metadata(owner, from, before);
+    }
+
+    /// Adds the metadata object of a file, before the file's own object. Until that is there, the metadata names
+    /// another content and means nothing.
+    fn describe(&mut self, owner: usize, at: &Spot, metadata: Option<Hash>, now: OffsetDateTime) {
+        let Some(hash) = metadata else { return };
+        if at.metadata.is_some_and(|held| held.hash == Some(hash)) {
+            return;
+        }
+        let (key, action) = (at.place.metadata.clone(), Action::Add { hash, mtime: now });
+        let (owners, after, beside) = (vec![owner], vec![], vec![]);
+        self.push(Line { key, action, owners, unless_needed: None, is_sidecar: false, after, beside });
+    }
+
+    /// Deletes the metadata object of a file, if it exists, after the file's own objects.
+    fn delete_metadata(&mut self, owner: usize, at: &Spot, after: Vec<usize>) {
+        if at.metadata.is_none() {
+            return;
+        }
+        let (key, action, owners) = (at.place.metadata.clone(), Action::Delete, vec![owner]);
+        self.push(Line { key, action, owners, unless_needed: None, is_sidecar: false, after, beside: vec![] });
     }
 
     fn plan_copy(&mut self, owner: usize, from: &Spot, to: &Spot, now: OffsetDateTime) {

@@ -160,7 +160,7 @@ fn operation(world: &mut World, step: &Step) -> Option<(Op, Shown)> {
             let (expect, expect_to) = (expect(after[from]), expect(after[to]));
             let mut operation = rename(from, to, expect, expect_to);
             if let Step::Copy { .. } = step {
-                operation.change = Change::Copy { to: PlainPath::new(to).unwrap(), expect_to };
+                operation.change = Change::Copy { to: PlainPath::new(to).unwrap(), expect_to, metadata: None };
             } else {
                 after.insert(from.clone(), None);
             }

@@ -15,7 +15,11 @@ fn delete(at: &str, expect: Expect) -> Op {
 }
 
 fn copy(from: &str, to: &str) -> Op {
-    Op { path: path(from), expect: Expect::Any, change: Change::Copy { to: path(to), expect_to: Expect::Absent } }
+    Op {
+        path: path(from),
+        expect: Expect::Any,
+        change: Change::Copy { to: path(to), expect_to: Expect::Absent, metadata: None },
+    }
 }
 
 fn refuse(keys: &[String]) -> Option<Fault> {
@@ -80,7 +84,7 @@ async fn time_of_replaced_object_rises_and_is_newer_than_any_copy() {
     assert_eq!(h, Some(hash_of("other")));
     let to = path("h");
     done(view.commit(put("i", "fourth", Expect::Absent)).await);
-    let copy = Change::Copy { to, expect_to: Expect::Any };
+    let copy = Change::Copy { to, expect_to: Expect::Any, metadata: None };
     done(view.commit(Op { path: path("i"), expect: Expect::Any, change: copy }).await);
     assert!(mtime("h") > g && mtime("i") == old);
 }

@@ -25,7 +25,11 @@ fn move_directory(from: &str, to: &str) -> Op {
 
 fn put_plain(at: &str, content: &str) -> Op {
     let version = Version { id: hash_of(content).into(), stored_len: 65_638, side: Side::Plain };
-    let change = Change::Put { stored: Stored { version, plain_len: 65_638 }, mtime: OffsetDateTime::UNIX_EPOCH };
+    let change = Change::Put {
+        stored: Stored { version, plain_len: 65_638 },
+        mtime: OffsetDateTime::UNIX_EPOCH,
+        metadata: None,
+    };
     Op { path: path(at), expect: Expect::Any, change }
 }
 

@@ -33,6 +33,7 @@ impl Bucket {
         Spot {
             primary: there(&place.primary),
             legacy: place.legacy.as_ref().and_then(there),
+            metadata: there(&place.metadata),
             sidecars: place.sidecars.iter().map(|s| s.key.clone()).filter(|key| there(key).is_some()).collect(),
             place,
         }
@@ -79,7 +80,7 @@ fn changes(bucket: &Bucket, all: &Value, case: &Value) -> Vec<Change> {
             let at = at(rest);
             let slot = if case["write_format"] == 1 && at.primary.is_none() { Slot::Legacy } else { Slot::Primary };
             let replaces_legacy = at.primary.is_none();
-            vec![Change::Put { at, slot, hash: hash_of("new"), mtime: NOW, replaces_legacy }]
+            vec![Change::Put { at, slot, hash: hash_of("new"), mtime: NOW, replaces_legacy, metadata: None }]
         }
         "unlink" => vec![Change::Delete { at: at(rest) }],
         "rename" => {
