@@ -7,6 +7,8 @@ use crate::cli::term::say;
 use crate::gateway::s3::admin::Admin;
 use crate::gateway::s3::server::{Server, ServerOptions};
 use crate::gateway::state::State;
+#[cfg(feature = "postgres")]
+use crate::gateway::state::postgres::Postgres;
 use crate::gateway::state::sqlite::Sqlite;
 use crate::gateway::{AccessKey, AccessKeys, Gateway, MIN_PART, Namespaces, Options, Permission};
 use crate::store::buckets::Buckets;
@@ -68,6 +70,10 @@ pub struct S3Command {
     /// Where metadata and entity tags of objects are kept: in the bucket, or only in the gateway's state
     #[arg(long, value_enum, default_value_t = MetadataPlace::Bucket)]
     pub metadata: MetadataPlace,
+    /// PostgreSQL database for the state of several gateways: postgres://USER:PASSWORD@HOST/DATABASE
+    #[cfg(feature = "postgres")]
+    #[arg(long, value_name = "URL", env = "HUGBUCKET_STATE", hide_env_values = true, conflicts_with = "data_dir")]
+    pub state: Option<String>,
     /// Folder of the gateway's state [default: $XDG_DATA_HOME/hugbucket]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
@@ -144,7 +150,7 @@ impl S3Command {
 
     async fn gateway(&self) -> Outcome<Gateway> {
         let open = self.open_options()?;
-        let state: Arc<dyn State> = Arc::new(self.state()?);
+        let state = self.state().await?;
         let buckets = Buckets::new(self.hub.clone().resolved().open().await?);
         let namespaces = Namespaces::new(buckets.user().await?, self.namespace.clone());
         let upload_ttl = Duration::from_secs(3600 * u64::from(self.upload_ttl_hours));
@@ -233,14 +239,28 @@ impl S3Command {
         })
     }
 
-    fn state(&self) -> Outcome<Sqlite> {
+    async fn state(&self) -> Outcome<Arc<dyn State>> {
+        #[cfg(feature = "postgres")]
+        if let Some(url) = &self.state {
+            return match Postgres::open(url).await {
+                Ok(state) => Ok(Arc::new(state)),
+                Err(error) => {
+                    let is_usage = matches!(error, crate::gateway::Error::InvalidArgument(_));
+                    let exit = if is_usage { Exit::Usage } else { Exit::Unavailable };
+                    Err(Failure::new(exit, error.to_string()).about("--state"))
+                }
+            };
+        }
         let folder = match &self.data_dir {
             Some(dir) => dir.clone(),
             None => dirs::data_home()?.join("hugbucket"),
         };
         make_folder(&folder)?;
         let path = folder.join("gateway.sqlite");
-        Sqlite::open(&path).map_err(|error| Failure::new(Exit::Failure, error.to_string()).about(path.display()))
+        match Sqlite::open(&path) {
+            Ok(state) => Ok(Arc::new(state)),
+            Err(error) => Err(Failure::new(Exit::Failure, error.to_string()).about(path.display())),
+        }
     }
 
     fn tls(&self) -> Outcome<Option<Arc<rustls::ServerConfig>>> {

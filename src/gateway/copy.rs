@@ -105,12 +105,12 @@ impl Bucket {
         let (key, source_path) = (key.clone(), source_key.path().clone());
         to_its_end(async move {
             let kept = this.describe_alone(&found.version, record).await?;
-            let _turn = this.turns.of(key.path()).await;
+            let turn = this.turn(key.path()).await?;
             let expect_to = this.expected(&key, &conditions).await?;
             this.note_record(key.path(), &found.version, &kept).await?;
             let change = Change::Copy { to: key.path().clone(), expect_to, metadata: kept.object };
             let op = Op { path: source_path, expect: Expect::Is(found.version.id), change };
-            this.commit(&[op], &conditions).await.pop().unwrap_or(Ok(None))?;
+            this.commit_one(&turn, op, &conditions).await?;
             this.tidy(&key, Some(&found.version));
             let modified = this.head(&key).await?.modified;
             Ok(Found { record: kept.record, modified, ..found })

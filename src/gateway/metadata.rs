@@ -9,7 +9,8 @@
 use super::object::to_its_end;
 use super::record::{Record, RecordKey, path_digest};
 use super::state::RecordRow;
-use super::{Bucket, Error, Key, now, seal};
+use super::turn::Turn;
+use super::{Bucket, Error, Key, seal};
 use crate::store::{
     Change, ContentId, Described, Expect, MetadataObject, Op, PlainPath, PutSession, Version, View,
     metadata::MAX_METADATA,
@@ -20,8 +21,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Age in seconds below which the record of another version of an object is kept.
-const RECORD_GRACE: i64 = 3600;
+/// Age below which the record of another version of an object is kept.
+const RECORD_GRACE: Duration = Duration::from_secs(3600);
 /// Metadata objects read at once for one list.
 const READS: usize = 32;
 /// Time for which lists don't look for the metadata of a version again after there was none.
@@ -129,12 +130,12 @@ impl Bucket {
     }
 
     /// Gives the present version of an object another record. The caller has the turn of the key.
-    pub(super) async fn set_record(&self, key: &Key, version: &Version, record: Record) -> Result<(), Error> {
+    async fn set_record(&self, turn: &Turn, key: &Key, version: &Version, record: Record) -> Result<(), Error> {
         let kept = self.describe_alone(version, record).await?;
         if let Some(metadata) = kept.object {
             let change = Change::Describe { metadata };
             let op = Op { path: key.path().clone(), expect: Expect::Is(version.id), change };
-            self.commit(&[op], &Default::default()).await.pop().unwrap_or(Ok(None))?;
+            self.commit_one(turn, op, &Default::default()).await?;
         }
         self.note_record(key.path(), version, &kept).await
     }
@@ -149,7 +150,7 @@ impl Bucket {
         let at = RecordKey::new(&*self.view, path, &version.id);
         let row = row.seal(&*self.view, &at)?;
         let path = path_digest(&*self.view, path);
-        self.state.set_record(RecordRow { key: at.0, path, written: now(), row }).await
+        self.state.set_record(RecordRow { key: at.0, path, row }).await
     }
 
     /// Returns the record of a version, which was found with this metadata object.
@@ -232,7 +233,7 @@ impl Bucket {
         let keep = present.map(|version| RecordKey::new(&*self.view, key.path(), &version.id).0);
         let (state, path) = (self.state.clone(), path_digest(&*self.view, key.path()));
         tokio::spawn(async move {
-            if let Err(error) = state.remove_records(path, keep, now() - RECORD_GRACE).await {
+            if let Err(error) = state.remove_records(path, keep, RECORD_GRACE).await {
                 tracing::warn!(%error, "cannot remove records of versions that are gone");
             }
         });
@@ -247,9 +248,9 @@ impl Bucket {
         self.check_key(key)?;
         let (this, key) = (self.clone(), key.clone());
         to_its_end(async move {
-            let _turn = this.turns.of(key.path()).await;
+            let turn = this.turn(key.path()).await?;
             let found = this.head(&key).await?;
-            this.set_record(&key, &found.version, change(found.record)).await
+            this.set_record(&turn, &key, &found.version, change(found.record)).await
         })
         .await
     }

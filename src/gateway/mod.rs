@@ -188,8 +188,7 @@ impl Gateway {
 
     /// Removes multipart uploads that are older than their time to live. Returns their number.
     pub async fn remove_stale_uploads(&self) -> Result<u64, Error> {
-        let ttl = i64::try_from(self.options.upload_ttl.as_secs()).unwrap_or(i64::MAX);
-        self.state.remove_stale(now().saturating_sub(ttl), now()).await
+        self.state.remove_stale(self.options.upload_ttl).await
     }
 
     /// Fails if the Hub or the state can't be reached.

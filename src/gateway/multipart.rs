@@ -21,8 +21,8 @@ use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// Seconds for which a completion is claimed. The owner renews its claim long before.
-const CLAIM: i64 = 10;
+/// Time for which a completion is claimed. The owner renews its claim long before.
+const CLAIM: Duration = Duration::from_secs(10);
 /// Time between two looks for the result of a completion by another request.
 const LOOK: Duration = Duration::from_millis(200);
 /// Time for which a request waits for the completion by another one.
@@ -197,8 +197,7 @@ impl Bucket {
         let id = hex(&id);
         let json = serde_json::to_vec(upload).map_err(state_error)?;
         let row = seal::seal(&*self.view, &purpose("upload", &id), &json)?;
-        let row = UploadRow { id: id.clone(), source: self.view.identity(), created: now(), row };
-        self.state.create_upload(row).await?;
+        self.state.create_upload(&id, self.view.identity(), row).await?;
         Ok(id)
     }
 
@@ -272,7 +271,7 @@ impl Bucket {
     /// Removes an upload and its parts.
     pub async fn abort_upload(&self, key: &Key, id: &str) -> Result<(), Error> {
         self.get_upload(key, id).await?;
-        if self.state.abort(id, now()).await? { Ok(()) } else { Err(Error::NoSuchUpload) }
+        if self.state.abort(id).await? { Ok(()) } else { Err(Error::NoSuchUpload) }
     }
 
     /// Completes an upload. A repeated or concurrent request gets the result of the first one.
@@ -309,7 +308,7 @@ impl Bucket {
     async fn claim(&self, id: &str, owner: &str) -> Result<Option<Vec<u8>>, Error> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
-            match self.state.claim(id, owner, now(), now() + CLAIM).await? {
+            match self.state.claim(id, owner, CLAIM).await? {
                 Claim::Claimed => return Ok(None),
                 Claim::Done(row) => return Ok(Some(row)),
                 Claim::Missing => return Err(Error::NoSuchUpload),
@@ -322,8 +321,8 @@ impl Bucket {
     /// Renews a claim until it is lost. Returns why.
     async fn renew_claim(&self, id: &str, owner: &str) -> Error {
         loop {
-            tokio::time::sleep(Duration::from_secs(CLAIM as u64 / 3)).await;
-            match self.state.claim(id, owner, now(), now() + CLAIM).await {
+            tokio::time::sleep(CLAIM / 3).await;
+            match self.state.claim(id, owner, CLAIM).await {
                 Ok(Claim::Claimed) => {}
                 Ok(_) => return Error::Busy,
                 Err(error) => return error,
@@ -367,9 +366,9 @@ impl Bucket {
             parts: parts.iter().map(Part::info).collect(),
         };
         let (stored, kept) = self.compose(&parts, record).await?;
-        let _turn = self.turns.of(key.path()).await;
+        let turn = self.turn(key.path()).await?;
         let expect = self.expected(key, &completion.conditions).await?;
-        self.commit_put(key, stored, kept, expect, &completion.conditions).await?;
+        self.commit_put(&turn, key, stored, kept, expect, &completion.conditions).await?;
         Ok(Completed { etag, checksum })
     }
 

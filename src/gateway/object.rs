@@ -4,12 +4,14 @@ use super::condition::{Conditions, Present};
 use super::digest::{Algorithm, Announced, Hasher, hex};
 use super::metadata::Kept;
 use super::record::{Headers, Record, Tags, path_digest};
+use super::turn::Turn;
 use super::upload::{Body, Late};
 use super::{Bucket, Error, Key, MAX_PUT};
 use crate::store::{
     Change, Described, Error as StoreError, Expect, Kind, Len, Object, Op, Outcome, Stored, Version, stored_now,
 };
 use std::sync::Arc;
+use std::time::Duration;
 use time::OffsetDateTime;
 
 /// Runs work to its end, also if the request that waits for it is dropped.
@@ -123,9 +125,9 @@ impl Bucket {
     ) -> Result<Found, Error> {
         let (this, key) = (self.clone(), key.clone());
         to_its_end(async move {
-            let _turn = this.turns.of(key.path()).await;
+            let turn = this.turn(key.path()).await?;
             let expect = this.expected(&key, &conditions).await?;
-            this.commit_put(&key, stored, kept, expect, &conditions).await
+            this.commit_put(&turn, &key, stored, kept, expect, &conditions).await
         })
         .await
     }
@@ -142,7 +144,7 @@ impl Bucket {
     }
 
     async fn delete_in_turn(&self, key: &Key, conditions: &Conditions) -> Result<(), Error> {
-        let _turn = self.turns.of(key.path()).await;
+        let turn = self.turn(key.path()).await?;
         let expect = match conditions.is_empty() {
             true => Expect::Any,
             // A condition on a missing object holds for a removal: nothing is left to remove.
@@ -155,9 +157,9 @@ impl Bucket {
             },
         };
         let op = Op { path: key.path().clone(), expect, change: Change::Delete };
-        self.commit(&[op], conditions).await.pop().unwrap_or(Ok(None))?;
+        self.commit_one(&turn, op, conditions).await?;
         // Writers of the object wait for this turn, so no record belongs to a write that is still to come.
-        self.state.remove_records(path_digest(&*self.view, key.path()), None, i64::MAX).await
+        self.state.remove_records(path_digest(&*self.view, key.path()), None, Duration::ZERO).await
     }
 
     /// Removes several objects. Returns one result each.
@@ -176,6 +178,7 @@ impl Bucket {
     /// Puts stored content at a key, with its record.
     pub(super) async fn commit_put(
         &self,
+        turn: &Turn,
         key: &Key,
         stored: Stored,
         kept: Kept,
@@ -188,10 +191,16 @@ impl Bucket {
         let modified = stored_now();
         let change = Change::Put { stored, mtime: modified, metadata: kept.object };
         let op = Op { path: key.path().clone(), expect, change };
-        self.commit(&[op], conditions).await.pop().unwrap_or(Ok(None))?;
+        self.commit_one(turn, op, conditions).await?;
         self.tidy(key, Some(&stored.version));
         let etag = kept.record.etag(&stored.version.id);
         Ok(Found { version: stored.version, len: stored.plain_len, modified, etag, record: kept.record })
+    }
+
+    /// Carries out a change in the turn of its object.
+    pub(super) async fn commit_one(&self, turn: &Turn, op: Op, conditions: &Conditions) -> Result<(), Error> {
+        turn.check()?;
+        self.commit(&[op], conditions).await.pop().unwrap_or(Ok(None)).map(drop)
     }
 
     /// Carries out changes. A conflict is a condition that no longer holds.

@@ -62,7 +62,8 @@ class Gateway(Program):
         env = {**os.environ, "AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET, **(env or {})}
         env = {name: value for name, value in env.items() if value is not None}
         self.data, self.cache, self.access_log = home / name / "data", home / name / "cache", home / f"{name}.access"
-        folders = ["--data-dir", self.data, "--cache-dir", self.cache, "--access-log", self.access_log]
+        folders = ["--cache-dir", self.cache, "--access-log", self.access_log]
+        folders += [] if "--state" in options else ["--data-dir", self.data]
         command = ["hugbucket", "s3", "--listen", "127.0.0.1:0", *folders, *options]
         super().__init__(*command, env=env, log=home / f"{name}.log")
 

@@ -1,7 +1,8 @@
 //! State of one gateway, in a SQLite file.
 //!
 //! One thread owns the connection. It takes all work that is queued, does it in one transaction and syncs once, so
-//! concurrent requests share the wait for the disk. The file is locked: a second gateway can't open it.
+//! concurrent requests share the wait for the disk. The file is locked: a second gateway can't open it. Times are in
+//! milliseconds since 1970.
 
 use super::{Claim, RecordRow, State, UploadRow};
 use crate::gateway::Error;
@@ -9,7 +10,7 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::path::Path;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 
 /// Pieces of work that share a transaction.
@@ -24,13 +25,15 @@ const SCHEMA: &str = "
         owner TEXT, claimed_until INTEGER NOT NULL DEFAULT 0, result BLOB);
     CREATE INDEX IF NOT EXISTS uploads_by_source ON uploads (source, id) WHERE result IS NULL;
     CREATE INDEX IF NOT EXISTS uploads_by_time ON uploads (created);
+    CREATE TABLE IF NOT EXISTS leases (
+        name BLOB PRIMARY KEY, owner TEXT NOT NULL, until INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS parts (
         upload TEXT NOT NULL REFERENCES uploads (id) ON DELETE CASCADE, number INTEGER NOT NULL, row BLOB NOT NULL,
         PRIMARY KEY (upload, number)) WITHOUT ROWID;
 ";
 
 /// Version of the schema. A file of another version is refused.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 type Work = Box<dyn FnOnce(&Connection) -> (bool, Reply) + Send>;
 /// Sends the result of a piece of work to its caller, once the transaction has ended.
@@ -129,7 +132,21 @@ fn run(mut connection: Connection, queue: &mpsc::Receiver<Work>) {
 }
 
 fn upload_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<UploadRow> {
-    Ok(UploadRow { id: row.get(0)?, source: row.get(1)?, created: row.get(2)?, row: row.get(3)? })
+    let created: i64 = row.get(2)?;
+    Ok(UploadRow { id: row.get(0)?, source: row.get(1)?, created: created.div_euclid(1000), row: row.get(3)? })
+}
+
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn ago(age: Duration) -> i64 {
+    now().saturating_sub_unsigned(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn after(time: Duration) -> i64 {
+    now().saturating_add_unsigned(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[async_trait]
@@ -150,26 +167,26 @@ impl State for Sqlite {
         self.run(move |transaction| {
             let put = "INSERT INTO records (key, path, written, row) VALUES (?1, ?2, ?3, ?4)
                 ON CONFLICT (key) DO UPDATE SET written = excluded.written, row = excluded.row";
-            let RecordRow { key, path, written, row } = record;
-            transaction.prepare_cached(put)?.execute(params![key, path, written, row]).map(drop)
+            let RecordRow { key, path, row } = record;
+            transaction.prepare_cached(put)?.execute(params![key, path, now(), row]).map(drop)
         })
         .await
     }
 
-    async fn remove_records(&self, path: [u8; 32], keep: Option<[u8; 32]>, time: i64) -> Result<(), Error> {
+    async fn remove_records(&self, path: [u8; 32], keep: Option<[u8; 32]>, age: Duration) -> Result<(), Error> {
         self.run(move |transaction| {
-            let remove = "DELETE FROM records WHERE path = ?1 AND written < ?3 AND key IS NOT ?2";
-            transaction.prepare_cached(remove)?.execute(params![path, keep, time]).map(drop)
+            let remove = "DELETE FROM records WHERE path = ?1 AND written <= ?3 AND key IS NOT ?2";
+            transaction.prepare_cached(remove)?.execute(params![path, keep, ago(age)]).map(drop)
         })
         .await
     }
 
-    async fn create_upload(&self, upload: UploadRow) -> Result<(), Error> {
+    async fn create_upload(&self, id: &str, source: [u8; 32], row: Vec<u8>) -> Result<(), Error> {
+        let id = id.to_owned();
         self.run(move |transaction| {
-            let UploadRow { id, source, created, row } = upload;
             transaction
                 .prepare_cached("INSERT INTO uploads (id, source, created, row) VALUES (?1, ?2, ?3, ?4)")?
-                .execute(params![id, source, created, row])
+                .execute(params![id, source, now(), row])
                 .map(drop)
         })
         .await
@@ -219,12 +236,12 @@ impl State for Sqlite {
         .await
     }
 
-    async fn claim(&self, id: &str, owner: &str, now: i64, until: i64) -> Result<Claim, Error> {
+    async fn claim(&self, id: &str, owner: &str, time: Duration) -> Result<Claim, Error> {
         let (id, owner) = (id.to_owned(), owner.to_owned());
         self.run(move |transaction| {
             let claim = "UPDATE uploads SET owner = ?2, claimed_until = ?4
                 WHERE id = ?1 AND result IS NULL AND (owner IS NULL OR owner = ?2 OR claimed_until <= ?3)";
-            if transaction.prepare_cached(claim)?.execute(params![id, owner, now, until])? == 1 {
+            if transaction.prepare_cached(claim)?.execute(params![id, owner, now(), after(time)])? == 1 {
                 return Ok(Claim::Claimed);
             }
             let result: Option<Option<Vec<u8>>> = transaction
@@ -262,19 +279,44 @@ impl State for Sqlite {
         .await
     }
 
-    async fn abort(&self, id: &str, now: i64) -> Result<bool, Error> {
+    async fn abort(&self, id: &str) -> Result<bool, Error> {
         let id = id.to_owned();
         self.run(move |transaction| {
             let abort = "DELETE FROM uploads WHERE id = ?1 AND result IS NULL AND claimed_until <= ?2";
-            Ok(transaction.prepare_cached(abort)?.execute(params![id, now])? == 1)
+            Ok(transaction.prepare_cached(abort)?.execute(params![id, now()])? == 1)
         })
         .await
     }
 
-    async fn remove_stale(&self, time: i64, now: i64) -> Result<u64, Error> {
+    async fn remove_stale(&self, age: Duration) -> Result<u64, Error> {
         self.run(move |transaction| {
-            let stale = "DELETE FROM uploads WHERE created < ?1 AND (result IS NOT NULL OR claimed_until <= ?2)";
-            Ok(transaction.prepare_cached(stale)?.execute([time, now])? as u64)
+            transaction.prepare_cached("DELETE FROM leases WHERE until <= ?1")?.execute([now()])?;
+            let stale = "DELETE FROM uploads WHERE created <= ?1 AND (result IS NOT NULL OR claimed_until <= ?2)";
+            Ok(transaction.prepare_cached(stale)?.execute([ago(age), now()])? as u64)
+        })
+        .await
+    }
+
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    async fn lease(&self, name: [u8; 32], owner: &str, time: Duration) -> Result<bool, Error> {
+        let owner = owner.to_owned();
+        self.run(move |transaction| {
+            let lease = "INSERT INTO leases (name, owner, until) VALUES (?1, ?2, ?4)
+                ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, until = excluded.until
+                WHERE owner = excluded.owner OR until <= ?3";
+            Ok(transaction.prepare_cached(lease)?.execute(params![name, owner, now(), after(time)])? == 1)
+        })
+        .await
+    }
+
+    async fn end_lease(&self, name: [u8; 32], owner: &str) -> Result<(), Error> {
+        let owner = owner.to_owned();
+        self.run(move |transaction| {
+            let end = "DELETE FROM leases WHERE name = ?1 AND owner = ?2";
+            transaction.prepare_cached(end)?.execute(params![name, owner]).map(drop)
         })
         .await
     }
@@ -286,11 +328,8 @@ impl State for Sqlite {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing;
     use super::*;
-
-    fn upload(id: &str, created: i64) -> UploadRow {
-        UploadRow { id: id.into(), source: [7; 32], created, row: b"row".to_vec() }
-    }
 
     async fn fresh() -> (tempfile::TempDir, Sqlite) {
         let folder = tempfile::tempdir().unwrap();
@@ -299,18 +338,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn records_are_put_and_old_ones_of_a_path_removed() {
+    async fn keeps_what_every_state_keeps() {
         let (_folder, state) = fresh().await;
-        let record = |key, path, written| RecordRow { key: [key; 32], path: [path; 32], written, row: vec![key] };
-        for (key, path, written) in [(1, 9, 10), (2, 9, 10), (3, 9, 90), (4, 8, 10)] {
-            state.set_record(record(key, path, written)).await.unwrap();
-        }
-        state.set_record(RecordRow { row: b"again".to_vec(), ..record(1, 9, 10) }).await.unwrap();
-        state.remove_records([9; 32], Some([1; 32]), 50).await.unwrap();
-        let found = state.records(&[1, 2, 3, 4, 5].map(|key| [key; 32])).await.unwrap();
-        assert_eq!(found, [Some(b"again".to_vec()), None, Some(vec![3]), Some(vec![4]), None]);
-        state.remove_records([9; 32], None, 100).await.unwrap();
-        assert_eq!(state.records(&[[1; 32], [3; 32]]).await.unwrap(), [None, None]);
+        testing::keeps_all_promises(&state).await;
     }
 
     #[tokio::test]
@@ -319,11 +349,8 @@ mod tests {
         let path = folder.path().join("state.sqlite");
         {
             let state = Sqlite::open(&path).unwrap();
-            state.create_upload(upload("u", 5)).await.unwrap();
-            assert!(state.put_part("u", 2, b"two".to_vec()).await.unwrap());
+            state.create_upload("u", [7; 32], b"row".to_vec()).await.unwrap();
             assert!(state.put_part("u", 1, b"one".to_vec()).await.unwrap());
-            assert!(state.put_part("u", 2, b"again".to_vec()).await.unwrap());
-            assert!(!state.put_part("missing", 1, b"one".to_vec()).await.unwrap());
             assert!(matches!(Sqlite::open(&path), Err(Error::State(why)) if why.contains("another gateway")));
         }
         let state = loop {
@@ -333,58 +360,17 @@ mod tests {
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         };
-        assert_eq!(state.upload("u").await.unwrap(), Some(upload("u", 5)));
-        assert_eq!(state.uploads(&[7; 32]).await.unwrap(), [upload("u", 5)]);
-        assert!(state.uploads(&[8; 32]).await.unwrap().is_empty());
-        assert_eq!(state.parts("u").await.unwrap(), [(1, b"one".to_vec()), (2, b"again".to_vec())]);
-    }
-
-    #[tokio::test]
-    async fn one_owner_completes_an_upload_and_others_get_its_result() {
-        let (_folder, state) = fresh().await;
-        state.create_upload(upload("u", 5)).await.unwrap();
-        state.put_part("u", 1, b"one".to_vec()).await.unwrap();
-        assert_eq!(state.claim("missing", "a", 0, 10).await.unwrap(), Claim::Missing);
-        assert_eq!(state.claim("u", "a", 0, 10).await.unwrap(), Claim::Claimed);
-        assert_eq!(state.claim("u", "a", 1, 11).await.unwrap(), Claim::Claimed);
-        assert_eq!(state.claim("u", "b", 10, 20).await.unwrap(), Claim::Held);
-        // The claim has run out: its owner may be dead.
-        assert_eq!(state.claim("u", "b", 11, 20).await.unwrap(), Claim::Claimed);
-        assert!(!state.complete("u", "a", b"late".to_vec()).await.unwrap());
-        state.release("u", "a").await.unwrap();
-        assert_eq!(state.claim("u", "c", 12, 20).await.unwrap(), Claim::Held);
-        state.release("u", "b").await.unwrap();
-        assert_eq!(state.claim("u", "c", 12, 20).await.unwrap(), Claim::Claimed);
-        assert!(state.complete("u", "c", b"result".to_vec()).await.unwrap());
-        assert_eq!(state.claim("u", "a", 99, 100).await.unwrap(), Claim::Done(b"result".to_vec()));
-        assert_eq!((state.upload("u").await.unwrap(), state.abort("u", 999).await.unwrap()), (None, false));
-        assert!(state.parts("u").await.unwrap().is_empty());
-        assert!(!state.put_part("u", 2, b"late".to_vec()).await.unwrap());
-    }
-
-    #[tokio::test]
-    async fn stale_and_aborted_uploads_leave_nothing() {
-        let (_folder, state) = fresh().await;
-        for (id, created) in [("old", 1), ("new", 100), ("gone", 100)] {
-            state.create_upload(upload(id, created)).await.unwrap();
-            state.put_part(id, 1, b"one".to_vec()).await.unwrap();
-        }
-        assert_eq!(state.claim("old", "a", 10, 20).await.unwrap(), Claim::Claimed);
-        assert_eq!((state.remove_stale(50, 19).await.unwrap(), state.abort("old", 19).await.unwrap()), (0, false));
-        assert!(state.abort("gone", 0).await.unwrap() && !state.abort("gone", 0).await.unwrap());
-        assert_eq!(state.remove_stale(50, 20).await.unwrap(), 1);
-        for id in ["old", "gone"] {
-            assert!(state.upload(id).await.unwrap().is_none() && state.parts(id).await.unwrap().is_empty());
-        }
-        assert!(state.upload("new").await.unwrap().is_some());
+        assert_eq!(state.upload("u").await.unwrap().unwrap().row, b"row");
+        assert_eq!(state.parts("u").await.unwrap(), [(1, b"one".to_vec())]);
     }
 
     #[tokio::test]
     async fn failed_work_is_undone_alone() {
         let (_folder, state) = fresh().await;
-        state.create_upload(upload("u", 1)).await.unwrap();
-        let (again, other) = tokio::join!(state.create_upload(upload("u", 2)), state.create_upload(upload("v", 3)));
+        let create = |id: &'static str, row: &[u8]| state.create_upload(id, [7; 32], row.to_vec());
+        create("u", b"1").await.unwrap();
+        let (again, other) = tokio::join!(create("u", b"2"), create("v", b"3"));
         assert!(again.is_err() && other.is_ok());
-        assert_eq!(state.upload("u").await.unwrap().unwrap().created, 1);
+        assert_eq!(state.upload("u").await.unwrap().unwrap().row, b"1");
     }
 }
