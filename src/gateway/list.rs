@@ -7,15 +7,16 @@
 //! **Listings are kept.** A directory can only be listed whole: on an encrypted bucket its stored names have no order.
 //! So the first page of a directory costs in proportion to its entries. A listing is kept, sorted, together with the
 //! revision that the bucket had before. It is used again while the bucket has that revision, and by pages that continue
-//! a list for [`FRESH`] longer: otherwise each write to the bucket would make the next page list everything again. Each
-//! page asks for the revision once. Concurrent pages share the listing of a directory.
+//! a list for [`FRESH`] longer: otherwise each write to the bucket would make the next page list everything again. A
+//! page that starts at a key of the client's choice continues nothing, so it shows every write that has ended. Each page
+//! asks for the revision once. Concurrent pages share the listing of a directory.
 
 use super::key::key_of;
 use super::turn::Turns;
 use super::{Error, digest};
 use crate::store::metadata::is_reserved;
 use crate::store::{Entry, Kind, Len, PlainPath, Version, View};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ use std::time::{Duration, Instant};
 const MAX_KEPT: usize = 500_000;
 /// Age up to which a page that continues a list uses listings of an earlier revision.
 const FRESH: Duration = Duration::from_secs(10);
+/// Places that are known as ends of pages. When there are more, all are forgotten.
+const MAX_ENDS: usize = 1024;
 /// Nesting depth of directories. The limit stops at a server that invents an endless tree.
 const MAX_DEPTH: usize = 4096;
 
@@ -35,12 +38,15 @@ pub struct Query {
     pub delimiter: Option<String>,
     /// Where the page starts.
     pub after: After,
+    /// True if `after` is where an earlier page said that this one starts. A place where one of the latest pages of this
+    /// gateway has ended means the same.
+    pub continues: bool,
     /// Most keys and common prefixes together.
     pub limit: usize,
 }
 
 /// Where a page starts.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum After {
     /// At the first key.
     #[default]
@@ -146,20 +152,32 @@ struct Kept {
     since: Option<Instant>,
     directories: HashMap<PlainPath, Sorted>,
     entries: usize,
+    /// Where pages have ended, whatever their revision.
+    ends: HashSet<After>,
 }
 
 impl Listings {
     /// Returns the revision whose listings a page uses. Forgets those of another one.
-    fn begin(&self, revision: Option<String>, continues: bool) -> Option<String> {
+    fn begin(&self, revision: Option<String>, query: &Query) -> Option<String> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let continues = query.continues || kept.ends.contains(&query.after);
         if revision.is_some() && kept.revision == revision {
             return revision;
         }
         if continues && kept.since.is_some_and(|since| since.elapsed() < FRESH) {
             return kept.revision.clone();
         }
-        *kept = Kept { revision: revision.clone(), since: Some(Instant::now()), ..Kept::default() };
+        let ends = std::mem::take(&mut kept.ends);
+        *kept = Kept { revision: revision.clone(), since: Some(Instant::now()), ends, ..Kept::default() };
         revision
+    }
+
+    fn note_end(&self, end: &After) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.ends.len() >= MAX_ENDS {
+            kept.ends.clear();
+        }
+        kept.ends.insert(end.clone());
     }
 
     fn get(&self, directory: &PlainPath, revision: Option<&str>) -> Option<Sorted> {
@@ -186,12 +204,14 @@ impl Listings {
 pub(super) async fn page(view: &dyn View, listings: &Listings, query: &Query) -> Result<Page, Error> {
     // The revision is read before the listings, so a change in between is noticed by the next page.
     let revision = view.revision().await.map_err(Error::of_store)?;
-    let revision = listings.begin(revision, query.after != After::Start);
+    let revision = listings.begin(revision, query);
     let mut walk = Walk { view, listings, revision, query, skip: None, page: Page::default(), unread: Vec::new() };
     if query.limit > 0 {
         walk.run().await?;
     }
-    walk.finish().await
+    let page = walk.finish().await?;
+    page.next.iter().for_each(|end| listings.note_end(end));
+    Ok(page)
 }
 
 struct Walk<'a> {
@@ -258,7 +278,7 @@ impl Walk<'_> {
     }
 
     fn step(&mut self, directory: &PlainPath, item: &Item) -> Result<Step, Error> {
-        let Query { prefix, delimiter, after, limit } = self.query;
+        let Query { prefix, delimiter, after, limit, .. } = self.query;
         let key = match directory.as_str() {
             "" => item.name.clone(),
             above => format!("{above}/{}", item.name),

@@ -5,10 +5,14 @@ import os
 import random
 import shutil
 import subprocess
+import urllib.request
 
 import pytest
-from conftest import ACCESS, SECRET, run
+from conftest import ACCESS, ROOT, SECRET, run
 from test_objects import MIB, content, keys, put, read
+
+# The program of the folder object_store, which scripts/test builds.
+OBJECT_STORE = os.environ.get("OBJECT_STORE_CHECKS", ROOT / "target/object-store/debug/hfcrypt-object-store")
 
 
 @pytest.fixture
@@ -153,3 +157,22 @@ def test_minio_client(s3, gateway):
     assert [entry.object_name for entry in client.list_objects("data", recursive=True)] == ["k", "stream"]
     assert list(client.remove_objects("data", [DeleteObject("k"), DeleteObject("stream")])) == []
     assert keys(s3) == []
+
+
+def test_object_store_of_rust(s3, gateway, monkeypatch):
+    """The checks that the crate publishes for stores, in a program of the folder object_store."""
+    monkeypatch.setenv("RUST_BACKTRACE", "0")
+    settings = {"ENDPOINT": gateway.url, "BUCKET": "data", "ALLOW_HTTP": "true", "DEFAULT_REGION": "us-east-1"}
+    settings |= {"ACCESS_KEY_ID": ACCESS, "SECRET_ACCESS_KEY": SECRET}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    done = run(OBJECT_STORE, "a text", check=False)
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.endswith(" failed")] == [], done.stderr
+    assert done.returncode == 0 and len([line for line in lines if line.endswith(" ok")]) == 22
+    part = ("a text" * MIB)[: 5 * MIB]
+    assert read(s3, "kept/parts") == (part + "a text").encode()
+    assert s3.get_object_tagging(Bucket="data", Key="kept/tags")["TagSet"] == [{"Key": "kind", "Value": "a test"}]
+    url = next(line for line in lines if line.startswith("http"))
+    with urllib.request.urlopen(url) as answer:
+        assert answer.read() == b"a text"

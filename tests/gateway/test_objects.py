@@ -608,3 +608,44 @@ def test_upload_of_unknown_length_streams(s3):
 
     s3.upload_fileobj(io.BufferedReader(Stream()), "data", "stream")
     assert read(s3, "stream") == body
+
+
+def test_list_from_a_key_shows_every_write_that_has_ended(s3):
+    put(s3, "log/0")
+    assert keys(s3) == ["log/0"]
+    for number in range(1, 4):
+        put(s3, f"log/{number}")
+        later = s3.list_objects_v2(Bucket="data", Prefix="log/", StartAfter="log/0")["Contents"]
+        assert [entry["Key"] for entry in later] == [f"log/{at}" for at in range(1, number + 1)]
+        last = s3.list_objects(Bucket="data", Prefix="log/", Marker=f"log/{number - 1}")["Contents"]
+        assert [entry["Key"] for entry in last] == [f"log/{number}"]
+
+
+def test_list_goes_on_over_writes_without_a_gap(s3):
+    for number in range(10):
+        put(s3, f"{number}")
+    seen, marker = [], ""
+    while True:
+        page = s3.list_objects(Bucket="data", MaxKeys=3, Marker=marker)
+        seen += [entry["Key"] for entry in page["Contents"]]
+        put(s3, f"0/{len(seen)}")
+        if not page["IsTruncated"]:
+            break
+        marker = seen[-1]
+    assert seen == [f"{number}" for number in range(10)]
+
+
+def test_region_that_is_none_is_answered_with_the_right_one(gateway):
+    """s3cmd signs for the region `US` and repeats the request with the one of the answer."""
+    client = gateway.client()
+    client.meta.events.register("before-send.s3.ListBuckets", lambda request, **more: replace_region(request))
+    with pytest.raises(ClientError) as refused:
+        client.list_buckets()
+    answer = refused.value.response
+    assert answer["ResponseMetadata"]["HTTPStatusCode"] == 400
+    assert (answer["Error"]["Code"], answer["Error"]["Region"]) == ("AuthorizationHeaderMalformed", "us-east-1")
+
+
+def replace_region(request):
+    signed = request.headers["Authorization"]
+    request.headers["Authorization"] = signed.replace(b"/us-east-1/", b"/US/")

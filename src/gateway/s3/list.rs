@@ -20,6 +20,8 @@ struct Request {
     encoding: Option<EncodingType>,
     limit: Option<i32>,
     after: After,
+    /// True if `after` comes from a continuation token.
+    continues: bool,
 }
 
 /// A page in the words of S3.
@@ -68,6 +70,7 @@ impl Service {
             prefix: request.prefix.clone().unwrap_or_default(),
             delimiter: request.delimiter.clone().filter(|delimiter| !delimiter.is_empty()),
             after: request.after.clone(),
+            continues: request.continues,
             limit,
         };
         let page = bucket.list(&query).await.map_err(|error| self.fail(&bucket, error))?;
@@ -143,7 +146,8 @@ pub(super) async fn list_objects(
     let ListObjectsInput { bucket, delimiter, encoding_type, marker: start, max_keys, prefix, .. } = request.input;
     let delimiter = delimiter.filter(|delimiter| !delimiter.is_empty());
     let after = after_marker(start.as_ref(), prefix.as_ref(), delimiter.as_ref());
-    let request = Request { bucket, prefix, delimiter, encoding: encoding_type, limit: max_keys, after };
+    let (encoding, limit) = (encoding_type, max_keys);
+    let request = Request { bucket, prefix, delimiter, encoding, limit, after, continues: false };
     let Reply { objects, prefixes, next, limit, encode } = service.list(&request, Some(owner)).await?;
     let Request { bucket, prefix, delimiter, encoding, .. } = request;
     Ok(S3Response::new(ListObjectsOutput {
@@ -178,6 +182,7 @@ pub(super) async fn list_objects_v2(
         encoding: input.encoding_type,
         limit: input.max_keys,
         after,
+        continues: input.continuation_token.as_ref().is_some_and(|token| !token.is_empty()),
     };
     let Reply { objects, prefixes, next, limit, encode } = service.list(&request, shown_owner).await?;
     let Request { bucket, prefix, delimiter, encoding, .. } = request;
@@ -207,7 +212,8 @@ pub(super) async fn list_object_versions(
     let owner = owner(&Caller::of(&request.extensions)?);
     let ListObjectVersionsInput { bucket, delimiter, encoding_type, key_marker, max_keys, prefix, .. } = request.input;
     let after = after_marker(key_marker.as_ref(), prefix.as_ref(), delimiter.as_ref());
-    let request = Request { bucket, prefix, delimiter, encoding: encoding_type, limit: max_keys, after };
+    let (encoding, limit) = (encoding_type, max_keys);
+    let request = Request { bucket, prefix, delimiter, encoding, limit, after, continues: false };
     let Reply { objects, prefixes, next, limit, encode } = service.list(&request, Some(owner)).await?;
     let version = |object: Object| ObjectVersion {
         e_tag: object.e_tag,

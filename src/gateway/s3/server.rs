@@ -342,6 +342,9 @@ impl Front {
         if is_noise && is_plain {
             return Some(empty(StatusCode::NOT_FOUND));
         }
+        if has_unusable_region(request.headers()) {
+            return Some(wrong_region());
+        }
         if request.method() != Method::OPTIONS {
             return None;
         }
@@ -396,6 +399,27 @@ fn error_response(error: Error) -> Response<Body> {
     response
 }
 
+/// Returns true if a signature names a region that the protocol layer refuses: one that isn't of lowercase letters,
+/// digits and `-`. `US` is the default of s3cmd.
+fn has_unusable_region(headers: &http::HeaderMap) -> bool {
+    let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let Some((_, scope)) = header.split_once("Credential=") else { return false };
+    // Access key, date, region, service, `aws4_request`. An access key may have slashes.
+    let region = scope.split(',').next().unwrap_or_default().rsplit('/').nth(2);
+    let is_usual = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    region.is_some_and(|region| !region.bytes().all(is_usual))
+}
+
+/// Returns the error that names the region to sign for. Clients repeat their request with it.
+fn wrong_region() -> Response<Body> {
+    let xml = "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>AuthorizationHeaderMalformed</Code><Message>the \
+        region of the signature is wrong; expecting 'us-east-1'</Message><Region>us-east-1</Region></Error>";
+    let mut response = Response::new(Body::from(Bytes::from_static(xml.as_bytes())));
+    *response.status_mut() = StatusCode::BAD_REQUEST;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+    response
+}
+
 /// Adds the id of the request to an error in XML, where clients look for it.
 fn with_request_id(mut response: Response<Body>, id: &str) -> Response<Body> {
     const END: &str = "</Error>";
@@ -408,8 +432,7 @@ fn with_request_id(mut response: Response<Body>, id: &str) -> Response<Body> {
 }
 
 /// Removes a range that S3 ignores: several ranges, another unit, or bounds in the wrong order (RFC 9110, 14.2). A
-/// range
-/// that the signature covers stays.
+/// range that the signature covers stays.
 fn forget_unusable_range(headers: &mut http::HeaderMap) {
     let Some(range) = headers.get(header::RANGE) else { return };
     let is_usable = range.to_str().is_ok_and(|range| s3s::dto::Range::parse(range).is_ok());
