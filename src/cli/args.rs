@@ -65,6 +65,11 @@ impl HubArgs {
 
     /// Opens the endpoint.
     pub async fn open(&self) -> Outcome<Arc<Endpoint>> {
+        self.open_within(None).await
+    }
+
+    /// Opens the endpoint for requests that are given up after `patience`.
+    pub async fn open_within(&self, patience: Option<Duration>) -> Outcome<Arc<Endpoint>> {
         let text = self.hub_endpoint.as_deref().unwrap_or(DEFAULT_ENDPOINT);
         let env = |name: &str| std::env::var(name).ok();
         let token = TokenProvider::resolve(
@@ -72,7 +77,7 @@ impl HubArgs {
             self.hf_token.as_ref().map(|token| token.0.to_string()),
             &env,
         );
-        Ok(Arc::new(Endpoint::open(text, token).await?))
+        Ok(Arc::new(Endpoint::open_within(text, token, patience).await?))
     }
 }
 
@@ -233,8 +238,7 @@ impl SourceArgs {
             create: self.create,
             read_only,
             cache_dir: Some(cache_dir.to_owned()),
-            disk_cache: None,
-            exact_names: false,
+            ..OpenOptions::default()
         })
     }
 }

@@ -10,7 +10,7 @@ use crate::gateway::state::State;
 #[cfg(feature = "postgres")]
 use crate::gateway::state::postgres::Postgres;
 use crate::gateway::state::sqlite::Sqlite;
-use crate::gateway::{AccessKey, AccessKeys, Gateway, MIN_PART, Namespaces, Options, Permission};
+use crate::gateway::{AccessKey, AccessKeys, Gateway, MIN_PART, Namespaces, Options, PATIENCE, Permission};
 use crate::store::buckets::Buckets;
 use crate::store::{CacheMode, DiskCacheOptions, OpenOptions};
 use clap::{Args, ValueEnum};
@@ -107,8 +107,8 @@ pub struct S3Command {
     /// Requests at once; more wait for 20 s and are then told to come back
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub max_requests: u32,
-    /// Content that all uploads together hold in memory; further ones wait
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "1Gi")]
+    /// Content that all uploads together hold in memory, at least 96Mi
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "192Mi")]
     pub upload_memory: u64,
     /// Hours after which a multipart upload that is not completed is removed
     #[arg(long, value_name = "HOURS", default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..))]
@@ -151,7 +151,7 @@ impl S3Command {
     async fn gateway(&self) -> Outcome<Gateway> {
         let open = self.open_options()?;
         let state = self.state().await?;
-        let buckets = Buckets::new(self.hub.clone().resolved().open().await?);
+        let buckets = Buckets::new(self.hub.clone().resolved().open_within(Some(PATIENCE)).await?);
         let namespaces = Namespaces::new(buckets.user().await?, self.namespace.clone());
         let upload_ttl = Duration::from_secs(3600 * u64::from(self.upload_ttl_hours));
         let metadata = self.metadata == MetadataPlace::Bucket;
@@ -236,6 +236,7 @@ impl S3Command {
             exact_names: true,
             cache_dir: Some(cache_dir),
             disk_cache: (self.cache_size > 0).then_some(disk_cache),
+            ..OpenOptions::default()
         })
     }
 

@@ -535,7 +535,7 @@ impl PutSession for Session {
         Ok(self.store(&bytes))
     }
 
-    async fn finish(self: Box<Self>) -> Result<(), Error> {
+    async fn register(&self) -> Result<(), Error> {
         let added = lock(&self.1).clone();
         let state = lock(&self.0);
         state.online()?;
@@ -543,6 +543,10 @@ impl PutSession for Session {
             Some(_) => Err(Error::Hub(HubError::Status { status: 413, message: "too large".into() })),
             None => Ok(()),
         }
+    }
+
+    async fn finish(self: Box<Self>) -> Result<(), Error> {
+        self.register().await
     }
 }
 

@@ -134,8 +134,9 @@ impl Bucket {
             record.etag = Some(hex(&uploaded.digests.md5));
         }
         record.checksum = uploaded.digests.checksum.clone().or(record.checksum);
-        let kept = self.describe(&*uploaded.session, &uploaded.stored.version, record).await?;
-        self.commit_new(key, uploaded.finish().await?, kept, conditions.clone()).await
+        let kept = self.describe(&uploaded.session, &uploaded.stored.version, record).await?;
+        uploaded.session.register().await?;
+        self.commit_new(key, uploaded.stored, kept, conditions.clone()).await
     }
 
     /// Uploads a part that is a range of an object of `source`.

@@ -8,8 +8,8 @@
 //! So the first page of a directory costs in proportion to its entries. A listing is kept, sorted, together with the
 //! revision that the bucket had before. It is used again while the bucket has that revision, and by pages that continue
 //! a list for [`FRESH`] longer: otherwise each write to the bucket would make the next page list everything again. A
-//! page that starts at a key of the client's choice continues nothing, so it shows every write that has ended. Each page
-//! asks for the revision once. Concurrent pages share the listing of a directory.
+//! page that starts at a key of the client's choice continues nothing, so it shows every write that has ended. Each
+//! page asks for the revision once. Concurrent pages share the listing of a directory.
 
 use super::key::key_of;
 use super::turn::Turns;
@@ -38,8 +38,8 @@ pub struct Query {
     pub delimiter: Option<String>,
     /// Where the page starts.
     pub after: After,
-    /// True if `after` is where an earlier page said that this one starts. A place where one of the latest pages of this
-    /// gateway has ended means the same.
+    /// True if `after` is where an earlier page said that this one starts. A place where one of the latest pages of
+    /// this gateway has ended means the same.
     pub continues: bool,
     /// Most keys and common prefixes together.
     pub limit: usize,

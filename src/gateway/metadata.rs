@@ -8,12 +8,12 @@
 
 use super::object::to_its_end;
 use super::record::{Record, RecordKey, path_digest};
+use super::sessions::Session;
 use super::state::RecordRow;
 use super::turn::Turn;
 use super::{Bucket, Error, Key, seal};
 use crate::store::{
-    Change, ContentId, Described, Expect, MetadataObject, Op, PlainPath, PutSession, Version, View,
-    metadata::MAX_METADATA,
+    Change, ContentId, Described, Expect, MetadataObject, Op, PlainPath, Version, View, metadata::MAX_METADATA,
 };
 use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
@@ -100,12 +100,7 @@ impl Undescribed {
 
 impl Bucket {
     /// Uploads the metadata object of a version, in the session of its content.
-    pub(super) async fn describe(
-        &self,
-        session: &dyn PutSession,
-        version: &Version,
-        record: Record,
-    ) -> Result<Kept, Error> {
+    pub(super) async fn describe(&self, session: &Session, version: &Version, record: Record) -> Result<Kept, Error> {
         if !self.metadata {
             return Ok(Kept { record, object: None });
         }
@@ -114,7 +109,7 @@ impl Bucket {
         if json.len() > MAX_METADATA {
             return Err(Error::MetadataTooLarge(MAX_METADATA));
         }
-        let object = session.add_metadata(&json).await.map_err(Error::of_store)?;
+        let object = session.add_metadata(&json).await?;
         Ok(Kept { record: stored.record, object: Some(object) })
     }
 
@@ -123,9 +118,9 @@ impl Bucket {
         if !self.metadata {
             return Ok(Kept { record, object: None });
         }
-        let session = self.view.put().await.map_err(Error::of_store)?;
-        let kept = self.describe(&*session, version, record).await?;
-        session.finish().await.map_err(Error::of_store)?;
+        let session = self.session(Some(0)).await?;
+        let kept = self.describe(&session, version, record).await?;
+        session.register().await?;
         Ok(kept)
     }
 
@@ -140,17 +135,27 @@ impl Bucket {
         self.note_record(key.path(), version, &kept).await
     }
 
-    /// Puts a record into the state.
+    /// Puts a record into the state. If it is in the bucket too, nobody waits for the state: a row that is missing is
+    /// made when the object is looked up.
     pub(super) async fn note_record(&self, path: &PlainPath, version: &Version, kept: &Kept) -> Result<(), Error> {
         let row = Row { record: kept.record.clone(), object: kept.object.map(|id| id.to_string()) };
-        self.set_row(path, version, &row).await
+        let row = self.row(path, version, &row)?;
+        if kept.object.is_none() {
+            return self.state.set_record(row).await;
+        }
+        let state = self.state.clone();
+        tokio::spawn(async move {
+            if let Err(error) = state.set_record(row).await {
+                tracing::warn!(%error, "cannot put the metadata of an object into the state");
+            }
+        });
+        Ok(())
     }
 
-    async fn set_row(&self, path: &PlainPath, version: &Version, row: &Row) -> Result<(), Error> {
+    fn row(&self, path: &PlainPath, version: &Version, row: &Row) -> Result<RecordRow, Error> {
         let at = RecordKey::new(&*self.view, path, &version.id);
         let row = row.seal(&*self.view, &at)?;
-        let path = path_digest(&*self.view, path);
-        self.state.set_record(RecordRow { key: at.0, path, row }).await
+        Ok(RecordRow { key: at.0, path: path_digest(&*self.view, path), row })
     }
 
     /// Returns the record of a version, which was found with this metadata object.
@@ -181,7 +186,7 @@ impl Bucket {
         let stored = json.and_then(|json| Stored::parse(&json, &version.id));
         let record = stored.or(row.map(|row| row.record)).unwrap_or_default();
         let row = Row { record, object: Some(object.id.to_string()) };
-        self.set_row(path, version, &row).await?;
+        self.state.set_record(self.row(path, version, &row)?).await?;
         Ok(row.record)
     }
 

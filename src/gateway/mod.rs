@@ -20,6 +20,7 @@ mod object;
 mod record;
 pub mod s3;
 mod seal;
+mod sessions;
 pub mod state;
 mod turn;
 mod upload;
@@ -59,10 +60,13 @@ pub struct Options {
     pub upload_ttl: Duration,
     /// Smallest size of a part that isn't the last one.
     pub min_part: u64,
-    /// Bytes of content that all uploads together hold in memory.
+    /// Bytes of content that all uploads together hold in memory, at least 96 MiB.
     pub upload_memory: u64,
 }
 
+/// Time without progress after which a request to the Hub or the storage is given up: clients wait for 60 s for an
+/// answer.
+pub const PATIENCE: Duration = Duration::from_secs(40);
 /// Smallest size of a part in S3.
 pub const MIN_PART: u64 = 5 << 20;
 /// Largest object of one request, and largest part, in S3.
@@ -78,7 +82,8 @@ pub struct Gateway {
     state: Arc<dyn State>,
     /// Random name of this process among those that share the state.
     owner: String,
-    uploads: Arc<Semaphore>,
+    /// Memory for upload sessions.
+    memory: Arc<Semaphore>,
     /// Opened buckets. Never held over an await.
     opened: Mutex<HashMap<BucketId, Arc<OnceCell<Arc<Bucket>>>>>,
 }
@@ -91,9 +96,10 @@ pub struct Bucket {
     state: Arc<dyn State>,
     owner: String,
     min_part: u64,
-    /// MiB of content that uploads may hold in memory.
-    uploads: Arc<Semaphore>,
+    /// Memory for upload sessions, of all buckets.
+    memory: Arc<Semaphore>,
     turns: Turns,
+    sessions: sessions::Sessions,
     /// True if records are kept in the bucket.
     metadata: bool,
     undescribed: metadata::Undescribed,
@@ -113,18 +119,10 @@ impl Gateway {
         options.open.exact_names = true;
         let mut owner = [0; 16];
         getrandom::fill(&mut owner).map_err(|error| Error::State(format!("no randomness: {error}")))?;
-        // An upload takes 48 MiB at most, so one always fits.
-        let memory =
-            usize::try_from(options.upload_memory >> 20).unwrap_or(usize::MAX).clamp(48, Semaphore::MAX_PERMITS);
-        Ok(Self {
-            buckets,
-            namespaces,
-            options,
-            state,
-            owner: hex(&owner),
-            uploads: Arc::new(Semaphore::new(memory)),
-            opened: Mutex::default(),
-        })
+        options.open.session_memory = Some(sessions::SESSION);
+        options.open.patience = Some(PATIENCE);
+        let memory = sessions::memory(options.upload_memory);
+        Ok(Self { buckets, namespaces, options, state, owner: hex(&owner), memory, opened: Mutex::default() })
     }
 
     /// Returns the buckets of all namespaces, with the names that clients use, ascending by name.
@@ -208,8 +206,9 @@ impl Gateway {
             state: self.state.clone(),
             owner: self.owner.clone(),
             min_part: self.options.min_part,
-            uploads: self.uploads.clone(),
+            memory: self.memory.clone(),
             turns: Turns::default(),
+            sessions: Default::default(),
             metadata: self.options.metadata,
             undescribed: Default::default(),
             existence: tokio::sync::RwLock::default(),

@@ -241,7 +241,7 @@ impl Bucket {
         let hasher = Hasher::new(part.algorithm.or(upload.algorithm));
         let uploaded = self.upload(body, part.len, MAX_PUT, hasher, part.announced, part.late).await?;
         let part = Part::new(number, &uploaded.stored, &uploaded.digests)?;
-        uploaded.finish().await?;
+        uploaded.session.register().await?;
         self.record_part(id, part).await
     }
 
@@ -425,8 +425,9 @@ impl Bucket {
             Err(Error::IncompleteBody) => Err(Error::Store(StoreError::LengthMismatch)),
             Err(error) => Err(error),
             Ok(uploaded) => {
-                let kept = self.describe(&*uploaded.session, &uploaded.stored.version, record).await?;
-                Ok((uploaded.finish().await?, kept))
+                let kept = self.describe(&uploaded.session, &uploaded.stored.version, record).await?;
+                uploaded.session.register().await?;
+                Ok((uploaded.stored, kept))
             }
         }
     }

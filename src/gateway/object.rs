@@ -1,11 +1,11 @@
 //! Reads, writes and removes single objects.
 
 use super::condition::{Conditions, Present};
-use super::digest::{Algorithm, Announced, Hasher, hex};
+use super::digest::{Algorithm, Announced, Digests, Hasher, hex};
 use super::metadata::Kept;
 use super::record::{Headers, Record, Tags, path_digest};
 use super::turn::Turn;
-use super::upload::{Body, Late};
+use super::upload::{Body, Late, Uploaded};
 use super::{Bucket, Error, Key, MAX_PUT};
 use crate::store::{
     Change, Described, Error as StoreError, Expect, Kind, Len, Object, Op, Outcome, Stored, Version, stored_now,
@@ -99,17 +99,17 @@ impl Bucket {
             return Err(Error::TooLarge(MAX_PUT));
         }
         self.expected(key, &put.conditions).await?;
-        let hasher = Hasher::new(put.algorithm);
-        let uploaded = self.upload(body, put.len, MAX_PUT, hasher, put.announced, put.late).await?;
-        let record = Record {
-            etag: Some(hex(&uploaded.digests.md5)),
-            checksum: uploaded.digests.checksum.clone(),
-            headers: put.headers,
-            tags: put.tags,
-            ..Record::default()
+        let (headers, tags) = (put.headers, put.tags);
+        let record = |digests: &Digests| {
+            let (etag, checksum) = (Some(hex(&digests.md5)), digests.checksum.clone());
+            Record { etag, checksum, headers, tags, ..Record::default() }
         };
-        let kept = self.describe(&*uploaded.session, &uploaded.stored.version, record).await?;
-        let stored = uploaded.finish().await?;
+        let hasher = Hasher::new(put.algorithm);
+        let Uploaded { session, stored, digests } =
+            self.upload(body, put.len, MAX_PUT, hasher, put.announced, put.late).await?;
+        let kept = self.describe(&session, &stored.version, record(&digests)).await?;
+        session.register().await?;
+        drop(session);
         // The content took its time, so the conditions are checked again.
         self.commit_new(key, stored, kept, put.conditions).await
     }

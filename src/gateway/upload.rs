@@ -1,14 +1,14 @@
 //! Streams content into the store and computes its digests on the way.
 
 use super::digest::{Announced, Digests, Hasher};
+use super::sessions::Session;
 use super::{Bucket, Error};
-use crate::store::{Content, Error as StoreError, PutSession, Stored};
+use crate::store::{Content, Error as StoreError, Stored};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::io::StreamReader;
 
 /// Content of a request. Errors of it are the client's: it cut the body, or broke its framing or its signature.
@@ -51,20 +51,11 @@ impl Stream for Hashed {
     }
 }
 
-/// Content whose announced digests match. Its session is not finished, so that more can be added.
+/// Content whose announced digests match. It isn't registered yet, so that more can be added to its session.
 pub(super) struct Uploaded {
-    pub(super) session: Box<dyn PutSession>,
+    pub(super) session: Arc<Session>,
     pub(super) stored: Stored,
     pub(super) digests: Digests,
-    _memory: OwnedSemaphorePermit,
-}
-
-impl Uploaded {
-    /// Registers the content. None of it may be committed before.
-    pub(super) async fn finish(self) -> Result<Stored, Error> {
-        self.session.finish().await.map_err(Error::of_store)?;
-        Ok(self.stored)
-    }
 }
 
 impl Bucket {
@@ -79,12 +70,9 @@ impl Bucket {
         announced: Announced,
         late: Option<Late>,
     ) -> Result<Uploaded, Error> {
-        // Its session holds up to 48 MiB of content.
-        let weight = len.unwrap_or(u64::MAX).div_ceil(1 << 20).clamp(1, 48) as u32;
-        let memory = self.uploads.clone().acquire_many_owned(weight).await.map_err(|_| Error::Busy)?;
         let shared = Arc::new(Mutex::new(Shared { hasher: Some(hasher), error: None }));
         let reader = StreamReader::new(Hashed { body, shared: shared.clone(), left: most });
-        let session = self.view.put().await.map_err(Error::of_store)?;
+        let session = self.session(len).await?;
         let stored = session.add(Content::Stream { reader: Box::new(reader), len }).await;
         let (hasher, error) = {
             let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
@@ -94,13 +82,17 @@ impl Bucket {
             (_, Some(error)) => return Err(error),
             // The content is the client's, and so is its length.
             (Err(StoreError::LengthMismatch), None) => return Err(Error::IncompleteBody),
-            (stored, None) => stored.map_err(Error::of_store)?,
+            (Err(error), None) => {
+                session.give_up();
+                return Err(Error::of_store(error));
+            }
+            (Ok(stored), None) => stored,
         };
         let digests = hasher.map(Hasher::finish).ok_or(Error::IncompleteBody)?;
         announced.verify(&digests)?;
         if let Some(late) = late {
             late()?.verify(&digests)?;
         }
-        Ok(Uploaded { session, stored, digests, _memory: memory })
+        Ok(Uploaded { session, stored, digests })
     }
 }

@@ -4,6 +4,7 @@ use super::retry::Policy;
 use super::token::TokenProvider;
 use super::{Client, Error, route, transport};
 use std::sync::Arc;
+use std::time::Duration;
 use url::Url;
 
 /// An opened endpoint. Keeps the embedded Hub (if that is what it is) serving for as long as it lives.
@@ -19,15 +20,22 @@ impl Endpoint {
     /// Opens `text`. For `file://` the directory is made where it is missing (0700), served on 127.0.0.1 at a free
     /// port, and the client uses a random per-process token that never leaves memory; `token` is not used then.
     pub async fn open(text: &str, token: TokenProvider) -> Result<Self, Error> {
+        Self::open_within(text, token, None).await
+    }
+
+    /// Does as [`Endpoint::open`]. `patience`: time after which a call that belongs to no operation with a deadline is
+    /// given up, with all its retries.
+    pub async fn open_within(text: &str, token: TokenProvider, patience: Option<Duration>) -> Result<Self, Error> {
+        let policy = patience.map_or_else(Policy::default, Policy::within);
         let http = transport::process_client()?;
         if text.trim().to_ascii_lowercase().starts_with("file:") {
-            return Self::open_directory(text.trim(), http).await;
+            return Self::open_directory(text.trim(), http, policy).await;
         }
         let (identity, url) = web(text)?;
         if url.scheme() == "http" && !is_loopback(&url) {
             tracing::warn!(endpoint = %identity, "tokens travel unencrypted to an http endpoint");
         }
-        let client = Arc::new(Client::new(&identity, http.clone(), token, Policy::default())?);
+        let client = Arc::new(Client::new(&identity, http.clone(), token, policy)?);
         Ok(Self {
             client,
             http,
@@ -38,14 +46,14 @@ impl Endpoint {
     }
 
     #[cfg(not(feature = "local-hub"))]
-    async fn open_directory(text: &str, _http: reqwest::Client) -> Result<Self, Error> {
+    async fn open_directory(text: &str, _http: reqwest::Client, _policy: Policy) -> Result<Self, Error> {
         Err(refused(text, "this program was built without the embedded Hub"))
     }
 
     #[cfg(feature = "local-hub")]
-    async fn open_directory(text: &str, http: reqwest::Client) -> Result<Self, Error> {
+    async fn open_directory(text: &str, http: reqwest::Client, policy: Policy) -> Result<Self, Error> {
         let (embedded, identity, token) = embedded::Embedded::open(text).await?;
-        let client = Client::new(&embedded.base(), http.clone(), token, Policy::default())?;
+        let client = Client::new(&embedded.base(), http.clone(), token, policy)?;
         Ok(Self { client: Arc::new(client), http, identity, embedded: Some(embedded) })
     }
 

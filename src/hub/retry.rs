@@ -44,6 +44,13 @@ impl Default for Policy {
 }
 
 impl Policy {
+    /// The defaults, but no call takes longer than `patience`.
+    pub fn within(patience: Duration) -> Self {
+        let all = Self::default();
+        let [request, give_up, total] = [all.request, all.give_up, all.total].map(|time| time.min(patience));
+        Self { request, give_up, total, ..all }
+    }
+
     /// Returns the wait before retry number `retry` (from 0): what the server `asked` for, else the back-off.
     /// `None`: no retry begins in the
     /// time that is `left`. `random` spreads clients that failed together. Never earlier than asked.

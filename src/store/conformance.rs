@@ -28,6 +28,7 @@ pub(crate) async fn all(view: &dyn View) {
     content_reads_back_by_range(view).await;
     stream_agrees_with_read(view).await;
     stream_of_wrong_length_is_refused(view).await;
+    registered_content_is_there_while_its_session_goes_on(view).await;
     frozen_draft_becomes_a_version(view).await;
     lens_are_those_of_the_content(view).await;
     put_obeys_its_expectation(view).await;
@@ -289,6 +290,17 @@ async fn stream_of_wrong_length_is_refused(view: &dyn View) {
     session.finish().await.unwrap();
     done(commit(view, put("length/f", Expect::Absent, stored)).await);
     assert_eq!(read(view, "length/f").await, b"five!");
+}
+
+async fn registered_content_is_there_while_its_session_goes_on(view: &dyn View) {
+    let session = view.put().await.unwrap();
+    for (name, content) in [("registered/1", vec![1; 100_000]), ("registered/2", vec![2; 70_000])] {
+        let stored = session.add(stream(&content, Some(content.len() as u64))).await.unwrap();
+        session.register().await.unwrap();
+        done(commit(view, put(name, Expect::Absent, stored)).await);
+        assert!(read(view, name).await == content);
+    }
+    session.finish().await.unwrap();
 }
 
 async fn frozen_draft_becomes_a_version(view: &dyn View) {

@@ -266,6 +266,9 @@ pub trait PutSession: Send + Sync {
         let _ = json;
         Err(Error::Unstorable("metadata of objects"))
     }
+    /// Registers the content whose `add` has returned, like [`PutSession::finish`], and goes on. Other content may be
+    /// added meanwhile. Concurrent calls share the work. Once this has failed, the session can't be used any more.
+    async fn register(&self) -> Result<(), Error>;
     /// Registers the added content. None of it may be committed before this has returned.
     async fn finish(self: Box<Self>) -> Result<(), Error>;
 }

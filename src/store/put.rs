@@ -29,8 +29,8 @@ use zeroize::Zeroize;
 
 /// Slots read by one blocking call (1 MiB). This keeps the chunker busy while the next ones are read.
 const SLOTS_PER_READ: usize = 16;
-/// Bytes of content that a session holds. A mount has four concurrent sessions.
-const MEMORY: usize = 48 << 20;
+/// Bytes of content that a session holds, if its source has no other setting. A mount has four concurrent sessions.
+pub(super) const MEMORY: usize = 48 << 20;
 /// Reads of slots in flight.
 const READS_AHEAD: usize = 2;
 
@@ -57,7 +57,8 @@ impl Session {
     pub(super) fn new(remote: &Remote, sealing: Option<Sealing>) -> Self {
         let session = |global_dedup| {
             let (local, known) = (remote.shards.clone(), remote.known.clone());
-            let options = xet::upload::Options { memory: MEMORY, global_dedup, local, known, ..Default::default() };
+            let memory = remote.session_memory;
+            let options = xet::upload::Options { memory, global_dedup, local, known, ..Default::default() };
             UploadSession::new(remote.cas.clone(), options)
         };
         // No two new ciphertexts are equal, so a query for dedup would find nothing.
@@ -200,6 +201,16 @@ impl PutSession for Session {
 
     async fn add_metadata(&self, json: &[u8]) -> Result<ContentId, Error> {
         self.add_json(json).await
+    }
+
+    async fn register(&self) -> Result<(), Error> {
+        let made = std::mem::take(&mut *self.made.lock().unwrap_or_else(PoisonError::into_inner));
+        self.upload.flush().await?;
+        self.edits.flush().await?;
+        if let Some(sealing) = &self.sealing {
+            sealing.headers.learn(made).await;
+        }
+        Ok(())
     }
 
     async fn finish(self: Box<Self>) -> Result<(), Error> {
@@ -367,7 +378,8 @@ impl<R: AsyncRead + Unpin> AsyncRead for SealingReader<R> {
 
 impl<R> Drop for SealingReader<R> {
     fn drop(&mut self) {
-        self.slot.zeroize();
+        // Behind the part of a record that isn't sealed yet there is ciphertext only.
+        self.slot[NONCE_LEN..NONCE_LEN + self.filled].zeroize();
     }
 }
 

@@ -24,6 +24,8 @@ pub(super) struct Remote {
     pub(super) known: Option<Known>,
     /// Shards of own uploads. Content that the bucket already has is not sent again.
     pub(super) shards: Option<upload::LocalShards>,
+    /// Bytes of content that an upload session holds in memory.
+    pub(super) session_memory: usize,
     /// Buckets in which content is registered that this bucket may not know yet. Never held over an await.
     pub(super) adopted: Mutex<HashMap<Hash, BucketId>>,
     /// Kept alive: an embedded Hub stops when its endpoint is dropped.

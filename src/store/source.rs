@@ -20,6 +20,7 @@ use crate::xet::{self, Cas, Downloader, Known, download, known};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// Object that is mounted or served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +62,11 @@ pub struct OpenOptions {
     /// Disk cache of data read, in a folder of `cache_dir` that all sources share. Without it, or without
     /// `cache_dir`, every read asks the CAS.
     pub disk_cache: Option<DiskCacheOptions>,
+    /// Bytes of content that an upload session holds in memory, at least 16 MiB (default 48 MiB).
+    pub session_memory: Option<usize>,
+    /// Time without progress after which requests to the storage are not repeated any more, even if it asks for a
+    /// longer wait. `None`: the defaults of [`http::Options`].
+    pub patience: Option<Duration>,
 }
 
 /// Options of the disk cache.
@@ -131,7 +137,11 @@ pub async fn open(endpoint: Arc<Endpoint>, source: &Source, options: OpenOptions
     let hub: Arc<dyn Hub> = endpoint.client();
     let bucket = hub::require_bucket(&*hub, id, options.create && !options.read_only).await?;
     let tokens = bucket_tokens(hub.clone(), bucket.clone());
-    let cas = Arc::new(HttpCas::new(endpoint.http(), tokens, http::Options::default()));
+    let mut http = http::Options::default();
+    if let Some(patience) = options.patience {
+        (http.give_up, http.asked_for) = (patience, patience);
+    }
+    let cas = Arc::new(HttpCas::new(endpoint.http(), tokens, http));
     let identity = endpoint.identity().to_owned();
     open_over(Ends { hub, bucket, cas, identity, endpoint: Some(endpoint) }, source, options).await
 }
@@ -165,6 +175,7 @@ pub(super) async fn open_over(ends: Ends, source: &Source, options: OpenOptions)
         contents,
         known,
         shards,
+        session_memory: options.session_memory.unwrap_or(super::put::MEMORY),
         adopted: Mutex::default(),
         _endpoint: endpoint,
     });

@@ -371,6 +371,7 @@ impl Keyed {
             contents,
             known: None,
             shards: None,
+            session_memory: 48 << 20,
             adopted: Mutex::default(),
             _endpoint: None,
         });

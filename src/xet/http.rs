@@ -61,6 +61,8 @@ pub struct Options {
     /// Time without progress after which no retry begins, if the operation has no deadline and the server does not ask
     /// for a longer wait.
     pub give_up: Duration,
+    /// The same time if the server asks for waits.
+    pub asked_for: Duration,
     /// A response or request body that makes no progress for this long is a network error.
     pub idle: Duration,
     /// Longest validation of a shard: every term of it is checked against its xorb. The v1
@@ -79,6 +81,8 @@ impl Default for Options {
             retries: u32::MAX,
             first_delay: Duration::from_secs(1),
             give_up: Duration::from_secs(150),
+            // Five of the longest waits that are kept.
+            asked_for: Duration::from_secs(300),
             idle: Duration::from_secs(60),
             shard_patience: Duration::from_secs(15 * 60),
             in_flight: 64,

@@ -11,9 +11,12 @@
 //! bytes per chunk of the latest 32 GiB, up to 80 bytes per chunk that the CAS told of, and what waits for a shard:
 //! those are sent on the way, every 8 MiB. So a file of 1 TiB needs no more than one of 32 GiB.
 //!
+//! [`UploadSession::flush`] registers what was added so far, and the session goes on. So any number of writers can
+//! share one session, and its memory.
+//!
 //! A dropped [`UploadSession::add`] leaves a consistent session: chunks that were packed are referenced by nobody, or
-//! by later files. Nothing that was added may be committed at the Hub before [`UploadSession::finish`] has returned.
-//! Dropping the session ends all that it has started.
+//! by later files. Nothing that was added may be committed at the Hub before [`UploadSession::flush`] or
+//! [`UploadSession::finish`] has returned. Dropping the session ends all that it has started.
 
 mod blocks;
 mod content;
@@ -45,10 +48,11 @@ use records::Packed;
 use std::io;
 use std::ops::Range;
 use std::panic::resume_unwind;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::AsyncRead;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
 
 /// Most batches of one file on their way behind the one that is packed next: more cores than this
@@ -124,7 +128,13 @@ pub struct UploadSession {
     registering: Arc<Semaphore>,
     /// Locked before `sending`, and before what `dedup` knows, where both are.
     packer: tokio::sync::Mutex<Packer>,
-    sending: Mutex<Sending>,
+    /// Xorbs and shards on their way. Dropping it aborts them.
+    sending: Mutex<JoinSet<()>>,
+    outcomes: Arc<Outcomes>,
+    /// Calls of `flush` so far.
+    flushes: AtomicU64,
+    /// Those whose files are registered. Held by the call that works for all.
+    flushed: tokio::sync::Mutex<u64>,
     dedup: Option<Dedup>,
     local: Option<LocalShards>,
     known: Option<Known>,
@@ -135,10 +145,16 @@ pub struct UploadSession {
     adding: AtomicUsize,
 }
 
-/// Xorbs and shards on their way. Dropping it aborts them.
+/// What has become of xorbs and shards. Each task notes its own before it ends.
 #[derive(Default)]
-struct Sending {
-    tasks: JoinSet<Result<Sent, Error>>,
+struct Outcomes {
+    noted: Mutex<Noted>,
+    /// Told when something was noted.
+    ended: Notify,
+}
+
+#[derive(Default)]
+struct Noted {
     /// Slots of xorbs that have arrived since they were last taken.
     stored: Vec<u32>,
     shards: u64,
@@ -166,6 +182,9 @@ impl UploadSession {
             registering: Arc::new(Semaphore::new(1)),
             packer: tokio::sync::Mutex::new(Packer::new(MAX_RAW.min(memory / 3))),
             sending: Mutex::default(),
+            outcomes: Arc::default(),
+            flushes: AtomicU64::new(0),
+            flushed: tokio::sync::Mutex::new(0),
             dedup,
             local: options.local,
             known: options.known,
@@ -248,6 +267,47 @@ impl UploadSession {
         Ok(self.register(draft.with_rest(&entry, rest)).await)
     }
 
+    /// Registers all files whose `add` has returned, as [`UploadSession::finish`] does. Files may be added meanwhile:
+    /// they are registered later. Concurrent calls share the work.
+    pub async fn flush(&self) -> Result<(), Error> {
+        let call = self.flushes.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut flushed = self.flushed.lock().await;
+        if *flushed < call {
+            // All calls so far have files that are packed already.
+            let calls = self.flushes.load(Ordering::SeqCst);
+            self.flush_packed().await?;
+            *flushed = calls;
+        }
+        Ok(())
+    }
+
+    async fn flush_packed(&self) -> Result<(), Error> {
+        let end = {
+            let mut packer = self.packer.lock().await;
+            if !packer.is_empty() {
+                self.cut(&mut packer).await?;
+            }
+            packer.slot()
+        };
+        loop {
+            let mut ended = pin!(self.outcomes.ended.notified());
+            // Before the outcomes are looked at: what ends in between tells us.
+            ended.as_mut().enable();
+            self.check()?;
+            let mut packer = self.packer.lock().await;
+            self.note_stored(&mut packer);
+            if packer.first_open() >= end {
+                self.start_to_register(&mut packer).await;
+                break;
+            }
+            drop(packer);
+            ended.await;
+        }
+        // Its permit is free again when the shard has arrived, or has failed.
+        drop(self.registering.acquire().await.expect("the semaphore is never closed"));
+        self.check()
+    }
+
     /// Sends what is left: all xorbs, then the shard(s).
     pub async fn finish(self) -> Result<Report, Error> {
         let mut packer = self.packer.lock().await;
@@ -256,7 +316,7 @@ impl UploadSession {
         }
         self.wait_for_all().await?;
         self.note_stored(&mut packer);
-        let mut shards = self.sending().shards;
+        let mut shards = self.outcomes.noted().shards;
         shards += register(&self.cas, self.local.as_ref(), packer.take_registrable()).await?;
         Ok(Report { shards, ..packer.report() })
     }
@@ -361,53 +421,58 @@ impl UploadSession {
         let (slot, hash, body) = packer.cut();
         let body: Body = body.counted_in(self.progress.sent_counter());
         let cas = Arc::clone(&self.cas);
-        self.sending().tasks.spawn(async move {
-            let _permit = permit;
-            cas.put_xorb(&hash, body).await.map(|_| Sent::Xorb(slot))
-        });
+        self.start(permit, async move { cas.put_xorb(&hash, body).await.map(|_| Sent::Xorb(slot)) });
         Ok(())
     }
 
     /// Starts to register what is stored, when it has become much: so that what waits for a shard
     /// doesn't grow with the content.
     async fn register_due(&self, packer: &mut Packer) {
-        if !packer.is_due() {
-            return;
+        if packer.is_due() {
+            self.start_to_register(packer).await;
         }
+    }
+
+    async fn start_to_register(&self, packer: &mut Packer) {
         let permit = Arc::clone(&self.registering).acquire_owned().await.expect("the semaphore is never closed");
-        // As above.
+        // As in `cut`: no await before the spawn.
         let packed = packer.take_registrable();
         let (cas, local) = (Arc::clone(&self.cas), self.local.clone());
-        self.sending().tasks.spawn(async move {
+        self.start(permit, async move { register(&cas, local.as_ref(), packed).await.map(Sent::Shards) });
+    }
+
+    /// Starts to send something. Its outcome is noted before its permit is given back.
+    fn start(&self, permit: OwnedSemaphorePermit, work: impl Future<Output = Result<Sent, Error>> + Send + 'static) {
+        let outcomes = Ending { outcomes: Arc::clone(&self.outcomes), is_noted: false };
+        self.sending().spawn(async move {
             let _permit = permit;
-            register(&cas, local.as_ref(), packed).await.map(Sent::Shards)
+            outcomes.note(work.await);
         });
     }
 
     /// Fails once a xorb has failed: with the same error each time.
     fn check(&self) -> Result<(), Error> {
-        let mut sending = self.sending();
-        while let Some(sent) = sending.tasks.try_join_next() {
-            sending.note(sent);
+        while let Some(ended) = self.sending().try_join_next() {
+            resume(ended);
         }
-        sending.failure.as_ref().map_or(Ok(()), |failure| Err(failure.clone()))
+        self.outcomes.noted().failure.as_ref().map_or(Ok(()), |failure| Err(failure.clone()))
     }
 
     fn note_stored(&self, packer: &mut Packer) {
-        std::mem::take(&mut self.sending().stored).into_iter().for_each(|slot| packer.note_stored(slot));
+        std::mem::take(&mut self.outcomes.noted().stored).into_iter().for_each(|slot| packer.note_stored(slot));
     }
 
     async fn wait_for_all(&self) -> Result<(), Error> {
-        let mut tasks = std::mem::take(&mut self.sending().tasks);
-        while let Some(sent) = tasks.join_next().await {
-            self.sending().note(sent);
+        let mut tasks = std::mem::take(&mut *self.sending());
+        while let Some(ended) = tasks.join_next().await {
+            resume(ended);
             self.check()?;
         }
         // Also what was noted before.
         self.check()
     }
 
-    fn sending(&self) -> std::sync::MutexGuard<'_, Sending> {
+    fn sending(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
         self.sending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -479,18 +544,51 @@ impl Drop for Adding<'_> {
     }
 }
 
-impl Sending {
-    fn note(&mut self, sent: Result<Result<Sent, Error>, JoinError>) {
-        let result = sent.unwrap_or_else(|error| match error.try_into_panic() {
-            Ok(panic) => resume_unwind(panic),
-            Err(_) => Err(Error::Network("the upload was cut short: the process is shutting down".to_owned())),
-        });
-        match result {
-            Ok(Sent::Xorb(slot)) => self.stored.push(slot),
-            Ok(Sent::Shards(count)) => self.shards += count,
-            Err(error) => {
-                self.failure.get_or_insert(error);
+/// Passes on the panic of a task.
+fn resume(ended: Result<(), JoinError>) {
+    if let Err(Ok(panic)) = ended.map_err(JoinError::try_into_panic) {
+        resume_unwind(panic);
+    }
+}
+
+impl Outcomes {
+    fn noted(&self) -> std::sync::MutexGuard<'_, Noted> {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, result: Result<Sent, Error>) {
+        {
+            let mut noted = self.noted();
+            match result {
+                Ok(Sent::Xorb(slot)) => noted.stored.push(slot),
+                Ok(Sent::Shards(count)) => noted.shards += count,
+                Err(error) => {
+                    noted.failure.get_or_insert(error);
+                }
             }
+        }
+        self.ended.notify_waiters();
+    }
+}
+
+/// Notes a failure if its task ends without an outcome: because it panics, or the process is shutting down.
+struct Ending {
+    outcomes: Arc<Outcomes>,
+    is_noted: bool,
+}
+
+impl Ending {
+    fn note(mut self, result: Result<Sent, Error>) {
+        self.is_noted = true;
+        self.outcomes.note(result);
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if !self.is_noted {
+            let why = "the upload was cut short: the process is shutting down";
+            self.outcomes.note(Err(Error::Network(why.to_owned())));
         }
     }
 }

@@ -649,3 +649,19 @@ def test_region_that_is_none_is_answered_with_the_right_one(gateway):
 def replace_region(request):
     signed = request.headers["Authorization"]
     request.headers["Authorization"] = signed.replace(b"/us-east-1/", b"/US/")
+
+
+def test_small_objects_that_come_together_are_stored_together(gateway, s3, home):
+    count, threads = 128, 16
+    clients = [gateway.client() for _ in range(threads)]
+
+    def work(at):
+        for number in range(at, count, threads):
+            put(clients[at], f"{number}", content(number, 4096))
+
+    workers = [threading.Thread(target=work, args=(at,)) for at in range(threads)]
+    [worker.start() for worker in workers]
+    [worker.join() for worker in workers]
+    xorbs = [path for path in (home / "hub" / "xorbs").rglob("*") if path.is_file()]
+    assert 0 < len(xorbs) < count / 2
+    assert all(read(s3, f"{number}") == content(number, 4096) for number in range(count))

@@ -306,14 +306,19 @@ impl Front {
         let origin = request.headers().get(header::ORIGIN).cloned();
         let (entry, began) = (Entry::new(&request, peer, &id), Instant::now());
         let mut done = Done { front: self.clone(), entry, status: GONE, began, sent: 0, _permit: None };
-        let expectation = Expectation::of(&request);
+        let (expectation, cut) = (Expectation::of(&request), Arc::<AtomicBool>::default());
+        let completes = is_completion(&request);
         let (mut response, permit) = match self.early(&request) {
             Some(response) => (response, None),
             None => {
                 request.extensions_mut().insert(done.entry.named.clone());
-                self.ask(request, expectation.clone()).await
+                self.ask(request, expectation.clone(), cut.clone()).await
             }
         };
+        if response.status() == StatusCode::INTERNAL_SERVER_ERROR && cut.load(Ordering::Relaxed) {
+            // The protocol layer takes a body of XML that ends early for a failure of the server.
+            response = error_response(Error::IncompleteBody);
+        }
         if !expectation.is_met() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -325,7 +330,7 @@ impl Front {
             self.cors.allow(&origin, response.headers_mut());
         }
         (done.status, done._permit) = (response.status(), permit);
-        response.map(|body| Answer { body, done })
+        response.map(|body| Answer { body, done, declaration: completes.then_some(false) })
     }
 
     /// Answers what needs no S3: browsers' noise, and the questions of CORS.
@@ -366,12 +371,13 @@ impl Front {
         &self,
         mut request: Request<Incoming>,
         expectation: Expectation,
+        cut: Arc<AtomicBool>,
     ) -> (Response<Body>, Option<OwnedSemaphorePermit>) {
         let Ok(Ok(permit)) = tokio::time::timeout(TURN, self.turns.clone().acquire_owned()).await else {
             return (error_response(Error::Busy), None);
         };
         forget_unusable_range(request.headers_mut());
-        let request = request.map(|body| Body::http_body_unsync(Timely { body, timer: None, expectation }));
+        let request = request.map(|body| Body::http_body_unsync(Timely { body, timer: None, expectation, cut }));
         let response = match self.service.call(request).await {
             Ok(response) => response,
             Err(error) => {
@@ -397,6 +403,12 @@ fn error_response(error: Error) -> Response<Body> {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
     }
     response
+}
+
+/// Returns true if a request completes a multipart upload. Its answer begins before its outcome is known.
+fn is_completion(request: &Request<Incoming>) -> bool {
+    let query = request.uri().query().unwrap_or_default();
+    request.method() == Method::POST && query.split('&').any(|pair| pair.starts_with("uploadId="))
 }
 
 /// Returns true if a signature names a region that the protocol layer refuses: one that isn't of lowercase letters,
@@ -506,6 +518,8 @@ struct Timely {
     body: Incoming,
     expectation: Expectation,
     timer: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// True once the body has failed.
+    cut: Arc<AtomicBool>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -527,11 +541,14 @@ impl HttpBody for Timely {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(frame) => {
                 self.timer = None;
+                self.cut.fetch_or(matches!(frame, Some(Err(_))), Ordering::Relaxed);
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Cut)))
             }
             Poll::Pending => {
                 let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(BODY_TIMEOUT)));
-                timer.as_mut().poll(cx).map(|()| Some(Err(BodyError::Stalled)))
+                std::task::ready!(timer.as_mut().poll(cx));
+                self.cut.store(true, Ordering::Relaxed);
+                Poll::Ready(Some(Err(BodyError::Stalled)))
             }
         }
     }
@@ -603,6 +620,8 @@ impl Drop for Done {
 struct Answer {
     body: Body,
     done: Done,
+    /// Of the answer to a completion: true once its XML declaration was sent.
+    declaration: Option<bool>,
 }
 
 impl HttpBody for Answer {
@@ -610,7 +629,17 @@ impl HttpBody for Answer {
     type Error = s3s::StdError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let mut frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let (Some(declared), Some(Ok(sent))) = (&mut self.declaration, &mut frame)
+            && let Some(data) = sent.data_ref().filter(|data| data.starts_with(b"<?xml"))
+        {
+            // The protocol layer sends a second one with an error that comes late, which no parser takes.
+            let end = data.iter().position(|byte| *byte == b'>').filter(|_| *declared);
+            *declared = true;
+            if let Some(end) = end {
+                *sent = Frame::data(data.slice(end + 1..));
+            }
+        }
         if let Some(Ok(frame)) = &frame {
             self.done.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
         }

@@ -11,8 +11,6 @@ use tokio::time::Instant;
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 /// Longest wait that a server may ask for, where the operation has no deadline.
 const LONGEST_ASKED: Duration = Duration::from_secs(60);
-/// Time after which even asked waits end, where the operation has no deadline: five of the longest.
-const ASKED_FOR: Duration = Duration::from_secs(300);
 
 /// Why one try failed.
 #[derive(Debug)]
@@ -65,6 +63,7 @@ pub(super) struct Backoff {
     first: Duration,
     delay: Duration,
     give_up: Duration,
+    asked_for: Duration,
     /// Since when nothing has moved.
     failing: Option<Instant>,
 }
@@ -72,12 +71,13 @@ pub(super) struct Backoff {
 impl Backoff {
     pub(super) fn new(options: &Options) -> Self {
         let (first, give_up) = (options.first_delay, options.give_up);
-        Self { left: options.retries, first, delay: first, give_up, failing: None }
+        Self { left: options.retries, first, delay: first, give_up, asked_for: options.asked_for, failing: None }
     }
 
     /// For a request that is not worth a second try.
     pub(super) fn none() -> Self {
-        Self { left: 0, first: Duration::ZERO, delay: Duration::ZERO, give_up: Duration::ZERO, failing: None }
+        let zero = Duration::ZERO;
+        Self { left: 0, first: zero, delay: zero, give_up: zero, asked_for: zero, failing: None }
     }
 
     /// Notes that bytes have come: the time to give up starts again.
@@ -115,7 +115,7 @@ impl Backoff {
         end: Option<Instant>,
     ) -> Option<Duration> {
         let since = *self.failing.get_or_insert(now.checked_sub(silent).unwrap_or(now));
-        let given = if after.is_some() { ASKED_FOR } else { self.give_up };
+        let given = if after.is_some() { self.asked_for } else { self.give_up };
         let left = match end {
             Some(end) => end.saturating_duration_since(now),
             None => given.saturating_sub(now.saturating_duration_since(since)),

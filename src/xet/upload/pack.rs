@@ -193,7 +193,7 @@ impl Packer {
     }
 
     /// Of the xorb under construction.
-    fn slot(&self) -> u32 {
+    pub(super) fn slot(&self) -> u32 {
         u32::try_from(self.cut.len()).expect("2^32 xorbs are more than any session has")
     }
 
@@ -305,7 +305,7 @@ impl Packer {
     }
 
     /// The first slot that isn't stored.
-    fn first_open(&self) -> u32 {
+    pub(super) fn first_open(&self) -> u32 {
         let mut waiting = self.unregistered.iter().filter(|(_, xorb)| !xorb.is_stored);
         waiting.next().map_or(self.slot(), |(slot, _)| *slot)
     }

@@ -1,6 +1,7 @@
 //! Upload sessions against [`MemoryCas`], which checks what a server checks.
 
 mod dedup;
+mod flush;
 mod memory;
 
 use super::blocks::ROOM;
