@@ -5,9 +5,9 @@ use std::future::{Future, pending, ready};
 use std::panic::resume_unwind;
 use tokio::sync::oneshot;
 
-/// Work over at most so many bytes is done at once: hashing them takes less than 0.1 ms, about what
-/// handing it over is worth.
-const INLINE: usize = 64 * 1024;
+/// Work over at most so many bytes is done at once: hashing one chunk takes less than 0.1 ms, about what handing it
+/// over is worth. A sealed file of one record is below it.
+const INLINE: usize = crate::chunker::MAX_CHUNK;
 
 /// Starts `work` now, on a blocking thread if it is over more than a few bytes, and gives its
 /// result. Dropping the future doesn't stop it.

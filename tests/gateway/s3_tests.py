@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Runs ceph's `s3-tests` against a gateway, and compares the results with `s3-tests.toml`.
 
-    tests/gateway/s3_tests.py --source DIR [--python PYTHON] [--plain | --encrypted] [--results FILE] [TEST]…
+    .venv/gateway/bin/python tests/gateway/s3_tests.py --source DIR [--python PYTHON] [--plain | --encrypted]
+        [--results FILE] [TEST]…
 
 DIR is a checkout of https://github.com/ceph/s3-tests, which is not part of this repository. PYTHON has what its
 requirements.txt names, and pytest-timeout. The result is 1 if a test fails that is not excluded in `s3-tests.toml`, or
