@@ -38,9 +38,9 @@ pub struct Query {
     pub delimiter: Option<String>,
     /// Where the page starts.
     pub after: After,
-    /// True if `after` is where an earlier page said that this one starts. A place where one of the latest pages of
-    /// this gateway has ended means the same.
-    pub continues: bool,
+    /// True if `after` is where an earlier page said that this one starts. `None`: it is if one of the latest pages of
+    /// this gateway has ended there.
+    pub continues: Option<bool>,
     /// Most keys and common prefixes together.
     pub limit: usize,
 }
@@ -160,7 +160,7 @@ impl Listings {
     /// Returns the revision whose listings a page uses. Forgets those of another one.
     fn begin(&self, revision: Option<String>, query: &Query) -> Option<String> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let continues = query.continues || kept.ends.contains(&query.after);
+        let continues = query.continues.unwrap_or_else(|| kept.ends.contains(&query.after));
         if revision.is_some() && kept.revision == revision {
             return revision;
         }

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 /// Age below which the record of another version of an object is kept.
 const RECORD_GRACE: Duration = Duration::from_secs(3600);
 /// Metadata objects read at once for one list.
-const READS: usize = 32;
+const READS: usize = 8;
 /// Time for which lists don't look for the metadata of a version again after there was none.
 const NONE_KNOWN: Duration = Duration::from_secs(60);
 /// Versions that are known to have no metadata. When there are more, all are forgotten.
@@ -45,7 +45,7 @@ impl Stored {
     /// Reads a metadata object. `None`: it describes other content, or is none of ours.
     fn parse(json: &[u8], id: &ContentId) -> Option<Record> {
         let stored: Self = serde_json::from_slice(json).ok()?;
-        (stored.v == 1 && stored.of == id.to_string()).then_some(stored.record)
+        (stored.v == 1 && stored.of == id.to_string() && stored.record.is_valid()).then_some(stored.record)
     }
 }
 
@@ -166,8 +166,9 @@ impl Bucket {
         object: Option<MetadataObject>,
     ) -> Result<Record, Error> {
         let row = self.rows([(path, *version)].into_iter()).await?.pop().flatten();
-        match (row, object) {
-            (row, None) => Ok(row.unwrap_or_default().record),
+        match (row, object.filter(|_| self.metadata)) {
+            // A row of a metadata object that is gone describes an earlier object of the same content.
+            (row, None) => Ok(row.filter(|row| row.object.is_none() || !self.metadata).unwrap_or_default().record),
             (Some(row), Some(object)) if row.object.as_deref() == Some(&object.id.to_string()) => Ok(row.record),
             (row, Some(object)) => self.load(path, version, &object, row).await,
         }
@@ -186,7 +187,10 @@ impl Bucket {
         let stored = json.and_then(|json| Stored::parse(&json, &version.id));
         let record = stored.or(row.map(|row| row.record)).unwrap_or_default();
         let row = Row { record, object: Some(object.id.to_string()) };
-        self.state.set_record(self.row(path, version, &row)?).await?;
+        if let Err(error) = self.state.set_record(self.row(path, version, &row)?).await {
+            // The next lookup reads it again.
+            tracing::warn!(%error, "cannot put the metadata of an object into the state");
+        }
         Ok(row.record)
     }
 

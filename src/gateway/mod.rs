@@ -67,6 +67,8 @@ pub struct Options {
 /// Time without progress after which a request to the Hub or the storage is given up: clients wait for 60 s for an
 /// answer.
 pub const PATIENCE: Duration = Duration::from_secs(40);
+/// Records that a list holds in memory.
+const RECORDS: usize = 50;
 /// Smallest size of a part in S3.
 pub const MIN_PART: u64 = 5 << 20;
 /// Largest object of one request, and largest part, in S3.
@@ -233,12 +235,15 @@ impl Bucket {
 
     /// Returns the entity tags of listed objects, in their order. An object that can't be read has none.
     pub async fn etags(&self, objects: &[Listed]) -> Result<Vec<Option<String>>, Error> {
-        let versions = objects.iter().filter_map(|object| Some((object.path.clone(), object.version?)));
-        let mut records = self.records(&versions.collect::<Vec<_>>()).await?.into_iter();
         let mut etags = Vec::with_capacity(objects.len());
-        for object in objects {
-            let record = object.version.and_then(|version| Some((version, records.next()?)));
-            etags.push(record.map(|(version, record)| record.etag(&version.id)));
+        // A record may be large, and only its entity tag is kept.
+        for objects in objects.chunks(RECORDS) {
+            let versions = objects.iter().filter_map(|object| Some((object.path.clone(), object.version?)));
+            let mut records = self.records(&versions.collect::<Vec<_>>()).await?.into_iter();
+            for object in objects {
+                let record = object.version.and_then(|version| Some((version, records.next()?)));
+                etags.push(record.map(|(version, record)| record.etag(&version.id)));
+            }
         }
         Ok(etags)
     }

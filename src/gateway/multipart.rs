@@ -12,6 +12,7 @@
 use super::condition::Conditions;
 use super::digest::{self, Algorithm, Announced, Checksum, Digests, Hasher, hex};
 use super::metadata::Kept;
+use super::object::to_its_end;
 use super::record::{Headers, PartInfo, Record, Tags};
 use super::state::{Claim, UploadRow};
 use super::upload::{Body, Late};
@@ -19,7 +20,8 @@ use super::{Bucket, Error, Found, Key, MAX_PARTS, MAX_PUT, now, seal};
 use crate::store::{ContentId, Error as StoreError, Format, Hash, Side, Stored, Version};
 use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Time for which a completion is claimed. The owner renews its claim long before.
 const CLAIM: Duration = Duration::from_secs(10);
@@ -275,7 +277,12 @@ impl Bucket {
     }
 
     /// Completes an upload. A repeated or concurrent request gets the result of the first one.
-    pub async fn complete_upload(&self, key: &Key, id: &str, completion: Completion) -> Result<Completed, Error> {
+    pub async fn complete_upload(
+        self: &Arc<Self>,
+        key: &Key,
+        id: &str,
+        completion: Completion,
+    ) -> Result<Completed, Error> {
         // Each request has an owner's name of its own, so two requests to one gateway exclude each other too.
         let mut nonce = [0; 8];
         getrandom::fill(&mut nonce).map_err(state_error)?;
@@ -284,9 +291,16 @@ impl Bucket {
             return self.read_result(key, id, &row);
         }
         let released = Release { bucket: self, id, owner: &owner };
-        let completed = tokio::select! {
-            completed = self.complete_claimed(key, id, completion) => completed,
+        let conditions = completion.conditions.clone();
+        let composed = tokio::select! {
+            composed = self.complete_claimed(key, id, completion) => composed,
             lost = self.renew_claim(id, &owner) => Err(lost),
+        };
+        let completed = match composed {
+            Ok((completed, Some(content))) => {
+                self.commit_completed(key, id, &owner, content, conditions).await.map(|()| completed)
+            }
+            composed => composed.map(|(completed, _)| completed),
         };
         match completed {
             Ok(completed) => {
@@ -320,14 +334,49 @@ impl Bucket {
 
     /// Renews a claim until it is lost. Returns why.
     async fn renew_claim(&self, id: &str, owner: &str) -> Error {
+        let mut renewed = Instant::now();
         loop {
-            tokio::time::sleep(CLAIM / 3).await;
+            tokio::time::sleep(CLAIM / 4).await;
+            let asked = Instant::now();
             match self.state.claim(id, owner, CLAIM).await {
-                Ok(Claim::Claimed) => {}
+                Ok(Claim::Claimed) => renewed = asked,
+                // The state can't be reached, but the claim still has time.
+                Err(_) if renewed.elapsed() < CLAIM * 3 / 4 => {}
                 Ok(_) => return Error::Busy,
                 Err(error) => return error,
             }
         }
+    }
+
+    /// Puts the content of a completed upload at its key, if the claim holds. Goes on if its client leaves, as
+    /// [`Bucket::commit_new`] does.
+    async fn commit_completed(
+        self: &Arc<Self>,
+        key: &Key,
+        id: &str,
+        owner: &str,
+        (stored, kept): (Stored, Kept),
+        conditions: Conditions,
+    ) -> Result<(), Error> {
+        let (this, key, id, owner) = (self.clone(), key.clone(), id.to_owned(), owner.to_owned());
+        to_its_end(async move {
+            let turn = this.turn(key.path()).await?;
+            // It may have run out meanwhile, and another request may have completed the upload.
+            if this.state.claim(&id, &owner, CLAIM).await? != Claim::Claimed {
+                return Err(Error::Busy);
+            }
+            let commit = async {
+                let expect = this.expected(&key, &conditions).await?;
+                this.commit_put(&turn, &key, stored, kept, expect, &conditions).await.map(drop)
+            };
+            // A commit that is on its way is not given up, whatever becomes of the claim.
+            let renewed = async {
+                this.renew_claim(&id, &owner).await;
+                std::future::pending().await
+            };
+            tokio::select! { committed = commit => committed, () = renewed => Ok(()) }
+        })
+        .await
     }
 
     fn read_result(&self, key: &Key, id: &str, row: &[u8]) -> Result<Completed, Error> {
@@ -336,7 +385,13 @@ impl Bucket {
         if of == key.as_str() { Ok(completed) } else { Err(Error::NoSuchUpload) }
     }
 
-    async fn complete_claimed(&self, key: &Key, id: &str, completion: Completion) -> Result<Completed, Error> {
+    /// Composes the content of an upload. `None`: it is committed already.
+    async fn complete_claimed(
+        &self,
+        key: &Key,
+        id: &str,
+        completion: Completion,
+    ) -> Result<(Completed, Option<(Stored, Kept)>), Error> {
         let upload = self.get_upload(key, id).await?.upload;
         let parts = self.choose(self.read_parts(id).await?, &completion)?;
         let size: u64 = parts.iter().map(|part| part.size).sum();
@@ -353,7 +408,7 @@ impl Bucket {
             let found = self.find(key).await?;
             if found.as_ref().is_some_and(|found| found.record.upload.as_deref() == Some(id)) {
                 // An earlier request has committed it, and its gateway died before it recorded the result.
-                return Ok(Completed { etag, checksum });
+                return Ok((Completed { etag, checksum }, None));
             }
             completion.conditions.check_write(found.as_ref().map(Found::present))?;
         }
@@ -365,11 +420,8 @@ impl Bucket {
             upload: Some(id.to_owned()),
             parts: parts.iter().map(Part::info).collect(),
         };
-        let (stored, kept) = self.compose(&parts, record).await?;
-        let turn = self.turn(key.path()).await?;
-        let expect = self.expected(key, &completion.conditions).await?;
-        self.commit_put(&turn, key, stored, kept, expect, &completion.conditions).await?;
-        Ok(Completed { etag, checksum })
+        let content = self.compose(&parts, record).await?;
+        Ok((Completed { etag, checksum }, Some(content)))
     }
 
     /// Returns the listed parts, after checking the list as S3 does.

@@ -166,8 +166,17 @@ impl Bucket {
     pub async fn delete_all(self: &Arc<Self>, keys: Vec<Key>) -> Result<Vec<Result<(), Error>>, Error> {
         let this = self.clone();
         to_its_end(async move {
+            // All of them in one order, so that two such removals don't wait for each other.
+            let mut paths: Vec<_> = keys.iter().map(Key::path).collect();
+            paths.sort();
+            paths.dedup();
+            let mut turns = Vec::with_capacity(paths.len());
+            for path in paths {
+                turns.push(this.turn(path).await?);
+            }
             let op = |key: &Key| Op { path: key.path().clone(), expect: Expect::Any, change: Change::Delete };
             let ops: Vec<Op> = keys.iter().map(op).collect();
+            turns.iter().try_for_each(Turn::check)?;
             let results = this.commit(&ops, &Conditions::default()).await;
             let tidied = |(key, result): (&Key, Result<_, Error>)| result.map(|_| this.tidy(key, None));
             Ok(keys.iter().zip(results).map(tidied).collect())

@@ -117,6 +117,21 @@ pub struct Record {
 }
 
 impl Record {
+    /// Returns true if a client could have given it: everything fits a header of an answer.
+    pub(super) fn is_valid(&self) -> bool {
+        let Headers { content_type, cache_control, content_disposition, content_encoding, content_language, .. } =
+            &self.headers;
+        let headers = [content_type, cache_control, content_disposition, content_encoding, content_language];
+        let user = self.headers.user.iter().flat_map(|(name, value)| [name, value]);
+        let checksum = self.checksum.iter().map(|checksum| &checksum.value);
+        let mut texts = headers.into_iter().flatten().chain(user).chain(checksum).chain(&self.etag);
+        let is_shown = |text: &String| !text.chars().any(char::is_control);
+        texts.all(is_shown)
+            && self.headers.check().is_ok()
+            && self.parts.len() <= super::MAX_PARTS as usize
+            && check_tags(self.tags.clone()).is_ok()
+    }
+
     /// Returns the entity tag without quotes: the recorded one, or one that follows from the content id. The latter has
     /// a `-`, so no client takes it for an MD5.
     pub fn etag(&self, id: &ContentId) -> String {

@@ -67,7 +67,15 @@ impl Session {
     /// takes no more.
     pub(super) async fn register(&self) -> Result<(), Error> {
         self.registrations.fetch_add(1, Ordering::Relaxed);
-        let registered = self.inner.register().await;
+        let mut registering = self.inner.register();
+        let registered = tokio::select! {
+            registered = &mut registering => registered,
+            () = tokio::time::sleep(super::PATIENCE) => {
+                // A storage that takes so long must not delay others too.
+                self.give_up();
+                registering.await
+            }
+        };
         if registered.is_err() {
             self.is_broken.store(true, Ordering::Relaxed);
         }

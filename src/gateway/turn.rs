@@ -10,7 +10,6 @@ use super::state::State;
 use super::{Bucket, Error, digest::hex};
 use crate::store::PlainPath;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
@@ -21,6 +20,8 @@ use tokio::time::Instant;
 const SWEEP: usize = 1024;
 /// Time after which the lease of a gateway that has died ends. It is renewed long before.
 const LEASE: Duration = Duration::from_secs(15);
+/// Part of it for which the gateway trusts its clock.
+const SURE: Duration = Duration::from_secs(12);
 /// Time for which a writer waits for that of another gateway.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// First and longest time between two tries to take a lease.
@@ -61,7 +62,7 @@ pub(super) struct Turn {
 impl Turn {
     /// Fails if another gateway may have the turn by now.
     pub(super) fn check(&self) -> Result<(), Error> {
-        let lost = self.lease.as_ref().is_some_and(|lease| lease.lost.load(Ordering::Acquire));
+        let lost = self.lease.as_ref().is_some_and(|lease| lease.valid().is_none_or(|valid| Instant::now() >= valid));
         if lost { Err(Error::Busy) } else { Ok(()) }
     }
 }
@@ -80,12 +81,15 @@ impl Drop for Turn {
     }
 }
 
+/// Until when a lease holds for certain. `None`: it is lost. Never held over an await.
+type Valid = Arc<Mutex<Option<Instant>>>;
+
 /// A lease of the shared state.
 struct Lease {
     state: Arc<dyn State>,
     name: [u8; 32],
     owner: String,
-    lost: Arc<AtomicBool>,
+    valid: Valid,
     renewal: JoinHandle<()>,
 }
 
@@ -107,26 +111,35 @@ impl Lease {
             tokio::time::sleep(wait).await;
             wait = (2 * wait).min(LOOKS.1);
         };
-        let lost = Arc::new(AtomicBool::new(false));
-        let renewal = tokio::spawn(renew(state.clone(), name, owner.clone(), lost.clone(), taken));
-        Ok(Self { state, name, owner, lost, renewal })
+        let valid = Valid::new(Mutex::new(Some(taken + SURE)));
+        let renewal = tokio::spawn(renew(state.clone(), name, owner.clone(), valid.clone()));
+        Ok(Self { state, name, owner, valid, renewal })
+    }
+
+    fn valid(&self) -> Option<Instant> {
+        *self.valid.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Renews a lease until it is lost. `taken` is a moment before it began.
-async fn renew(state: Arc<dyn State>, name: [u8; 32], owner: String, lost: Arc<AtomicBool>, mut taken: Instant) {
+/// Renews a lease until it is lost. A lease that has run out is lost, also if nobody has it: somebody may have had it
+/// meanwhile.
+async fn renew(state: Arc<dyn State>, name: [u8; 32], owner: String, valid: Valid) {
+    let set = |until| *valid.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    let get = || *valid.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         tokio::time::sleep(LEASE / 5).await;
         let asked = Instant::now();
-        let left = (taken + LEASE * 4 / 5).saturating_duration_since(asked);
+        let Some(left) = get().map(|until| until.saturating_duration_since(asked)).filter(|left| !left.is_zero())
+        else {
+            return set(None);
+        };
         match tokio::time::timeout(left, state.lease(name, &owner, LEASE)).await {
-            Ok(Ok(true)) => taken = asked,
+            Ok(Ok(true)) => set(Some(asked + SURE)),
             // The state can't be reached, but the lease still has time.
-            Ok(Err(_)) if asked + LEASE / 5 < taken + LEASE * 4 / 5 => {}
-            _ => break,
+            Ok(Err(_)) => {}
+            _ => return set(None),
         }
     }
-    lost.store(true, Ordering::Release);
 }
 
 impl Bucket {

@@ -139,7 +139,7 @@ pub async fn open(endpoint: Arc<Endpoint>, source: &Source, options: OpenOptions
     let tokens = bucket_tokens(hub.clone(), bucket.clone());
     let mut http = http::Options::default();
     if let Some(patience) = options.patience {
-        (http.give_up, http.asked_for) = (patience, patience);
+        (http.give_up, http.asked_for, http.idle) = (patience, patience, patience.min(http.idle));
     }
     let cas = Arc::new(HttpCas::new(endpoint.http(), tokens, http));
     let identity = endpoint.identity().to_owned();

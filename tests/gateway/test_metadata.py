@@ -141,3 +141,20 @@ def test_metadata_can_stay_in_the_state(gateways, hub, api, key):
         s3.put_object(Bucket=bucket, Key="k", Body=b"content", **HEADERS)
         assert s3.head_object(Bucket=bucket, Key="k")["Metadata"] == HEADERS["Metadata"]
         assert not any(is_metadata(e.path) for e in api.list_bucket_tree(f"local/{bucket}", recursive=True))
+
+
+def test_state_wins_over_the_bucket_if_metadata_is_kept_there(gateways, key):
+    """A bucket that was written with metadata in it, then served by a gateway that keeps it in the state."""
+    for options in ([], ["--encryption-key-file", key]):
+        first = gateways(*options, name=f"first-{len(options)}").client()
+        bucket = f"both-{len(options)}"
+        first.create_bucket(Bucket=bucket)
+        first.put_object(Bucket=bucket, Key="k", Body=b"content", Metadata={"kind": "old"})
+        s3 = gateways("--metadata", "state", *options, name=f"second-{len(options)}").client()
+        tags = {"TagSet": [{"Key": "kind", "Value": "new"}]}
+        s3.put_object_tagging(Bucket=bucket, Key="k", Tagging=tags)
+        for _ in range(2):
+            assert s3.get_object_tagging(Bucket=bucket, Key="k")["TagSet"] == tags["TagSet"]
+            s3.head_object(Bucket=bucket, Key="k")
+        s3.put_object(Bucket=bucket, Key="k", Body=b"content", Metadata={"kind": "new"})
+        assert s3.head_object(Bucket=bucket, Key="k")["Metadata"] == {"kind": "new"}

@@ -20,8 +20,8 @@ struct Request {
     encoding: Option<EncodingType>,
     limit: Option<i32>,
     after: After,
-    /// True if `after` comes from a continuation token.
-    continues: bool,
+    /// Whether `after` comes from a continuation token. `None`: it is a marker, which may be either.
+    continues: Option<bool>,
 }
 
 /// A page in the words of S3.
@@ -147,7 +147,7 @@ pub(super) async fn list_objects(
     let delimiter = delimiter.filter(|delimiter| !delimiter.is_empty());
     let after = after_marker(start.as_ref(), prefix.as_ref(), delimiter.as_ref());
     let (encoding, limit) = (encoding_type, max_keys);
-    let request = Request { bucket, prefix, delimiter, encoding, limit, after, continues: false };
+    let request = Request { bucket, prefix, delimiter, encoding, limit, after, continues: None };
     let Reply { objects, prefixes, next, limit, encode } = service.list(&request, Some(owner)).await?;
     let Request { bucket, prefix, delimiter, encoding, .. } = request;
     Ok(S3Response::new(ListObjectsOutput {
@@ -182,7 +182,7 @@ pub(super) async fn list_objects_v2(
         encoding: input.encoding_type,
         limit: input.max_keys,
         after,
-        continues: input.continuation_token.as_ref().is_some_and(|token| !token.is_empty()),
+        continues: Some(input.continuation_token.as_ref().is_some_and(|token| !token.is_empty())),
     };
     let Reply { objects, prefixes, next, limit, encode } = service.list(&request, shown_owner).await?;
     let Request { bucket, prefix, delimiter, encoding, .. } = request;
@@ -213,7 +213,7 @@ pub(super) async fn list_object_versions(
     let ListObjectVersionsInput { bucket, delimiter, encoding_type, key_marker, max_keys, prefix, .. } = request.input;
     let after = after_marker(key_marker.as_ref(), prefix.as_ref(), delimiter.as_ref());
     let (encoding, limit) = (encoding_type, max_keys);
-    let request = Request { bucket, prefix, delimiter, encoding, limit, after, continues: false };
+    let request = Request { bucket, prefix, delimiter, encoding, limit, after, continues: None };
     let Reply { objects, prefixes, next, limit, encode } = service.list(&request, Some(owner)).await?;
     let version = |object: Object| ObjectVersion {
         e_tag: object.e_tag,

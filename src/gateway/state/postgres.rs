@@ -20,7 +20,7 @@ const CONNECTIONS: usize = 16;
 const CONNECT: Duration = Duration::from_secs(10);
 /// Time after which the database gives up a statement.
 const STATEMENT: &str = "15s";
-/// Time after which a connection that carries nothing any more is given up.
+/// Time after which a server that doesn't answer is given up.
 const DEAD: Duration = Duration::from_secs(20);
 /// Version of the schema.
 const VERSION: i32 = 1;
@@ -73,7 +73,7 @@ impl Postgres {
         // The parser's message may repeat a part of the URL, and the URL may hold a password.
         let mut config: Config =
             url.parse().map_err(|_| Error::InvalidArgument("the URL of the database is not one of PostgreSQL"))?;
-        config.application_name("hugbucket").connect_timeout(CONNECT).tcp_user_timeout(DEAD);
+        config.application_name("hugbucket").connect_timeout(CONNECT).tcp_user_timeout(DEAD).keepalives_idle(DEAD);
         let options = config.get_options().unwrap_or_default();
         let options = format!("{options} -c statement_timeout={STATEMENT} -c synchronous_commit=on");
         config.options(options.trim_start());
@@ -125,19 +125,41 @@ impl Postgres {
 
     async fn rows(&self, statement: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
         let connection = self.connection().await?;
-        let statement = connection.prepare_cached(statement).await.map_err(failed)?;
-        connection.query(&statement, values).await.map_err(failed)
+        timely(connection, async |connection| {
+            connection.query(&connection.prepare_cached(statement).await?, values).await
+        })
+        .await
     }
 
     async fn change(&self, statement: &str, values: &[&(dyn ToSql + Sync)]) -> Result<u64, Error> {
         let connection = self.connection().await?;
-        let statement = connection.prepare_cached(statement).await.map_err(failed)?;
-        connection.execute(&statement, values).await.map_err(failed)
+        timely(connection, async |connection| {
+            connection.execute(&connection.prepare_cached(statement).await?, values).await
+        })
+        .await
+    }
+}
+
+/// Runs a statement. If the server says nothing for [`DEAD`], the connection is given up with it.
+async fn timely<T>(
+    connection: Object,
+    work: impl AsyncFnOnce(&Object) -> Result<T, tokio_postgres::Error>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(DEAD, work(&connection)).await {
+        Ok(result) => result.map_err(failed),
+        Err(_) => {
+            drop(Object::take(connection));
+            Err(Error::State(format!("the database has not answered for {} seconds", DEAD.as_secs())))
+        }
     }
 }
 
 /// Returns true if all hosts are on this machine.
 fn is_local(config: &Config) -> bool {
+    // An address takes the place of the name.
+    if !config.get_hostaddrs().is_empty() {
+        return config.get_hostaddrs().iter().all(std::net::IpAddr::is_loopback);
+    }
     config.get_hosts().iter().all(|host| match host {
         Host::Unix(_) => true,
         Host::Tcp(name) => {
@@ -305,6 +327,9 @@ mod tests {
             ("postgres://me@db.example/state", false),
             ("postgres://me@localhost,db.example/state", false),
             ("postgres://me@10.0.0.1/state", false),
+            ("hostaddr=10.0.0.1 user=me", false),
+            ("host=localhost hostaddr=10.0.0.1 user=me", false),
+            ("host=db.example hostaddr=127.0.0.1 user=me", true),
         ] {
             assert_eq!(is_local(&url.parse().unwrap()), local, "{url}");
         }
