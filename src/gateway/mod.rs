@@ -64,9 +64,9 @@ pub struct Options {
     pub upload_memory: u64,
 }
 
-/// Time without progress after which a request to the Hub or the storage is given up: clients wait for 60 s for an
-/// answer.
-pub const PATIENCE: Duration = Duration::from_secs(40);
+/// Time without progress after which a request to the Hub or the storage is given up. A request that needs a new token
+/// may take it twice, and clients wait for 60 s for an answer.
+pub const PATIENCE: Duration = Duration::from_secs(28);
 /// Records that a list holds in memory.
 const RECORDS: usize = 50;
 /// Smallest size of a part in S3.

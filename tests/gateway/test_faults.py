@@ -84,6 +84,8 @@ def sides(hub, gateways, key):
     def start(name=""):
         for side, options in {"plain": [], "encrypted": ["--encryption-key-file", key]}.items():
             proxies.append(HubProxy(hub))
+            # Uploads to dozens of buckets hang at the same time: each bucket needs a session.
+            options = [*options, "--upload-memory", "4Gi"]
             yield side, proxies[-1], gateways(*options, name=f"{side}{name}", env={"HF_ENDPOINT": proxies[-1].url})
 
     yield start
