@@ -134,6 +134,25 @@ struct Item {
     kind: Kind,
 }
 
+impl Item {
+    fn is_directory(&self) -> bool {
+        matches!(self.kind, Kind::Directory { .. })
+    }
+
+    /// Returns its key, which ends in a slash if it is a directory.
+    fn key(&self, directory: &PlainPath) -> String {
+        match directory.as_str() {
+            "" => self.name.clone(),
+            above => format!("{above}/{}", self.name),
+        }
+    }
+
+    /// Returns true if a page that starts at `after` shows nothing of it. All items before it are past too.
+    fn is_past(&self, key: &str, after: &After) -> bool {
+        if self.is_directory() { after.is_past_directory(key) } else { after.is_past(key) }
+    }
+}
+
 /// A directory's entries in the order of keys.
 type Sorted = Arc<[Item]>;
 
@@ -238,7 +257,9 @@ impl Walk<'_> {
         let start = self.query.prefix.rsplit_once('/').map_or("", |(directory, _)| directory);
         // A prefix that isn't a path has no keys.
         let Ok(start) = PlainPath::new(start) else { return Ok(()) };
-        let mut levels = vec![(start.clone(), self.sorted(&start).await?, 0)];
+        let items = self.sorted(&start).await?;
+        let at = self.first(&start, &items);
+        let mut levels = vec![(start, items, at)];
         while let Some((directory, items, at)) = levels.last_mut() {
             let Some(item) = items.get(*at) else {
                 levels.pop();
@@ -252,8 +273,9 @@ impl Walk<'_> {
                     if levels.len() == MAX_DEPTH {
                         return Err(Error::State("a directory tree that does not end".into()));
                     }
-                    let sorted = self.sorted(&below).await?;
-                    levels.push((below, sorted, 0));
+                    let items = self.sorted(&below).await?;
+                    let at = self.first(&below, &items);
+                    levels.push((below, items, at));
                 }
             }
         }
@@ -277,16 +299,17 @@ impl Walk<'_> {
         Ok(sorted)
     }
 
+    /// Returns the index of the first item of a directory that the page doesn't start behind.
+    fn first(&self, directory: &PlainPath, items: &[Item]) -> usize {
+        items.partition_point(|item| item.is_past(&item.key(directory), &self.query.after))
+    }
+
     fn step(&mut self, directory: &PlainPath, item: &Item) -> Result<Step, Error> {
         let Query { prefix, delimiter, after, limit, .. } = self.query;
-        let key = match directory.as_str() {
-            "" => item.name.clone(),
-            above => format!("{above}/{}", item.name),
-        };
-        let is_directory = matches!(item.kind, Kind::Directory { .. });
+        let key = item.key(directory);
+        let is_directory = item.is_directory();
         let may_hold = key.starts_with(prefix) || (is_directory && prefix.starts_with(&key));
-        let is_past = if is_directory { after.is_past_directory(&key) } else { after.is_past(&key) };
-        if !may_hold || is_past || self.skip.as_ref().is_some_and(|skip| key.starts_with(skip)) {
+        if !may_hold || item.is_past(&key, after) || self.skip.as_ref().is_some_and(|skip| key.starts_with(skip)) {
             return Ok(Step::Next);
         }
         match common_prefix(&key, prefix, delimiter.as_deref()) {
@@ -382,4 +405,34 @@ fn sort(directory: &PlainPath, entries: Vec<Entry>) -> Sorted {
     let mut items: Vec<Item> = shown.map(item).collect();
     items.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     items.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn items_behind_which_a_page_starts_come_first(
+            names in prop::collection::btree_set("[a/-]{1,3}", 1..12),
+            below: bool,
+            after in "(d/)?[a/-]{0,4}",
+            is_prefix: bool,
+        ) {
+            let directory = if below { PlainPath::new("d").unwrap() } else { PlainPath::root() };
+            // As `sort` leaves them: a slash only at the end of a name, and in order.
+            let file = Kind::File { version: None, len: Len::Known(0), mtime: None, read_only: false };
+            let item = |name: &String| match name.trim_end_matches('/') {
+                start if start.is_empty() || start.contains('/') => None,
+                start if start.len() == name.len() => Some(Item { name: name.clone(), kind: file.clone() }),
+                start => Some(Item { name: format!("{start}/"), kind: Kind::Directory { read_only: false } }),
+            };
+            let mut items: Vec<Item> = names.iter().filter_map(item).collect();
+            items.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+            let after = if is_prefix && !after.is_empty() { After::Prefix(after) } else { After::Key(after) };
+            let past: Vec<bool> = items.iter().map(|item| item.is_past(&item.key(&directory), &after)).collect();
+            prop_assert!(past.is_sorted_by(|a, b| a >= b), "{after:?}");
+        }
+    }
 }
