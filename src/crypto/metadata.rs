@@ -17,7 +17,7 @@ use super::{Error, Random, base91};
 /// begins with `-`.
 pub const DIRECTORY: &str = "-M2";
 /// Sealed metadata has a multiple of this many bytes inside. The rest is filled with spaces.
-const STEP: usize = 256;
+pub const STEP: usize = 256;
 const MAGIC: &[u8; 5] = b"HFEM\x02";
 const LABEL: &[u8; 19] = b"hfcrypt metadata v2";
 /// Bytes that sealing adds, beside the spaces.

@@ -1,4 +1,4 @@
-//! Keeps the records of objects: in the bucket, for everybody with the key, and in the state, to find them at once.
+//! Records of objects: in the bucket, where every gateway finds them, and copies in the state, which need no read.
 //!
 //! A record is stored as a metadata object of the bucket (`docs/format.md`, section 13). It names the version that it
 //! describes, because another program may write the object and not its metadata. The state has a copy of each record

@@ -67,6 +67,8 @@ pub struct Options {
 /// Time without progress after which a request to the Hub or the storage is given up. A request that needs a new token
 /// may take it twice, and clients wait for 60 s for an answer.
 pub const PATIENCE: Duration = Duration::from_secs(28);
+/// Longest wait of a request for another one: for a turn, for memory, or for a completion that runs.
+const WAIT: Duration = Duration::from_secs(20);
 /// Records that a list holds in memory.
 const RECORDS: usize = 50;
 /// Smallest size of a part in S3.
@@ -119,12 +121,11 @@ impl Gateway {
         mut options: Options,
     ) -> Result<Self, Error> {
         options.open.exact_names = true;
-        let mut owner = [0; 16];
-        getrandom::fill(&mut owner).map_err(|error| Error::State(format!("no randomness: {error}")))?;
+        let owner = random_name()?;
         options.open.session_memory = Some(sessions::SESSION);
         options.open.patience = Some(PATIENCE);
         let memory = sessions::memory(options.upload_memory);
-        Ok(Self { buckets, namespaces, options, state, owner: hex(&owner), memory, opened: Mutex::default() })
+        Ok(Self { buckets, namespaces, options, state, owner, memory, opened: Mutex::default() })
     }
 
     /// Returns the buckets of all namespaces, with the names that clients use, ascending by name.
@@ -247,6 +248,13 @@ impl Bucket {
         }
         Ok(etags)
     }
+}
+
+/// Returns a name that nobody else has.
+fn random_name() -> Result<String, Error> {
+    let mut name = [0; 16];
+    getrandom::fill(&mut name).map_err(|error| Error::State(format!("no randomness: {error}")))?;
+    Ok(hex(&name))
 }
 
 /// Returns the time in seconds since 1970.

@@ -16,7 +16,7 @@ use super::object::to_its_end;
 use super::record::{Headers, PartInfo, Record, Tags};
 use super::state::{Claim, UploadRow};
 use super::upload::{Body, Late};
-use super::{Bucket, Error, Found, Key, MAX_PARTS, MAX_PUT, now, seal};
+use super::{Bucket, Error, Found, Key, MAX_PARTS, MAX_PUT, WAIT, now, random_name, seal};
 use crate::store::{ContentId, Error as StoreError, Format, Hash, Side, Stored, Version};
 use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
@@ -27,8 +27,6 @@ use std::time::{Duration, Instant};
 const CLAIM: Duration = Duration::from_secs(10);
 /// Time between two looks for the result of a completion by another request.
 const LOOK: Duration = Duration::from_millis(200);
-/// Time for which a request waits for the completion by another one.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a client said when it created an upload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -284,9 +282,7 @@ impl Bucket {
         completion: Completion,
     ) -> Result<Completed, Error> {
         // Each request has an owner's name of its own, so two requests to one gateway exclude each other too.
-        let mut nonce = [0; 8];
-        getrandom::fill(&mut nonce).map_err(state_error)?;
-        let owner = format!("{} {}", self.owner, hex(&nonce));
+        let owner = format!("{} {}", self.owner, random_name()?);
         if let Some(row) = self.claim(id, &owner).await? {
             return self.read_result(key, id, &row);
         }
@@ -320,7 +316,7 @@ impl Bucket {
     /// Claims the completion of an upload, after waiting for another request that has it. Returns the result if there
     /// is one.
     async fn claim(&self, id: &str, owner: &str) -> Result<Option<Vec<u8>>, Error> {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + WAIT;
         loop {
             match self.state.claim(id, owner, CLAIM).await? {
                 Claim::Claimed => return Ok(None),

@@ -10,11 +10,10 @@
 //!
 //! A content that waits for its client holds no memory of its session but a few KiB, so slow clients delay nobody.
 
-use super::{Bucket, Error};
+use super::{Bucket, Error, PATIENCE, WAIT};
 use crate::store::{Content, ContentId, PutSession, Stored};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Bytes of content that a session holds in memory.
@@ -25,8 +24,6 @@ const SHARED: u64 = 8 << 20;
 const RESERVED: usize = 3;
 /// Least number of sessions.
 pub(super) const LEAST: usize = RESERVED + 1;
-/// Time for which an upload waits for memory. Only uploads to several buckets at once can exhaust it.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// Bytes of content and number of registrations after which a shared session takes no more: it remembers a little of
 /// each.
 const WORN: (u64, u64) = (1 << 30, 1024);
@@ -70,7 +67,7 @@ impl Session {
         let mut registering = self.inner.register();
         let registered = tokio::select! {
             registered = &mut registering => registered,
-            () = tokio::time::sleep(super::PATIENCE) => {
+            () = tokio::time::sleep(PATIENCE) => {
                 // A storage that takes so long must not delay others too.
                 self.give_up();
                 registering.await
@@ -114,7 +111,8 @@ impl Bucket {
         if let Some(session) = found(&lock()) {
             return Ok(session);
         }
-        let memory = tokio::time::timeout(PATIENCE, self.memory.clone().acquire_owned()).await;
+        // Only uploads to several buckets at once can exhaust it.
+        let memory = tokio::time::timeout(WAIT, self.memory.clone().acquire_owned()).await;
         let Ok(Ok(memory)) = memory else { return Err(Error::Busy) };
         if let Some(session) = found(&lock()) {
             return Ok(session);

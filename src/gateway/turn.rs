@@ -7,7 +7,7 @@
 
 use super::record::path_digest;
 use super::state::State;
-use super::{Bucket, Error, digest::hex};
+use super::{Bucket, Error, WAIT, random_name};
 use crate::store::PlainPath;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -22,8 +22,6 @@ const SWEEP: usize = 1024;
 const LEASE: Duration = Duration::from_secs(15);
 /// Part of it for which the gateway trusts its clock.
 const SURE: Duration = Duration::from_secs(12);
-/// Time for which a writer waits for that of another gateway.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// First and longest time between two tries to take a lease.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
 
@@ -96,10 +94,8 @@ struct Lease {
 impl Lease {
     /// Takes a lease, after waiting for the gateway that has it.
     async fn take(state: Arc<dyn State>, name: [u8; 32], gateway: &str) -> Result<Self, Error> {
-        let mut nonce = [0; 8];
-        getrandom::fill(&mut nonce).map_err(|error| Error::State(format!("no randomness: {error}")))?;
-        let owner = format!("{gateway} {}", hex(&nonce));
-        let (deadline, mut wait) = (Instant::now() + PATIENCE, LOOKS.0);
+        let owner = format!("{gateway} {}", random_name()?);
+        let (deadline, mut wait) = (Instant::now() + WAIT, LOOKS.0);
         let taken = loop {
             let asked = Instant::now();
             if state.lease(name, &owner, LEASE).await? {

@@ -9,7 +9,7 @@
 
 use super::contents::Contents;
 use super::{ContentId, Entry, Error, Kind, PlainPath};
-use crate::crypto::metadata::DIRECTORY as SEALED_DIRECTORY;
+use crate::crypto::metadata::{DIRECTORY as SEALED_DIRECTORY, OVERHEAD, STEP};
 use crate::crypto::{Keys, names::ROOT};
 use crate::hub::FileEntry;
 use bytes::Bytes;
@@ -37,8 +37,7 @@ impl MetadataObject {
 
     /// Reads and opens an object.
     pub(super) async fn read(&self, contents: &Contents, keys: Option<&Keys>) -> Result<Option<Bytes>, Error> {
-        let overhead = crate::crypto::metadata::OVERHEAD + 256;
-        if self.stored_len > (MAX_METADATA + overhead) as u64 {
+        if self.stored_len > (MAX_METADATA + STEP + OVERHEAD) as u64 {
             return Ok(None);
         }
         let stored = contents.peek(&self.id.xet()?, 0..self.stored_len).await?;

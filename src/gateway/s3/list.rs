@@ -20,7 +20,7 @@ struct Request {
     encoding: Option<EncodingType>,
     limit: Option<i32>,
     after: After,
-    /// Whether `after` comes from a continuation token. `None`: it is a marker, which may be either.
+    /// True if `after` comes from a continuation token. `None`: it is a marker, which may be the end of a page too.
     continues: Option<bool>,
 }
 

@@ -391,14 +391,8 @@ impl Front {
 
 fn error_response(error: Error) -> Response<Body> {
     let error = s3_error(error);
-    let code = error.code().as_str().to_owned();
-    let message = error.message().unwrap_or_default();
-    let xml = format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
-    );
-    let mut response = Response::new(Body::from(Bytes::from(xml)));
-    *response.status_mut() = error.status_code().unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+    let status = error.status_code().unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    let mut response = xml_error(status, error.code().as_str(), error.message().unwrap_or_default(), "");
     if *error.code() == S3ErrorCode::SlowDown {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
     }
@@ -424,10 +418,16 @@ fn has_unusable_region(headers: &http::HeaderMap) -> bool {
 
 /// Returns the error that names the region to sign for. Clients repeat their request with it.
 fn wrong_region() -> Response<Body> {
-    let xml = "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>AuthorizationHeaderMalformed</Code><Message>the \
-        region of the signature is wrong; expecting 'us-east-1'</Message><Region>us-east-1</Region></Error>";
-    let mut response = Response::new(Body::from(Bytes::from_static(xml.as_bytes())));
-    *response.status_mut() = StatusCode::BAD_REQUEST;
+    let message = "the region of the signature is wrong; expecting 'us-east-1'";
+    xml_error(StatusCode::BAD_REQUEST, "AuthorizationHeaderMalformed", message, "<Region>us-east-1</Region>")
+}
+
+/// Returns an error in XML. `more`: further elements.
+fn xml_error(status: StatusCode, code: &str, message: &str, more: &str) -> Response<Body> {
+    let fields = format!("<Code>{code}</Code><Message>{message}</Message>{more}");
+    let xml = format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error>{fields}</Error>");
+    let mut response = Response::new(Body::from(Bytes::from(xml)));
+    *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/xml"));
     response
 }

@@ -335,15 +335,20 @@ mod tests {
         }
     }
 
-    /// Connects to the server of `tests/gateway/postgres`, in a schema of its own.
+    /// Returns the URL of a schema at the server of `tests/gateway/postgres`.
+    fn url(schema: &str) -> String {
+        let server = std::env::var("HFCRYPT_POSTGRES").expect("run it by tests/gateway/postgres");
+        format!("{server}?options=-c%20search_path%3D{schema}")
+    }
+
+    /// Opens a state in a schema of its own.
     async fn open(schema: &str) -> Postgres {
-        let url = std::env::var("HFCRYPT_POSTGRES").expect("run it by tests/gateway/postgres");
-        let separator = if url.contains('?') { '&' } else { '?' };
+        let url = url(schema);
         let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
         tokio::spawn(connection);
         let create = format!("DROP SCHEMA IF EXISTS {schema} CASCADE; CREATE SCHEMA {schema}");
         client.batch_execute(&create).await.unwrap();
-        Postgres::open(&format!("{url}{separator}options=-c%20search_path%3D{schema}")).await.unwrap()
+        Postgres::open(&url).await.unwrap()
     }
 
     #[tokio::test]
@@ -376,9 +381,7 @@ mod tests {
     #[ignore = "needs a server: run it by tests/gateway/postgres"]
     async fn other_version_is_refused_and_tables_are_made_once() {
         let state = open("versions").await;
-        let url = std::env::var("HFCRYPT_POSTGRES").unwrap();
-        let separator = if url.contains('?') { '&' } else { '?' };
-        let url = format!("{url}{separator}options=-c%20search_path%3Dversions");
+        let url = url("versions");
         let all = futures::future::join_all((0..8).map(|_| Postgres::open(&url))).await;
         assert!(all.iter().all(Result::is_ok));
         assert_eq!(state.rows("SELECT version FROM hugbucket_version", &[]).await.unwrap().len(), 1);
