@@ -96,28 +96,21 @@ class HubProxy(Proxy):
         self.rule = rule
 
 
-class Wire:
+class Wire(Proxy):
     """Passes bytes on. It ends a connection about once in `every` bytes, if that isn't 0."""
 
     def __init__(self, target, seed=1):
-        self.target, self.random = urlsplit(target).port, random.Random(seed)
         self.every, self.count = 0, 0
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.url = "http://127.0.0.1:%d" % self.listener.getsockname()[1]
-        threading.Thread(target=self.accept, daemon=True).start()
+        super().__init__(urlsplit(target).port, lambda data: None, seed)
 
-    def close(self):
-        self.listener.close()
-
-    def accept(self):
-        while True:
-            try:
-                client, _ = self.listener.accept()
-                server = socket.create_connection(("127.0.0.1", self.target))
-            except OSError:
-                return
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=self.pump, args=(source, sink), daemon=True).start()
+    def connection(self, client):
+        try:
+            server = socket.create_connection(("127.0.0.1", self.target))
+        except OSError:
+            client.close()
+            return
+        for source, sink in ((client, server), (server, client)):
+            threading.Thread(target=self.pump, args=(source, sink), daemon=True).start()
 
     def pump(self, source, sink):
         try:
