@@ -27,7 +27,8 @@ for package in s3fs=1.90-1 libfuse2; do
     apt-get download -q=2 -o APT::Sandbox::User=root "$package"
 done
 for file in ./*.deb; do dpkg -x "$file" root; done
-export LD_LIBRARY_PATH="$work/root/lib/x86_64-linux-gnu:$work/root/usr/lib/x86_64-linux-gnu"
+libraries=$(uname -m)-linux-gnu
+export LD_LIBRARY_PATH="$work/root/lib/$libraries:$work/root/usr/lib/$libraries"
 port=$(python3 -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
 venv/bin/moto_server -H 127.0.0.1 -p "$port" >/dev/null 2>&1 &
 server=$!
