@@ -204,9 +204,15 @@ def gateway_request():
             b"AAAAAA==-2", b"a=1&b=2", b"a&a"]
 
 
+def gateway_ftp():
+    return [b"RETR /data/a b", b"CWD ../../..", b"\xff\xf4\xff\xf2ABOR", b"PORT 127,0,0,1,4,1", b"EPRT |2|::1|5282|", b"LIST -la *.txt",
+            b"MFMT 20200229235959.5 a", b"SITE UTIME a b 20200101000000 20200101000000 20200101000000 UTC", b"OPTS MLST type;size;",
+            b"MDTM 20200101000000 a", b"STOR a\0b", b"USER \xc3\xbc", b"REST 18446744073709551616", b"x" * 5000]
+
+
 TARGETS = [key_file, base91, stored_name, container_header, record, chunk_header, chunker, compression, xorb, stretch, chunk_list, shard,
            dedup, upload_shards, cache_entry, reconstruction, byteranges, ndjson, tree, hub_answers, hub_words, hub_link, hub_key,
-           gateway_key, gateway_record, gateway_request]
+           gateway_ftp, gateway_key, gateway_record, gateway_request]
 
 
 def main(check):

@@ -17,6 +17,7 @@ const TARGETS: &[(&str, Body)] = &[
     ("compression", xet::fuzz::compression),
     ("container_header", crypto::fuzz::container_header),
     ("dedup", xet::fuzz::dedup),
+    ("gateway_ftp", gateway::fuzz::ftp),
     ("gateway_key", gateway::fuzz::key),
     ("gateway_record", gateway::fuzz::record),
     ("gateway_request", gateway::fuzz::request),

@@ -1,11 +1,13 @@
-//! `hugbucket s3`: the S3 gateway.
+//! `hugbucket s3`, `ftp` and `serve`: the gateways.
 
 use super::args::{FormatArgs, HubArgs, parse_size, read_keys};
 use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
 use crate::cli::term::say;
-use crate::gateway::s3::admin::Admin;
-use crate::gateway::s3::server::{Server, ServerOptions};
+use crate::gateway::admin::{Admin, Counters};
+#[cfg(feature = "ftp")]
+use crate::gateway::ftp;
+use crate::gateway::s3;
 use crate::gateway::state::State;
 #[cfg(feature = "postgres")]
 use crate::gateway::state::postgres::Postgres;
@@ -17,7 +19,8 @@ use clap::{Args, ValueEnum};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -34,15 +37,66 @@ pub enum MetadataPlace {
     State,
 }
 
+/// A protocol that is served.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The S3 REST API
+    S3,
+    /// FTP
+    #[cfg(feature = "ftp")]
+    Ftp,
+}
+
 /// `hugbucket s3`.
 #[derive(Args)]
 pub struct S3Command {
     #[command(flatten)]
     #[allow(missing_docs, reason = "a doc comment on a flattened field would become the help text of the group")]
+    pub gateway: GatewayArgs,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "a doc comment on a flattened field would become the help text of the group")]
+    pub s3: S3Args,
+}
+
+/// `hugbucket ftp`.
+#[cfg(feature = "ftp")]
+#[derive(Args)]
+pub struct FtpCommand {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "a doc comment on a flattened field would become the help text of the group")]
+    pub gateway: GatewayArgs,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "a doc comment on a flattened field would become the help text of the group")]
+    pub ftp: FtpArgs,
+}
+
+/// `hugbucket serve`.
+#[derive(Args)]
+pub struct ServeCommand {
+    /// Protocols to serve
+    #[arg(long, value_enum, env = "MODE", value_delimiter = ',', default_value = "s3,ftp", value_name = "PROTOCOLS")]
+    pub mode: Vec<Mode>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "a doc comment on a flattened field would become the help text of the group")]
+    pub gateway: GatewayArgs,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "a doc comment on a flattened field would become the help text of the group")]
+    pub s3: S3Args,
+    #[cfg(feature = "ftp")]
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "a doc comment on a flattened field would become the help text of the group")]
+    pub ftp: FtpArgs,
+}
+
+/// Options of all gateways.
+#[derive(Args)]
+pub struct GatewayArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "a doc comment on a flattened field would become the help text of the group")]
     pub hub: HubArgs,
-    /// Where to listen; port 0 takes a free one and prints it
-    #[arg(long, default_value = "127.0.0.1:9000", value_name = "ADDRESS")]
-    pub listen: SocketAddr,
+    /// Settings, a TOML file: each key is the name of an option
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Key file: everything is encrypted on this machine
     #[arg(long, value_name = "FILE", env = "HFCRYPT_KEY_FILE")]
     pub encryption_key_file: Option<PathBuf>,
@@ -92,6 +146,23 @@ pub struct S3Command {
     /// Private key of the certificate, a PEM file
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
+    /// Connections at once
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub max_connections: u32,
+    /// Content that all uploads together hold in memory, at least 96Mi
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "192Mi")]
+    pub upload_memory: u64,
+    /// Seconds for which a stop waits for requests
+    #[arg(long, value_name = "S", default_value_t = 30)]
+    pub stop_timeout_secs: u32,
+}
+
+/// Options of the S3 gateway.
+#[derive(Args)]
+pub struct S3Args {
+    /// Where S3 is served; port 0 takes a free one and prints it
+    #[arg(long, default_value = "127.0.0.1:9000", value_name = "ADDRESS")]
+    pub s3_listen: SocketAddr,
     /// Domain below which each bucket has a host name (repeatable)
     #[arg(long, value_name = "DOMAIN")]
     pub domain: Vec<String>,
@@ -101,82 +172,259 @@ pub struct S3Command {
     /// Append a JSON line for each request to this file; - for stdout
     #[arg(long, value_name = "FILE")]
     pub access_log: Option<PathBuf>,
-    /// Connections at once
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    pub max_connections: u32,
     /// Requests at once; more wait for 20 s and are then told to come back
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub max_requests: u32,
-    /// Content that all uploads together hold in memory, at least 96Mi
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "192Mi")]
-    pub upload_memory: u64,
     /// Hours after which a multipart upload that is not completed is removed
     #[arg(long, value_name = "HOURS", default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..))]
     pub upload_ttl_hours: u32,
-    /// Seconds for which a stop waits for requests
-    #[arg(long, value_name = "S", default_value_t = 30)]
-    pub stop_timeout_secs: u32,
+}
+
+/// Options of the FTP gateway.
+#[cfg(feature = "ftp")]
+#[derive(Args)]
+pub struct FtpArgs {
+    /// Where FTP is served; port 0 takes a free one and prints it
+    #[arg(long, default_value = "127.0.0.1:2121", value_name = "ADDRESS")]
+    pub ftp_listen: SocketAddr,
+    /// Ports of passive data connections; 0 for any free one
+    #[arg(long, value_name = "FIRST-LAST", value_parser = parse_ports, default_value = "30000-30099")]
+    pub passive_ports: Ports,
+    /// IPv4 address that PASV names, behind NAT [default: that of the connection]
+    #[arg(long, value_name = "ADDRESS")]
+    pub passive_address: Option<Ipv4Addr>,
+    /// Refuse active mode, in which the server connects to the client
+    #[arg(long)]
+    pub no_active: bool,
+    /// Let clients on other machines log in and transfer without TLS
+    #[arg(long)]
+    pub allow_cleartext: bool,
+    /// Let MKD and RMD at the root create and remove buckets
+    #[arg(long)]
+    pub allow_bucket_changes: bool,
+    /// Connections at once of one address
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub max_connections_per_address: u32,
+    /// Seconds without a command after which a session ends
+    #[arg(long, value_name = "S", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
+    pub idle_timeout_secs: u32,
+}
+
+/// Ports of passive data connections. `None`: any free one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ports(Option<RangeInclusive<u16>>);
+
+/// Parses `--passive-ports`.
+fn parse_ports(text: &str) -> Result<Ports, String> {
+    if text == "0" {
+        return Ok(Ports(None));
+    }
+    let wrong = || "ports have the form FIRST-LAST, both from 1 to 65535, or are 0".to_owned();
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let range: RangeInclusive<u16> = first.parse().map_err(|_| wrong())?..=last.parse().map_err(|_| wrong())?;
+    if range.is_empty() || *range.start() == 0 { Err(wrong()) } else { Ok(Ports(Some(range))) }
 }
 
 impl S3Command {
     /// Serves until SIGTERM or SIGINT.
     pub async fn run(self) -> Outcome<ExitCode> {
+        let open = self.gateway.open(self.s3.upload_ttl_hours).await?;
+        let mut running = Running::new(open);
+        running.s3 = Some(self.s3.start(&self.gateway, &running).await?);
+        running.serve(&self.gateway).await
+    }
+}
+
+#[cfg(feature = "ftp")]
+impl FtpCommand {
+    /// Serves until SIGTERM or SIGINT.
+    pub async fn run(self) -> Outcome<ExitCode> {
+        self.ftp.check(&self.gateway)?;
+        let open = self.gateway.open(UPLOAD_TTL_HOURS).await?;
+        let mut running = Running::new(open);
+        running.ftp = Some(self.ftp.start(&self.gateway, &running).await?);
+        running.serve(&self.gateway).await
+    }
+}
+
+impl ServeCommand {
+    /// Serves until SIGTERM or SIGINT.
+    pub async fn run(self) -> Outcome<ExitCode> {
+        #[cfg(feature = "ftp")]
+        if self.mode.contains(&Mode::Ftp) {
+            self.ftp.check(&self.gateway)?;
+        }
+        let open = self.gateway.open(self.s3.upload_ttl_hours).await?;
+        let mut running = Running::new(open);
+        if self.mode.contains(&Mode::S3) {
+            running.s3 = Some(self.s3.start(&self.gateway, &running).await?);
+        }
+        #[cfg(feature = "ftp")]
+        if self.mode.contains(&Mode::Ftp) {
+            running.ftp = Some(self.ftp.start(&self.gateway, &running).await?);
+        }
+        running.serve(&self.gateway).await
+    }
+}
+
+/// The servers of a process.
+struct Running {
+    gateway: Arc<Gateway>,
+    s3: Option<s3::server::Server>,
+    #[cfg(feature = "ftp")]
+    ftp: Option<ftp::server::Server>,
+}
+
+impl Running {
+    fn new(gateway: Gateway) -> Self {
+        Self {
+            gateway: Arc::new(gateway),
+            s3: None,
+            #[cfg(feature = "ftp")]
+            ftp: None,
+        }
+    }
+
+    /// Prints where the servers listen, and serves until SIGTERM or SIGINT.
+    async fn serve(self, args: &GatewayArgs) -> Outcome<ExitCode> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let options = self.server_options()?;
-        let scheme = if options.tls.is_some() { "https" } else { "http" };
-        let gateway = Arc::new(self.gateway().await?);
-        let about = |error: std::io::Error, address: SocketAddr| Failure::from(error).about(address);
-        let server = Server::start(gateway.clone(), options).await.map_err(|error| about(error, self.listen))?;
-        let admin = match self.admin_listen {
+        let admin = match args.admin_listen {
             None => None,
             Some(address) => {
-                let admin = Admin::start(address, gateway, server.metrics()).await;
-                let admin = admin.map_err(|error| about(error, address))?;
+                let admin = Admin::start(address, self.gateway.clone(), self.counters()).await;
+                let admin = admin.map_err(|error| Failure::from(error).about(address))?;
                 tracing::info!(address = %admin.address(), "serving /healthz, /readyz and /metrics");
                 Some(admin)
             }
         };
-        say!("{scheme}://{}", server.address());
+        if let Some(server) = &self.s3 {
+            say!("{}://{}", if args.tls_cert.is_some() { "https" } else { "http" }, server.address());
+        }
+        #[cfg(feature = "ftp")]
+        if let Some(server) = &self.ftp {
+            say!("ftp://{}", server.address());
+        }
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        tracing::info!("finishing the requests that run");
-        server.stop().await;
+        tracing::info!("finishing what runs");
+        let s3 = async {
+            if let Some(server) = self.s3 {
+                server.stop().await;
+            }
+        };
+        #[cfg(feature = "ftp")]
+        let ftp = async {
+            if let Some(server) = self.ftp {
+                server.stop().await;
+            }
+        };
+        #[cfg(not(feature = "ftp"))]
+        let ftp = std::future::ready(());
+        tokio::join!(s3, ftp);
         drop(admin);
         Ok(ExitCode::SUCCESS)
     }
 
-    async fn gateway(&self) -> Outcome<Gateway> {
+    fn counters(&self) -> Vec<Counters> {
+        let gateway = self.gateway.clone();
+        let mut counters: Vec<Counters> = vec![Box::new(move || gateway.cache_counters())];
+        if let Some(server) = &self.s3 {
+            let metrics = server.metrics();
+            counters.push(Box::new(move || metrics.text()));
+        }
+        #[cfg(feature = "ftp")]
+        if let Some(server) = &self.ftp {
+            let metrics = server.metrics();
+            counters.push(Box::new(move || metrics.text()));
+        }
+        counters
+    }
+}
+
+impl S3Args {
+    async fn start(&self, args: &GatewayArgs, running: &Running) -> Outcome<s3::server::Server> {
+        let options = s3::server::ServerOptions {
+            listen: self.s3_listen,
+            tls: args.tls()?,
+            keys: args.access_keys(self.s3_listen)?,
+            anonymous: args.anonymous,
+            domains: self.domain.clone(),
+            cors_origins: self.cors_origin.clone(),
+            connections: args.max_connections as usize,
+            requests: self.max_requests as usize,
+            stop_deadline: args.stop_deadline(),
+            access_log: self.access_log()?,
+        };
+        let started = s3::server::Server::start(running.gateway.clone(), options).await;
+        started.map_err(|error| Failure::from(error).about(self.s3_listen))
+    }
+
+    fn access_log(&self) -> Outcome<Option<Box<dyn Write + Send>>> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let Some(path) = &self.access_log else { return Ok(None) };
+        if path.as_os_str() == "-" {
+            return Ok(Some(Box::new(std::io::stdout())));
+        }
+        let file = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+        Ok(Some(Box::new(file.map_err(|error| Failure::from(error).about(path.display()))?)))
+    }
+}
+
+#[cfg(feature = "ftp")]
+impl FtpArgs {
+    /// Refuses to take passwords in clear from other machines unless that was asked for.
+    fn check(&self, args: &GatewayArgs) -> Outcome {
+        if args.tls_cert.is_some() || self.allow_cleartext || self.ftp_listen.ip().is_loopback() {
+            return Ok(());
+        }
+        let message = format!("{} can be reached from other machines, and there is no TLS", self.ftp_listen);
+        let hint = "name --tls-cert and --tls-key, or pass --allow-cleartext";
+        Err(Failure::new(Exit::Usage, message).hint(hint))
+    }
+
+    async fn start(&self, args: &GatewayArgs, running: &Running) -> Outcome<ftp::server::Server> {
+        let options = ftp::server::ServerOptions {
+            listen: self.ftp_listen,
+            tls: args.tls()?,
+            keys: args.access_keys(self.ftp_listen)?,
+            anonymous: args.anonymous,
+            allow_cleartext: self.allow_cleartext,
+            allow_bucket_changes: self.allow_bucket_changes,
+            active: !self.no_active,
+            passive_ports: self.passive_ports.0.clone(),
+            passive_address: self.passive_address,
+            connections: args.max_connections as usize,
+            connections_per_address: self.max_connections_per_address as usize,
+            idle: Duration::from_secs(u64::from(self.idle_timeout_secs)),
+            stop_deadline: args.stop_deadline(),
+        };
+        let started = ftp::server::Server::start(running.gateway.clone(), options).await;
+        started.map_err(|error| Failure::from(error).about(self.ftp_listen))
+    }
+}
+
+impl GatewayArgs {
+    async fn open(&self, upload_ttl_hours: u32) -> Outcome<Gateway> {
         let open = self.open_options()?;
         let state = self.state().await?;
         let buckets = Buckets::new(self.hub.clone().resolved().open_within(Some(PATIENCE)).await?);
         let namespaces = Namespaces::new(buckets.user().await?, self.namespace.clone());
-        let upload_ttl = Duration::from_secs(3600 * u64::from(self.upload_ttl_hours));
+        let upload_ttl = Duration::from_secs(3600 * u64::from(upload_ttl_hours));
         let metadata = self.metadata == MetadataPlace::Bucket;
         let options = Options { open, metadata, upload_ttl, min_part: MIN_PART, upload_memory: self.upload_memory };
         let gateway = Gateway::new(buckets, namespaces, state, options);
         gateway.map_err(|error| Failure::new(Exit::Failure, error.to_string()))
     }
 
-    fn server_options(&self) -> Outcome<ServerOptions> {
-        Ok(ServerOptions {
-            listen: self.listen,
-            tls: self.tls()?,
-            keys: self.access_keys()?,
-            anonymous: self.anonymous,
-            domains: self.domain.clone(),
-            cors_origins: self.cors_origin.clone(),
-            connections: self.max_connections as usize,
-            requests: self.max_requests as usize,
-            stop_deadline: Duration::from_secs(u64::from(self.stop_timeout_secs)),
-            access_log: self.access_log()?,
-        })
+    fn stop_deadline(&self) -> Duration {
+        Duration::from_secs(u64::from(self.stop_timeout_secs))
     }
 
     /// Collects the access keys of the file and of the environment.
-    fn access_keys(&self) -> Outcome<AccessKeys> {
+    fn access_keys(&self, listen: SocketAddr) -> Outcome<AccessKeys> {
         let mut keys = Vec::new();
         if let Some(path) = &self.credentials_file {
             let usage = |why: String| Failure::new(Exit::Usage, why).about(path.display());
@@ -187,19 +435,14 @@ impl S3Command {
             }
             keys.extend(AccessKeys::parse(&text).map_err(usage)?);
         }
-        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        match (variable("AWS_ACCESS_KEY_ID"), variable("AWS_SECRET_ACCESS_KEY")) {
-            (Some(access_key_id), Some(secret)) => keys.push(AccessKey {
-                access_key_id,
-                secret_access_key: Zeroizing::new(secret),
-                permission: Permission::Write,
-                scopes: Vec::new(),
-            }),
-            (None, None) => {}
-            _ => {
-                let message = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY belong together: one of them is missing";
-                return Err(Failure::new(Exit::Usage, message));
-            }
+        for (id, secret) in KEY_VARIABLES {
+            let key = key_of_environment(id, secret)?;
+            // Both pairs may name one key.
+            let is_known = |key: &AccessKey| {
+                let same = |other: &AccessKey| other.access_key_id == key.access_key_id;
+                keys.iter().any(|other| same(other) && other.has_secret(&key.secret_access_key))
+            };
+            keys.extend(key.filter(|key| !is_known(key)));
         }
         let keys = AccessKeys::new(keys).map_err(|why| Failure::new(Exit::Usage, why))?;
         if keys.is_empty() && !self.anonymous {
@@ -207,8 +450,8 @@ impl S3Command {
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a --credentials-file, or pass --anonymous";
             return Err(Failure::new(Exit::Usage, "there is no access key").hint(hint));
         }
-        if self.anonymous && !self.listen.ip().is_loopback() {
-            tracing::warn!(address = %self.listen, "everybody who can reach the gateway may do everything");
+        if self.anonymous && !listen.ip().is_loopback() {
+            tracing::warn!(address = %listen, "everybody who can reach the gateway may do everything");
         }
         Ok(keys)
     }
@@ -280,15 +523,29 @@ impl S3Command {
             .map_err(|error| usage(cert, error.to_string()))?;
         Ok(Some(Arc::new(config)))
     }
+}
 
-    fn access_log(&self) -> Outcome<Option<Box<dyn Write + Send>>> {
-        use std::os::unix::fs::OpenOptionsExt;
-        let Some(path) = &self.access_log else { return Ok(None) };
-        if path.as_os_str() == "-" {
-            return Ok(Some(Box::new(std::io::stdout())));
+/// Variables that name an access key without limits, and its secret.
+const KEY_VARIABLES: [(&str, &str); 2] =
+    [("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), ("FTP_USERNAME", "FTP_PASSWORD")];
+/// Hours after which multipart uploads are removed where no option says so.
+#[cfg(feature = "ftp")]
+const UPLOAD_TTL_HOURS: u32 = 24;
+
+fn key_of_environment(id: &str, secret: &str) -> Outcome<Option<AccessKey>> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    match (variable(id), variable(secret)) {
+        (Some(access_key_id), Some(secret)) => Ok(Some(AccessKey {
+            access_key_id,
+            secret_access_key: Zeroizing::new(secret),
+            permission: Permission::Write,
+            scopes: Vec::new(),
+        })),
+        (None, None) => Ok(None),
+        _ => {
+            let message = format!("{id} and {secret} belong together: one of them is missing");
+            Err(Failure::new(Exit::Usage, message))
         }
-        let file = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path);
-        Ok(Some(Box::new(file.map_err(|error| Failure::from(error).about(path.display()))?)))
     }
 }
 

@@ -1,10 +1,11 @@
-//! `hugbucket`: serves buckets by the S3 protocol, and an embedded Hub directory. (FTP comes with a later version.)
+//! `hugbucket`: serves buckets by the protocols S3 and FTP, and an embedded Hub directory.
 
 use super::exit::{Exit, Failure, Outcome};
 use super::{CommonArgs, print_json, run};
 use crate::cli::term::say;
 use crate::hub::local::{LocalHub, Role, ServeOptions};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,9 +15,15 @@ const EXAMPLES: &str = "\
 Examples:
   AWS_ACCESS_KEY_ID=me AWS_SECRET_ACCESS_KEY=secret hugbucket s3 --encryption-key-file ~/key
                                                          serve it to S3 clients at http://127.0.0.1:9000
+  MODE=s3,ftp hugbucket                                  both, at 0.0.0.0, as in the container
+  hugbucket serve --config /etc/hugbucket.toml           both, as a file says
   hugbucket hub --dir /srv/hub                           serve it; HF_ENDPOINT=http://127.0.0.1:8080 HF_TOKEN=hf_local hf buckets ls
   hugbucket hub --dir /srv/hub user add alice
   hugbucket hub --dir /srv/hub token add alice --role write";
+
+/// Longest wait of `hugbucket health`. The gateway itself waits for 5 s for the Hub.
+#[cfg(feature = "s3")]
+const HEALTH: std::time::Duration = std::time::Duration::from_secs(8);
 
 /// Serve Hugging Face Storage Buckets.
 #[derive(Parser)]
@@ -32,9 +39,42 @@ struct Cli {
 enum Command {
     /// Serve buckets to S3 clients, encrypted if there is a key
     #[cfg(feature = "s3")]
+    #[command(mut_arg("s3_listen", |arg| arg.long("listen").visible_alias("s3-listen")))]
     S3(Box<super::gateway::S3Command>),
+    /// Serve buckets to FTP clients, encrypted if there is a key
+    #[cfg(feature = "ftp")]
+    #[command(mut_arg("ftp_listen", |arg| arg.long("listen").visible_alias("ftp-listen")))]
+    Ftp(Box<super::gateway::FtpCommand>),
+    /// Serve both in one process
+    #[cfg(feature = "s3")]
+    Serve(Box<super::gateway::ServeCommand>),
+    /// Ask a running gateway whether it can reach the Hub: exit code 0, or 5
+    #[cfg(feature = "s3")]
+    Health {
+        /// Where it answers: its --admin-listen
+        #[arg(long, default_value = "http://127.0.0.1:8081/readyz", value_name = "URL")]
+        url: String,
+    },
+    /// Settings of the gateways
+    #[cfg(feature = "s3")]
+    #[command(subcommand)]
+    Config(ConfigAction),
     /// Serve an embedded Hub directory to any Hub client, or manage who may in
     Hub(HubCommand),
+}
+
+#[cfg(feature = "s3")]
+#[derive(Subcommand)]
+enum ConfigAction {
+    /// Print each setting and where its value comes from; secrets are hidden
+    Show {
+        /// The TOML file to read
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Args)]
@@ -125,15 +165,76 @@ impl From<RoleArg> for Role {
 
 /// `hugbucket`.
 pub fn hugbucket() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match parse() {
+        Ok(cli) => cli,
+        Err(failure) => return failure.report(),
+    };
     cli.common.init_logging(tracing::Level::INFO);
     run(async move {
         match cli.command {
             #[cfg(feature = "s3")]
             Command::S3(command) => command.run().await,
+            #[cfg(feature = "ftp")]
+            Command::Ftp(command) => command.run().await,
+            #[cfg(feature = "s3")]
+            Command::Serve(command) => command.run().await,
+            #[cfg(feature = "s3")]
+            Command::Health { url } => health(&url).await,
+            #[cfg(feature = "s3")]
+            Command::Config(ConfigAction::Show { config, json }) => show_config(config, json),
             Command::Hub(command) => hub(command).await,
         }
     })
+}
+
+#[cfg(feature = "s3")]
+fn parse() -> Outcome<Cli> {
+    let settings = super::config::parse(Cli::command(), std::env::args_os().collect())?;
+    Cli::from_arg_matches(&settings.matches).map_err(|error| error.exit())
+}
+
+#[cfg(not(feature = "s3"))]
+fn parse() -> Outcome<Cli> {
+    Ok(Cli::parse())
+}
+
+/// Asks the admin port of a gateway.
+#[cfg(feature = "s3")]
+async fn health(url: &str) -> Outcome<ExitCode> {
+    let unavailable = |why: String| Failure::new(Exit::Unavailable, why).about(url);
+    let client = crate::hub::process_client().map_err(|error| unavailable(error.to_string()))?;
+    let asked = client.get(url).timeout(HEALTH).send().await;
+    let answer = asked.map_err(|error| unavailable(error.without_url().to_string()))?;
+    let status = answer.status();
+    let text = answer.text().await.unwrap_or_default();
+    match status.is_success() {
+        true => {
+            say!("{}", text.trim());
+            Ok(ExitCode::SUCCESS)
+        }
+        false => Err(unavailable(text.trim().to_owned())),
+    }
+}
+
+#[cfg(feature = "s3")]
+fn show_config(config: Option<PathBuf>, json: bool) -> Outcome<ExitCode> {
+    // With MODE in the environment, the settings are those of `hugbucket` alone.
+    let command = std::env::var_os("MODE").map_or(Some("serve"), |_| None).map(OsString::from);
+    let file = config.map(|path| {
+        let mut option = OsString::from("--config=");
+        option.push(path);
+        option
+    });
+    let line = std::iter::once("hugbucket".into()).chain(command).chain(file);
+    let settings = super::config::parse(Cli::command(), line.collect())?.list(&Cli::command());
+    if json {
+        print_json(&serde_json::json!({ "settings": settings }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for setting in settings {
+        say!("{:<30} {:<32} {}", setting.name, setting.values.join(", "), setting.source);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn hub(command: HubCommand) -> Outcome<ExitCode> {

@@ -1,6 +1,8 @@
 //! The command line: arguments, daemon, progress, text or JSON output, exit codes (docs/cli.md).
 
 pub mod args;
+#[cfg(feature = "s3")]
+pub mod config;
 pub mod dirs;
 pub mod exit;
 #[cfg(feature = "s3")]

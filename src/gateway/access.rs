@@ -75,6 +75,20 @@ impl AccessKey {
         if self.scopes.is_empty() || self.scopes.iter().any(covers) { Ok(()) } else { Err(Error::Denied) }
     }
 
+    /// Returns true if the key may know of a folder: one of its scopes covers it or lies in it. `folder`: the prefix of its keys, which ends in `/`; empty for the bucket itself.
+    pub fn may_enter(&self, bucket: &str, folder: &str) -> bool {
+        let meets = |scope: &Scope| {
+            scope.bucket == bucket && (folder.starts_with(&scope.prefix) || scope.prefix.starts_with(folder))
+        };
+        self.scopes.is_empty() || self.scopes.iter().any(meets)
+    }
+
+    /// Returns true if a secret is the key's. Takes the same time for all secrets of one length.
+    pub fn has_secret(&self, secret: &str) -> bool {
+        // Comparing hashes of blake3 takes constant time.
+        blake3::hash(secret.as_bytes()) == blake3::hash(self.secret_access_key.as_bytes())
+    }
+
     /// Returns true if the key has a scope in a bucket.
     pub fn may_see(&self, bucket: &str) -> bool {
         self.scopes.is_empty() || self.scopes.iter().any(|scope| scope.bucket == bucket)
@@ -111,7 +125,7 @@ impl AccessKeys {
     pub fn parse(text: &str) -> Result<Vec<AccessKey>, String> {
         // The message of the parser may quote a secret.
         let at = |error: toml::de::Error| match error.span() {
-            Some(span) => format!("line {}: no valid access key", text[..span.start].lines().count().max(1)),
+            Some(span) => format!("line {}: no valid access key", text[..span.start].matches('\n').count() + 1),
             None => "it is no TOML file with a table [[key]] for each access key".to_owned(),
         };
         toml::from_str::<File>(text).map(|file| file.key).map_err(at)
@@ -170,6 +184,18 @@ mod tests {
         }
         assert!(reader.may_see("models") && !reader.may_see("other") && admin.may_see("other"));
         assert!(keys.get("nobody").is_none());
+        for (bucket, folder, may) in [
+            ("models", "", true),
+            ("models", "public/", true),
+            ("models", "public/deep/", true),
+            ("models", "private/", false),
+            ("models", "pub/", false),
+            ("data", "any/", true),
+            ("other", "", false),
+        ] {
+            assert_eq!(reader.may_enter(bucket, folder), may, "{bucket} {folder}");
+        }
+        assert!(admin.may_enter("other", "x/") && admin.has_secret("s1") && !admin.has_secret("s2"));
     }
 
     #[test]

@@ -20,6 +20,12 @@ pub enum Error {
     /// No object has this key.
     #[error("the object does not exist")]
     NoSuchKey,
+    /// A folder that is not empty.
+    #[error("the folder holds files")]
+    FolderNotEmpty,
+    /// A file or folder has this name.
+    #[error("the name is taken")]
+    NameTaken,
     /// A key that the bucket can't store. It is refused, because another key would have to take its place.
     #[error("the bucket can't store this key: {0}")]
     InvalidKey(&'static str),

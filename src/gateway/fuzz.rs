@@ -55,3 +55,9 @@ pub fn record(data: &[u8]) {
         let _ = AccessKeys::new(keys);
     }
 }
+
+/// A line of the control connection of FTP.
+#[cfg(feature = "ftp")]
+pub fn ftp(data: &[u8]) {
+    super::ftp::fuzz(data);
+}

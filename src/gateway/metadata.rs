@@ -232,6 +232,8 @@ impl Bucket {
         let view: &dyn View = &*self.view;
         let keys: Vec<RecordKey> = versions.map(|(path, version)| RecordKey::new(view, path, &version.id)).collect();
         let rows = self.state.records(&keys.iter().map(|key| key.0).collect::<Vec<_>>()).await?;
+        let hits = rows.iter().flatten().count() as u64;
+        self.record_lookups.add(hits, rows.len() as u64 - hits);
         let open = |(key, row): (&RecordKey, Option<Vec<u8>>)| row.map(|row| Row::open(view, key, &row)).transpose();
         keys.iter().zip(rows).map(open).collect()
     }

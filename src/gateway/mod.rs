@@ -1,14 +1,18 @@
 //! Serves buckets to programs that speak the protocols of object stores.
 //!
 //! This layer knows keys, entity tags, conditions, metadata and multipart uploads. A protocol is a thin adapter over
-//! it: [`s3`]. Everything that is stored goes through [`store`](crate::store), so with a key the Hub only ever sees
+//! it: [`s3`], [`ftp`]. Everything that is stored goes through [`store`](crate::store), so with a key the Hub only ever sees
 //! ciphertext. Plaintext keys and names never enter a log or a file.
 
 mod access;
+pub mod admin;
 mod condition;
 mod copy;
 mod digest;
 mod error;
+mod files;
+#[cfg(feature = "ftp")]
+pub mod ftp;
 #[cfg(any(test, fuzzing, feature = "fuzzing"))]
 pub mod fuzz;
 mod key;
@@ -30,6 +34,7 @@ pub use condition::{Conditions, Present, Tags};
 pub use copy::Copy as CopyRequest;
 pub use digest::{Algorithm, Announced, Checksum};
 pub use error::Error;
+pub use files::Start;
 pub use key::{Key, MAX_KEY};
 pub use list::{After, Listed, Page, Query};
 pub use multipart::{ChosenPart, Completed, Completion, ListedUpload, Part, PartUpload, Upload};
@@ -39,7 +44,7 @@ pub use record::{Headers, PartInfo, Record, Tags as ObjectTags, check_tags};
 pub use upload::{Body as UploadBody, Late as LateDigests};
 
 use crate::store::buckets::{BucketId, BucketInfo, Buckets};
-use crate::store::{OpenOptions, Source, View};
+use crate::store::{CacheLookups, Lookups, OpenOptions, Source, View};
 use digest::hex;
 use list::Listings;
 use state::State;
@@ -88,6 +93,8 @@ pub struct Gateway {
     owner: String,
     /// Memory for upload sessions.
     memory: Arc<Semaphore>,
+    /// Counts lookups of records in the state.
+    record_lookups: Arc<Lookups>,
     /// Opened buckets. Never held over an await.
     opened: Mutex<HashMap<BucketId, Arc<OnceCell<Arc<Bucket>>>>>,
 }
@@ -107,6 +114,7 @@ pub struct Bucket {
     /// True if records are kept in the bucket.
     metadata: bool,
     undescribed: metadata::Undescribed,
+    record_lookups: Arc<Lookups>,
     /// Held for reading by commits, and for writing while the bucket is removed: the Hub removes a bucket with its
     /// files.
     existence: tokio::sync::RwLock<()>,
@@ -125,7 +133,16 @@ impl Gateway {
         options.open.session_memory = Some(sessions::SESSION);
         options.open.patience = Some(PATIENCE);
         let memory = sessions::memory(options.upload_memory);
-        Ok(Self { buckets, namespaces, options, state, owner, memory, opened: Mutex::default() })
+        Ok(Self {
+            buckets,
+            namespaces,
+            options,
+            state,
+            owner,
+            memory,
+            record_lookups: Arc::default(),
+            opened: Mutex::default(),
+        })
     }
 
     /// Returns the buckets of all namespaces, with the names that clients use, ascending by name.
@@ -198,6 +215,22 @@ impl Gateway {
         self.buckets.user().await.map(drop).map_err(Error::of_store)
     }
 
+    /// Returns the counters of the caches in the text format of Prometheus (version 0.0.4).
+    pub fn cache_counters(&self) -> String {
+        let CacheLookups { chunks, plans, headers } = &self.options.open.lookups;
+        let caches = [("chunks", chunks), ("plans", plans), ("headers", headers), ("metadata", &self.record_lookups)];
+        let counts = caches.map(|(name, lookups)| (name, lookups.get()));
+        let mut text = String::new();
+        for (kind, of) in [("hits", 0), ("misses", 1)] {
+            let metric = format!("hugbucket_cache_{kind}_total");
+            text += &format!("# TYPE {metric} counter\n");
+            for (name, (hits, misses)) in counts {
+                text += &format!("{metric}{{cache=\"{name}\"}} {}\n", [hits, misses][of]);
+            }
+        }
+        text
+    }
+
     async fn open(&self, id: &BucketId) -> Result<Arc<Bucket>, Error> {
         let endpoint = self.buckets.endpoint().ok_or(Error::NoSuchBucket)?.clone();
         let source = Source::Bucket { id: id.clone(), prefix: String::new() };
@@ -214,6 +247,7 @@ impl Gateway {
             sessions: Default::default(),
             metadata: self.options.metadata,
             undescribed: Default::default(),
+            record_lookups: self.record_lookups.clone(),
             existence: tokio::sync::RwLock::default(),
         }))
     }

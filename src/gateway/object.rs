@@ -196,7 +196,9 @@ impl Bucket {
     ) -> Result<Found, Error> {
         // The record comes first, so that the version is never without it. It means nothing until its version is there,
         // unless the object has this content already.
-        self.note_record(key.path(), &stored.version, &kept).await?;
+        if kept.object.is_some() || kept.record != Record::default() {
+            self.note_record(key.path(), &stored.version, &kept).await?;
+        }
         let modified = stored_now();
         let change = Change::Put { stored, mtime: modified, metadata: kept.object };
         let op = Op { path: key.path().clone(), expect, change };

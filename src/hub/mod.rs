@@ -20,6 +20,7 @@ mod tests;
 pub mod token;
 mod tokens;
 mod transport;
+pub use transport::process_client;
 pub mod types;
 
 pub use client::Client;

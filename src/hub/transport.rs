@@ -37,7 +37,7 @@ const MAX_REDIRECTS: usize = 5;
 
 /// The HTTP client of this process, for the Hub and the CAS: one pool of connections. It follows no redirects and has
 /// no overall deadline; who sends sets both.
-pub(super) fn process_client() -> Result<reqwest::Client, Error> {
+pub fn process_client() -> Result<reqwest::Client, Error> {
     static CLIENT: OnceLock<reqwest::Client> = OnceLock::new();
     match CLIENT.get() {
         Some(client) => Ok(client.clone()),

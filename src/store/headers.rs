@@ -58,9 +58,10 @@ impl Headers {
     /// be fetched.
     pub(super) async fn header(&self, version: &Version) -> Result<Header, Error> {
         let hash = version.id.xet()?;
-        if let Some(bytes) = self.cached(vec![hash]).await.remove(&hash)
-            && let Ok(header) = self.verify(version, &bytes)
-        {
+        let cached = self.cached(vec![hash]).await.remove(&hash);
+        let known = cached.and_then(|bytes| self.verify(version, &bytes).ok());
+        self.remote.header_lookups.count(known.is_some());
+        if let Some(header) = known {
             return Ok(header);
         }
         self.fetch_header(version).await
@@ -70,6 +71,8 @@ impl Headers {
     pub(super) async fn lens(&self, versions: &[Version]) -> Vec<Result<Len, Error>> {
         let mut lens: Vec<Result<Len, Error>> = self.cached_lens(versions).await.into_iter().map(Ok).collect();
         let unread = (0..lens.len()).filter(|&index| matches!(lens[index], Ok(Len::Unread))).collect::<Vec<_>>();
+        let misses = unread.len() as u64;
+        self.remote.header_lookups.add(versions.len() as u64 - misses, misses);
         let reads = unread.into_iter().map(async |index| (index, len_of(self.fetch_header(&versions[index]).await)));
         let mut reads = futures::stream::iter(reads).buffer_unordered(PARALLEL);
         while let Some((index, len)) = reads.next().await {

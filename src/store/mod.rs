@@ -44,7 +44,7 @@ pub use draft::{BaseReader, Binding, Delta, Draft, DraftState, Frozen, RecordRef
 pub use error::{Cause, Error};
 pub use metadata::{Described, MetadataObject};
 pub use path::PlainPath;
-pub use source::{CacheMode, DiskCacheOptions, OpenOptions, Opened, Source, open};
+pub use source::{CacheLookups, CacheMode, DiskCacheOptions, OpenOptions, Opened, Source, open};
 pub use staging::{SlotId, SlotIo};
 pub use twin::marked_name;
 
@@ -53,7 +53,7 @@ pub use twin::marked_name;
 pub use crate::{
     crypto::{Error as CryptoError, Format},
     hub::{Error as HubError, MTIME_GRANULARITY, mtime_from_millis, mtime_millis, stored_mtime, stored_now},
-    xet::{Error as CasError, Hash, deadline},
+    xet::{Error as CasError, Hash, Lookups, deadline},
 };
 use async_trait::async_trait;
 use bytes::Bytes;

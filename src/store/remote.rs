@@ -6,7 +6,7 @@
 use super::Error;
 use super::contents::Contents;
 use crate::hub::{self, BucketId, EMPTY_FILE, Endpoint, FileEntry, Hub, TreeEntry};
-use crate::xet::{Cas, Hash, Known, upload};
+use crate::xet::{Cas, Hash, Known, Lookups, upload};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -26,6 +26,8 @@ pub(super) struct Remote {
     pub(super) shards: Option<upload::LocalShards>,
     /// Bytes of content that an upload session holds in memory.
     pub(super) session_memory: usize,
+    /// Counts lookups of headers.
+    pub(super) header_lookups: Arc<Lookups>,
     /// Buckets in which content is registered that this bucket may not know yet. Never held over an await.
     pub(super) adopted: Mutex<HashMap<Hash, BucketId>>,
     /// Kept alive: an embedded Hub stops when its endpoint is dropped.

@@ -16,8 +16,11 @@ use crate::hub::{self, BucketId, Endpoint, Hub};
 use crate::xet::cache::{self, ChunkCache, FileCache};
 use crate::xet::http::{self, HttpCas};
 use crate::xet::upload::{LocalLimits, LocalShards};
-use crate::xet::{self, Cas, Downloader, Known, download, known};
+use crate::xet::{self, Cas, Downloader, Hash, Known, Lookups, download, known};
+use async_trait::async_trait;
+use bytes::Bytes;
 use sha2::{Digest, Sha256};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -67,6 +70,38 @@ pub struct OpenOptions {
     /// Time without progress after which requests to the storage are not repeated any more, even if it asks for a
     /// longer wait. `None`: the defaults of [`http::Options`].
     pub patience: Option<Duration>,
+    /// Counts lookups of the caches. Clones share the counters.
+    pub lookups: CacheLookups,
+}
+
+/// Counters of the caches of sources.
+#[derive(Clone, Debug, Default)]
+pub struct CacheLookups {
+    /// Chunks in the disk cache.
+    pub chunks: Arc<Lookups>,
+    /// Kept reconstructions, which tell where the chunks of a file are.
+    pub plans: Arc<Lookups>,
+    /// Headers of encrypted files, which tell their sizes.
+    pub headers: Arc<Lookups>,
+}
+
+/// A chunk cache whose lookups are counted.
+struct Counted {
+    cache: ChunkCache,
+    lookups: Arc<Lookups>,
+}
+
+#[async_trait]
+impl download::Chunks for Counted {
+    async fn chunks(&self, xorb: &Hash, chunks: Range<u32>) -> Option<Vec<download::Cached>> {
+        let found = self.cache.chunks(xorb, chunks).await;
+        self.lookups.count(found.is_some());
+        found
+    }
+
+    async fn insert(&self, xorb: &Hash, first: u32, chunks: &[(Hash, Bytes)]) {
+        self.cache.insert(xorb, first, chunks).await;
+    }
 }
 
 /// Options of the disk cache.
@@ -177,6 +212,7 @@ pub(super) async fn open_over(ends: Ends, source: &Source, options: OpenOptions)
         shards,
         session_memory: options.session_memory.unwrap_or(super::put::MEMORY),
         adopted: Mutex::default(),
+        header_lookups: options.lookups.headers.clone(),
         _endpoint: endpoint,
     });
     // Local state belongs to the requested name, so changes that were pending before a move are still found.
@@ -212,10 +248,11 @@ async fn is_missing(view: &dyn View, root: &dyn View, prefix: &PlainPath) -> Res
 
 /// Returns the reader of content from `cas`, through the cache if there is one.
 async fn contents(cas: Arc<dyn Cas>, options: &OpenOptions, known: Option<Known>) -> Contents {
-    let (mut downloads, mut files) = (download::Options { known, ..Default::default() }, None);
+    let CacheLookups { chunks, plans, .. } = options.lookups.clone();
+    let (mut downloads, mut files) = (download::Options { known, plan_lookups: plans, ..Default::default() }, None);
     match DiskCache::open(options).await {
         None => {}
-        Some(DiskCache::Chunks(cache)) => downloads.chunks = Some(Arc::new(cache)),
+        Some(DiskCache::Chunks(cache)) => downloads.chunks = Some(Arc::new(Counted { cache, lookups: chunks })),
         Some(DiskCache::Files(cache)) => files = Some(cache),
     }
     Contents::new(Downloader::new(cas, downloads), files)

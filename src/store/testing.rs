@@ -373,6 +373,7 @@ impl Keyed {
             shards: None,
             session_memory: 48 << 20,
             adopted: Mutex::default(),
+            header_lookups: Arc::default(),
             _endpoint: None,
         });
         let memory = Arc::new(Memory::open(None, [0; 32]).unwrap());

@@ -34,7 +34,7 @@ mod tests;
 mod window;
 
 use super::known::{Known, MAX_LIST};
-use super::{Cas, Error, Hash, deadline, merkle::Tree};
+use super::{Cas, Error, Hash, Lookups, deadline, merkle::Tree};
 use answers::Answers;
 use bytes::{Bytes, BytesMut};
 pub use chunks::{Cached, Chunks, Recent};
@@ -82,6 +82,8 @@ pub struct Options {
     /// Streams and ordered downloads of this many bytes or more leave nothing in the chunk cache:
     /// they would drive out everything else.
     pub bypass: u64,
+    /// Counts lookups of kept reconstructions.
+    pub plan_lookups: Arc<Lookups>,
 }
 
 impl Default for Options {
@@ -99,6 +101,7 @@ impl Default for Options {
             known: None,
             chunks: None,
             bypass: 256 * 1024 * 1024,
+            plan_lookups: Arc::default(),
         }
     }
 }
@@ -130,7 +133,7 @@ struct Engine {
 impl Downloader {
     /// A reader over `cas`.
     pub fn new(cas: Arc<dyn Cas>, options: Options) -> Self {
-        let answers = Answers::new(Arc::clone(&cas), options.url_life);
+        let answers = Answers::new(Arc::clone(&cas), options.url_life, Arc::clone(&options.plan_lookups));
         Self { engine: Arc::new(Engine { cas, options, answers, inserts: Arc::new(Semaphore::new(INSERTS)) }) }
     }
 

@@ -42,6 +42,8 @@ fn code_of(error: &Error) -> Option<S3ErrorCode> {
         Error::NotModified => C::NotModified,
         Error::BadDigest(_) => C::BadDigest,
         Error::InvalidDigest("Content-MD5") => C::InvalidDigest,
+        // Only other protocols make folders.
+        Error::FolderNotEmpty | Error::NameTaken => C::InvalidRequest,
         Error::InvalidDigest(_) | Error::InvalidRequest(_) => C::InvalidRequest,
         Error::IncompleteBody => C::IncompleteBody,
         Error::UnsignedFraming => C::NotImplemented,

@@ -3,13 +3,13 @@
 //! The crate `s3s` checks signatures, routes requests and reads and writes XML. Each file here translates one group of
 //! operations. [`server`] is the HTTP server around it.
 
-pub mod admin;
 mod auth;
 mod body;
 mod buckets;
 mod copy;
 mod errors;
 mod list;
+pub mod metrics;
 mod multipart;
 mod object;
 mod probes;

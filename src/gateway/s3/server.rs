@@ -5,9 +5,9 @@
 //! for a header, the time without a byte of a body, and the time without progress of an answer.
 
 use super::Parts;
-use super::admin::Metrics;
 use super::auth::Named;
 use super::errors::s3_error;
+use super::metrics::Metrics;
 use crate::gateway::{AccessKeys, Error, Gateway};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};

@@ -8,7 +8,7 @@
 //! Bounded in number and memory; the least recently used go first.
 
 use super::layout::Layout;
-use crate::{Cas, Error, Hash, deadline};
+use crate::{Cas, Error, Hash, Lookups, deadline};
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -32,6 +32,7 @@ pub(super) struct Answers {
     cas: Arc<dyn Cas>,
     /// How long URLs are used that don't say.
     life: Duration,
+    lookups: Arc<Lookups>,
     state: Arc<Mutex<State>>,
 }
 
@@ -52,8 +53,8 @@ struct Kept {
 }
 
 impl Answers {
-    pub(super) fn new(cas: Arc<dyn Cas>, life: Duration) -> Self {
-        Self { cas, life, state: Arc::default() }
+    pub(super) fn new(cas: Arc<dyn Cas>, life: Duration, lookups: Arc<Lookups>) -> Self {
+        Self { cas, life, lookups, state: Arc::default() }
     }
 
     /// An answer that covers `range`: a kept one if no more than `slack` bytes beyond it would be fetched, else that to
@@ -66,7 +67,9 @@ impl Answers {
         question: Range<u64>,
     ) -> Result<Arc<Layout>, Error> {
         let most = (range.end - range.start).saturating_add(slack);
-        if let Some(layout) = self.state().find(file, |layout| layout.covers(range) && layout.cost(range) <= most) {
+        let kept = self.state().find(file, |layout| layout.covers(range) && layout.cost(range) <= most);
+        self.lookups.count(kept.is_some());
+        if let Some(layout) = kept {
             return Ok(layout);
         }
         let layout = self.ask(file, question).await?;

@@ -153,6 +153,7 @@ impl Job<'_> {
         if needs.iter().any(|need| need.cached.is_none()) {
             return Ok(None);
         }
+        self.engine.options.plan_lookups.count(true);
         let stretches = Stretches::new(&layout);
         self.finish(layout, needs, stretches).await.map(Some)
     }

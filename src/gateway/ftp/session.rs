@@ -1,0 +1,369 @@
+//! The session of a client: its control connection, its login, and one command after the other.
+
+use super::command::{Command, parse};
+use super::data::{Data, parse_eprt, parse_port, pasv_reply, same};
+use super::entry::Facts;
+use super::login::Caller;
+use super::place::Place;
+use super::reply::Reply;
+use super::server::Shared;
+use super::wire::{Control, Line, Wire};
+use bytes::BytesMut;
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// Time for a login.
+const LOGIN: Duration = Duration::from_secs(60);
+/// Failed logins after which the connection is closed.
+const TRIES: u32 = 5;
+/// Time for a TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(30);
+/// Commands that a client may send ahead during a transfer. After that, nothing is read until its end.
+const AHEAD: usize = 16;
+
+/// The session of a client.
+pub(super) struct Session {
+    pub(super) shared: Arc<Shared>,
+    control: Control,
+    client: SocketAddr,
+    /// Address of this end of the control connection.
+    local: IpAddr,
+    user: Option<String>,
+    pub(super) caller: Option<Caller>,
+    failures: u32,
+    pub(super) folder: Place,
+    data: Data,
+    /// True after `EPSV ALL`: no other command may say how data connections are opened.
+    only_epsv: bool,
+    /// True if data connections use TLS.
+    protect: bool,
+    /// Offset of the next transfer.
+    pub(super) rest: u64,
+    /// The file or folder that `RNTO` will rename.
+    pub(super) renamed: Option<(Place, bool)>,
+    pub(super) facts: Facts,
+    /// Lines that came during a transfer.
+    ahead: VecDeque<BytesMut>,
+    is_over: bool,
+}
+
+impl Session {
+    pub(super) fn new(shared: Arc<Shared>, stream: TcpStream, client: SocketAddr) -> io::Result<Self> {
+        Ok(Self {
+            shared,
+            local: stream.local_addr()?.ip().to_canonical(),
+            control: Control::new(stream)?,
+            client,
+            user: None,
+            caller: None,
+            failures: 0,
+            folder: Place::Root,
+            data: Data::Unset,
+            only_epsv: false,
+            protect: false,
+            rest: 0,
+            renamed: None,
+            facts: Facts::ALL,
+            ahead: VecDeque::new(),
+            is_over: false,
+        })
+    }
+
+    /// Answers commands until the client or the server ends the session.
+    pub(super) async fn run(mut self, mut stopped: watch::Receiver<bool>) -> io::Result<()> {
+        self.control.send(&Reply::new(220, "hugbucket is ready.")).await?;
+        let login_ends = tokio::time::Instant::now() + LOGIN;
+        while !self.is_over {
+            let idle = tokio::time::Instant::now() + self.shared.options.idle;
+            let deadline = if self.caller.is_none() { login_ends.min(idle) } else { idle };
+            let line = tokio::select! {
+                line = Self::next_line(&mut self.ahead, &mut self.control) => line?,
+                () = tokio::time::sleep_until(deadline) => {
+                    self.control.send(&Reply::new(421, "No command came in time.")).await?;
+                    break;
+                }
+                () = async { drop(stopped.wait_for(|stop| *stop).await) } => {
+                    self.control.send(&Reply::new(421, "The server stops.")).await?;
+                    break;
+                }
+            };
+            let reply = match line {
+                Line::End => return Ok(()),
+                Line::TooLong => Reply::new(500, "The line is too long."),
+                Line::Text(line) => self.answer(&line).await?,
+            };
+            self.control.send(&reply).await?;
+            if reply.code == 234 && !self.secure().await {
+                return Ok(());
+            }
+        }
+        self.control.close().await;
+        Ok(())
+    }
+
+    async fn next_line(ahead: &mut VecDeque<BytesMut>, control: &mut Control) -> io::Result<Line> {
+        match ahead.pop_front() {
+            Some(line) => Ok(Line::Text(line)),
+            None => control.line().await,
+        }
+    }
+
+    /// Carries out a line. Fails if the control connection does.
+    async fn answer(&mut self, line: &[u8]) -> io::Result<Reply> {
+        let command = match parse(line) {
+            Ok(command) => command,
+            Err(syntax) => return Ok(syntax.into()),
+        };
+        // These concern the command that follows, only.
+        let is_rest = matches!(command, Command::Rest(_) | Command::Pasv | Command::Epsv(_) | Command::Type(_))
+            || matches!(command, Command::Port(_) | Command::Eprt(_));
+        let (rest, renamed) = (self.rest, self.renamed.take());
+        let reply = match command {
+            Command::User(name) => self.user(name),
+            Command::Pass(password) => self.pass(&password).await,
+            Command::Quit => {
+                self.is_over = true;
+                Ok(Reply::new(221, "Goodbye."))
+            }
+            Command::Auth(mechanism) => self.auth(&mechanism),
+            Command::Pbsz | Command::Prot(_) => self.protection(command),
+            Command::Port(_) | Command::Eprt(_) | Command::Pasv | Command::Epsv(_) if self.caller.is_some() => {
+                self.set_data(command).await
+            }
+            command => match self.without_login(&command) {
+                Some(reply) => Ok(reply),
+                None if self.caller.is_none() => Err(Reply::new(530, "Log in with USER and PASS first.")),
+                None => {
+                    self.renamed = renamed;
+                    Box::pin(self.work(command)).await
+                }
+            },
+        };
+        if !is_rest && self.rest == rest {
+            self.rest = 0;
+        }
+        Ok(reply.unwrap_or_else(|refused| refused))
+    }
+
+    /// Answers commands that need no login and change nothing.
+    fn without_login(&self, command: &Command) -> Option<Reply> {
+        Some(match command {
+            Command::Feat => Reply::new(211, self.features()),
+            Command::Syst => Reply::new(215, "UNIX Type: L8"),
+            Command::Noop => Reply::new(200, "Nothing done."),
+            Command::Clnt => Reply::new(200, "Noted."),
+            Command::Help => Reply::new(214, "See docs/gateway.md of hugbucket for the commands."),
+            Command::Abor => Reply::new(226, "No transfer runs."),
+            _ => return None,
+        })
+    }
+
+    fn features(&self) -> String {
+        let mut lines = vec!["Features:".to_owned()];
+        if self.shared.tls.is_some() {
+            lines.extend(["AUTH TLS", "PBSZ", "PROT"].map(str::to_owned));
+        }
+        lines.extend(["EPRT", "EPSV", "MDTM", "MFMT"].map(str::to_owned));
+        lines.push(self.facts.feature());
+        lines.extend(["REST STREAM", "SITE UTIME", "SIZE", "TVFS", "UTF8", "XMD5", "End"].map(str::to_owned));
+        lines.join("\n")
+    }
+
+    /// Returns true if what the client sends may go in clear.
+    fn may_be_clear(&self) -> bool {
+        self.shared.options.allow_cleartext || self.client.ip().to_canonical().is_loopback()
+    }
+
+    fn user(&mut self, name: String) -> Result<Reply, Reply> {
+        self.caller = None;
+        self.folder = Place::Root;
+        if !self.control.is_secure() && !self.may_be_clear() {
+            return Err(Reply::new(530, "A login needs TLS here: say AUTH TLS first."));
+        }
+        self.user = Some(name);
+        Ok(Reply::new(331, "Send the password."))
+    }
+
+    async fn pass(&mut self, password: &str) -> Result<Reply, Reply> {
+        let name = self.user.take().ok_or_else(|| Reply::new(503, "Say USER first."))?;
+        let options = &self.shared.options;
+        if let Some(caller) = Caller::log_in(&options.keys, options.anonymous, &name, password) {
+            tracing::info!(client = %self.client, user = caller.name(), tls = self.control.is_secure(), "a client logged in");
+            self.caller = Some(caller);
+            return Ok(Reply::new(230, "Logged in."));
+        }
+        tracing::warn!(client = %self.client, "a login failed");
+        self.shared.metrics.failed_logins.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(self.shared.failures.count(self.client.ip())).await;
+        self.failures += 1;
+        if self.failures >= TRIES {
+            self.is_over = true;
+            return Err(Reply::new(421, "Too many failed logins."));
+        }
+        Err(Reply::new(530, "Name or password is wrong."))
+    }
+
+    fn auth(&mut self, mechanism: &str) -> Result<Reply, Reply> {
+        if !matches!(mechanism, "TLS" | "TLS-C" | "SSL") {
+            return Err(Reply::new(504, "Only AUTH TLS is known."));
+        }
+        if self.shared.tls.is_none() {
+            return Err(Reply::new(431, "This server has no certificate."));
+        }
+        if self.control.is_secure() {
+            return Err(Reply::new(503, "TLS has begun already."));
+        }
+        Ok(Reply::new(234, "Begin TLS."))
+    }
+
+    /// Begins TLS. The client has to log in again: what it said before could be somebody else's.
+    async fn secure(&mut self) -> bool {
+        (self.user, self.caller, self.folder) = (None, None, Place::Root);
+        (self.renamed, self.rest, self.data) = (None, 0, Data::Unset);
+        self.ahead.clear();
+        let Some(tls) = self.shared.tls.clone() else { return false };
+        let began = timeout(HANDSHAKE, self.control.secure(&tls)).await;
+        let has_begun = matches!(began, Ok(Ok(())));
+        if !has_begun {
+            tracing::debug!(client = %self.client, "a TLS handshake failed");
+        }
+        has_begun
+    }
+
+    fn protection(&mut self, command: Command) -> Result<Reply, Reply> {
+        if !self.control.is_secure() {
+            return Err(Reply::new(503, "Say AUTH TLS first."));
+        }
+        match command {
+            Command::Prot(level) if level == "P" => {
+                self.protect = true;
+                Ok(Reply::new(200, "Data connections use TLS."))
+            }
+            Command::Prot(level) if level == "C" && self.may_be_clear() => {
+                self.protect = false;
+                Ok(Reply::new(200, "Data connections are in clear."))
+            }
+            Command::Prot(level) if level == "C" => Err(Reply::new(534, "Data connections need TLS here.")),
+            Command::Prot(_) => Err(Reply::new(536, "Only PROT P and PROT C are known.")),
+            _ => Ok(Reply::new(200, "PBSZ=0")),
+        }
+    }
+
+    async fn set_data(&mut self, command: Command) -> Result<Reply, Reply> {
+        self.data = Data::Unset;
+        if self.only_epsv && !matches!(command, Command::Epsv(_)) {
+            return Err(Reply::new(503, "After EPSV ALL only EPSV is allowed."));
+        }
+        match command {
+            Command::Port(text) => self.set_active(parse_port(&text)),
+            Command::Eprt(text) => self.set_active(parse_eprt(&text)),
+            Command::Epsv(protocol) => self.epsv(&protocol).await,
+            _ => self.pasv().await,
+        }
+    }
+
+    fn set_active(&mut self, address: Option<SocketAddr>) -> Result<Reply, Reply> {
+        let address = address.ok_or_else(|| Reply::new(501, "Wrong argument: an address and a port."))?;
+        if !self.shared.options.active {
+            return Err(Reply::new(502, "This server opens no connections: use PASV or EPSV."));
+        }
+        if !same(address.ip(), self.client.ip()) || address.port() < 1024 {
+            tracing::warn!(client = %self.client, "refused to open a data connection to another host or service");
+            return Err(Reply::new(504, "Only ports of your own address, from 1024, are allowed."));
+        }
+        self.data = Data::Active(address);
+        Ok(Reply::new(200, "The next transfer connects there."))
+    }
+
+    async fn pasv(&mut self) -> Result<Reply, Reply> {
+        let address = match (self.shared.options.passive_address, self.local) {
+            (Some(address), _) | (None, IpAddr::V4(address)) => address,
+            (None, IpAddr::V6(_)) => return Err(Reply::new(425, "PASV has no IPv6 addresses: use EPSV.")),
+        };
+        let port = self.listen().await?;
+        Ok(pasv_reply(address, port))
+    }
+
+    async fn epsv(&mut self, protocol: &str) -> Result<Reply, Reply> {
+        match (protocol, self.local) {
+            ("ALL", _) => {
+                self.only_epsv = true;
+                return Ok(Reply::new(200, "Only EPSV from now on."));
+            }
+            ("", _) | ("1", IpAddr::V4(_)) | ("2", IpAddr::V6(_)) => {}
+            ("1" | "2", _) => return Err(Reply::new(522, "The control connection has the other protocol.")),
+            _ => return Err(Reply::new(501, "Wrong argument: 1, 2 or ALL.")),
+        }
+        let port = self.listen().await?;
+        Ok(Reply::new(229, format!("Entering extended passive mode (|||{port}|).")))
+    }
+
+    async fn listen(&mut self) -> Result<u16, Reply> {
+        let busy = |error: io::Error| {
+            tracing::warn!(%error, "no passive port is free");
+            Reply::new(425, "No passive port is free, try later.")
+        };
+        let listener = self.shared.ports.listen(self.local).await.map_err(busy)?;
+        let port = listener.port().map_err(busy)?;
+        self.data = Data::Passive(listener);
+        Ok(port)
+    }
+
+    /// Opens the data connection and runs a transfer over it. Meanwhile `ABOR` and the end of the control connection
+    /// end it; other commands wait. `opening`: text of the first reply.
+    pub(super) async fn transfer<W>(
+        &mut self,
+        opening: String,
+        work: impl FnOnce(Wire, super::wire::Pulse) -> W,
+    ) -> Result<Reply, Reply>
+    where
+        W: Future<Output = Result<Reply, Reply>> + Send,
+    {
+        if !self.protect && !self.may_be_clear() {
+            return Err(Reply::new(521, "Data connections need TLS here: say PROT P first."));
+        }
+        let stream = std::mem::take(&mut self.data).open(self.client.ip()).await?;
+        let gone = |_| Reply::new(426, "The control connection was cut.");
+        self.control.send(&Reply::new(150, opening)).await.map_err(gone)?;
+        let mut wire = Wire::Plain(stream);
+        if self.protect {
+            let Some(tls) = self.shared.tls.clone() else { return Err(Reply::new(431, "There is no certificate.")) };
+            wire = match timeout(HANDSHAKE, wire.secure(&tls)).await {
+                Ok(Ok(wire)) => wire,
+                _ => return Err(Reply::new(522, "TLS on the data connection failed.")),
+            };
+        }
+        let work = work(wire, self.control.pulse());
+        self.watch(work).await
+    }
+
+    async fn watch(&mut self, work: impl Future<Output = Result<Reply, Reply>>) -> Result<Reply, Reply> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            let line = tokio::select! {
+                // A transfer that has ended counts, whatever came at the same time.
+                biased;
+                done = &mut work => return done,
+                line = self.control.line(), if self.ahead.len() < AHEAD => line,
+            };
+            match line {
+                Ok(Line::Text(line)) if parse(&line) == Ok(Command::Abor) => break,
+                Ok(Line::Text(line)) => self.ahead.push_back(line),
+                Ok(Line::TooLong) => {}
+                Ok(Line::End) | Err(_) => {
+                    self.is_over = true;
+                    return Err(Reply::new(426, "The control connection was cut."));
+                }
+            }
+        }
+        let _ = self.control.send(&Reply::new(426, "The transfer was cut.")).await;
+        Ok(Reply::new(226, "Done: the transfer was cut."))
+    }
+}
