@@ -370,8 +370,8 @@ impl State {
                 self.files.insert(path, File { id: stored.version.id, mtime: *mtime });
                 Outcome::Done(Some(stored.version))
             }
-            // No view of the file system describes files.
-            Change::Describe { .. } => Outcome::Failed(Error::Unstorable("metadata of objects")),
+            // No view of the file system describes files, or changes times alone.
+            Change::Describe { .. } | Change::SetModified { .. } => Outcome::Failed(Error::Unstorable("metadata of objects")),
             Change::Delete => {
                 let there = self.found(&path);
                 if there.is_some() && !self.is_met(&path, op.expect) {

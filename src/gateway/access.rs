@@ -75,7 +75,8 @@ impl AccessKey {
         if self.scopes.is_empty() || self.scopes.iter().any(covers) { Ok(()) } else { Err(Error::Denied) }
     }
 
-    /// Returns true if the key may know of a folder: one of its scopes covers it or lies in it. `folder`: the prefix of its keys, which ends in `/`; empty for the bucket itself.
+    /// Returns true if the key may know of a folder: one of its scopes covers it or lies in it.
+    /// `folder`: the prefix of its keys, which ends in `/`; empty for the bucket itself.
     pub fn may_enter(&self, bucket: &str, folder: &str) -> bool {
         let meets = |scope: &Scope| {
             scope.bucket == bucket && (folder.starts_with(&scope.prefix) || scope.prefix.starts_with(folder))

@@ -9,7 +9,7 @@ use super::record::Record;
 use super::upload::{Body, Uploaded};
 use super::{Bucket, Error, Found, Key, Query};
 use crate::store::{
-    Change, Error as StoreError, Expect, Kind, MovedFile, Op, Outcome, PlainPath, Stored, stored_mtime,
+    Change, Error as StoreError, Expect, Kind, MovedFile, Op, Outcome, PlainPath, stored_mtime,
 };
 use futures::StreamExt;
 use std::sync::Arc;
@@ -89,9 +89,7 @@ impl Bucket {
         to_its_end(async move {
             let turn = this.turn(key.path()).await?;
             let found = this.head(&key).await?;
-            let stored = Stored { version: found.version, plain_len: found.len };
-            // Metadata that is there still describes this content.
-            let change = Change::Put { stored, mtime: stored_mtime(time.into()), metadata: None };
+            let change = Change::SetModified { mtime: stored_mtime(time.into()) };
             let op = Op { path: key.path().clone(), expect: Expect::Is(found.version.id), change };
             this.commit_one(&turn, op, &Conditions::default()).await
         })
@@ -110,7 +108,11 @@ impl Bucket {
             return Err(Error::NameTaken);
         }
         let nothing = futures::stream::empty().boxed();
-        self.write_file(&marker(path)?, nothing, Start::Create).await.map(drop)
+        match self.write_file(&marker(path)?, nothing, Start::Create).await {
+            // Another client has just made it.
+            Err(Error::PreconditionFailed(_)) => Err(Error::NameTaken),
+            made => made.map(drop),
+        }
     }
 
     /// Removes a folder that holds nothing but its marker. Fails with [`Error::NoSuchKey`] if there is none, and with
@@ -149,12 +151,12 @@ impl Bucket {
         .await
     }
 
-    /// Moves a folder with all that is below it. No byte is read. Fails with [`Error::NameTaken`] if something is at the
-    /// new path.
+    /// Moves a folder with all that is below it. No byte is read. Fails with [`Error::NameTaken`] if something is at
+    /// the new path.
     pub async fn move_folder(self: &Arc<Self>, from: &PlainPath, to: &PlainPath) -> Result<(), Error> {
         self.check_key(&Key::of_path(to))?;
         if to.is_within(from) || from.is_root() {
-            return Err(Error::InvalidArgument("a folder can't be moved into itself"));
+            return Err(Error::InvalidKey("a folder can't be moved into itself"));
         }
         let there = self.view.stat(to).await.map_err(Error::of_store)?;
         if there.is_some_and(|entry| matches!(entry.kind, Kind::File { .. })) {

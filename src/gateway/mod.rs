@@ -1,8 +1,8 @@
 //! Serves buckets to programs that speak the protocols of object stores.
 //!
 //! This layer knows keys, entity tags, conditions, metadata and multipart uploads. A protocol is a thin adapter over
-//! it: [`s3`], [`ftp`]. Everything that is stored goes through [`store`](crate::store), so with a key the Hub only ever sees
-//! ciphertext. Plaintext keys and names never enter a log or a file.
+//! it: [`s3`], [`ftp`]. Everything that is stored goes through [`store`](crate::store), so with a key the Hub only ever
+//! sees ciphertext. Plaintext keys and names never enter a log or a file.
 
 mod access;
 pub mod admin;

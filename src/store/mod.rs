@@ -301,6 +301,12 @@ pub enum Change {
         /// The metadata object.
         metadata: ContentId,
     },
+    /// Gives the file at the path another modification time, also an earlier one. A `Put` of content that is there
+    /// changes nothing.
+    SetModified {
+        /// The time.
+        mtime: OffsetDateTime,
+    },
     /// Removes the file (in both formats, with its sidecars and its metadata).
     Delete,
     /// Moves the file at the path to `to`. The content is unchanged. `expect` concerns the old path,

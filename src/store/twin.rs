@@ -114,7 +114,11 @@ pub(super) fn asked_by(op: &Op) -> Vec<&PlainPath> {
         Change::Rename { to, expect_to } | Change::Copy { to, expect_to, .. } => {
             (is_given(expect_to) || *to == op.path).then_some(to)
         }
-        Change::Put { .. } | Change::Describe { .. } | Change::Delete | Change::RenameDirectory { .. } => None,
+        Change::Put { .. }
+        | Change::Describe { .. }
+        | Change::SetModified { .. }
+        | Change::Delete
+        | Change::RenameDirectory { .. } => None,
     };
     from.into_iter().chain(to).filter(|path| may_be_alias(path)).collect()
 }

@@ -44,7 +44,7 @@ class Program:
             stdout=subprocess.PIPE, stderr=self.log, text=True, env=self.env,
         )
         self.url = self.process.stdout.readline().strip()
-        assert self.url.startswith(("http://", "https://")), f"{self.command} printed {self.url!r}"
+        assert self.url.startswith(("http://", "https://", "ftp://")), f"{self.command} printed {self.url!r}"
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures the FTP gateway beside others, in one run on one machine. `run ftp`, beside this file, installs what it needs.
+"""Measures the FTP gateway beside others, in one run on one machine. `run ftp`, beside this file, installs all.
 
 Sides: ours over the embedded Hub, with a key and without; `rclone serve ftp` over a local folder, plainly and through
 its `crypt`; vsftpd over a local folder. The Hub is a process of its own. All are asked by the same client, curl, in

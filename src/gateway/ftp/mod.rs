@@ -1,8 +1,8 @@
 //! FTP over [`Gateway`](super::Gateway): `/<bucket>/<key>`, in clear or with explicit TLS.
 //!
-//! RFC 959 (commands, replies), 2228 and 4217 (TLS), 2389 (`FEAT`, `OPTS`), 2428 (`EPSV`, `EPRT`), 2577 (security), 2640
-//! (UTF-8), 3659 (`MLSD`, `SIZE`, `MDTM`, `REST`). No byte of content is ever changed: `TYPE A` is accepted, and means
-//! the same as `TYPE I`.
+//! RFC 959 (commands, replies), 2228 and 4217 (TLS), 2389 (`FEAT`, `OPTS`), 2428 (`EPSV`, `EPRT`), 2577 (security),
+//! 2640 (UTF-8), 3659 (`MLSD`, `SIZE`, `MDTM`, `REST`). No byte of content is ever changed: `TYPE A` is accepted, and
+//! means the same as `TYPE I`.
 //!
 //! **Whole files.** The data of an upload ends with its connection, so a client that dies looks like one that is done.
 //! The server takes an upload for whole only if the control connection is still open when the data ends, and over TLS

@@ -52,8 +52,8 @@ impl From<Error> for Reply {
     }
 }
 
-/// Returns the code of a failure: 450 and 451 for one that passes, 550 for one that lasts, 552 for a full quota, 553 for
-/// a name that can't be used.
+/// Returns the code of a failure: 450 and 451 for one that passes, 550 for one that lasts, 552 for a full quota, 553
+/// for a name that can't be used.
 fn code_of(error: &Error) -> u16 {
     match error {
         Error::InvalidKey(_) | Error::KeyTooLong | Error::InvalidBucketName | Error::NameTaken => 553,

@@ -152,9 +152,10 @@ impl Session {
         Ok(reply.unwrap_or_else(|refused| refused))
     }
 
-    /// Answers commands that need no login and change nothing.
-    fn without_login(&self, command: &Command) -> Option<Reply> {
+    /// Answers commands that need no login.
+    fn without_login(&mut self, command: &Command) -> Option<Reply> {
         Some(match command {
+            Command::Opts(text) => self.options(text).unwrap_or_else(|refused| refused),
             Command::Feat => Reply::new(211, self.features()),
             Command::Syst => Reply::new(215, "UNIX Type: L8"),
             Command::Noop => Reply::new(200, "Nothing done."),

@@ -26,10 +26,7 @@ struct At {
 impl At {
     /// Returns the key of a file.
     fn key(&self) -> Result<Key, Error> {
-        match self.path.is_root() {
-            true => Err(Error::InvalidKey("files lie in buckets, and their names don't end there")),
-            false => file_key(&self.path),
-        }
+        file_key(&self.path)
     }
 }
 
@@ -92,7 +89,6 @@ impl Session {
             }
             Command::Mode(mode) => known(mode == "S", "Stream mode."),
             Command::Stru(structure) => known(structure == "F", "Files."),
-            Command::Opts(text) => self.options(&text),
             Command::Allo => Ok(Reply::new(202, "No room needs to be made.")),
             Command::Site(Site::Chmod) => Ok(Reply::new(202, "Files here have no permissions of their own.")),
             Command::Site(Site::Help) => Ok(Reply::new(214, "SITE UTIME, SITE CHMOD, SITE HELP.")),
@@ -100,7 +96,7 @@ impl Session {
         }
     }
 
-    fn options(&mut self, text: &str) -> Result<Reply, Reply> {
+    pub(super) fn options(&mut self, text: &str) -> Result<Reply, Reply> {
         let (verb, rest) = text.split_once(' ').unwrap_or((text, ""));
         match (verb.to_ascii_uppercase().as_str(), rest.trim().to_ascii_uppercase().as_str()) {
             ("UTF8" | "UTF-8", "" | "ON") => Ok(Reply::new(200, "Names are always UTF-8.")),
@@ -123,6 +119,9 @@ impl Session {
         let Place::In { bucket: name, path } = place else {
             return Err(Error::InvalidKey("the root holds buckets only").into());
         };
+        if path.is_root() && !is_folder {
+            return Err(Error::InvalidKey("files lie in buckets").into());
+        }
         let key = if is_folder { prefix(path) } else { path.as_str().to_owned() };
         self.caller()?.check(needed, name, &key)?;
         let bucket = self.shared.gateway.bucket(name).await?;
@@ -178,10 +177,9 @@ impl Session {
         if self.is_folder(&place).await? {
             return Ok(Target::Folder(place));
         }
-        if exact {
-            return Err(Reply::new(501, "There is no such folder."));
-        }
         match self.find(argument).await {
+            Ok(_) if exact => return Err(Reply::new(501, "It is a file.")),
+            Err(_) if exact => return Err(Reply::new(550, "There is no such folder.")),
             Ok(found) => return Ok(Target::File(self.file_entry(&place, &found))),
             Err(reply) if reply.code != 550 => return Err(reply),
             Err(_) => {}
@@ -394,9 +392,6 @@ impl Session {
     async fn rename_from(&mut self, path: Argument) -> Result<Reply, Reply> {
         let place = self.folder.at(&path)?;
         let at = self.open(&place, Permission::Write, false).await?;
-        if at.path.is_root() {
-            return Err(Reply::new(553, "A bucket can't be renamed."));
-        }
         let is_folder = match at.bucket.head(&at.key()?).await {
             Ok(_) => false,
             Err(Error::NoSuchKey) if self.is_folder(&place).await? => {

@@ -148,6 +148,7 @@ impl<'a> Batches<'a> {
                 Some(from) => BatchOp::Copy { key, hash, from, mtime },
                 None => BatchOp::Add { key, hash, mtime, content_type: None },
             },
+            Action::SetModified { hash, mtime } => BatchOp::Add { key, hash, mtime, content_type: None },
             Action::Delete => BatchOp::Delete { key },
         }
     }
@@ -225,7 +226,15 @@ impl<'a> Batches<'a> {
         for (&line, key) in lines.iter().zip(&keys) {
             let now = found.seen(key);
             let old = self.believed.get(key).and_then(|(seen, _)| *seen);
-            if now == settles(self.run.lines()[line].action) {
+            let action = self.run.lines()[line].action;
+            let has_time = match action {
+                // The content tells nothing: it was there before.
+                Action::SetModified { mtime, .. } => {
+                    found.files.get(key).is_some_and(|file| file.mtime == Some(mtime))
+                }
+                Action::Add { .. } | Action::Delete => true,
+            };
+            if now == settles(action) && has_time {
                 self.succeeded(line);
             } else if now == old {
                 self.believed.insert(key.clone(), (now, at));
@@ -287,7 +296,7 @@ impl<'a> Batches<'a> {
 /// Returns the state of a key after its line was carried out.
 fn settles(action: Action) -> Seen {
     match action {
-        Action::Add { hash, .. } => Some(Some(hash)),
+        Action::Add { hash, .. } | Action::SetModified { hash, .. } => Some(Some(hash)),
         Action::Delete => None,
     }
 }

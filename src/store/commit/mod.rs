@@ -272,6 +272,7 @@ impl Committer<'_> {
                 self.decide_put(op.expect, stored, *mtime, *metadata, from).await?
             }
             (Change::Describe { metadata }, _) => self.decide_describe(op.expect, *metadata, from)?,
+            (Change::SetModified { mtime }, _) => self.decide_set_modified(op.expect, *mtime, from)?,
             (Change::Delete, _) => decide_delete(op.expect, from)?,
             (Change::Rename { expect_to, .. }, Some(to)) => {
                 self.decide_move(op.expect, *expect_to, from, to, Carry::Move)?
@@ -326,6 +327,18 @@ impl Committer<'_> {
         }
         let (version, metadata) = (self.version(slot, held), metadata.xet().map_err(Outcome::Failed)?);
         Ok(Decided { change: plan::Change::Describe { at, metadata }, version })
+    }
+
+    fn decide_set_modified(&self, expect: Expect, mtime: OffsetDateTime, at: Spot) -> Result<Decided, Outcome> {
+        let Some((slot, held)) = at.shown() else { return Err(Outcome::Conflict { found: None }) };
+        if !meets(expect, &at) {
+            return Err(Outcome::Conflict { found: at.shown_id() });
+        }
+        if held.hash.is_none() {
+            return Err(Outcome::Failed(Error::NoContent));
+        }
+        let version = self.version(slot, held);
+        Ok(Decided { change: plan::Change::SetModified { at, mtime }, version })
     }
 
     fn decide_move(
@@ -539,7 +552,7 @@ impl Committer<'_> {
         for (change, _) in changes.iter().zip(results).filter(|(_, result)| result.is_ok()) {
             match change {
                 plan::Change::Put { at, .. } => added.push(at.place.primary.clone()),
-                plan::Change::Describe { .. } => {}
+                plan::Change::Describe { .. } | plan::Change::SetModified { .. } => {}
                 plan::Change::Delete { at } => removed.push(at.place.primary.clone()),
                 plan::Change::Copy { to, .. } => added.push(to.place.primary.clone()),
                 plan::Change::Move { from, to } => {
@@ -573,7 +586,11 @@ impl Target {
 fn target_path(op: &Op) -> Option<&PlainPath> {
     match &op.change {
         Change::Rename { to, .. } | Change::Copy { to, .. } => Some(to),
-        Change::Put { .. } | Change::Delete | Change::Describe { .. } | Change::RenameDirectory { .. } => None,
+        Change::Put { .. }
+        | Change::Delete
+        | Change::Describe { .. }
+        | Change::SetModified { .. }
+        | Change::RenameDirectory { .. } => None,
     }
 }
 
@@ -598,7 +615,10 @@ fn decide_delete(expect: Expect, at: Spot) -> Result<Decided, Outcome> {
 fn shared_hashes(change: &plan::Change) -> Vec<Hash> {
     let large = |held: &Held| held.size > super::draft::NEW_ID_LIMIT;
     let spot = match change {
-        plan::Change::Put { .. } | plan::Change::Delete { .. } | plan::Change::Describe { .. } => return vec![],
+        plan::Change::Put { .. }
+        | plan::Change::Delete { .. }
+        | plan::Change::Describe { .. }
+        | plan::Change::SetModified { .. } => return vec![],
         plan::Change::Move { from, .. } | plan::Change::Copy { from, .. } => from,
     };
     spot.primary.iter().chain(&spot.legacy).filter(|held| large(held)).filter_map(|held| held.hash).collect()
@@ -629,7 +649,7 @@ fn known_files(change: &plan::Change) -> Vec<(String, FileEntry)> {
 fn paths(op: &Op) -> Vec<&PlainPath> {
     match &op.change {
         Change::Rename { to, .. } | Change::Copy { to, .. } | Change::RenameDirectory { to } => vec![&op.path, to],
-        Change::Put { .. } | Change::Delete | Change::Describe { .. } => vec![&op.path],
+        Change::Put { .. } | Change::Delete | Change::Describe { .. } | Change::SetModified { .. } => vec![&op.path],
     }
 }
 

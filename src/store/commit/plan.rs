@@ -148,6 +148,8 @@ pub(in crate::store) enum Change {
     },
     /// New metadata of the file that is there.
     Describe { at: Spot, metadata: Hash },
+    /// Another time of the file that is there.
+    SetModified { at: Spot, mtime: OffsetDateTime },
     /// Deletes everything at the path.
     Delete { at: Spot },
     /// Moves everything at one path to the other.
@@ -172,7 +174,7 @@ impl Change {
             Self::Put { slot, at, .. } => {
                 return at.key(*slot).map(|_| ()).ok_or(Impossible::NameTooLong);
             }
-            Self::Delete { .. } | Self::Describe { .. } => return Ok(()),
+            Self::Delete { .. } | Self::Describe { .. } | Self::SetModified { .. } => return Ok(()),
             Self::Move { from, to } => (vec![(Slot::Primary, from.primary), (Slot::Legacy, from.legacy)], to),
             Self::Copy { from, to, .. } => {
                 (from.shown().map(|(slot, held)| (slot, Some(held))).into_iter().collect(), to)
@@ -191,7 +193,10 @@ impl Change {
     /// Returns the paths that it concerns.
     pub(in crate::store) fn spots(&self) -> Vec<&Spot> {
         match self {
-            Self::Put { at, .. } | Self::Delete { at } | Self::Describe { at, .. } => vec![at],
+            Self::Put { at, .. }
+            | Self::Delete { at }
+            | Self::Describe { at, .. }
+            | Self::SetModified { at, .. } => vec![at],
             Self::Move { from, to } | Self::Copy { from, to, .. } => vec![from, to],
         }
     }
@@ -206,7 +211,7 @@ impl Change {
     pub(in crate::store) fn replaced(&self) -> Vec<(Slot, Held)> {
         match self {
             Self::Put { at, .. } => at.shown().into_iter().collect(),
-            Self::Delete { .. } | Self::Describe { .. } => vec![],
+            Self::Delete { .. } | Self::Describe { .. } | Self::SetModified { .. } => vec![],
             Self::Move { to, .. } | Self::Copy { to, .. } => {
                 let slots = [(Slot::Primary, to.primary), (Slot::Legacy, to.legacy)];
                 slots.into_iter().filter_map(|(slot, held)| Some((slot, held?))).collect()
@@ -219,6 +224,8 @@ impl Change {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Action {
     Add { hash: Hash, mtime: OffsetDateTime },
+    /// Adds the object that is there with another time.
+    SetModified { hash: Hash, mtime: OffsetDateTime },
     Delete,
 }
 
@@ -283,6 +290,7 @@ impl Plan {
                     }
                 }
                 Change::Describe { at, metadata } => plan.describe(owner, at, Some(*metadata), now),
+                Change::SetModified { at, mtime } => plan.set_modified(owner, at, *mtime),
                 Change::Move { from, to } => plan.plan_move(owner, from, to, now),
                 Change::Copy { from, to, metadata } => {
                     plan.describe(owner, to, metadata.or(from.metadata.and_then(|held| held.hash)), now);
@@ -328,6 +336,15 @@ impl Plan {
             return;
         }
         let (key, action) = (at.place.metadata.clone(), Action::Add { hash, mtime: now });
+        let (owners, after, beside) = (vec![owner], vec![], vec![]);
+        self.push(Line { key, action, owners, unless_needed: None, is_sidecar: false, after, beside });
+    }
+
+    /// Gives the object that is shown another time.
+    fn set_modified(&mut self, owner: usize, at: &Spot, mtime: OffsetDateTime) {
+        let Some((slot, Held { hash: Some(hash), mtime: held, .. })) = at.shown() else { return };
+        let Some(key) = at.key(slot).filter(|_| held != Some(mtime)) else { return };
+        let (key, action) = (key.to_owned(), Action::SetModified { hash, mtime });
         let (owners, after, beside) = (vec![owner], vec![], vec![]);
         self.push(Line { key, action, owners, unless_needed: None, is_sidecar: false, after, beside });
     }

@@ -2,6 +2,7 @@
 
 mod metadata;
 mod model;
+mod modified;
 mod orders;
 mod queue;
 mod vectors;

@@ -127,7 +127,7 @@ fn steps(bucket: &mut Bucket, changes: &[Change], expected: &[Value]) -> Vec<Val
             let line = run.lines()[index].clone();
             lines.push(match line.action {
                 Action::Delete => Value::from(line.key.clone()),
-                Action::Add { hash, .. } => {
+                Action::Add { hash, .. } | Action::SetModified { hash, .. } => {
                     let from =
                         bucket.objects.iter().find(|(_, held)| held.hash == Some(hash)).map(|(key, _)| key.clone());
                     match from {

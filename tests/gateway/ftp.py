@@ -1,0 +1,130 @@
+"""What the tests of the FTP gateway share: the gateway itself, and sessions that speak to it line by line."""
+
+import ftplib
+import io
+import os
+import socket
+import struct
+import subprocess
+import sys
+from urllib.parse import urlsplit
+
+from conftest import Program
+
+USER, PASSWORD = "test-user", "test-password"
+
+
+class Ftp(Program):
+    """`hugbucket ftp` over the Hub of a test."""
+
+    def __init__(self, home, *options, name="ftp", env=None, command=("ftp", "--listen", "127.0.0.1:0")):
+        env = {**os.environ, "FTP_USERNAME": USER, "FTP_PASSWORD": PASSWORD, **(env or {})}
+        env = {name: value for name, value in env.items() if value is not None}
+        self.log_file = home / f"{name}.log"
+        folders = ["--cache-dir", home / name / "cache", "--data-dir", home / name / "data", "--passive-ports", "0"]
+        super().__init__("hugbucket", *command, *folders, *options, env=env, log=self.log_file)
+
+    @property
+    def address(self):
+        parts = urlsplit(self.url)
+        return parts.hostname, parts.port
+
+    def session(self, user=USER, password=PASSWORD, **options):
+        """An ftplib session that has logged in."""
+        ftp = ftplib.FTP(timeout=60, encoding="utf-8", **options)
+        ftp.connect(*self.address)
+        ftp.login(user, password)
+        return ftp
+
+    def talk(self, login=True):
+        return Talk(self.address, login)
+
+    def curl(self, *options, check=True, user=f"{USER}:{PASSWORD}"):
+        done = subprocess.run(["curl", "-sS", "-u", user, *map(str, options)], capture_output=True, timeout=120)
+        assert not check or done.returncode == 0, done.stderr.decode()
+        return done.stdout if check else done
+
+
+class Talk:
+    """A session of lines, with nothing in between."""
+
+    def __init__(self, address, login=True):
+        self.socket = socket.create_connection(address, timeout=60)
+        self.file = self.socket.makefile("rb")
+        assert self.reply().startswith("220 ")
+        if login:
+            assert self.ask(f"USER {USER}").startswith("331 ")
+            assert self.ask(f"PASS {PASSWORD}").startswith("230 ")
+
+    def reply(self):
+        """The last line of the next reply, or of several lines joined with newlines; empty at the end."""
+        line = self.file.readline().decode()
+        if line[3:4] != "-":
+            return line.rstrip("\r\n")
+        lines = [line]
+        while not lines[-1].startswith(f"{line[:3]} "):
+            lines.append(self.file.readline().decode())
+            assert lines[-1], lines
+        return "".join(lines).replace("\r\n", "\n").rstrip("\n")
+
+    def send(self, line):
+        data = line if isinstance(line, bytes) else line.encode() + b"\r\n"
+        self.socket.sendall(data)
+
+    def ask(self, line):
+        self.send(line)
+        return self.reply()
+
+    def code(self, line):
+        return int(self.ask(line)[:3])
+
+    def data(self, source=None):
+        """A data connection, opened passively."""
+        reply = self.ask("EPSV")
+        assert reply.startswith("229 "), reply
+        port = int(reply.split("|||")[1].split("|")[0])
+        return socket.create_connection((self.socket.getpeername()[0], port), timeout=60, source_address=source)
+
+    def close(self):
+        self.file.close()
+        self.socket.close()
+
+
+def reset(connection):
+    """Closes a connection so that the other side sees an error."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def put(session, path, content, command="STOR", **options):
+    session.storbinary(f"{command} {path}", io.BytesIO(content), **options)
+
+
+def get(session, path, **options):
+    content = bytearray()
+    session.retrbinary(f"RETR {path}", content.extend, **options)
+    return bytes(content)
+
+
+def absent(session, path):
+    """True if there is no such file."""
+    try:
+        session.size(path)
+    except ftplib.error_perm as error:
+        assert str(error).startswith("550 "), error
+        return True
+    return False
+
+
+if __name__ == "__main__":
+    # A client that is killed in the middle: uploads for ever. Arguments: host, port, path.
+    host, port, path = sys.argv[1:]
+    session = ftplib.FTP()
+    session.connect(host, int(port))
+    session.login(USER, PASSWORD)
+
+    class Endless:
+        def read(self, size):
+            return os.urandom(size)
+
+    session.storbinary(f"STOR {path}", Endless(), callback=lambda block: print(len(block), flush=True))
