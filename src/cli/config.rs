@@ -5,11 +5,11 @@
 //! name in capitals.
 
 use super::exit::{Exit, Failure, Outcome};
-use clap::builder::FalseyValueParser;
+use clap::builder::{FalseyValueParser, Resettable};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
@@ -39,7 +39,7 @@ pub fn parse(command: Command, mut line: Vec<OsString>) -> Outcome<Settings> {
     let mut command = with_variables(command);
     let is_option = |word: &OsString| word.to_str().is_some_and(|word| word.starts_with('-'));
     let asks = |word: &OsString| ["-h", "--help", "-V", "--version"].iter().any(|&text| word == text);
-    if std::env::var_os("MODE").is_some() && line.iter().skip(1).all(is_option) && !line.iter().any(asks) {
+    if is_set("MODE") && line.iter().skip(1).all(is_option) && !line.iter().any(asks) {
         line.insert(1, ALL.into());
         let everywhere = |arg: Arg, port: &str| arg.default_value(format!("0.0.0.0:{port}"));
         command = command.mut_subcommand(ALL, |serve| {
@@ -53,6 +53,12 @@ pub fn parse(command: Command, mut line: Vec<OsString>) -> Outcome<Settings> {
     let from_file = add_file(&command, &mut line)?;
     let matches = command.try_get_matches_from(line).unwrap_or_else(|error| error.exit());
     Ok(Settings { matches, from_file })
+}
+
+/// Returns true if a variable has a value. An empty one counts as not set: files that pass variables on set those too
+/// that have none.
+pub fn is_set(variable: impl AsRef<OsStr>) -> bool {
+    std::env::var_os(variable).is_some_and(|value| !value.is_empty())
 }
 
 /// Gives each option of the gateways a variable.
@@ -79,8 +85,18 @@ fn with_variable(arg: Arg) -> Arg {
         id @ ("s3_listen" | "ftp_listen") => id.to_uppercase(),
         _ => name,
     };
-    let named = arg.get_env().is_some() || is_others;
-    if named { arg } else { arg.env(format!("HUGBUCKET_{name}")).hide_env(true) }
+    let variable = match arg.get_env() {
+        _ if is_others => return arg,
+        Some(variable) => variable.to_os_string(),
+        None => format!("HUGBUCKET_{name}").into(),
+    };
+    let is_hidden = arg.get_env().is_none();
+    // Without a value the option must not take an empty one.
+    let is_empty = std::env::var_os(&variable).is_some_and(|value| value.is_empty());
+    match is_empty {
+        true => arg.env(Resettable::<clap::builder::OsStr>::Reset),
+        false => arg.env(variable).hide_env(is_hidden),
+    }
 }
 
 /// Adds the settings of the file that `line` names, as options. Returns their ids.

@@ -219,7 +219,7 @@ async fn health(url: &str) -> Outcome<ExitCode> {
 #[cfg(feature = "s3")]
 fn show_config(config: Option<PathBuf>, json: bool) -> Outcome<ExitCode> {
     // With MODE in the environment, the settings are those of `hugbucket` alone.
-    let command = std::env::var_os("MODE").map_or(Some("serve"), |_| None).map(OsString::from);
+    let command = (!super::config::is_set("MODE")).then(|| OsString::from("serve"));
     let file = config.map(|path| {
         let mut option = OsString::from("--config=");
         option.push(path);
