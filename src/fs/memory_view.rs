@@ -371,7 +371,9 @@ impl State {
                 Outcome::Done(Some(stored.version))
             }
             // No view of the file system describes files, or changes times alone.
-            Change::Describe { .. } | Change::SetModified { .. } => Outcome::Failed(Error::Unstorable("metadata of objects")),
+            Change::Describe { .. } | Change::SetModified { .. } => {
+                Outcome::Failed(Error::Unstorable("metadata of objects"))
+            }
             Change::Delete => {
                 let there = self.found(&path);
                 if there.is_some() && !self.is_met(&path, op.expect) {

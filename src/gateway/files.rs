@@ -8,9 +8,7 @@ use super::object::to_its_end;
 use super::record::Record;
 use super::upload::{Body, Uploaded};
 use super::{Bucket, Error, Found, Key, Query};
-use crate::store::{
-    Change, Error as StoreError, Expect, Kind, MovedFile, Op, Outcome, PlainPath, stored_mtime,
-};
+use crate::store::{Change, Error as StoreError, Expect, Kind, MovedFile, Op, Outcome, PlainPath, stored_mtime};
 use futures::StreamExt;
 use std::sync::Arc;
 use time::OffsetDateTime;

@@ -67,9 +67,20 @@ def image(tmp_path_factory):
     (first, _), home = instructions(), tmp_path_factory.mktemp("image")
     scripts = next(rest for name, rest in first if name == "RUN" and "container/build" in rest)
     words = shlex.split(re.sub(r"--mount=\S+", "", scripts))
-    assert words == ["container/build", "/program/hugbucket", "release", "&&", "container/root", "/program/hugbucket", "/image"]
+    assert words == [
+        "container/build",
+        "/program/hugbucket",
+        "release",
+        "&&",
+        "container/root",
+        "/program/hugbucket",
+        "/image",
+    ]
     env = {**os.environ, "CARGO_TARGET_DIR": f"{TARGET}/container"}
-    for command in (["container/build", home / "hugbucket", "dev"], ["container/root", home / "hugbucket", home / "root"]):
+    for command in (
+        ["container/build", home / "hugbucket", "dev"],
+        ["container/root", home / "hugbucket", home / "root"],
+    ):
         subprocess.run(command, cwd=ROOT, env=env, check=True, stdout=subprocess.DEVNULL)
     # Test folders are closed to others, and the image's user is another one.
     for folder in (home, *home.parents):
@@ -104,8 +115,13 @@ def free_port():
 def settings(hub):
     """What `docker run` of the documents gives, and free ports in place of the fixed ones."""
     return {
-        "HF_TOKEN": "hf_local", "HF_ENDPOINT": hub.url, "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret",
-        "HUGBUCKET_S3_LISTEN": "127.0.0.1:0", "HUGBUCKET_FTP_LISTEN": "127.0.0.1:0", "HUGBUCKET_PASSIVE_PORTS": "0",
+        "HF_TOKEN": "hf_local",
+        "HF_ENDPOINT": hub.url,
+        "AWS_ACCESS_KEY_ID": "me",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "HUGBUCKET_S3_LISTEN": "127.0.0.1:0",
+        "HUGBUCKET_FTP_LISTEN": "127.0.0.1:0",
+        "HUGBUCKET_PASSIVE_PORTS": "0",
         "HUGBUCKET_ADMIN_LISTEN": f"127.0.0.1:{free_port()}",
     }
 
@@ -145,7 +161,12 @@ def test_container_serves_s3(image, settings, home):
     container = Container(image, MODE="s3", **settings)
     try:
         aws = shutil.which("aws", path=f"{os.path.dirname(os.sys.executable)}:{os.environ['PATH']}")
-        env = {**os.environ, "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+        env = {
+            **os.environ,
+            "AWS_ACCESS_KEY_ID": "me",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
         command = lambda *rest: run(aws, "--endpoint-url", container.urls[0], "s3", *rest, env=env).stdout
         (home / "file").write_bytes(os.urandom(1 << 20))
         command("mb", "s3://data")
@@ -153,7 +174,9 @@ def test_container_serves_s3(image, settings, home):
         assert "file" in command("ls", "s3://data/folder/")
         command("cp", "s3://data/folder/file", home / "back")
         assert (home / "back").read_bytes() == (home / "file").read_bytes()
-        assert (image.root / "data/state/hugbucket/gateway.sqlite").exists() and (image.root / "data/cache/hugbucket").exists()
+        assert (image.root / "data/state/hugbucket/gateway.sqlite").exists() and (
+            image.root / "data/cache/hugbucket"
+        ).exists()
     finally:
         container.stop()
 
@@ -164,15 +187,23 @@ def test_container_serves_ftp_and_both(image, settings, hub, api, home):
     container = Container(image, MODE="ftp", **settings, **own)
     try:
         (home / "file").write_bytes(os.urandom(1 << 20))
-        curl = lambda *options: subprocess.run(["curl", "-sSf", "-u", "you:password", *options], check=True, capture_output=True).stdout
+        curl = lambda *options: subprocess.run(
+            ["curl", "-sSf", "-u", "you:password", *options], check=True, capture_output=True
+        ).stdout
         curl("-T", home / "file", f"{container.urls[0]}/data/file")
         assert curl(f"{container.urls[0]}/data/file") == (home / "file").read_bytes()
     finally:
         container.stop()
     container = Container(image, MODE="s3,ftp", **settings)
     try:
-        s3 = boto3.client("s3", endpoint_url=container.urls[0], aws_access_key_id="me", aws_secret_access_key="secret",
-                          region_name="us-east-1", config=Config(retries={"max_attempts": 0}))
+        s3 = boto3.client(
+            "s3",
+            endpoint_url=container.urls[0],
+            aws_access_key_id="me",
+            aws_secret_access_key="secret",
+            region_name="us-east-1",
+            config=Config(retries={"max_attempts": 0}),
+        )
         assert s3.get_object(Bucket="data", Key="file")["Body"].read() == (home / "file").read_bytes()
         host, port = container.urls[1].removeprefix("ftp://").split(":")
         with ftplib.FTP() as session:
@@ -224,7 +255,9 @@ def test_container_encrypts_with_a_key(image, settings, api, key, home):
 def test_compose_file_uses_what_the_image_has(image):
     services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     shown = image.run("config", "show", "--json")
-    known = {"HUGBUCKET_" + setting["name"].upper().replace("-", "_") for setting in json.loads(shown.stdout)["settings"]}
+    known = {
+        "HUGBUCKET_" + setting["name"].upper().replace("-", "_") for setting in json.loads(shown.stdout)["settings"]
+    }
     known |= {"MODE", "HF_TOKEN", "HF_ENDPOINT", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HFCRYPT_KEY_FILE"}
     gateway, hub = services["gateway"], services["hub"]
     assert set(gateway["environment"]) <= known
@@ -233,7 +266,9 @@ def test_compose_file_uses_what_the_image_has(image):
     shown = image.run("config", "show", "--json", **env)
     assert shown.returncode == 0, shown.stderr
     found = {setting["name"]: setting["values"] for setting in json.loads(shown.stdout)["settings"]}
-    assert found["allow-cleartext"] == ["true"] and found["mode"] == ["s3", "ftp"] and found["encryption-key-file"] == []
+    assert (
+        found["allow-cleartext"] == ["true"] and found["mode"] == ["s3", "ftp"] and found["encryption-key-file"] == []
+    )
     assert [port.rsplit(":", 1)[1] for port in gateway["ports"]] == image.ports
     assert hub["profiles"] == ["hub"] and hub["image"] == gateway["image"]
     # The Hub's own command, with a free port.

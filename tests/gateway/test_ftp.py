@@ -138,9 +138,17 @@ def test_ftplib_reads_and_writes(session):
 def test_rclone_syncs_and_checks(server, home):
     host, port = server.address
     secret = run("rclone", "obscure", PASSWORD).stdout.strip()
-    env = {**os.environ, "RCLONE_CONFIG": str(home / "rclone.conf"), "RCLONE_CONFIG_F_TYPE": "ftp",
-           "RCLONE_CONFIG_F_HOST": host, "RCLONE_CONFIG_F_PORT": str(port), "RCLONE_CONFIG_F_USER": USER,
-           "RCLONE_CONFIG_F_PASS": secret, "RCLONE_RETRIES": "1", "RCLONE_LOW_LEVEL_RETRIES": "1"}
+    env = {
+        **os.environ,
+        "RCLONE_CONFIG": str(home / "rclone.conf"),
+        "RCLONE_CONFIG_F_TYPE": "ftp",
+        "RCLONE_CONFIG_F_HOST": host,
+        "RCLONE_CONFIG_F_PORT": str(port),
+        "RCLONE_CONFIG_F_USER": USER,
+        "RCLONE_CONFIG_F_PASS": secret,
+        "RCLONE_RETRIES": "1",
+        "RCLONE_LOW_LEVEL_RETRIES": "1",
+    }
     source = home / "source"
     for name, body in {"a": b"1", "deep/er/b": LARGE, "deep/ü": b"3"}.items():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +176,8 @@ def test_busybox_and_tnftp(server, home):
     run("busybox", "ftpput", *login, "/data/file", home / "file")
     run("busybox", "ftpget", *login, home / "back", "/data/file")
     assert (home / "back").read_bytes() == LARGE
-    script = f"user {USER} {PASSWORD}\ncd data\nput {home}/file a.txt\nput {home}/file b.txt\nlcd {home}\nprompt\nmget *.txt\nls\nbye\n"
+    lines = [f"user {USER} {PASSWORD}", "cd data", f"put {home}/file a.txt", f"put {home}/file b.txt", f"lcd {home}"]
+    script = "\n".join([*lines, "prompt", "mget *.txt", "ls", "bye", ""])
     shown = run("tnftp", "-n", host, port, input=script, cwd=home).stdout
     assert (home / "a.txt").read_bytes() == (home / "b.txt").read_bytes() == LARGE
     assert "a.txt" in shown and "file" in shown
@@ -177,14 +186,56 @@ def test_busybox_and_tnftp(server, home):
 def test_session_goes_on_after_what_clients_send_at_login(servers):
     talk = servers().talk(login=False)
     for line, code in [
-        ("OPTS UTF8 ON", 200), ("opts utf8 on", 200), ("OPTS UTF-8 ON", 200), ("OPTS MLST type;size;modify;", 200),
-        ("CLNT FileZilla", 200), ("SYST", 215), ("NOOP x", 200), ("PWD x", 530), ("MODE Z", 530), ("XYZZ", 500), ("", 500),
-        ("RETR", 501), ("OPTS", 501), ("OPTS HASH", 501), ("REIN", 502), ("HOST x", 502), ("AUTH TLS", 431), ("AUTH GSSAPI", 504), ("PBSZ 0", 503),
-        ("PASS x", 503), ("LIST", 530), ("STOR x", 530), ("EPSV", 530), ("PORT 127,0,0,1,4,1", 530), ("FEAT", 211),
-        (f"USER {USER}", 331), (f"PASS {PASSWORD}", 230), ("PWD x", 257), ("MODE Z", 504), ("MODE S", 200), ("STRU F", 200),
-        ("STRU R", 504), ("TYPE A", 200), ("TYPE E", 504), ("type i", 200), ("OPTS HASH MD5", 501), ("ALLO 10", 202),
-        ("SITE CHMOD 644 x", 202), ("SITE EXEC x", 502), ("SITE HELP", 214), ("RNTO x", 503), ("ABOR", 226), ("HELP", 214),
-        ("STAT", 211), ("CWD nowhere", 550), ("CDUP", 250), ("RETR x", 553), ("EPSV 2", 522), ("EPSV x", 501), ("QUIT", 221),
+        ("OPTS UTF8 ON", 200),
+        ("opts utf8 on", 200),
+        ("OPTS UTF-8 ON", 200),
+        ("OPTS MLST type;size;modify;", 200),
+        ("CLNT FileZilla", 200),
+        ("SYST", 215),
+        ("NOOP x", 200),
+        ("PWD x", 530),
+        ("MODE Z", 530),
+        ("XYZZ", 500),
+        ("", 500),
+        ("RETR", 501),
+        ("OPTS", 501),
+        ("OPTS HASH", 501),
+        ("REIN", 502),
+        ("HOST x", 502),
+        ("AUTH TLS", 431),
+        ("AUTH GSSAPI", 504),
+        ("PBSZ 0", 503),
+        ("PASS x", 503),
+        ("LIST", 530),
+        ("STOR x", 530),
+        ("EPSV", 530),
+        ("PORT 127,0,0,1,4,1", 530),
+        ("FEAT", 211),
+        (f"USER {USER}", 331),
+        (f"PASS {PASSWORD}", 230),
+        ("PWD x", 257),
+        ("MODE Z", 504),
+        ("MODE S", 200),
+        ("STRU F", 200),
+        ("STRU R", 504),
+        ("TYPE A", 200),
+        ("TYPE E", 504),
+        ("type i", 200),
+        ("OPTS HASH MD5", 501),
+        ("ALLO 10", 202),
+        ("SITE CHMOD 644 x", 202),
+        ("SITE EXEC x", 502),
+        ("SITE HELP", 214),
+        ("RNTO x", 503),
+        ("ABOR", 226),
+        ("HELP", 214),
+        ("STAT", 211),
+        ("CWD nowhere", 550),
+        ("CDUP", 250),
+        ("RETR x", 553),
+        ("EPSV 2", 522),
+        ("EPSV x", 501),
+        ("QUIT", 221),
     ]:
         assert talk.code(line) == code, line
     assert talk.reply() == "", "the server closes the connection"
@@ -238,7 +289,9 @@ def test_official_client_sees_files_and_times_of_plain_buckets(servers, api, hom
         (home / "own").write_bytes(b"by the client")
         api.batch_bucket_files("local/data", add=[(str(home / "own"), "own")])
         assert get(session, "/data/own") == b"by the client"
-        files = {entry.path: entry for entry in api.list_bucket_tree("local/data", recursive=True) if entry.type == "file"}
+        files = {
+            entry.path: entry for entry in api.list_bucket_tree("local/data", recursive=True) if entry.type == "file"
+        }
         assert set(files) == {"a/ü", "folder/.hugbucket_keep", "own"}
         assert files["a/ü"].mtime == datetime(2001, 2, 3, 4, 5, 6, tzinfo=timezone.utc)
         api.download_bucket_files("local/data", files=[("a/ü", str(home / "got"))])
@@ -302,7 +355,7 @@ def test_lists_have_the_forms_that_clients_ask_for(session, server):
     assert session.nlst("*.none") == []
     refused(550, session.nlst, "none")
     talk = server.talk()
-    assert talk.ask('CWD /data/dir') == '250 "/data/dir" is the current folder.'
+    assert talk.ask("CWD /data/dir") == '250 "/data/dir" is the current folder.'
     assert talk.ask("MLST x.txt").split("\n")[1].endswith("; /data/dir/x.txt")
     assert "type=dir;" in talk.ask("MLST") and talk.code("MLSD x.txt") == 501 and talk.code("MLST none") == 550
     assert talk.ask("OPTS MLST size;") == "200 MLST OPTS size;"
@@ -317,12 +370,28 @@ def test_hostile_lines_and_paths_are_refused(session, server):
     put(session, "/data/secret", b"1")
     talk = server.talk()
     for line, code in [
-        (b"RETR /data/sec\0ret\r\n", 501), (b"RETR /data/sec\x1bret\r\n", 501), (b"DELE /data/\xff\r\n", 501), (b"RETR ../secret\r\n", 553),
-        (b"CWD ..\r\n", 553), (b"RETR /../../etc/passwd\r\n", 553), (b"CWD /data/../..\r\n", 553), (b"STOR /data/.hugbucket/metadata/x\r\n", 553),
-        (b"STOR /data/" + b"x" * 300 + b"\r\n", 553), (b"STOR /data/" + b"y/" * 600 + b"x\r\n", 553), (b"STOR /file\r\n", 553),
-        (b"STOR /data/folder/\r\n", 553), (b"PORT 10,0,0,1,4,1\r\n", 504), (b"PORT 127,0,0,1,0,22\r\n", 504), (b"PORT 1,2\r\n", 501),
-        (b"EPRT |1|10.0.0.1|2000|\r\n", 504), (b"EPRT |2|::1|2000|\r\n", 504), (b"x" * 65_536 + b"\r\n", 500),
-        (b"RETR " + b"x" * 5000 + b"\r\n", 500), (b"REST -1\r\n", 501), (b"REST 99999999999999999999\r\n", 501), (b"SIZE /data/secret\r\n", 213),
+        (b"RETR /data/sec\0ret\r\n", 501),
+        (b"RETR /data/sec\x1bret\r\n", 501),
+        (b"DELE /data/\xff\r\n", 501),
+        (b"RETR ../secret\r\n", 553),
+        (b"CWD ..\r\n", 553),
+        (b"RETR /../../etc/passwd\r\n", 553),
+        (b"CWD /data/../..\r\n", 553),
+        (b"STOR /data/.hugbucket/metadata/x\r\n", 553),
+        (b"STOR /data/" + b"x" * 300 + b"\r\n", 553),
+        (b"STOR /data/" + b"y/" * 600 + b"x\r\n", 553),
+        (b"STOR /file\r\n", 553),
+        (b"STOR /data/folder/\r\n", 553),
+        (b"PORT 10,0,0,1,4,1\r\n", 504),
+        (b"PORT 127,0,0,1,0,22\r\n", 504),
+        (b"PORT 1,2\r\n", 501),
+        (b"EPRT |1|10.0.0.1|2000|\r\n", 504),
+        (b"EPRT |2|::1|2000|\r\n", 504),
+        (b"x" * 65_536 + b"\r\n", 500),
+        (b"RETR " + b"x" * 5000 + b"\r\n", 500),
+        (b"REST -1\r\n", 501),
+        (b"REST 99999999999999999999\r\n", 501),
+        (b"SIZE /data/secret\r\n", 213),
     ]:
         talk.send(line)
         assert talk.reply().startswith(str(code)), line[:40]
@@ -377,7 +446,23 @@ def test_abort_ends_a_transfer_and_not_the_session(session, server):
 def certificate(folder):
     cert, key = folder / "cert.pem", folder / "key.pem"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-keyout", key, "-out", cert, *subject)
+    run(
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+        "-keyout",
+        key,
+        "-out",
+        cert,
+        *subject,
+    )
     return cert, key
 
 
@@ -399,8 +484,9 @@ def test_tls_protects_control_and_data(servers, options, home):
         assert get(session, "/data/other") == LARGE
         session.prot_c()
         assert get(session, "/data/other") == LARGE, "on loopback the client decides"
-    script = f"set ssl:ca-file {cert}; set ftp:ssl-force yes; set ftp:ssl-protect-data yes; set ssl:check-hostname no; cat /data/other"
-    assert len(run("lftp", "-u", f"{USER},{PASSWORD}", "-p", server.address[1], "-e", f"{script}; bye", "127.0.0.1", text=False).stdout) == len(LARGE)
+    settings = f"set ssl:ca-file {cert}; set ftp:ssl-force yes; set ftp:ssl-protect-data yes"
+    command = ["lftp", "-u", f"{USER},{PASSWORD}", "-p", server.address[1], "-e", f"{settings}; cat /data/other; bye"]
+    assert run(*command, "127.0.0.1", text=False).stdout == LARGE
     # What is sent with AUTH, in clear, could be somebody else's.
     talk = server.talk(login=False)
     talk.send(f"AUTH TLS\r\nUSER {USER}\r\nPASS {PASSWORD}\r\n".encode())
@@ -412,7 +498,9 @@ def test_tls_protects_control_and_data(servers, options, home):
 
 def test_other_machines_need_tls(servers, home):
     cert, key = certificate(home)
-    address = next((found[4][0] for found in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)), "127.0.0.1")
+    address = next(
+        (found[4][0] for found in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)), "127.0.0.1"
+    )
     if address.startswith("127."):
         done = run("ip", "-4", "-o", "addr", "show", "scope", "global", check=False).stdout.split()
         address = done[done.index("inet") + 1].split("/")[0] if "inet" in done else address
@@ -461,9 +549,15 @@ def test_access_keys_hold_for_ftp(servers, api, home):
         lines = []
         session.retrlines("LIST /other", lines.append)
         assert lines[0].startswith("-r--r--r--")
-        for work in (lambda: put(session, "/data/c", b""), lambda: session.delete("/data/c"), lambda: session.mkd("/data/x"),
-                     lambda: session.rename("/data/c", "/data/d"), lambda: session.sendcmd("MFMT 20010203040506 /data/c"),
-                     lambda: put(session, "/data/c", b"", command="APPE"), lambda: session.rmd("/data/models")):
+        for work in (
+            lambda: put(session, "/data/c", b""),
+            lambda: session.delete("/data/c"),
+            lambda: session.mkd("/data/x"),
+            lambda: session.rename("/data/c", "/data/d"),
+            lambda: session.sendcmd("MFMT 20010203040506 /data/c"),
+            lambda: put(session, "/data/c", b"", command="APPE"),
+            lambda: session.rmd("/data/models"),
+        ):
             refused(550, work)
     with server.session("scoped", "s") as session:
         assert session.nlst("/") == ["/data"] and session.nlst("/data") == ["/data/models"]
@@ -558,9 +652,23 @@ class Both(Gateway):
     """`hugbucket` with MODE, both protocols in one process."""
 
     def __init__(self, home, *options, env=None):
-        env = {"HUGBUCKET_FTP_LISTEN": "127.0.0.1:0", "HUGBUCKET_S3_LISTEN": "127.0.0.1:0", "FTP_USERNAME": USER,
-               "FTP_PASSWORD": PASSWORD, "AWS_ACCESS_KEY_ID": USER, "AWS_SECRET_ACCESS_KEY": PASSWORD, **(env or {})}
-        env = {**os.environ, "MODE": "s3,ftp", "HUGBUCKET_PASSIVE_PORTS": "0", "HUGBUCKET_DATA_DIR": str(home / "d"), "HUGBUCKET_CACHE_DIR": str(home / "c"), **env}
+        env = {
+            "HUGBUCKET_FTP_LISTEN": "127.0.0.1:0",
+            "HUGBUCKET_S3_LISTEN": "127.0.0.1:0",
+            "FTP_USERNAME": USER,
+            "FTP_PASSWORD": PASSWORD,
+            "AWS_ACCESS_KEY_ID": USER,
+            "AWS_SECRET_ACCESS_KEY": PASSWORD,
+            **(env or {}),
+        }
+        env = {
+            **os.environ,
+            "MODE": "s3,ftp",
+            "HUGBUCKET_PASSIVE_PORTS": "0",
+            "HUGBUCKET_DATA_DIR": str(home / "d"),
+            "HUGBUCKET_CACHE_DIR": str(home / "c"),
+            **env,
+        }
         self.ftp_url = None
         super(Gateway, self).__init__("hugbucket", *options, env=env, log=home / "both.log")
         self.ftp_url = self.process.stdout.readline().strip()
@@ -588,7 +696,11 @@ def test_s3_and_ftp_in_one_process(home, hub, options):
             put(session, "/data/a/moved", b"more", command="APPE")
         assert s3.get_object(Bucket="data", Key="a/by-ftp")["Body"].read() == LARGE
         found = s3.get_object(Bucket="data", Key="a/moved")
-        assert found["Body"].read() == LARGE + b"more" and found["Metadata"] == {"k": "v"} and found["ContentType"] == "text/plain"
+        assert (
+            found["Body"].read() == LARGE + b"more"
+            and found["Metadata"] == {"k": "v"}
+            and found["ContentType"] == "text/plain"
+        )
         s3.put_object(Bucket="data", Key="a/moved", Body=b"new")
         with both.session() as session:
             assert get(session, "/data/a/moved") == b"new"
@@ -616,8 +728,15 @@ def test_metadata_in_the_state_follows_renames(home, hub):
 
 
 def test_settings_come_from_options_variables_and_a_file(home, hub):
-    (home / "config.toml").write_text('s3-listen = "127.0.0.1:1"\nread-only = true\nnamespace = ["one", "two"]\nidle-timeout-secs = 9\n')
-    env = {**os.environ, "HUGBUCKET_IDLE_TIMEOUT_SECS": "7", "HUGBUCKET_DOMAIN": "a.example,b.example", "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": CANARY}
+    lines = ['s3-listen = "127.0.0.1:1"', "read-only = true", 'namespace = ["one", "two"]', "idle-timeout-secs = 9"]
+    (home / "config.toml").write_text("\n".join(lines))
+    env = {
+        **os.environ,
+        "HUGBUCKET_IDLE_TIMEOUT_SECS": "7",
+        "HUGBUCKET_DOMAIN": "a.example,b.example",
+        "AWS_ACCESS_KEY_ID": "me",
+        "AWS_SECRET_ACCESS_KEY": CANARY,
+    }
     shown = run("hugbucket", "config", "show", "--json", "--config", home / "config.toml", env=env).stdout
     assert CANARY not in shown and "hf_local" not in shown
     found = {setting["name"]: (setting["values"], setting["source"]) for setting in json.loads(shown)["settings"]}
@@ -637,7 +756,11 @@ def test_settings_come_from_options_variables_and_a_file(home, hub):
     with server.session() as session:
         session.mkd("/made")
     server.stop()
-    for text, part in (("nonsense = 1", "nonsense is no setting"), ("anonymous = 3", "anonymous is true or false"), ("x", "line 1")):
+    for text, part in (
+        ("nonsense = 1", "nonsense is no setting"),
+        ("anonymous = 3", "anonymous is true or false"),
+        ("x", "line 1"),
+    ):
         (home / "config.toml").write_text(text)
         done = run("hugbucket", "serve", "--config", home / "config.toml", check=False)
         assert done.returncode == 2 and part in done.stderr, done.stderr
@@ -659,7 +782,10 @@ def test_health_and_metrics(home, hub):
         metrics = subprocess.run(["curl", "-s", f"http://{address}/metrics"], capture_output=True, text=True).stdout
         values = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
         assert values["hugbucket_ftp_received_bytes_total"] == str(len(LARGE))
-        assert values["hugbucket_ftp_sent_bytes_total"] == str(2 * len(LARGE)) and values["hugbucket_ftp_sessions_total"] == "1"
+        assert (
+            values["hugbucket_ftp_sent_bytes_total"] == str(2 * len(LARGE))
+            and values["hugbucket_ftp_sessions_total"] == "1"
+        )
         for cache in ("chunks", "plans"):
             assert int(values[f'hugbucket_cache_hits_total{{cache="{cache}"}}']) > 0, cache
             assert int(values[f'hugbucket_cache_misses_total{{cache="{cache}"}}']) > 0, cache

@@ -1,5 +1,4 @@
-"""Connections, clients, gateways and Hubs that end in the middle of FTP transfers: a file is the old one or the new one,
-whole.
+"""Connections, clients, gateways and Hubs that end in the middle of FTP transfers: a file is the old or the new one.
 
 FTP_FAULT_ROUNDS is the number of rounds of the tests that end something at a random moment. The default suits CI.
 """
@@ -250,6 +249,7 @@ def test_two_hundred_sessions_at_once(server):
     data.sendall(b"s")
     sessions = [server.session() for _ in range(200)]
     try:
+
         def work(number):
             put(sessions[number], f"/data/{number % 7}/{number}", str(number).encode())
             if get(sessions[number], f"/data/{number % 7}/{number}") == str(number).encode():

@@ -37,7 +37,10 @@ class Sides(HttpSides):
     """Starts the sides. Each has a folder `data`, which holds what is written."""
 
     def all(self):
-        sides = {"ours, encrypted": lambda home: self.ours(home, True), "ours, plain": lambda home: self.ours(home, False)}
+        sides = {
+            "ours, encrypted": lambda home: self.ours(home, True),
+            "ours, plain": lambda home: self.ours(home, False),
+        }
         if self.arguments.rclone:
             sides["rclone, crypt"] = lambda home: self.rclone(home, True)
             sides["rclone, folder"] = lambda home: self.rclone(home, False)
@@ -70,7 +73,17 @@ class Sides(HttpSides):
             env["RCLONE_CONFIG_C_PASSWORD"] = obscure.stdout.strip()
             remote = "c:"
         cache = ["--vfs-cache-mode", "off", "--cache-dir", home / "cache"]
-        command = [program, "serve", "ftp", remote, "--addr", f"127.0.0.1:{port}", "--passive-port", "32000-32999", *cache]
+        command = [
+            program,
+            "serve",
+            "ftp",
+            remote,
+            "--addr",
+            f"127.0.0.1:{port}",
+            "--passive-port",
+            "32000-32999",
+            *cache,
+        ]
         gateway = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
         side = Side(wait_for(port).replace("http", "ftp"), gateway)
         subprocess.run(["curl", "-sf", "-Q", "MKD /data", f"{side.url}/"], check=True, stdout=subprocess.DEVNULL)
@@ -82,14 +95,28 @@ class Sides(HttpSides):
         home.chmod(0o755)
         shutil.chown(files / "data", "ftp")
         settings = {
-            "listen": "YES", "listen_address": "127.0.0.1", "listen_port": port, "background": "NO", "anonymous_enable": "YES",
-            "local_enable": "NO", "write_enable": "YES", "anon_upload_enable": "YES", "anon_other_write_enable": "YES",
-            "anon_root": files, "no_anon_password": "YES", "secure_chroot_dir": home, "xferlog_enable": "NO",
-            "anon_umask": "022", "seccomp_sandbox": "NO", "ftp_username": "ftp",
+            "listen": "YES",
+            "listen_address": "127.0.0.1",
+            "listen_port": port,
+            "background": "NO",
+            "anonymous_enable": "YES",
+            "local_enable": "NO",
+            "write_enable": "YES",
+            "anon_upload_enable": "YES",
+            "anon_other_write_enable": "YES",
+            "anon_root": files,
+            "no_anon_password": "YES",
+            "secure_chroot_dir": home,
+            "xferlog_enable": "NO",
+            "anon_umask": "022",
+            "seccomp_sandbox": "NO",
+            "ftp_username": "ftp",
         }
         config = home / "vsftpd.conf"
         config.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-        gateway = subprocess.Popen([self.arguments.vsftpd, config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        gateway = subprocess.Popen(
+            [self.arguments.vsftpd, config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         return Side(wait_for(port).replace("http", "ftp"), gateway)
 
 
@@ -134,7 +161,9 @@ def measure(side, file, mib):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--programs", type=Path, required=True, help="folder with hugbucket and hfcrypt, built with --release")
+    parser.add_argument(
+        "--programs", type=Path, required=True, help="folder with hugbucket and hfcrypt, built with --release"
+    )
     parser.add_argument("--rclone", help="the program rclone")
     parser.add_argument("--vsftpd", default=shutil.which("vsftpd", path=f"{os.environ['PATH']}:/usr/sbin"))
     parser.add_argument("--rounds", type=int, default=3)
@@ -150,7 +179,7 @@ def main():
                 large.write(os.urandom(16 << 20))
         for turn in range(arguments.rounds):
             names = list(sides)
-            for name in names[turn % len(names):] + names[: turn % len(names)]:
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 home = Path(tempfile.mkdtemp(prefix="side-", dir=folder))
                 side = sides[name](home)
                 try:

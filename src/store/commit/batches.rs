@@ -229,9 +229,7 @@ impl<'a> Batches<'a> {
             let action = self.run.lines()[line].action;
             let has_time = match action {
                 // The content tells nothing: it was there before.
-                Action::SetModified { mtime, .. } => {
-                    found.files.get(key).is_some_and(|file| file.mtime == Some(mtime))
-                }
+                Action::SetModified { mtime, .. } => found.files.get(key).is_some_and(|file| file.mtime == Some(mtime)),
                 Action::Add { .. } | Action::Delete => true,
             };
             if now == settles(action) && has_time {

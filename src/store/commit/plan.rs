@@ -193,10 +193,9 @@ impl Change {
     /// Returns the paths that it concerns.
     pub(in crate::store) fn spots(&self) -> Vec<&Spot> {
         match self {
-            Self::Put { at, .. }
-            | Self::Delete { at }
-            | Self::Describe { at, .. }
-            | Self::SetModified { at, .. } => vec![at],
+            Self::Put { at, .. } | Self::Delete { at } | Self::Describe { at, .. } | Self::SetModified { at, .. } => {
+                vec![at]
+            }
             Self::Move { from, to } | Self::Copy { from, to, .. } => vec![from, to],
         }
     }
@@ -223,9 +222,15 @@ impl Change {
 /// Effect of a line on its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Action {
-    Add { hash: Hash, mtime: OffsetDateTime },
+    Add {
+        hash: Hash,
+        mtime: OffsetDateTime,
+    },
     /// Adds the object that is there with another time.
-    SetModified { hash: Hash, mtime: OffsetDateTime },
+    SetModified {
+        hash: Hash,
+        mtime: OffsetDateTime,
+    },
     Delete,
 }
 
