@@ -460,8 +460,30 @@ def test_presigned_urls_work_and_expire(s3, gateway):
     assert code(signer.generate_presigned_url("get_object", place, ExpiresIn=604801)) == 400
     signed = signer.generate_presigned_url("get_object", place)
     assert code(signed[:-1] + ("0" if signed[-1] != "0" else "1")) == 403
-    old = gateway.client(signature_version="s3").generate_presigned_url("get_object", place)
-    assert code(old) == 400, "signature version 2 is off"
+
+
+def test_presigned_urls_of_version_2_work_and_expire(s3, gateway):
+    # It is the one that boto3 and others use for URLs unless they are told another.
+    assert "Signature=" in gateway.client().generate_presigned_url("get_object", {"Bucket": "data", "Key": "a b"})
+    for signer in (gateway.client(), gateway.client(signature_version="s3")):
+        place = {"Bucket": "data", "Key": "a b"}
+        request = urllib.request.Request(signer.generate_presigned_url("put_object", place), data=b"body", method="PUT")
+        request.add_header("Content-Type", "")
+        assert urllib.request.urlopen(request).status == 200
+        url = signer.generate_presigned_url("get_object", place)
+        assert urllib.request.urlopen(url).read() == b"body"
+
+        def code(url):
+            with pytest.raises(urllib.request.HTTPError) as caught:
+                urllib.request.urlopen(url)
+            return caught.value.code
+
+        assert code(url.replace("a%20b", "a%20c")) == 403
+        assert code(signer.generate_presigned_url("get_object", place, ExpiresIn=-1)) == 403
+        assert code(signer.generate_presigned_url("get_object", place, ExpiresIn=604900)) == 400
+    # In a header it could be repeated for ever.
+    old = gateway.client(signature_version="s3")
+    assert refused(old.put_object, Bucket="data", Key="k", Body=b"x") == (400, "InvalidRequest")
 
 
 def test_access_keys_have_scopes(gateways, home):
@@ -495,7 +517,7 @@ def test_access_keys_have_scopes(gateways, home):
     assert keys(s3) == ["in/new", "out"]
 
 
-def test_forms_are_taken_with_a_signature_of_version_4(s3, gateway):
+def test_forms_are_taken_with_a_signature(s3, gateway):
     import urllib.parse
 
     signer = gateway.client(signature_version="s3v4")
@@ -514,10 +536,12 @@ def test_forms_are_taken_with_a_signature_of_version_4(s3, gateway):
     assert send(form["fields"], url, b"content") in (200, 204) and read(s3, "form") == b"content"
     wrong = {**form["fields"], "x-amz-signature": "0" * 64}
     old = gateway.client(signature_version="s3").generate_presigned_post("data", "form")
-    for fields, body in [(wrong, b"x"), (old["fields"], b""), (form["fields"], b"x" * (9 * MIB))]:
+    assert send(old["fields"], url, b"content 2") in (200, 204) and read(s3, "form") == b"content 2"
+    unsigned = {**old["fields"], "signature": "AAAA"}
+    for fields, body in [(wrong, b"x"), (unsigned, b"x"), (form["fields"], b"x" * (9 * MIB))]:
         with pytest.raises(urllib.request.HTTPError):
             send(fields, url, body)
-    assert read(s3, "form") == b"content"
+    assert read(s3, "form") == b"content 2"
 
 
 def test_access_log_names_requests_and_no_secret(s3, gateway):

@@ -7,9 +7,10 @@ use s3s::auth::{S3Auth, SecretKey};
 use s3s::path::S3Path;
 use s3s::{S3Error, S3ErrorCode, S3Result};
 use std::sync::{Arc, OnceLock};
+use time::OffsetDateTime;
 
 /// Longest life of a presigned URL in seconds.
-const MAX_PRESIGNED: u64 = 7 * 24 * 3600;
+const MAX_PRESIGNED: i64 = 7 * 24 * 3600;
 
 /// Checks signatures and scopes.
 #[derive(Clone)]
@@ -65,7 +66,7 @@ impl S3Auth for Auth {
 #[async_trait::async_trait]
 impl S3Access for Auth {
     async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
-        check_scheme(cx.headers(), cx.uri())?;
+        check_scheme(cx.headers(), cx.uri(), OffsetDateTime::now_utc())?;
         let named = Named {
             bucket: cx.s3_path().get_bucket_name().map(str::to_owned),
             access_key: cx.credentials().map(|credentials| credentials.access_key.clone()),
@@ -120,17 +121,22 @@ fn is_list(operation: &str) -> bool {
     matches!(operation, "ListObjects" | "ListObjectsV2" | "ListObjectVersions" | "ListMultipartUploads")
 }
 
-/// Refuses signatures of version 2, and presigned URLs that are valid for too long.
-fn check_scheme(headers: &HeaderMap, uri: &Uri) -> S3Result<()> {
-    let authorization = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
-    if authorization.is_some_and(|value| value.starts_with(b"AWS ")) || query(uri, "AWSAccessKeyId").is_some() {
-        let message = "signature version 2 is not supported: use AWS4-HMAC-SHA256";
-        return Err(S3Error::with_message(S3ErrorCode::InvalidRequest, message));
+/// Refuses presigned URLs that are valid for too long, and signatures of version 2 in a header: they don't cover the
+/// content, could be repeated for ever, and the protocol layer computes some of them in another way than clients do.
+fn check_scheme(headers: &HeaderMap, uri: &Uri, now: OffsetDateTime) -> S3Result<()> {
+    let too_long = |message| Err(S3Error::with_message(S3ErrorCode::AuthorizationQueryParametersError, message));
+    let number = |name| query(uri, name).and_then(|text| text.parse::<i64>().ok());
+    if number("X-Amz-Expires").is_some_and(|seconds| seconds > MAX_PRESIGNED) {
+        return too_long("X-Amz-Expires must be at most 604800");
     }
-    let expires = query(uri, "X-Amz-Expires").and_then(|text| text.parse::<u64>().ok());
-    if expires.is_some_and(|expires| expires > MAX_PRESIGNED) {
-        let message = "X-Amz-Expires must be at most 604800";
-        return Err(S3Error::with_message(S3ErrorCode::AuthorizationQueryParametersError, message));
+    let is_version_2 = query(uri, "AWSAccessKeyId").is_some();
+    if is_version_2 && number("Expires").is_none_or(|at| at > now.unix_timestamp() + MAX_PRESIGNED) {
+        return too_long("Expires must be at most 604800 seconds ahead");
+    }
+    let authorization = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
+    if authorization.is_some_and(|value| value.starts_with(b"AWS ")) {
+        let message = "signature version 2 is not supported in a header: use AWS4-HMAC-SHA256";
+        return Err(S3Error::with_message(S3ErrorCode::InvalidRequest, message));
     }
     Ok(())
 }
@@ -144,16 +150,31 @@ fn query(uri: &Uri, name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderName;
+
+    const NOW: OffsetDateTime = time::macros::datetime!(2026-12-01 00:00 UTC);
+
+    fn check(headers: &[(&'static str, &str)], uri: &str) -> Result<(), S3ErrorCode> {
+        let header = |(name, value): &(&'static str, &str)| (HeaderName::from_static(name), value.parse().unwrap());
+        let headers = HeaderMap::from_iter(headers.iter().map(header));
+        check_scheme(&headers, &uri.parse().unwrap(), NOW).map_err(|error| error.code().clone())
+    }
 
     #[test]
-    fn old_signatures_and_long_lives_are_refused() {
-        let check = |authorization: &str, uri: &str| {
-            let headers = HeaderMap::from_iter([(header::AUTHORIZATION, authorization.parse().unwrap())]);
-            check_scheme(&headers, &uri.parse().unwrap()).map_err(|error| error.code().clone())
-        };
-        assert_eq!(check("AWS4-HMAC-SHA256 x", "/b?X-Amz-Expires=604800"), Ok(()));
-        assert_eq!(check("", "/b?X-Amz-Expires=604801"), Err(S3ErrorCode::AuthorizationQueryParametersError));
-        assert_eq!(check("AWS id:signature", "/b"), Err(S3ErrorCode::InvalidRequest));
-        assert_eq!(check("", "/b?AWSAccessKeyId=x&Signature=y"), Err(S3ErrorCode::InvalidRequest));
+    fn presigned_urls_live_for_a_week_at_most() {
+        assert_eq!(check(&[], "/b?X-Amz-Expires=604800"), Ok(()));
+        assert_eq!(check(&[], "/b?X-Amz-Expires=604801"), Err(S3ErrorCode::AuthorizationQueryParametersError));
+        let (now, long) = (NOW.unix_timestamp(), Err(S3ErrorCode::AuthorizationQueryParametersError));
+        assert_eq!(check(&[], &format!("/b?AWSAccessKeyId=x&Expires={}", now + MAX_PRESIGNED)), Ok(()));
+        assert_eq!(check(&[], &format!("/b?AWSAccessKeyId=x&Expires={}", now + MAX_PRESIGNED + 1)), long);
+        for expires in ["", "&Expires=", "&Expires=x"] {
+            assert_eq!(check(&[], &format!("/b?AWSAccessKeyId=x{expires}")), long, "{expires}");
+        }
+    }
+
+    #[test]
+    fn old_signatures_are_refused_in_headers() {
+        assert_eq!(check(&[("authorization", "AWS id:signature")], "/b"), Err(S3ErrorCode::InvalidRequest));
+        assert_eq!(check(&[("authorization", "AWS4-HMAC-SHA256 x")], "/b"), Ok(()), "checked elsewhere");
     }
 }

@@ -238,10 +238,6 @@ pub(super) async fn get_object(
 
 /// Refuses writes that ask for more than the gateway can do.
 fn check_put(request: &S3Request<PutObjectInput>) -> S3Result<()> {
-    // An HTML form comes here too, with its signature in the form. Only signatures of version 4 name a region.
-    if request.credentials.is_some() && request.region.is_none() {
-        return Err(s3s::s3_error!(InvalidRequest, "signature version 2 is not supported: use AWS4-HMAC-SHA256"));
-    }
     check_framing(request).map_err(s3_error)?;
     let input = &request.input;
     check_customer_key(input.sse_customer_algorithm.as_ref())?;
