@@ -12,7 +12,8 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
 /// Longest wait for a data connection.
 const OPEN: Duration = Duration::from_secs(30);
@@ -27,8 +28,8 @@ pub(super) enum Data {
     /// No command has said it.
     #[default]
     Unset,
-    /// The client connects to this port.
-    Passive(Listener),
+    /// The client connects to a port of ours. Ends after [`OPEN`], so a port isn't in use for longer.
+    Passive(AbortOnDropHandle<io::Result<TcpStream>>),
     /// The server connects to this address.
     Active(SocketAddr),
 }
@@ -44,16 +45,24 @@ impl Listener {
     pub(super) fn port(&self) -> io::Result<u16> {
         Ok(self.listener.local_addr()?.port())
     }
+
+    /// Waits for the client in the background. The port is free again once it has connected.
+    pub(super) fn wait_for(self, client: IpAddr) -> Data {
+        let accepted = async move {
+            let accepted = timeout(OPEN, accept(&self.listener, client)).await;
+            accepted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        };
+        Data::Passive(AbortOnDropHandle::new(tokio::spawn(accepted)))
+    }
 }
 
 impl Data {
     /// Opens the data connection to a client.
-    pub(super) async fn open(self, client: IpAddr) -> Result<TcpStream, Reply> {
-        let deadline = Instant::now() + OPEN;
+    pub(super) async fn open(self) -> Result<TcpStream, Reply> {
         let opened = match self {
             Self::Unset => return Err(Reply::new(425, "Say PASV or EPSV first.")),
-            Self::Passive(passive) => timeout_at(deadline, accept(&passive.listener, client)).await,
-            Self::Active(address) => timeout_at(deadline, TcpStream::connect(address)).await,
+            Self::Passive(accepted) => Ok(accepted.await.map_err(io::Error::other).flatten()),
+            Self::Active(address) => timeout(OPEN, TcpStream::connect(address)).await,
         };
         match opened {
             Ok(Ok(stream)) => {
@@ -62,8 +71,10 @@ impl Data {
                 let _ = stream.set_nodelay(true);
                 Ok(stream)
             }
-            Ok(Err(_)) => Err(Reply::new(425, "The data connection can't be opened.")),
-            Err(_) => Err(Reply::new(425, "No data connection was opened in 30 seconds.")),
+            Ok(Err(error)) if error.kind() != io::ErrorKind::TimedOut => {
+                Err(Reply::new(425, "The data connection can't be opened."))
+            }
+            Ok(Err(_)) | Err(_) => Err(Reply::new(425, "No data connection was opened in 30 seconds.")),
         }
     }
 }
@@ -199,10 +210,20 @@ mod tests {
         let mut second = std::pin::pin!(second);
         assert!(second.as_mut().now_or_never().is_none(), "it waits");
         let client = TcpStream::connect((HERE, free)).await.unwrap();
-        let opened = Data::Passive(first).open(HERE).await.unwrap();
+        let opened = first.wait_for(HERE).open().await.unwrap();
         let second = second.await.unwrap();
         assert_eq!(second.port().unwrap(), free, "although a connection of the port is open");
         drop((client, opened));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn port_is_free_again_if_nobody_connects() {
+        let free = bind(HERE, 0).unwrap().local_addr().unwrap().port();
+        let ports = Ports::new(Some(free..=free));
+        let data = ports.listen(HERE).await.unwrap().wait_for(HERE);
+        tokio::time::sleep(OPEN + Duration::from_secs(1)).await;
+        assert_eq!(ports.listen(HERE).await.unwrap().port().unwrap(), free);
+        assert_eq!(data.open().await.err().map(|reply| reply.code), Some(425));
     }
 
     #[tokio::test]
@@ -211,7 +232,7 @@ mod tests {
         let listener = ports.listen(HERE).await.unwrap();
         let port = listener.port().unwrap();
         let stranger = TcpStream::connect((HERE, port)).await.unwrap();
-        let open = Data::Passive(listener).open("127.0.0.2".parse().unwrap());
+        let open = listener.wait_for("127.0.0.2".parse().unwrap()).open();
         let mut open = std::pin::pin!(open);
         assert!(tokio::time::timeout(Duration::from_millis(200), open.as_mut()).await.is_err());
         let socket = TcpSocket::new_v4().unwrap();

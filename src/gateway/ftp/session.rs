@@ -313,7 +313,7 @@ impl Session {
         };
         let listener = self.shared.ports.listen(self.local).await.map_err(busy)?;
         let port = listener.port().map_err(busy)?;
-        self.data = Data::Passive(listener);
+        self.data = listener.wait_for(self.client.ip());
         Ok(port)
     }
 
@@ -330,7 +330,7 @@ impl Session {
         if !self.protect && !self.may_be_clear() {
             return Err(Reply::new(521, "Data connections need TLS here: say PROT P first."));
         }
-        let stream = std::mem::take(&mut self.data).open(self.client.ip()).await?;
+        let stream = std::mem::take(&mut self.data).open().await?;
         let gone = |_| Reply::new(426, "The control connection was cut.");
         self.control.send(&Reply::new(150, opening)).await.map_err(gone)?;
         let mut wire = Wire::Plain(stream);
