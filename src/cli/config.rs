@@ -5,7 +5,7 @@
 //! name in capitals.
 
 use super::exit::{Exit, Failure, Outcome};
-use clap::builder::{FalseyValueParser, Resettable};
+use clap::builder::{BoolishValueParser, Resettable};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use std::collections::BTreeSet;
@@ -39,7 +39,7 @@ pub fn parse(command: Command, mut line: Vec<OsString>) -> Outcome<Settings> {
     let mut command = with_variables(command);
     let is_option = |word: &OsString| word.to_str().is_some_and(|word| word.starts_with('-'));
     let asks = |word: &OsString| ["-h", "--help", "-V", "--version"].iter().any(|&text| word == text);
-    if is_set("MODE") && line.iter().skip(1).all(is_option) && !line.iter().any(asks) {
+    if is_set("MODE") && line.get(1).is_none_or(is_option) && !line.iter().any(asks) {
         line.insert(1, ALL.into());
         let everywhere = |arg: Arg, port: &str| arg.default_value(format!("0.0.0.0:{port}"));
         command = command.mut_subcommand(ALL, |serve| {
@@ -76,7 +76,7 @@ fn with_variable(arg: Arg) -> Arg {
     let is_others = OTHER_VARIABLES.iter().any(|(id, _)| arg.get_id() == id);
     let arg = match arg.get_action() {
         ArgAction::Append if arg.get_value_delimiter().is_none() => arg.value_delimiter(','),
-        ArgAction::SetTrue => arg.value_parser(FalseyValueParser::new()),
+        ArgAction::SetTrue => arg.value_parser(BoolishValueParser::new()),
         ArgAction::Help | ArgAction::Version | ArgAction::Count => return arg,
         _ => arg,
     };
@@ -156,7 +156,7 @@ fn read(text: &str) -> Result<Vec<(String, Vec<String>)>, String> {
     })?;
     let scalar = |value: &DeValue<'_>| match value {
         DeValue::String(text) => Some(text.to_string()),
-        DeValue::Integer(number) => Some(number.as_str().to_owned()),
+        DeValue::Integer(number) if number.radix() == 10 => Some(number.as_str().to_owned()),
         DeValue::Boolean(boolean) => Some(boolean.to_string()),
         _ => None,
     };

@@ -80,7 +80,8 @@ impl Bucket {
         Ok(Base { keep: Some((found, len)), conditions: Conditions { if_match, ..Conditions::default() } })
     }
 
-    /// Sets the time of a file's last change, rounded down to milliseconds.
+    /// Sets the time of a file's last change, rounded down to milliseconds. The Hub has no such operation: the content is
+    /// put again with another time. So what another program stores between the look and that is lost.
     pub async fn set_modified(self: &Arc<Self>, key: &Key, time: OffsetDateTime) -> Result<(), Error> {
         self.check_key(key)?;
         let (this, key) = (self.clone(), key.clone());
@@ -174,6 +175,9 @@ impl Bucket {
             Some(Outcome::Failed(error)) => return Err(Error::of_store(error)),
             _ => return Err(Error::Conflict),
         };
+        if moved.is_empty() {
+            return Err(Error::NoSuchKey);
+        }
         // Those in the bucket have moved with their files.
         let alone = if self.metadata { Vec::new() } else { moved };
         for moved in alone.chunks(super::RECORDS) {

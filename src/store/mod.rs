@@ -302,7 +302,8 @@ pub enum Change {
         metadata: ContentId,
     },
     /// Gives the file at the path another modification time, also an earlier one. A `Put` of content that is there
-    /// changes nothing.
+    /// changes nothing. The Hub has no such operation, so the content is put again: what another client stores in the
+    /// moment between is replaced.
     SetModified {
         /// The time.
         mtime: OffsetDateTime,

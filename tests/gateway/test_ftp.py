@@ -400,6 +400,32 @@ def test_hostile_lines_and_paths_are_refused(session, server):
     assert talk.code("LIST") == 425, "no data connection was asked for"
 
 
+def test_requests_of_browsers_end_the_session(server, session):
+    put(session, "/data/f", b"1")
+    talk = server.talk(login=False)
+    talk.send(f"POST / HTTP/1.1\r\nHost: x\r\n\r\nUSER {USER}\r\nPASS {PASSWORD}\r\nDELE /data/f\r\n".encode())
+    assert talk.reply().startswith("421 ") and talk.reply() == ""
+    talk = server.talk(login=False)
+    codes = [talk.code("nonsense") for _ in range(5)]
+    assert codes == [500] * 4 + [421] and get(session, "/data/f") == b"1"
+
+
+def test_file_may_take_the_name_of_an_emptied_folder(session):
+    put(session, "/data/a/b", b"1")
+    session.delete("/data/a/b")
+    assert session.nlst("/data/a") == []
+    put(session, "/data/a", b"2")
+    assert session.nlst("/data/a") == ["/data/a"]
+    refused(550, session.cwd, "/data/a")
+    put(session, "/data/old/x", b"1")
+    put(session, "/data/old/y", b"1")
+    session.delete("/data/old/x")
+    session.rename("/data/old", "/data/new")
+    refused(550, session.cwd, "/data/old")
+    session.delete("/data/new/y")
+    refused(550, session.rename, "/data/new", "/data/other")
+
+
 def test_names_that_would_forge_entries_are_not_listed(servers, gateways):
     gateways().client().put_object(Bucket="data", Key="a\nforged", Body=b"x")
     with servers(name="beside").session() as session:
@@ -750,6 +776,11 @@ def test_settings_come_from_options_variables_and_a_file(home, hub):
     shown = run("hugbucket", "config", "show", "--json", env={**env, "MODE": "s3,ftp"}).stdout
     found = {setting["name"]: (setting["values"], setting["source"]) for setting in json.loads(shown)["settings"]}
     assert found["ftp-listen"][0] == ["0.0.0.0:2121"] and found["s3-listen"][0] == ["0.0.0.0:9000"]
+    done = run("hugbucket", "config", "show", env={**env, "HUGBUCKET_ANONYMOUS": "disabled"}, check=False)
+    assert done.returncode == 2, "a word that isn't true or false"
+    (home / "wrong.toml").write_text("nonsense = 1")
+    done = run("hugbucket", "--config", home / "wrong.toml", env={**env, "MODE": "ftp"}, check=False)
+    assert done.returncode == 2 and "nonsense is no setting" in done.stderr, "options without a command"
     # A file serves one protocol too, and an option wins over it.
     (home / "config.toml").write_text('ftp-listen = "127.0.0.1:1"\ncors-origin = "*"\nallow-bucket-changes = true\n')
     server = Ftp(home, "--config", home / "config.toml")

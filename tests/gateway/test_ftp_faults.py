@@ -119,6 +119,39 @@ def test_upload_over_tls_needs_its_end(servers, options, home):  # noqa: F811
         settled(server, "/data/f", [NEW if is_ended else None])
 
 
+def test_slow_reader_over_tls_gets_all(servers, options, home):  # noqa: F811
+    cert, key = certificate(home)
+    server = servers("--tls-cert", cert, "--tls-key", key, *options)
+    with server.session() as session:
+        put(session, "/data/f", NEW)
+    context = ssl.create_default_context(cafile=cert)
+
+    def read(rest):
+        with ftplib.FTP_TLS(timeout=60, context=context) as session:
+            session.connect("localhost", server.address[1])
+            session.login(USER, PASSWORD)
+            session.prot_p()
+            data, received = session.transfercmd("RETR /data/f", rest=rest), bytearray()
+            while len(received) < 200_000:
+                received += data.recv(20_000)
+            # Longer than a server would wait for the end of a connection.
+            time.sleep(4)
+            while piece := data.recv(100_000):
+                received += piece
+            data.close()
+            session.voidresp()
+            if bytes(received) == NEW[rest:]:
+                whole.append(rest)
+
+    whole, rests = [], range(1, 800_000, 50_000)
+    threads = [threading.Thread(target=read, args=(rest,)) for rest in rests]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(whole) == list(rests)
+
+
 def test_append_is_continued_after_cuts(server):
     choose = random.Random("append")
     for number in range(ROUNDS):

@@ -1,6 +1,6 @@
 //! Data connections: passive ones, which the client opens, and active ones, which the server opens.
 //!
-//! Both ends are those of the control connection. A passive port takes a connection from the client's address only, so
+//! A passive port takes a connection from the client's address only, so
 //! nobody else can take its place. An active one goes to the client's address and to no port below 1024, so the server
 //! can't be made to talk to others (RFC 2577).
 

@@ -45,6 +45,14 @@ impl Emptied {
     }
 }
 
+impl Emptied {
+    /// Forgets a path and everything below it: something else is there now, or nothing.
+    pub(super) fn forget(&self, bucket: &str, path: &PlainPath) {
+        let mut folders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        folders.retain(|(of, folder), _| of != bucket || !folder.is_within(path));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,6 +67,9 @@ mod tests {
         assert!(!emptied.has("other", &path("a")));
         assert!(emptied.remove("data", &path("a/b")) && !emptied.remove("data", &path("a/b")));
         assert!(emptied.has("data", &path("a")));
+        emptied.note("data", &path("b/c/d"));
+        emptied.forget("data", &path("b"));
+        assert!(!emptied.has("data", &path("b/c")) && emptied.has("data", &path("a")));
         for number in 0..MAX + 10 {
             emptied.note("data", &path(&format!("{number}/x")));
         }

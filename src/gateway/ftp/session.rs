@@ -1,6 +1,6 @@
 //! The session of a client: its control connection, its login, and one command after the other.
 
-use super::command::{Command, parse};
+use super::command::{Command, Syntax, parse};
 use super::data::{Data, parse_eprt, parse_port, pasv_reply, same};
 use super::entry::Facts;
 use super::login::Caller;
@@ -8,7 +8,6 @@ use super::place::Place;
 use super::reply::Reply;
 use super::server::Shared;
 use super::wire::{Control, Line, Wire};
-use bytes::BytesMut;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -17,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// Time for a login.
 const LOGIN: Duration = Duration::from_secs(60);
@@ -50,7 +49,11 @@ pub(super) struct Session {
     pub(super) renamed: Option<(Place, bool)>,
     pub(super) facts: Facts,
     /// Lines that came during a transfer.
-    ahead: VecDeque<BytesMut>,
+    ahead: VecDeque<Line>,
+    /// When a client that hasn't logged in has to go.
+    login_ends: Instant,
+    /// Lines before the login that are no commands.
+    unknown: u32,
     is_over: bool,
 }
 
@@ -72,6 +75,8 @@ impl Session {
             renamed: None,
             facts: Facts::ALL,
             ahead: VecDeque::new(),
+            login_ends: Instant::now() + LOGIN,
+            unknown: 0,
             is_over: false,
         })
     }
@@ -79,10 +84,9 @@ impl Session {
     /// Answers commands until the client or the server ends the session.
     pub(super) async fn run(mut self, mut stopped: watch::Receiver<bool>) -> io::Result<()> {
         self.control.send(&Reply::new(220, "hugbucket is ready.")).await?;
-        let login_ends = tokio::time::Instant::now() + LOGIN;
         while !self.is_over {
-            let idle = tokio::time::Instant::now() + self.shared.options.idle;
-            let deadline = if self.caller.is_none() { login_ends.min(idle) } else { idle };
+            let idle = Instant::now() + self.shared.options.idle;
+            let deadline = if self.caller.is_none() { self.login_ends.min(idle) } else { idle };
             let line = tokio::select! {
                 line = Self::next_line(&mut self.ahead, &mut self.control) => line?,
                 () = tokio::time::sleep_until(deadline) => {
@@ -108,9 +112,9 @@ impl Session {
         Ok(())
     }
 
-    async fn next_line(ahead: &mut VecDeque<BytesMut>, control: &mut Control) -> io::Result<Line> {
+    async fn next_line(ahead: &mut VecDeque<Line>, control: &mut Control) -> io::Result<Line> {
         match ahead.pop_front() {
-            Some(line) => Ok(Line::Text(line)),
+            Some(line) => Ok(line),
             None => control.line().await,
         }
     }
@@ -119,7 +123,7 @@ impl Session {
     async fn answer(&mut self, line: &[u8]) -> io::Result<Reply> {
         let command = match parse(line) {
             Ok(command) => command,
-            Err(syntax) => return Ok(syntax.into()),
+            Err(syntax) => return Ok(self.no_command(line, syntax)),
         };
         // These concern the command that follows, only.
         let is_rest = matches!(command, Command::Rest(_) | Command::Pasv | Command::Epsv(_) | Command::Type(_))
@@ -152,6 +156,26 @@ impl Session {
         Ok(reply.unwrap_or_else(|refused| refused))
     }
 
+    /// Answers a line that is no command. A web page can make a browser send a request here, with commands in its body:
+    /// such a session ends.
+    fn no_command(&mut self, line: &[u8], syntax: Syntax) -> Reply {
+        let has = |text: &[u8]| line.windows(text.len()).any(|part| part.eq_ignore_ascii_case(text));
+        let is_http = has(b" HTTP/1.") || [&b"Host:"[..], b"Origin:"].iter().any(|name| line.starts_with(name));
+        self.unknown += u32::from(self.caller.is_none() && syntax == Syntax::Unknown);
+        if is_http || self.unknown >= TRIES {
+            self.is_over = true;
+            return Reply::new(421, "This is an FTP server.");
+        }
+        syntax.into()
+    }
+
+    /// Logs the client out, if it is logged in. It has time for another login.
+    fn log_out(&mut self) {
+        if self.caller.take().is_some() {
+            self.login_ends = Instant::now() + LOGIN;
+        }
+    }
+
     /// Answers commands that need no login.
     fn without_login(&mut self, command: &Command) -> Option<Reply> {
         Some(match command {
@@ -160,7 +184,7 @@ impl Session {
             Command::Syst => Reply::new(215, "UNIX Type: L8"),
             Command::Noop => Reply::new(200, "Nothing done."),
             Command::Clnt => Reply::new(200, "Noted."),
-            Command::Help => Reply::new(214, "See docs/gateway.md of hugbucket for the commands."),
+            Command::Help => Reply::new(214, "See docs/ftp.md of hugbucket for the commands."),
             Command::Abor => Reply::new(226, "No transfer runs."),
             _ => return None,
         })
@@ -171,7 +195,8 @@ impl Session {
         if self.shared.tls.is_some() {
             lines.extend(["AUTH TLS", "PBSZ", "PROT"].map(str::to_owned));
         }
-        lines.extend(["EPRT", "EPSV", "MDTM", "MFMT"].map(str::to_owned));
+        lines.extend(self.shared.options.active.then(|| "EPRT".to_owned()));
+        lines.extend(["EPSV", "MDTM", "MFMT"].map(str::to_owned));
         lines.push(self.facts.feature());
         lines.extend(["REST STREAM", "SITE UTIME", "SIZE", "TVFS", "UTF8", "XMD5", "End"].map(str::to_owned));
         lines.join("\n")
@@ -183,7 +208,7 @@ impl Session {
     }
 
     fn user(&mut self, name: String) -> Result<Reply, Reply> {
-        self.caller = None;
+        self.log_out();
         self.folder = Place::Root;
         if !self.control.is_secure() && !self.may_be_clear() {
             return Err(Reply::new(530, "A login needs TLS here: say AUTH TLS first."));
@@ -226,7 +251,8 @@ impl Session {
 
     /// Begins TLS. The client has to log in again: what it said before could be somebody else's.
     async fn secure(&mut self) -> bool {
-        (self.user, self.caller, self.folder) = (None, None, Place::Root);
+        self.log_out();
+        (self.user, self.folder) = (None, Place::Root);
         (self.renamed, self.rest, self.data) = (None, 0, Data::Unset);
         self.ahead.clear();
         let Some(tls) = self.shared.tls.clone() else { return false };
@@ -330,22 +356,25 @@ impl Session {
         if !self.protect && !self.may_be_clear() {
             return Err(Reply::new(521, "Data connections need TLS here: say PROT P first."));
         }
-        let stream = std::mem::take(&mut self.data).open().await?;
+        let open = std::mem::take(&mut self.data).open();
+        let stream = self.watch(open).await?;
         let gone = |_| Reply::new(426, "The control connection was cut.");
         self.control.send(&Reply::new(150, opening)).await.map_err(gone)?;
         let mut wire = Wire::Plain(stream);
         if self.protect {
             let Some(tls) = self.shared.tls.clone() else { return Err(Reply::new(431, "There is no certificate.")) };
-            wire = match timeout(HANDSHAKE, wire.secure(&tls)).await {
-                Ok(Ok(wire)) => wire,
-                _ => return Err(Reply::new(522, "TLS on the data connection failed.")),
+            let secured = async {
+                let secured = timeout(HANDSHAKE, wire.secure(&tls)).await;
+                secured.ok().and_then(Result::ok).ok_or_else(|| Reply::new(522, "TLS on the data connection failed."))
             };
+            wire = self.watch(secured).await?;
         }
         let work = work(wire, self.control.pulse());
         self.watch(work).await
     }
 
-    async fn watch(&mut self, work: impl Future<Output = Result<Reply, Reply>>) -> Result<Reply, Reply> {
+    /// Waits for a part of a transfer, and for what ends it.
+    async fn watch<T>(&mut self, work: impl Future<Output = Result<T, Reply>>) -> Result<T, Reply> {
         let mut work = std::pin::pin!(work);
         loop {
             let line = tokio::select! {
@@ -356,8 +385,7 @@ impl Session {
             };
             match line {
                 Ok(Line::Text(line)) if parse(&line) == Ok(Command::Abor) => break,
-                Ok(Line::Text(line)) => self.ahead.push_back(line),
-                Ok(Line::TooLong) => {}
+                Ok(line @ (Line::Text(_) | Line::TooLong)) => self.ahead.push_back(line),
                 Ok(Line::End) | Err(_) => {
                     self.is_over = true;
                     return Err(Reply::new(426, "The control connection was cut."));
@@ -365,6 +393,6 @@ impl Session {
             }
         }
         let _ = self.control.send(&Reply::new(426, "The transfer was cut.")).await;
-        Ok(Reply::new(226, "Done: the transfer was cut."))
+        Err(Reply::new(226, "Done: the transfer was cut."))
     }
 }

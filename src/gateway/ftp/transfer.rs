@@ -63,8 +63,28 @@ pub(super) async fn send(mut wire: Wire, mut content: ByteStream, sent: &AtomicU
         sent.fetch_add(len, Ordering::Relaxed);
         total += len;
     }
-    close(wire).await;
+    finish(wire).await?;
     Ok(total)
+}
+
+/// Sends what is still held back, and the end of the content: TLS takes bytes that the socket hasn't taken yet. Fails if
+/// the client doesn't take them.
+async fn finish(mut wire: Wire) -> Result<(), Error> {
+    let end = async {
+        wire.flush().await?;
+        wire.shutdown().await
+    };
+    match tokio::time::timeout(STALL, end).await {
+        Ok(Ok(())) => {
+            close(wire).await;
+            Ok(())
+        }
+        Ok(Err(error)) => Err(Error::Body(error.to_string())),
+        Err(_) => {
+            wire.cut();
+            Err(Error::Body("the client takes nothing".into()))
+        }
+    }
 }
 
 async fn write(wire: &mut Wire, mut bytes: &[u8]) -> io::Result<()> {
@@ -89,7 +109,7 @@ async fn close(mut wire: Wire) {
         while is_secure && wire.read(&mut rest).await? > 0 {}
         io::Result::Ok(())
     };
-    // All bytes were sent. The client's reply shows if they have come.
+    // Nothing is left to send but the end of TLS.
     let _ = tokio::time::timeout(CLOSE, end).await;
 }
 
@@ -212,7 +232,7 @@ impl Shown {
             total += text.len() as u64;
         }
         sent.fetch_add(total, Ordering::Relaxed);
-        close(wire).await;
+        finish(wire).await?;
         Ok(total)
     }
 }

@@ -177,6 +177,9 @@ impl Session {
         if self.is_folder(&place).await? {
             return Ok(Target::Folder(place));
         }
+        if matches!(&place, Place::In { path, .. } if path.is_root()) {
+            return Err(Reply::new(550, "There is no such bucket."));
+        }
         match self.find(argument).await {
             Ok(_) if exact => return Err(Reply::new(501, "It is a file.")),
             Err(_) if exact => return Err(Reply::new(550, "There is no such folder.")),
@@ -317,11 +320,13 @@ impl Session {
             Start::Create => format!("FILE: {}", place.name()),
             _ => format!("Opening a data connection for {}.", place.name()),
         };
+        let (shared, name, path) = (self.shared.clone(), at.name.clone(), at.path.clone());
         self.transfer(opening, |wire, pulse| async move {
             let count = move |bytes| {
                 metrics.received.fetch_add(bytes, Ordering::Relaxed);
             };
             bucket.write_file(&key, receive(wire, pulse, count), start).await?;
+            shared.emptied.remove(&name, &path);
             Ok(Reply::new(226, "The file was stored."))
         })
         .await
@@ -374,6 +379,7 @@ impl Session {
         {
             self.may_change_buckets(bucket)?;
             self.shared.gateway.delete_bucket(bucket).await?;
+            self.shared.emptied.forget(bucket, path);
             return Ok(removed);
         }
         let at = self.open(&place, Permission::Write, true).await?;
@@ -424,6 +430,8 @@ impl Session {
                 self.result(&from, from.bucket.delete(&source, conditions).await)?;
             }
         }
+        self.shared.emptied.forget(&from.name, &from.path);
+        self.shared.emptied.forget(&to.name, &to.path);
         self.shared.emptied.note(&from.name, &from.path);
         Ok(Reply::new(250, "It was renamed."))
     }

@@ -134,6 +134,7 @@ impl Control {
     /// Begins TLS. What was read before and not used is dropped: somebody in between could have sent it.
     pub(super) async fn secure(&mut self, tls: &TlsAcceptor) -> io::Result<()> {
         self.buffer.clear();
+        self.skipping = false;
         let wire = self.wire.take().ok_or(io::ErrorKind::NotConnected)?;
         self.wire = Some(wire.secure(tls).await?);
         Ok(())
@@ -160,7 +161,7 @@ impl Control {
         }
     }
 
-    /// Ends the connection, and waits for the client to read what was sent.
+    /// Ends the connection.
     pub(super) async fn close(mut self) {
         if let Some(mut wire) = self.wire.take() {
             let _ = wire.shutdown().await;
