@@ -80,8 +80,8 @@ impl Bucket {
         Ok(Base { keep: Some((found, len)), conditions: Conditions { if_match, ..Conditions::default() } })
     }
 
-    /// Sets the time of a file's last change, rounded down to milliseconds. The Hub has no such operation: the content is
-    /// put again with another time. So what another program stores between the look and that is lost.
+    /// Sets the time of a file's last change, rounded down to milliseconds. The Hub has no such operation: the content
+    /// is put again with another time. So what another program stores between the look and that is lost.
     pub async fn set_modified(self: &Arc<Self>, key: &Key, time: OffsetDateTime) -> Result<(), Error> {
         self.check_key(key)?;
         let (this, key) = (self.clone(), key.clone());

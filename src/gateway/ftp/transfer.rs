@@ -67,8 +67,8 @@ pub(super) async fn send(mut wire: Wire, mut content: ByteStream, sent: &AtomicU
     Ok(total)
 }
 
-/// Sends what is still held back, and the end of the content: TLS takes bytes that the socket hasn't taken yet. Fails if
-/// the client doesn't take them.
+/// Sends what is still held back, and the end of the content: TLS takes bytes that the socket hasn't taken yet. Fails
+/// if the client doesn't take them.
 async fn finish(mut wire: Wire) -> Result<(), Error> {
     let end = async {
         wire.flush().await?;
