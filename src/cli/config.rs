@@ -5,6 +5,7 @@
 //! name in capitals.
 
 use super::exit::{Exit, Failure, Outcome};
+use super::gateway::KEY_VARIABLES;
 use clap::builder::{BoolishValueParser, Resettable};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -22,13 +23,10 @@ const SECRETS: [&str; 1] = ["hf_token"];
 const HIDDEN: [&str; 2] = ["hf_token", "state"];
 /// Options of the Hub, whose variables are those of other programs too.
 const OTHER_VARIABLES: [(&str, &str); 2] = [("hub_endpoint", "HF_ENDPOINT"), ("hf_token", "HF_TOKEN")];
-/// Variables with the secrets and ids of access keys, as `config show` names them.
-const KEY_VARIABLES: [(&str, bool); 4] =
-    [("AWS_ACCESS_KEY_ID", false), ("AWS_SECRET_ACCESS_KEY", true), ("FTP_USERNAME", false), ("FTP_PASSWORD", true)];
 
 /// The parsed command line, and which settings came from the file.
 pub struct Settings {
-    /// What clap found.
+    /// The options, as clap parsed them.
     pub matches: ArgMatches,
     from_file: BTreeSet<String>,
 }
@@ -102,7 +100,7 @@ fn with_variable(arg: Arg) -> Arg {
 /// Adds the settings of the file that `line` names, as options. Returns their ids.
 fn add_file(command: &Command, line: &mut Vec<OsString>) -> Outcome<BTreeSet<String>> {
     let mut added = BTreeSet::new();
-    // What is wrong is told by the parse that follows.
+    // The parse that follows reports errors of the line.
     let Ok(first) = command.clone().ignore_errors(true).try_get_matches_from(&*line) else { return Ok(added) };
     let Some((name, given)) = first.subcommand().filter(|(name, _)| COMMANDS.contains(name)) else { return Ok(added) };
     let Some(path) = given.get_raw("config").and_then(|mut values| values.next()) else { return Ok(added) };
@@ -195,7 +193,8 @@ impl Settings {
         };
         let args = serve.get_arguments().filter(|arg| !matches!(arg.get_id().as_str(), "help" | "version" | "config"));
         let mut settings: Vec<Setting> = args.filter_map(|arg| self.setting(arg, found)).collect();
-        for (name, is_secret) in KEY_VARIABLES {
+        let variables = KEY_VARIABLES.iter().flat_map(|(id, secret)| [(*id, false), (*secret, true)]);
+        for (name, is_secret) in variables {
             let Some(value) = std::env::var(name).ok().filter(|value| !value.is_empty()) else { continue };
             let value = if is_secret { "(hidden)".to_owned() } else { value };
             settings.push(Setting { name: name.to_owned(), values: vec![value], source: "environment".to_owned() });

@@ -49,42 +49,38 @@ pub enum Mode {
 
 /// `hugbucket s3`.
 #[derive(Args)]
+#[allow(missing_docs, reason = "a doc comment on a flattened field would become the help text of the group")]
 pub struct S3Command {
     #[command(flatten)]
-    #[allow(missing_docs, reason = "a doc comment on a flattened field would become the help text of the group")]
     pub gateway: GatewayArgs,
     #[command(flatten)]
-    #[allow(missing_docs, reason = "a doc comment on a flattened field would become the help text of the group")]
     pub s3: S3Args,
 }
 
 /// `hugbucket ftp`.
 #[cfg(feature = "ftp")]
 #[derive(Args)]
+#[allow(missing_docs, reason = "a doc comment on a flattened field would become the help text of the group")]
 pub struct FtpCommand {
     #[command(flatten)]
-    #[allow(missing_docs, reason = "a doc comment on a flattened field would become the help text of the group")]
     pub gateway: GatewayArgs,
     #[command(flatten)]
-    #[allow(missing_docs, reason = "a doc comment on a flattened field would become the help text of the group")]
     pub ftp: FtpArgs,
 }
 
 /// `hugbucket serve`.
 #[derive(Args)]
+#[allow(missing_docs, reason = "a doc comment on a flattened field would become the help text of the group")]
 pub struct ServeCommand {
     /// Protocols to serve
     #[arg(long, value_enum, env = "MODE", value_delimiter = ',', default_value = "s3,ftp", value_name = "PROTOCOLS")]
     pub mode: Vec<Mode>,
     #[command(flatten)]
-    #[allow(missing_docs, reason = "a doc comment on a flattened field would become the help text of the group")]
     pub gateway: GatewayArgs,
     #[command(flatten)]
-    #[allow(missing_docs, reason = "a doc comment on a flattened field would become the help text of the group")]
     pub s3: S3Args,
     #[cfg(feature = "ftp")]
     #[command(flatten)]
-    #[allow(missing_docs, reason = "a doc comment on a flattened field would become the help text of the group")]
     pub ftp: FtpArgs,
 }
 
@@ -109,7 +105,7 @@ pub struct GatewayArgs {
     /// Start a further key in buckets that this key can't read
     #[arg(long)]
     pub new_key: bool,
-    /// Refuse all writes
+    /// Refuse all writes of objects
     #[arg(long)]
     pub read_only: bool,
     /// Access keys, a TOML file; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY name a further one
@@ -526,7 +522,7 @@ impl GatewayArgs {
 }
 
 /// Variables that name an access key without limits, and its secret.
-const KEY_VARIABLES: [(&str, &str); 2] =
+pub(super) const KEY_VARIABLES: [(&str, &str); 2] =
     [("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), ("FTP_USERNAME", "FTP_PASSWORD")];
 /// Hours after which multipart uploads are removed where no option says so.
 #[cfg(feature = "ftp")]

@@ -1,5 +1,4 @@
-//! What clients of file protocols do beyond those of object stores: folders, moves, times, and writes that continue a
-//! file.
+//! Operations of file protocols that object stores don't have: folders, moves, times, and writes that continue a file.
 
 use super::condition::{Conditions, Tags};
 use super::digest::Hasher;

@@ -26,6 +26,7 @@ pub mod s3;
 mod seal;
 mod sessions;
 pub mod state;
+mod task;
 mod turn;
 mod upload;
 

@@ -109,25 +109,35 @@ def key(home):
     return path
 
 
-@pytest.fixture
-def gateways(home, hub):
-    """Starts gateways, and stops those that a test leaves running."""
+def starting(kind, home):
+    """Yields a function that starts programs of a kind. Stops those that a test leaves running."""
     started = []
 
     def start(*options, **named):
-        started.append(Gateway(home, *options, **named))
+        started.append(kind(home, *options, **named))
         return started[-1]
 
     yield start
-    for gateway in started:
-        if gateway.process.poll() is None:
-            gateway.stop()
+    for program in started:
+        if program.process.poll() is None:
+            program.stop()
+
+
+@pytest.fixture
+def gateways(home, hub):
+    """Starts gateways, and stops those that a test leaves running."""
+    yield from starting(Gateway, home)
 
 
 @pytest.fixture(params=["plain", "encrypted"])
-def gateway(request, gateways):
+def options(request):
+    """Options of a gateway without a key, then of one with a key."""
+    return ["--encryption-key-file", request.getfixturevalue("key")] if request.param == "encrypted" else []
+
+
+@pytest.fixture
+def gateway(options, gateways):
     """A gateway without a key, then one with a key."""
-    options = ["--encryption-key-file", request.getfixturevalue("key")] if request.param == "encrypted" else []
     gateway = gateways(*options)
     gateway.options = options
     return gateway

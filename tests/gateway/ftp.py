@@ -20,9 +20,8 @@ class Ftp(Program):
     def __init__(self, home, *options, name="ftp", env=None, command=("ftp", "--listen", "127.0.0.1:0")):
         env = {**os.environ, "FTP_USERNAME": USER, "FTP_PASSWORD": PASSWORD, **(env or {})}
         env = {name: value for name, value in env.items() if value is not None}
-        self.log_file = home / f"{name}.log"
         folders = ["--cache-dir", home / name / "cache", "--data-dir", home / name / "data", "--passive-ports", "0"]
-        super().__init__("hugbucket", *command, *folders, *options, env=env, log=self.log_file)
+        super().__init__("hugbucket", *command, *folders, *options, env=env, log=home / f"{name}.log")
 
     @property
     def address(self):

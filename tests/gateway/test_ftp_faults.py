@@ -4,10 +4,8 @@ FTP_FAULT_ROUNDS is the number of rounds of the tests that end something at a ra
 """
 
 import ftplib
-import io
 import os
 import random
-import signal
 import socket
 import ssl
 import subprocess
@@ -17,10 +15,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Program
 from faults import HubProxy
 from ftp import PASSWORD, USER, Ftp, absent, get, put, reset
-from test_ftp import certificate, options, servers  # noqa: F401 (fixtures)
+from test_ftp import certificate, servers  # noqa: F401 (fixture)
 from test_objects import MIB, content
 
 ROUNDS = int(os.environ.get("FTP_FAULT_ROUNDS", "6"))

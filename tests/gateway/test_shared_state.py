@@ -39,11 +39,6 @@ def database(schema):
     return f"{SERVER}?options=-c%20search_path%3D{schema}"
 
 
-@pytest.fixture(params=["plain", "encrypted"])
-def options(request):
-    return ["--encryption-key-file", request.getfixturevalue("key")] if request.param == "encrypted" else []
-
-
 @pytest.fixture
 def pair(gateways, database, options):
     """Two gateways that share their state. There is a bucket `data`."""

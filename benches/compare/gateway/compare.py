@@ -104,19 +104,19 @@ class Sides:
     def hub(self, home):
         return self.start(self.environment(home), "hub", "--dir", home / "hub", "--listen", "127.0.0.1:0")
 
-    def ours(self, home, encrypted):
+    def ours(self, home, encrypted, command="s3", options=()):
         hub, endpoint = self.hub(home)
         env = {**self.environment(home), "HF_ENDPOINT": endpoint}
-        options = []
+        options = list(options)
         if encrypted:
             keygen = [self.programs / "hfcrypt", "keygen", home / "key"]
             subprocess.run(keygen, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            options = ["--encryption-key-file", home / "key"]
+            options += ["--encryption-key-file", home / "key"]
         folders = ["--data-dir", home / "data", "--cache-dir", home / "cache", "--cache-size", "0"]
-        gateway, url = self.start(env, "s3", "--listen", "127.0.0.1:0", "--anonymous", *folders, *options)
+        gateway, url = self.start(env, command, "--listen", "127.0.0.1:0", "--anonymous", *folders, *options)
         return Side(url, gateway, hub, endpoint)
 
-    def rclone(self, home, encrypted):
+    def rclone(self, home, encrypted, protocol="s3", options=()):
         (home / "files").mkdir()
         program, remote, port = self.arguments.rclone, str(home / "files"), free_port()
         env = {**os.environ, "RCLONE_CONFIG": str(home / "rclone.conf")}
@@ -125,7 +125,7 @@ class Sides:
             env |= {"RCLONE_CONFIG_C_TYPE": "crypt", "RCLONE_CONFIG_C_REMOTE": remote}
             env["RCLONE_CONFIG_C_PASSWORD"] = obscure.stdout.strip()
             remote = "c:"
-        command = [program, "serve", "s3", remote, "--addr", f"127.0.0.1:{port}", "--vfs-cache-mode", "off"]
+        command = [program, "serve", protocol, remote, "--addr", f"127.0.0.1:{port}", "--vfs-cache-mode", "off", *options]
         gateway = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
         return Side(wait_for(port), gateway)
 

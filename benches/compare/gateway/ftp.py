@@ -4,7 +4,7 @@
 Sides: ours over the embedded Hub, with a key and without; `rclone serve ftp` over a local folder, plainly and through
 its `crypt`; vsftpd over a local folder. The Hub is a process of its own. All are asked by the same client, curl, in
 clear and over passive connections; small files by Python's ftplib, since curl pauses for up to a second between two
-transfers of one session, with any server. The order of the sides turns from round to round. Printed are medians.
+transfers of one session, with some servers. The order of the sides turns from round to round. Printed are medians.
 
 vsftpd has a process for each session, so its CPU time is that of all of them, also of those that have ended.
 """
@@ -33,6 +33,13 @@ def with_children(process):
     return sum(int(field) for field in fields[11:15]) / TICK
 
 
+def with_folder(side):
+    """Makes the folder that files are stored in."""
+    side.url = side.url.replace("http://", "ftp://")
+    curl("-Q", "MKD /data", f"{side.url}/")
+    return side
+
+
 class Sides(HttpSides):
     """Starts the sides. Each has a folder `data`, which holds what is written."""
 
@@ -49,45 +56,12 @@ class Sides(HttpSides):
         return sides
 
     def ours(self, home, encrypted):
-        hub, endpoint = self.hub(home)
-        env = {**self.environment(home), "HF_ENDPOINT": endpoint}
-        options = []
-        if encrypted:
-            keygen = [self.programs / "hfcrypt", "keygen", home / "key"]
-            subprocess.run(keygen, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            options = ["--encryption-key-file", home / "key"]
-        folders = ["--data-dir", home / "data", "--cache-dir", home / "cache", "--cache-size", "0"]
-        options += ["--anonymous", "--allow-bucket-changes", "--passive-ports", "0"]
-        gateway, url = self.start(env, "ftp", "--listen", "127.0.0.1:0", *folders, *options)
-        side = Side(url, gateway, hub, endpoint)
-        subprocess.run(["curl", "-sf", "-Q", "MKD /data", f"{url}/"], check=True, stdout=subprocess.DEVNULL)
-        return side
+        options = ["--allow-bucket-changes", "--passive-ports", "0"]
+        return with_folder(super().ours(home, encrypted, "ftp", options))
 
     def rclone(self, home, encrypted):
-        (home / "files").mkdir()
-        program, remote, port = self.arguments.rclone, str(home / "files"), free_port()
-        env = {**os.environ, "RCLONE_CONFIG": str(home / "rclone.conf")}
-        if encrypted:
-            obscure = subprocess.run([program, "obscure", "password"], capture_output=True, text=True, check=True)
-            env |= {"RCLONE_CONFIG_C_TYPE": "crypt", "RCLONE_CONFIG_C_REMOTE": remote}
-            env["RCLONE_CONFIG_C_PASSWORD"] = obscure.stdout.strip()
-            remote = "c:"
-        cache = ["--vfs-cache-mode", "off", "--cache-dir", home / "cache"]
-        command = [
-            program,
-            "serve",
-            "ftp",
-            remote,
-            "--addr",
-            f"127.0.0.1:{port}",
-            "--passive-port",
-            "32000-32999",
-            *cache,
-        ]
-        gateway = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
-        side = Side(wait_for(port).replace("http", "ftp"), gateway)
-        subprocess.run(["curl", "-sf", "-Q", "MKD /data", f"{side.url}/"], check=True, stdout=subprocess.DEVNULL)
-        return side
+        options = ["--passive-port", "32000-32999", "--cache-dir", home / "cache"]
+        return with_folder(super().rclone(home, encrypted, "ftp", options))
 
     def vsftpd(self, home):
         port, files = free_port(), home / "files"

@@ -31,7 +31,7 @@ impl Entry {
         format!("{mode}   1 owner    group    {len:>13} {date} {}\r\n", self.name)
     }
 
-    /// Returns the facts that `MLSD` and `MLST` show, followed by the name.
+    /// Returns the line of `MLSD` and `MLST`: the chosen facts, a space and the name.
     pub(super) fn facts_line(&self, facts: Facts, kind: &str, name: &str) -> String {
         let mut line = String::new();
         if facts.kind {

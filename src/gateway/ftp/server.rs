@@ -4,6 +4,7 @@ use super::data::Ports;
 use super::folders::Emptied;
 use super::login::Failures;
 use super::session::Session;
+use crate::gateway::task::Task;
 use crate::gateway::{AccessKeys, Gateway};
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 /// Pause after a failed accept (out of file descriptors, mostly).
@@ -54,7 +55,7 @@ pub struct ServerOptions {
     pub stop_deadline: Duration,
 }
 
-/// What all sessions share.
+/// State that all sessions share.
 pub(super) struct Shared {
     pub(super) gateway: Arc<Gateway>,
     pub(super) options: ServerOptions,
@@ -139,9 +140,7 @@ impl Shared {
 
 /// A running server. Dropping it stops it without waiting.
 pub struct Server {
-    address: SocketAddr,
-    stop: watch::Sender<bool>,
-    task: JoinHandle<()>,
+    task: Task,
     metrics: Arc<Metrics>,
 }
 
@@ -161,14 +160,13 @@ impl Server {
             metrics: metrics.clone(),
             connections: Mutex::default(),
         });
-        let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(accept(listener, shared, stopped));
-        Ok(Self { address, stop, task, metrics })
+        let task = Task::start(address, |stopped| accept(listener, shared, stopped));
+        Ok(Self { task, metrics })
     }
 
     /// Returns where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.task.address()
     }
 
     /// Returns the counters of the server.
@@ -178,14 +176,7 @@ impl Server {
 
     /// Takes no more commands, and waits for transfers that run until the deadline.
     pub async fn stop(mut self) {
-        let _ = self.stop.send(true);
-        let _ = (&mut self.task).await;
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.task.abort();
+        self.task.stop().await;
     }
 }
 

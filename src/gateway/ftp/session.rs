@@ -125,8 +125,8 @@ impl Session {
             Ok(command) => command,
             Err(syntax) => return Ok(self.no_command(line, syntax)),
         };
-        // These concern the command that follows, only.
-        let is_rest = matches!(command, Command::Rest(_) | Command::Pasv | Command::Epsv(_) | Command::Type(_))
+        // An offset is good for the next transfer. These commands come between the two.
+        let keeps_offset = matches!(command, Command::Rest(_) | Command::Pasv | Command::Epsv(_) | Command::Type(_))
             || matches!(command, Command::Port(_) | Command::Eprt(_));
         let (rest, renamed) = (self.rest, self.renamed.take());
         let reply = match command {
@@ -150,7 +150,7 @@ impl Session {
                 }
             },
         };
-        if !is_rest && self.rest == rest {
+        if !keeps_offset && self.rest == rest {
             self.rest = 0;
         }
         Ok(reply.unwrap_or_else(|refused| refused))

@@ -1,4 +1,4 @@
-//! What goes over a data connection.
+//! Content and lists over a data connection.
 
 use super::STALL;
 use super::entry::{Entry, Facts, is_shown};
@@ -8,7 +8,7 @@ use super::wire::{Pulse, Wire};
 use crate::gateway::{After, Bucket, Error, Listed, Permission, Query, UploadBody};
 use crate::store::{ByteStream, PlainPath};
 use bytes::BytesMut;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,7 +41,10 @@ pub(super) fn receive(wire: Wire, pulse: Pulse, count: impl Fn(u64) + Send + 'st
             if pulse.is_gone() {
                 return Err(Error::Body("the client left before the end".into()));
             }
-            close(wire).await;
+            // All content has come, whether or not the client waits for the end of TLS.
+            if let Ok(Ok(())) = tokio::time::timeout(CLOSE, say_end(&mut wire)).await {
+                wait_for_end(wire).await;
+            }
             Ok(None)
         }
     });
@@ -67,16 +70,11 @@ pub(super) async fn send(mut wire: Wire, mut content: ByteStream, sent: &AtomicU
     Ok(total)
 }
 
-/// Sends what is still held back, and the end of the content: TLS takes bytes that the socket hasn't taken yet. Fails
-/// if the client doesn't take them.
+/// Ends a connection over which content was sent. Fails if the client doesn't take all of it.
 async fn finish(mut wire: Wire) -> Result<(), Error> {
-    let end = async {
-        wire.flush().await?;
-        wire.shutdown().await
-    };
-    match tokio::time::timeout(STALL, end).await {
+    match tokio::time::timeout(STALL, say_end(&mut wire)).await {
         Ok(Ok(())) => {
-            close(wire).await;
+            wait_for_end(wire).await;
             Ok(())
         }
         Ok(Err(error)) => Err(Error::Body(error.to_string())),
@@ -85,6 +83,23 @@ async fn finish(mut wire: Wire) -> Result<(), Error> {
             Err(Error::Body("the client takes nothing".into()))
         }
     }
+}
+
+/// Sends what TLS holds back because the socket hasn't taken it yet, and then the end of the connection.
+async fn say_end(wire: &mut Wire) -> io::Result<()> {
+    wire.flush().await?;
+    wire.shutdown().await
+}
+
+/// Waits a moment for the end of TLS that the client says.
+async fn wait_for_end(mut wire: Wire) {
+    let end = async {
+        let mut rest = [0; 256];
+        while wire.is_secure() && wire.read(&mut rest).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // Nothing depends on it.
+    let _ = tokio::time::timeout(CLOSE, end).await;
 }
 
 async fn write(wire: &mut Wire, mut bytes: &[u8]) -> io::Result<()> {
@@ -97,20 +112,6 @@ async fn write(wire: &mut Wire, mut bytes: &[u8]) -> io::Result<()> {
         bytes = &bytes[len..];
     }
     Ok(())
-}
-
-/// Ends a data connection. Over TLS both sides say so, and clients wait for it.
-async fn close(mut wire: Wire) {
-    let is_secure = wire.is_secure();
-    let end = async {
-        wire.flush().await?;
-        wire.shutdown().await?;
-        let mut rest = [0; 256];
-        while is_secure && wire.read(&mut rest).await? > 0 {}
-        io::Result::Ok(())
-    };
-    // Nothing is left to send but the end of TLS.
-    let _ = tokio::time::timeout(CLOSE, end).await;
 }
 
 /// Form of a list.
@@ -134,11 +135,11 @@ pub(super) enum List {
 
 /// A folder that is being listed.
 pub(super) struct Folder {
-    pub(super) bucket: Arc<Bucket>,
+    bucket: Arc<Bucket>,
     /// Name of the bucket for clients.
-    pub(super) name: String,
-    pub(super) path: PlainPath,
-    pub(super) caller: Caller,
+    name: String,
+    path: PlainPath,
+    caller: Caller,
     /// Where the next page starts. `None`: there is none.
     next: Option<After>,
 }
@@ -191,7 +192,7 @@ impl List {
 pub(super) struct Shown {
     pub(super) list: List,
     pub(super) form: Form,
-    /// What names are shown behind: the folder of the client's argument.
+    /// Text in front of each name: the folder of the client's argument.
     pub(super) before: String,
     /// Only names that match.
     pub(super) pattern: Option<wildmatch::WildMatch>,
@@ -212,24 +213,20 @@ impl Shown {
     }
 
     /// Sends the list.
-    pub(super) async fn send(self, wire: Wire, sent: &AtomicU64) -> Result<u64, Error> {
-        let lines = futures::stream::try_unfold(self, |mut shown| async move {
-            Ok::<_, Error>(shown.lines().await?.map(|lines| (lines, shown)))
-        });
-        let mut lines = lines.boxed();
-        let mut wire = wire;
+    pub(super) async fn send(mut self, mut wire: Wire, sent: &AtomicU64) -> Result<u64, Error> {
         let mut total = 0;
         loop {
-            let text = match lines.try_next().await {
-                Ok(Some(text)) => text,
+            match self.lines().await {
                 Ok(None) => break,
+                Ok(Some(text)) => {
+                    write(&mut wire, text.as_bytes()).await.map_err(|error| Error::Body(error.to_string()))?;
+                    total += text.len() as u64;
+                }
                 Err(error) => {
                     wire.cut();
                     return Err(error);
                 }
-            };
-            write(&mut wire, text.as_bytes()).await.map_err(|error| Error::Body(error.to_string()))?;
-            total += text.len() as u64;
+            }
         }
         sent.fetch_add(total, Ordering::Relaxed);
         finish(wire).await?;

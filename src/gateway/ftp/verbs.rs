@@ -30,7 +30,7 @@ impl At {
     }
 }
 
-/// Where a name of a list comes from.
+/// Source of the entries of a list.
 enum Target {
     /// Everything in this folder.
     Folder(Place),
@@ -113,8 +113,8 @@ impl Session {
         self.caller.as_ref().ok_or_else(|| Reply::new(530, "Log in with USER and PASS first."))
     }
 
-    /// Opens the bucket of a place, for a caller that may do `needed` there. `is_folder`: whether the place stands for
-    /// all that is in it.
+    /// Opens the bucket of a place, for a caller that may do `needed` there. `is_folder`: true if the place stands for
+    /// everything in a folder.
     async fn open(&self, place: &Place, needed: Permission, is_folder: bool) -> Result<At, Reply> {
         let Place::In { bucket: name, path } = place else {
             return Err(Error::InvalidKey("the root holds buckets only").into());
@@ -273,10 +273,11 @@ impl Session {
             ));
         }
         let mut shown = self.shown(&argument, Form::Long).await?;
-        let mut text = String::from("Here it is:\n");
+        let (mut text, mut entries) = (String::from("Here it is:\n"), 0);
         while let Some(lines) = shown.lines().await? {
+            entries += lines.lines().count();
             text += &lines;
-            if text.lines().count() > MAX_STAT {
+            if entries >= MAX_STAT {
                 return Err(Reply::new(450, "The folder is too large for STAT: use LIST."));
             }
         }
@@ -311,7 +312,7 @@ impl Session {
         }
         let at = self.open(&place, Permission::Write, false).await?;
         if let Start::At(_) | Start::End = start {
-            // What was written by others would become part of it.
+            // The result holds present content, which only readers may see.
             self.caller()?.check(Permission::Read, &at.name, at.path.as_str())?;
         }
         let (key, bucket) = (at.key()?, at.bucket.clone());

@@ -106,14 +106,14 @@ pub(super) struct Control {
     pulse: Pulse,
 }
 
-/// What the client sent.
+/// A line that the client sent.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Line {
-    /// A line, without its end.
+    /// Its text, without its end.
     Text(BytesMut),
-    /// A line that is too long.
+    /// It is too long.
     TooLong,
-    /// The end of the connection.
+    /// There is none: the connection has ended.
     End,
 }
 

@@ -8,6 +8,7 @@ use super::Parts;
 use super::auth::Named;
 use super::errors::s3_error;
 use super::metrics::Metrics;
+use crate::gateway::task::Task;
 use crate::gateway::{AccessKeys, Error, Gateway};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -82,9 +83,7 @@ pub struct ServerOptions {
 
 /// A running server. Dropping it stops it without waiting.
 pub struct Server {
-    address: SocketAddr,
-    stop: watch::Sender<bool>,
-    task: JoinHandle<()>,
+    task: Task,
     cleanup: JoinHandle<()>,
     metrics: Arc<Metrics>,
 }
@@ -112,16 +111,16 @@ impl Server {
             metrics: metrics.clone(),
             log: options.access_log.map(std::sync::Mutex::new),
         });
-        let (stop, stopped) = watch::channel(false);
+        let deadline = options.stop_deadline;
         let accept = Accept { listener, tls: tls.map(TlsAcceptor::from), front, connections: options.connections };
-        let task = tokio::spawn(accept.run(stopped, options.stop_deadline));
+        let task = Task::start(address, |stopped| accept.run(stopped, deadline));
         let cleanup = tokio::spawn(remove_stale_uploads(gateway));
-        Ok(Self { address, stop, task, cleanup, metrics })
+        Ok(Self { task, cleanup, metrics })
     }
 
     /// Returns where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.task.address()
     }
 
     /// Returns the counters of the server.
@@ -131,14 +130,12 @@ impl Server {
 
     /// Stops taking requests, and waits for those that run until the deadline.
     pub async fn stop(mut self) {
-        let _ = self.stop.send(true);
-        let _ = (&mut self.task).await;
+        self.task.stop().await;
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.task.abort();
         self.cleanup.abort();
     }
 }
