@@ -3,6 +3,7 @@
 use super::args::{FormatArgs, HubArgs, parse_size, read_keys};
 use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
+use super::signals::Signals;
 use crate::cli::term::say;
 use crate::gateway::admin::{Admin, Counters};
 #[cfg(feature = "ftp")]
@@ -25,7 +26,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
 use zeroize::Zeroizing;
 
 /// A place for the metadata of objects.
@@ -105,7 +105,7 @@ pub struct GatewayArgs {
     /// Start a further key in buckets that this key can't read
     #[arg(long)]
     pub new_key: bool,
-    /// Refuse all writes of objects
+    /// Refuse all writes, of objects and of buckets
     #[arg(long)]
     pub read_only: bool,
     /// Access keys, a TOML file; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY name a further one
@@ -224,10 +224,8 @@ fn parse_ports(text: &str) -> Result<Ports, String> {
 impl S3Command {
     /// Serves until SIGTERM or SIGINT.
     pub async fn run(self) -> Outcome<ExitCode> {
-        let open = self.gateway.open(self.s3.upload_ttl_hours).await?;
-        let mut running = Running::new(open);
-        running.s3 = Some(self.s3.start(&self.gateway, &running).await?);
-        running.serve(&self.gateway).await
+        let wanted = Wanted { s3: Some(self.s3.options(&self.gateway)?), ..Wanted::default() };
+        wanted.run(&self.gateway, self.s3.upload_ttl_hours).await
     }
 }
 
@@ -235,31 +233,66 @@ impl S3Command {
 impl FtpCommand {
     /// Serves until SIGTERM or SIGINT.
     pub async fn run(self) -> Outcome<ExitCode> {
-        self.ftp.check(&self.gateway)?;
-        let open = self.gateway.open(UPLOAD_TTL_HOURS).await?;
-        let mut running = Running::new(open);
-        running.ftp = Some(self.ftp.start(&self.gateway, &running).await?);
-        running.serve(&self.gateway).await
+        let wanted = Wanted { ftp: Some(self.ftp.options(&self.gateway)?), ..Wanted::default() };
+        wanted.run(&self.gateway, UPLOAD_TTL_HOURS).await
     }
 }
 
 impl ServeCommand {
     /// Serves until SIGTERM or SIGINT.
     pub async fn run(self) -> Outcome<ExitCode> {
-        #[cfg(feature = "ftp")]
-        if self.mode.contains(&Mode::Ftp) {
-            self.ftp.check(&self.gateway)?;
-        }
-        let open = self.gateway.open(self.s3.upload_ttl_hours).await?;
-        let mut running = Running::new(open);
+        let mut wanted = Wanted::default();
         if self.mode.contains(&Mode::S3) {
-            running.s3 = Some(self.s3.start(&self.gateway, &running).await?);
+            wanted.s3 = Some(self.s3.options(&self.gateway)?);
         }
         #[cfg(feature = "ftp")]
         if self.mode.contains(&Mode::Ftp) {
-            running.ftp = Some(self.ftp.start(&self.gateway, &running).await?);
+            wanted.ftp = Some(self.ftp.options(&self.gateway)?);
         }
-        running.serve(&self.gateway).await
+        wanted.run(&self.gateway, self.s3.upload_ttl_hours).await
+    }
+}
+
+/// Options of the servers that a process will run. They are made, and so checked, before the Hub is asked.
+#[derive(Default)]
+struct Wanted {
+    s3: Option<s3::server::ServerOptions>,
+    #[cfg(feature = "ftp")]
+    ftp: Option<ftp::server::ServerOptions>,
+}
+
+impl Wanted {
+    /// Starts the servers, and serves until SIGTERM or SIGINT.
+    async fn run(self, args: &GatewayArgs, upload_ttl_hours: u32) -> Outcome<ExitCode> {
+        let mut signals = Signals::new()?;
+        let running = tokio::select! {
+            running = self.start(args, upload_ttl_hours) => running?,
+            // The Hub may be away for long.
+            () = signals.next() => return Ok(ExitCode::SUCCESS),
+        };
+        running.serve(args, signals).await
+    }
+
+    async fn start(self, args: &GatewayArgs, upload_ttl_hours: u32) -> Outcome<Running> {
+        let gateway = Arc::new(args.open(upload_ttl_hours).await?);
+        let mut running = Running {
+            gateway: gateway.clone(),
+            s3: None,
+            #[cfg(feature = "ftp")]
+            ftp: None,
+        };
+        if let Some(options) = self.s3 {
+            let listen = options.listen;
+            let server = s3::server::Server::start(gateway.clone(), options).await;
+            running.s3 = Some(server.map_err(|error| Failure::from(error).about(listen))?);
+        }
+        #[cfg(feature = "ftp")]
+        if let Some(options) = self.ftp {
+            let listen = options.listen;
+            let server = ftp::server::Server::start(gateway, options).await;
+            running.ftp = Some(server.map_err(|error| Failure::from(error).about(listen))?);
+        }
+        Ok(running)
     }
 }
 
@@ -272,19 +305,8 @@ struct Running {
 }
 
 impl Running {
-    fn new(gateway: Gateway) -> Self {
-        Self {
-            gateway: Arc::new(gateway),
-            s3: None,
-            #[cfg(feature = "ftp")]
-            ftp: None,
-        }
-    }
-
     /// Prints where the servers listen, and serves until SIGTERM or SIGINT.
-    async fn serve(self, args: &GatewayArgs) -> Outcome<ExitCode> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+    async fn serve(self, args: &GatewayArgs, mut signals: Signals) -> Outcome<ExitCode> {
         let admin = match args.admin_listen {
             None => None,
             Some(address) => {
@@ -301,10 +323,7 @@ impl Running {
         if let Some(server) = &self.ftp {
             say!("ftp://{}", server.address());
         }
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        signals.next().await;
         tracing::info!("finishing what runs");
         let s3 = async {
             if let Some(server) = self.s3 {
@@ -341,8 +360,8 @@ impl Running {
 }
 
 impl S3Args {
-    async fn start(&self, args: &GatewayArgs, running: &Running) -> Outcome<s3::server::Server> {
-        let options = s3::server::ServerOptions {
+    fn options(&self, args: &GatewayArgs) -> Outcome<s3::server::ServerOptions> {
+        Ok(s3::server::ServerOptions {
             listen: self.s3_listen,
             tls: args.tls()?,
             keys: args.access_keys(self.s3_listen)?,
@@ -353,9 +372,7 @@ impl S3Args {
             requests: self.max_requests as usize,
             stop_deadline: args.stop_deadline(),
             access_log: self.access_log()?,
-        };
-        let started = s3::server::Server::start(running.gateway.clone(), options).await;
-        started.map_err(|error| Failure::from(error).about(self.s3_listen))
+        })
     }
 
     fn access_log(&self) -> Outcome<Option<Box<dyn Write + Send>>> {
@@ -381,8 +398,9 @@ impl FtpArgs {
         Err(Failure::new(Exit::Usage, message).hint(hint))
     }
 
-    async fn start(&self, args: &GatewayArgs, running: &Running) -> Outcome<ftp::server::Server> {
-        let options = ftp::server::ServerOptions {
+    fn options(&self, args: &GatewayArgs) -> Outcome<ftp::server::ServerOptions> {
+        self.check(args)?;
+        Ok(ftp::server::ServerOptions {
             listen: self.ftp_listen,
             tls: args.tls()?,
             keys: args.access_keys(self.ftp_listen)?,
@@ -396,9 +414,7 @@ impl FtpArgs {
             connections_per_address: self.max_connections_per_address as usize,
             idle: Duration::from_secs(u64::from(self.idle_timeout_secs)),
             stop_deadline: args.stop_deadline(),
-        };
-        let started = ftp::server::Server::start(running.gateway.clone(), options).await;
-        started.map_err(|error| Failure::from(error).about(self.ftp_listen))
+        })
     }
 }
 
@@ -511,12 +527,14 @@ impl GatewayArgs {
         let secret =
             PrivateKeyDer::from_pem_file(key).map_err(|error| usage(key, format!("no private key: {error}")))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| usage(cert, error.to_string()))?
             .with_no_client_auth()
             .with_single_cert(chain, secret)
             .map_err(|error| usage(cert, error.to_string()))?;
+        // Tickets that are good more than once: FTP clients use one for each of their data connections.
+        config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(|error| usage(cert, error.to_string()))?;
         Ok(Some(Arc::new(config)))
     }
 }

@@ -1,6 +1,7 @@
 //! `hugbucket`: serves buckets by the protocols S3 and FTP, and an embedded Hub directory.
 
 use super::exit::{Exit, Failure, Outcome};
+use super::signals::Signals;
 use super::{CommonArgs, print_json, run};
 use crate::cli::term::say;
 use crate::hub::local::{LocalHub, Role, ServeOptions};
@@ -9,7 +10,6 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tokio::signal::unix::{SignalKind, signal};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -249,8 +249,7 @@ async fn hub(command: HubCommand) -> Outcome<ExitCode> {
 }
 
 async fn serve(hub: &LocalHub, command: &HubCommand) -> Outcome {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut signals = Signals::new()?;
     if !command.listen.ip().is_loopback() && !command.anonymous && hub.takes_default_token().await? {
         let message =
             format!("{} can be reached from outside, and the well-known token hf_local is still good", command.listen);
@@ -260,10 +259,7 @@ async fn serve(hub: &LocalHub, command: &HubCommand) -> Outcome {
     let options = ServeOptions { public_base: command.public_base.clone(), ..ServeOptions::default() };
     let server = hub.serve(command.listen, options).await?;
     say!("http://{}", server.address());
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    signals.next().await;
     server.stop().await;
     Ok(())
 }

@@ -13,6 +13,7 @@ pub mod hugbucket;
 #[cfg(feature = "fuse")]
 pub mod mount;
 pub mod process;
+pub mod signals;
 pub mod term;
 
 use clap::{Args, ValueEnum};

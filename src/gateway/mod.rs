@@ -159,8 +159,14 @@ impl Gateway {
         Ok(all)
     }
 
+    /// Fails if this gateway may not write.
+    fn check_writes(&self) -> Result<(), Error> {
+        if self.options.open.read_only { Err(Error::Store(crate::store::Error::ReadOnly)) } else { Ok(()) }
+    }
+
     /// Creates a private bucket.
     pub async fn create_bucket(&self, name: &str) -> Result<(), Error> {
+        self.check_writes()?;
         self.buckets.create(&self.namespaces.bucket(name)?).await.map_err(Error::of_store)
     }
 
@@ -176,6 +182,7 @@ impl Gateway {
 
     /// Removes an empty bucket.
     pub async fn delete_bucket(&self, name: &str) -> Result<(), Error> {
+        self.check_writes()?;
         let id = self.namespaces.bucket(name)?;
         let opened = self.opened().get(&id).and_then(|cell| cell.get().cloned());
         let _no_commit = match &opened {

@@ -185,7 +185,8 @@ class Proxy:
             server.sendall(data)
             answer = Message(stream, answers=request.start.split(" ")[0])
         if kind == "commit" and answer.start.split(" ")[1] == "200":
-            self.hashes.update(json.loads(line)["xetHash"] for line in request.body.splitlines() if line)
+            lines = [json.loads(line) for line in request.body.splitlines() if line]
+            self.hashes.update(line["xetHash"] for line in lines if "xetHash" in line)
         if self.spring(kind, HANDLED) or fault == "lose":
             raise Closed
         data = answer.bytes()

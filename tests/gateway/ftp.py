@@ -6,7 +6,6 @@ import os
 import socket
 import struct
 import subprocess
-import sys
 from urllib.parse import urlsplit
 
 from conftest import Program
@@ -20,8 +19,10 @@ class Ftp(Program):
     def __init__(self, home, *options, name="ftp", env=None, command=("ftp", "--listen", "127.0.0.1:0")):
         env = {**os.environ, "FTP_USERNAME": USER, "FTP_PASSWORD": PASSWORD, **(env or {})}
         env = {name: value for name, value in env.items() if value is not None}
-        folders = ["--cache-dir", home / name / "cache", "--data-dir", home / name / "data", "--passive-ports", "0"]
-        super().__init__("hugbucket", *command, *folders, *options, env=env, log=home / f"{name}.log")
+        folders = ["--cache-dir", home / name / "cache", "--data-dir", home / name / "data"]
+        ports = [] if "--passive-ports" in options else ["--passive-ports", "0"]
+        self.log_file = home / f"{name}.log"
+        super().__init__("hugbucket", *command, *folders, *ports, *options, env=env, log=self.log_file)
 
     @property
     def address(self):
@@ -37,6 +38,10 @@ class Ftp(Program):
 
     def talk(self, login=True):
         return Talk(self.address, login)
+
+    def open_files(self):
+        """The number of files and connections that the gateway has open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     def curl(self, *options, check=True, user=f"{USER}:{PASSWORD}"):
         done = subprocess.run(["curl", "-sS", "-u", user, *map(str, options)], capture_output=True, timeout=120)
@@ -77,16 +82,22 @@ class Talk:
     def code(self, line):
         return int(self.ask(line)[:3])
 
-    def data(self, source=None):
-        """A data connection, opened passively."""
+    def data(self, buffer=None):
+        """Opens a passive data connection. `buffer`: bytes that the kernel keeps for each direction."""
         reply = self.ask("EPSV")
         assert reply.startswith("229 "), reply
         port = int(reply.split("|||")[1].split("|")[0])
-        return socket.create_connection((self.socket.getpeername()[0], port), timeout=60, source_address=source)
+        connection = socket.socket(self.socket.family)
+        connection.settimeout(60)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF) if buffer else ():
+            connection.setsockopt(socket.SOL_SOCKET, option, buffer)
+        connection.connect((self.socket.getpeername()[0], port))
+        return connection
 
-    def close(self):
+    def leave(self, rudely=False):
+        """Ends the control connection, `rudely` with a reset."""
         self.file.close()
-        self.socket.close()
+        reset(self.socket) if rudely else self.socket.close()
 
 
 def reset(connection):
@@ -96,7 +107,8 @@ def reset(connection):
 
 
 def put(session, path, content, command="STOR", **options):
-    session.storbinary(f"{command} {path}", io.BytesIO(content), **options)
+    """Writes a file. Returns the last reply."""
+    return session.storbinary(f"{command} {path}", io.BytesIO(content), **options)
 
 
 def get(session, path, **options):
@@ -113,17 +125,3 @@ def absent(session, path):
         assert str(error).startswith("550 "), error
         return True
     return False
-
-
-if __name__ == "__main__":
-    # A client that is killed in the middle: uploads for ever. Arguments: host, port, path.
-    host, port, path = sys.argv[1:]
-    session = ftplib.FTP()
-    session.connect(host, int(port))
-    session.login(USER, PASSWORD)
-
-    class Endless:
-        def read(self, size):
-            return os.urandom(size)
-
-    session.storbinary(f"STOR {path}", Endless(), callback=lambda block: print(len(block), flush=True))

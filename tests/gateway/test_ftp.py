@@ -12,7 +12,7 @@ import time
 from datetime import datetime, timezone
 
 import pytest
-from conftest import Gateway, run, starting
+from conftest import BIN, Gateway, Program, run, starting
 from ftp import PASSWORD, USER, Ftp, absent, get, put
 from test_objects import MIB, content
 
@@ -78,6 +78,24 @@ def test_lftp_mirrors_and_keeps_times(server, home):
     assert lftp(server, "cls -1 /data").stdout.split() == ["/data/two"]
 
 
+def test_lftp_resumes_and_removes_what_is_gone(server, home):
+    source, part = home / "source", home / "part"
+    source.mkdir()
+    for name in ("a", "b c", "d"):
+        (source / name).write_bytes(LARGE + name.encode())
+    part.write_bytes(LARGE[:MIB])
+    lftp(server, f"mirror -R --parallel=3 {source} /data/copy")
+    lftp(server, f"put {part} -o /data/file; put -c {source}/a -o /data/file")
+    lftp(server, f"get -c /data/file -o {part}; pget -n 3 /data/copy/d -o {home}/d")
+    assert part.read_bytes() == LARGE + b"a" and (home / "d").read_bytes() == LARGE + b"d"
+    (source / "a").unlink()
+    lftp(server, f"mirror -R --delete {source} /data/copy")
+    assert lftp(server, "cls -1 /data/copy").stdout.splitlines() == ["/data/copy/b c", "/data/copy/d"]
+    lftp(server, f"set ftp:passive-mode no; cd /data/copy; mput {source}/d; glob rm d*; cat 'b c' > {home}/active")
+    assert (home / "active").read_bytes() == LARGE + b"b c"
+    assert lftp(server, "cls -1 /data/copy").stdout.splitlines() == ["/data/copy/b c"]
+
+
 def test_curl_resumes_both_ways(server, home):
     whole, part = home / "whole", home / "part"
     whole.write_bytes(LARGE)
@@ -96,6 +114,25 @@ def test_curl_resumes_both_ways(server, home):
     assert f"Content-Length: {len(LARGE)}" in head and "Last-Modified: " in head
     assert server.curl(f"{server.url}/data/none", check=False).returncode == 78
     assert server.curl("-l", server.url, user="x:y", check=False).returncode == 67
+
+
+def test_curl_has_its_ways_to_a_file(server, home):
+    (home / "file").write_bytes(LARGE)
+    url = f"{server.url}/data/a/b/f%20%22x%22"
+    for number, ways in enumerate(
+        [
+            ["--ftp-method", "nocwd"],
+            ["--ftp-method", "singlecwd"],
+            ["--ftp-port", "-"],
+            ["--ftp-port", "-", "--disable-eprt"],
+            ["--disable-epsv"],
+        ]
+    ):
+        server.curl("--ftp-create-dirs", *ways, "-T", home / "file", f"{url}{number}")
+        assert server.curl(*ways, f"{url}{number}") == LARGE, ways
+    moves = ["-Q", "-CWD /data/a", "-Q", "-RNFR b", "-Q", "-RNTO c", "-Q", '-DELE c/f "x"1', "-Q", "-SITE CHMOD 600 c"]
+    assert server.curl(*moves, "-l", f"{server.url}/data/a/") == b"b\n"
+    assert server.curl("-l", f"{server.url}/data/a/c/") == "".join(f'f "x"{n}\n' for n in (0, 2, 3, 4)).encode()
 
 
 def test_ftplib_reads_and_writes(session):
@@ -152,6 +189,15 @@ def test_rclone_syncs_and_checks(server, home):
     assert sorted(rclone("lsf", "-R", "F:data/y").split()) == ["er/", "er/b", "ü"]
     rclone("purge", "F:data/y")
     assert rclone("lsf", "F:data").split() == ["x/"]
+    # It keeps times, and tells what is not there from what fails.
+    os.utime(source / "c", (1_500_000_000, 1_500_000_000))
+    rclone("copy", source, "F:data/z")
+    rclone("copy", "F:data/z", home / "back")
+    assert tree(home / "back") == tree(source) and (home / "back/c").stat().st_mtime == 1_500_000_000
+    assert rclone("sync", "--verbose", source, "F:data/z", "--log-file", home / "log") == ""
+    assert "There was nothing to transfer" in (home / "log").read_text()
+    for missing in ("F:data/none", "F:none/folder", "F:none"):
+        assert run("rclone", "lsf", missing, env=env, check=False).returncode == 3, missing
 
 
 def test_busybox_and_tnftp(server, home):
@@ -226,6 +272,49 @@ def test_session_goes_on_after_what_clients_send_at_login(servers):
     assert talk.reply() == "", "the server closes the connection"
 
 
+def test_features_are_those_of_the_server(servers, home):
+    features = servers().talk(login=False).ask("FEAT").split("\n")
+    assert features[0].startswith("211-") and features[-1] == "211 End"
+    assert all(line.startswith(" ") for line in features[1:-1])
+    known = ["EPRT", "EPSV", "MDTM", "MFMT", "MLST type*;size*;modify*;perm*;", "REST STREAM", "SITE UTIME", "SIZE"]
+    assert [line.strip() for line in features[1:-1]] == [*known, "TVFS", "UTF8", "XMD5"]
+    cert, key = certificate(home)
+    talk = servers("--tls-cert", cert, "--tls-key", key, "--no-active", name="tls").talk(login=False)
+    talk.ask("OPTS MLST Size;nonsense;TYPE;")
+    features = [line.strip() for line in talk.ask("FEAT").split("\n")]
+    assert features[1:4] == ["AUTH TLS", "PBSZ", "PROT"] and "MLST type*;size*;modify;perm;" in features
+    assert "EPRT" not in features
+
+
+def test_commands_during_a_transfer_are_answered_after_it(server):
+    talk = server.talk()
+    data = talk.data()
+    assert talk.code("STOR /data/f") == 150
+    for line in ("PWD", "SIZE /data/f", "x" * 5000, "QUIT"):
+        talk.send(line)
+    data.sendall(LARGE)
+    data.close()
+    assert [talk.reply()[:3] for _ in range(5)] == ["226", "257", "213", "500", "221"] and talk.reply() == ""
+    with server.session() as session:
+        assert get(session, "/data/f") == LARGE
+
+
+def test_client_that_does_not_connect_is_not_waited_for(servers):
+    server = servers("--max-connections", 2)
+    talk, other = server.talk(), server.talk()
+    for command in ("STOR /data/f", "LIST /data"):
+        assert talk.code("EPSV") == 229
+        talk.send(command)
+        talk.socket.settimeout(5)
+        assert talk.code("ABOR") == 426 and talk.reply().startswith("226"), command
+        assert talk.code("NOOP") == 200
+    assert other.code("EPSV") == 229
+    other.send("STOR /data/f")
+    other.leave()
+    time.sleep(0.5)
+    assert server.talk().code("SIZE /data/f") == 550, "the place of a client that has left is free"
+
+
 def test_offsets_of_reads_and_writes(session):
     put(session, "/data/f", LARGE)
     for rest in (0, 1, 65_536, len(LARGE) - 1, len(LARGE)):
@@ -241,6 +330,14 @@ def test_offsets_of_reads_and_writes(session):
     put(session, "/data/new", b" second", command="APPE")
     assert get(session, "/data/f") == LARGE[:100_000] + b"tail" + LARGE[100_004:]
     assert get(session, "/data/new") == b"first second"
+    # Nothing behind an offset, and nothing before an append.
+    put(session, "/data/new", b"", rest=5)
+    put(session, "/data/empty", b"")
+    put(session, "/data/empty", b"no more", command="APPE")
+    assert get(session, "/data/new") == b"first" and get(session, "/data/empty") == b"no more"
+    # A transfer that was refused has used up its offset.
+    refused(550, lambda: get(session, "/data/none", rest=3))
+    assert get(session, "/data/new") == b"first"
 
 
 def test_times_are_kept(session, server):
@@ -260,6 +357,11 @@ def test_times_are_kept(session, server):
         lines = []
         other.retrlines("LIST /data", lines.append)
         assert lines == [f"-rw-r--r--   1 owner    group    {len(LARGE):>13} Jun  7  2005 f"]
+    put(session, "/data/20010203040506 x", b"1")
+    session.cwd("/data")
+    assert session.sendcmd("MDTM 20010203040506 x")[4:8] == f"{datetime.now(timezone.utc):%Y}", "the time of that file"
+    session.sendcmd("MFMT 19691231235959 20010203040506 x")
+    assert session.sendcmd("MDTM 20010203040506 x") == "213 19691231235959"
     refused(550, session.sendcmd, "MFMT 20010203040506 /data/none")
     refused(501, session.sendcmd, "MFMT 20011303040506 /data/f")
     session.rename("/data/f", "/data/g")
@@ -281,6 +383,64 @@ def test_official_client_sees_files_and_times_of_plain_buckets(servers, api, hom
         assert files["a/ü"].mtime == datetime(2001, 2, 3, 4, 5, 6, tzinfo=timezone.utc)
         api.download_bucket_files("local/data", files=[("a/ü", str(home / "got"))])
         assert (home / "got").read_bytes() == LARGE
+
+
+def test_offline_tool_reads_and_writes_what_ftp_does(servers, api, key, home):
+    files = {"a b/-dash": LARGE, 'a b/"ü"': b"1", ".empty": b""}
+    with servers("--encryption-key-file", key, "--allow-bucket-changes").session() as session:
+        for name, body in files.items():
+            put(session, f"/data/{name}", body)
+        stored = [entry.path for entry in api.list_bucket_tree("local/data", recursive=True) if entry.type == "file"]
+        assert all(path.startswith(".enc/") for path in stored)
+        api.download_bucket_files("local/data", [(path, str(home / "stored" / path)) for path in stored])
+        run("hfcrypt", "decrypt", "--key-file", key, home / "stored", home / "opened")
+        assert tree(home / "opened") == files
+        run("hfcrypt", "encrypt", "--key-file", key, home / "opened", home / "sealed")
+        api.create_bucket("local/other", private=True)
+        sealed = tree(home / "sealed")
+        api.batch_bucket_files("local/other", add=[(body, name) for name, body in sealed.items()])
+        for name, body in files.items():
+            assert get(session, f"/other/{name}") == body, name
+        assert sorted(session.nlst("/other")) == ["/other/.empty", "/other/a b"]
+
+
+def test_key_that_opens_nothing_changes_nothing(servers, key, home):
+    run("hfcrypt", "keygen", home / "other-key")
+    with servers("--encryption-key-file", key).session() as session:
+        put(session, "/data/folder/f", LARGE)
+        with servers("--encryption-key-file", home / "other-key", name="other").session() as other:
+            for work in (
+                lambda: other.nlst("/data"),
+                lambda: get(other, "/data/folder/f"),
+                lambda: put(other, "/data/folder/f", b"x"),
+                lambda: other.mkd("/data/new"),
+                lambda: other.delete("/data/folder/f"),
+                lambda: other.rename("/data/folder", "/data/moved"),
+            ):
+                refused(550, work)
+        assert get(session, "/data/folder/f") == LARGE and session.nlst("/data") == ["/data/folder"]
+
+
+def test_read_only_gateways_write_nothing(servers, options):
+    with servers(*options).session() as session:
+        put(session, "/data/folder/f", LARGE)
+    server = servers(*options, "--read-only", "--allow-bucket-changes", name="readonly")
+    with server.session() as session:
+        for work in (
+            lambda: put(session, "/data/folder/f", b"x"),
+            lambda: put(session, "/data/g", b"x", command="APPE"),
+            lambda: session.delete("/data/folder/f"),
+            lambda: session.mkd("/data/new"),
+            lambda: session.rmd("/data/folder"),
+            lambda: session.rename("/data/folder/f", "/data/g"),
+            lambda: session.rename("/data/folder", "/data/g"),
+            lambda: session.sendcmd("MFMT 20010203040506 /data/folder/f"),
+            lambda: session.mkd("/bucket"),
+            lambda: session.rmd("/data"),
+        ):
+            refused(550, work)
+        assert get(session, "/data/folder/f") == LARGE and session.nlst() == ["data"]
+        assert session.nlst("/data/folder") == ["/data/folder/f"] and session.nlst("/data") == ["/data/folder"]
 
 
 def test_folders_are_made_renamed_and_removed(session):
@@ -313,6 +473,32 @@ def test_folders_are_made_renamed_and_removed(session):
     session.rename("/data/one", "/data/two")
     assert get(session, "/data/two") == b"1" and absent(session, "/data/one")
     refused(550, session.rename, "/data/one", "/data/x")
+    session.rename("/data/two", "/data/two")
+    assert get(session, "/data/two") == b"1", "a file that is renamed to its own name stays"
+    # A slash at the end names a folder.
+    refused(553, session.rename, "/data/two", "/data/three/")
+    refused(553, put, session, "/data/three/", b"1")
+    refused(553, put, session, "/data/three/", b"1", "APPE")
+    assert get(session, "/data/two") == b"1" and absent(session, "/data/three")
+    # RNTO follows RNFR at once.
+    assert session.sendcmd("RNFR /data/two").startswith("350")
+    session.voidcmd("NOOP")
+    refused(503, session.sendcmd, "RNTO /data/x")
+    assert get(session, "/data/two") == b"1" and absent(session, "/data/x")
+
+
+def test_folders_of_many_files_are_listed_and_moved_whole(servers, api):
+    names = [f"{number:04}" for number in range(4100)]
+    api.batch_bucket_files("local/data", add=[(b"x", f"many/{name}") for name in names])
+    with servers().session() as session:
+        assert session.nlst("/data/many") == [f"/data/many/{name}" for name in names]
+        assert [name for name, _ in session.mlsd("/data/many")] == names
+        assert session.nlst("/data/many/40?9") == [f"/data/many/40{tens}9" for tens in range(10)]
+        session.rename("/data/many", "/data/moved/there")
+        lines = []
+        session.retrlines("LIST /data/moved/there", lines.append)
+        assert [line.split()[8] for line in lines] == names and session.nlst("/data") == ["/data/moved"]
+        assert session.sendcmd("STAT /data/moved/there").count("\n") == len(names) + 1
 
 
 def test_file_and_folder_of_one_name_are_both_there(session):
@@ -324,6 +510,39 @@ def test_file_and_folder_of_one_name_are_both_there(session):
     assert get(session, "/data/n") == b"file" and session.nlst("/data/n") == ["/data/n/below"]
     session.delete("/data/n")
     assert get(session, "/data/n/below") == b"below"
+
+
+def test_names_of_all_kinds_are_kept(session):
+    names = [" before", "after ", "-la", "-dash", 'say "hi"', "it's", "ü", "e\u0301", "日本", "~", "*", "?x", "a[b]"]
+    names += ["#h", "%41", "a;b=c", "a:b", "..x", ".x", "a\u00a0b", "226 Done", "\U0001f980", "x" * 200]
+    for name in names:
+        put(session, f"/data/dir/{name}", name.encode())
+    session.cwd("/data/dir")
+    assert sorted(session.nlst()) == sorted(name for name, _ in session.mlsd()) == sorted(names)
+    for name in names:
+        assert get(session, name) == get(session, f"/data/dir/{name}") == name.encode(), name
+        assert session.nlst(f"/data/dir/{name}") == [f"/data/dir/{name}"], name
+        session.rename(name, f"{name}2")
+        session.mkd(name)
+        session.cwd(name)
+        session.cwd("..")
+        session.rmd(name)
+    assert sorted(session.nlst()) == sorted(f"{name}2" for name in names)
+
+
+def test_what_is_missing_is_told(session, server):
+    talk = server.talk()
+    put(session, "/data/f", b"1")
+    for path in ("/data/none", "/data/f/x", "/none", "/none/x", "/No Such!"):
+        for command in ("LIST", "NLST", "MLSD", "MLST", "STAT", "CWD", "RMD"):
+            assert talk.code(f"{command} {path}") == 550, (command, path)
+        if path.count("/") > 1:
+            for command in ("SIZE", "MDTM", "RETR", "DELE", "RNFR", "XMD5", "MFMT 20010203040506"):
+                assert talk.code(f"{command} {path}") == 550, (command, path)
+    refused(550, lambda: put(session, "/none/x", b"1"))
+    refused(550, session.mkd, "/none/x")
+    assert talk.code("CWD /data/f") == 550 and talk.code("MLSD /data/f") == 501
+    assert talk.code("DELE /data") == 553 and talk.code("RMD /") == 553
 
 
 def test_lists_have_the_forms_that_clients_ask_for(session, server):
@@ -347,8 +566,17 @@ def test_lists_have_the_forms_that_clients_ask_for(session, server):
     assert talk.ask("MLST x.txt").split("\n")[1] == " size=1; /data/dir/x.txt"
     assert len(talk.ask("STAT /data/dir").split("\n")) == len(names) + 2
     assert talk.code('MKD say "more"') == 257 and talk.ask('CWD say "more"').startswith('250 "/data/dir/say ""more"""')
-    assert session.storbinary("STOU", open("/dev/null", "rb")).startswith("226")
-    assert sum(name.startswith("stou-") for name in session.nlst()) == 1
+    made = []
+    for number in range(2):
+        data = talk.data()
+        reply = talk.ask("STOU")
+        assert reply.startswith("150 FILE: stou-"), reply
+        made.append(reply.removeprefix("150 FILE: "))
+        data.sendall(made[-1].encode())
+        data.close()
+        assert talk.reply().startswith("226")
+    session.cwd('say "more"')
+    assert session.nlst() == sorted(set(made)) and all(get(session, name) == name.encode() for name in made)
 
 
 def test_hostile_lines_and_paths_are_refused(session, server):
@@ -425,10 +653,67 @@ def test_active_mode_goes_to_the_client_only(servers):
         put(session, "/data/f", LARGE)
         assert get(session, "/data/f") == LARGE
     talk = server.talk()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert talk.code(f"EPRT |1|127.0.0.1|{port}|") == 200
+        talk.send("NLST /data")
+        data, peer = listener.accept()
+        assert peer[0] == "127.0.0.1" and data.makefile().read() == "/data/f\n"
+        assert talk.reply().startswith("150") and talk.reply().startswith("226")
+    assert talk.code(f"EPRT |1|127.0.0.1|{port}|") == 200 and talk.code("NLST /data") == 425, "nobody listens"
+    assert talk.code("NLST /data") == 425, "an address is good for one transfer"
     assert talk.code("EPSV ALL") == 200 and talk.code("PORT 127,0,0,1,200,1") == 503 and talk.code("PASV") == 503
     with servers("--no-active", name="passive").session() as session:
         session.set_pasv(False)
         refused(502, put, session, "/data/f", b"1")
+
+
+def test_ipv6_has_its_own_commands(servers):
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError as error:
+            pytest.skip(f"this machine has no IPv6: {error}")
+    server = servers(command=("ftp", "--listen", "[::1]:0"))
+    assert server.url.startswith("ftp://[::1]:")
+    with server.session() as session:
+        for is_passive in (True, False):
+            session.set_pasv(is_passive)
+            put(session, "/data/f", LARGE)
+            assert get(session, "/data/f") == LARGE
+    assert server.curl(f"{server.url}/data/f") == LARGE
+    talk = server.talk()
+    for line, code in (
+        ("PASV", 425),
+        ("EPSV 1", 522),
+        ("EPSV 2", 229),
+        ("PORT 127,0,0,1,40,1", 504),
+        ("EPRT |1|127.0.0.1|4000|", 504),
+        ("EPRT |2|::1|80|", 504),
+        ("EPRT |2|::1|4000|", 200),
+    ):
+        assert talk.code(line) == code, line
+
+
+def test_passive_ports_and_address_are_those_of_the_options(servers):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        first = probe.getsockname()[1]
+    last = min(first + 20, 65_535)
+    server = servers("--passive-ports", f"{first}-{last}", "--passive-address", "192.0.2.7")
+    with server.session() as session:
+        put(session, "/data/f", LARGE)
+        # For another address than that of the connection, ftplib takes the one of the connection.
+        for _ in range(last - first + 5):
+            assert session.makepasv()[0] == "127.0.0.1" and get(session, "/data/f") == LARGE
+    talk = server.talk()
+    for _ in range(3):
+        numbers = talk.ask("PASV").split("(")[1].split(")")[0].split(",")
+        assert numbers[:4] == ["192", "0", "2", "7"]
+        assert first <= int(numbers[4]) * 256 + int(numbers[5]) <= last
+        assert first <= int(talk.ask("EPSV").split("|||")[1].split("|")[0]) <= last
+    for wrong in ("x", "5-4", "0-5", "65536"):
+        done = run("hugbucket", "ftp", "--anonymous", "--passive-ports", wrong, check=False)
+        assert done.returncode == 2 and "FIRST-LAST" in done.stderr, wrong
 
 
 def test_abort_ends_a_transfer_and_not_the_session(session, server):
@@ -452,6 +737,54 @@ def test_abort_ends_a_transfer_and_not_the_session(session, server):
     while piece := data.recv(MIB):
         received += piece
     assert bytes(received) == LARGE and talk.reply().startswith("226")
+
+
+def test_abort_with_urgent_data_is_answered(servers):
+    """Clients send the last signal before ABOR as urgent data. A read ends there, although more has come."""
+    talk = servers().talk(login=False)
+    talk.socket.settimeout(10)
+    assert talk.code("USER nobody") == 331
+    # The reply to a wrong password takes a while, and meanwhile nothing is read.
+    talk.send("PASS wrong")
+    talk.send(b"\xff\xf4\xff")
+    talk.socket.send(b"\xf2", socket.MSG_OOB)
+    talk.send("ABOR")
+    assert talk.reply().startswith("530") and talk.reply().startswith("226")
+
+
+def test_stop_waits_for_no_client_that_does_not_connect(servers):
+    server = servers()
+    talks = [server.talk() for _ in range(2)]
+    for talk, command in zip(talks, ("STOR /data/f", "RETR /data/f")):
+        assert talk.code("EPSV") == 229
+        talk.send(command)
+    time.sleep(0.2)
+    began = time.monotonic()
+    server.stop()
+    assert time.monotonic() - began < 5
+    assert [talk.reply()[:3] for talk in talks] == ["425", "550"] and talks[0].reply().startswith("421")
+
+
+def test_gateway_that_waits_for_its_hub_stops_at_once(home):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_TOKEN": "hf_local"}
+    folders = ["--cache-dir", home / "c", "--data-dir", home / "d"]
+    for command in ("s3", "ftp", "serve"):
+        ports = [f"--{name}=127.0.0.1:0" for name in (["s3-listen", "ftp-listen"] if command == "serve" else ["listen"])]
+        # What is wrong with the options is told before the Hub is asked.
+        began = time.monotonic()
+        done = run("hugbucket", command, *ports, *folders, env=env, check=False)
+        assert done.returncode == 2 and "there is no access key" in done.stderr and time.monotonic() - began < 5
+        process = subprocess.Popen(
+            [BIN / "hugbucket", command, "--anonymous", *ports, *folders], env=env, stderr=subprocess.PIPE, text=True
+        )
+        while "Hub request is repeated" not in (line := process.stderr.readline()):
+            assert line, "it has ended"
+        began = time.monotonic()
+        process.terminate()
+        process.stderr.close()
+        assert process.wait(20) == 0 and time.monotonic() - began < 2, command
 
 
 def certificate(folder):
@@ -493,6 +826,14 @@ def test_tls_protects_control_and_data(servers, options, home):
         assert get(session, "/data/file") == LARGE and session.nlst("/data") == ["/data/file"]
         put(session, "/data/other", LARGE)
         assert get(session, "/data/other") == LARGE
+        refused(503, session.sendcmd, "AUTH TLS")
+        refused(536, session.sendcmd, "PROT S")
+        # A data connection without TLS stores nothing.
+        with socket.create_connection(session.makepasv()) as data:
+            assert session.sendcmd("STOR /data/file").startswith("150")
+            data.sendall(b"in clear")
+        refused(522, session.voidresp)
+        assert get(session, "/data/file") == LARGE
         session.prot_c()
         assert get(session, "/data/other") == LARGE, "on loopback the client decides"
     settings = f"set ssl:ca-file {cert}; set ftp:ssl-force yes; set ftp:ssl-protect-data yes"
@@ -505,6 +846,55 @@ def test_tls_protects_control_and_data(servers, options, home):
     wrapped = context.wrap_socket(talk.socket, server_hostname="localhost")
     wrapped.sendall(b"PWD\r\n")
     assert wrapped.recv(1000).startswith(b"530 ")
+    # A handshake that fails ends the session.
+    talk = server.talk()
+    assert talk.code("AUTH SSL") == 234
+    talk.send("PWD")
+    assert b"257" not in talk.file.read()
+    (home / "wrong.pem").write_text("nothing")
+    for wrong in ([home / "wrong.pem", key], [cert, home / "wrong.pem"], [home / "none", key]):
+        done = run("hugbucket", "ftp", "--anonymous", "--tls-cert", wrong[0], "--tls-key", wrong[1], check=False)
+        assert done.returncode == 2, wrong
+
+
+def test_rclone_writes_and_reads_over_tls(servers, options, home):
+    """It closes the data connection of an upload without having read anything from it."""
+    cert, key = certificate(home)
+    server = servers("--tls-cert", cert, "--tls-key", key, *options)
+    (home / "file").write_bytes(LARGE)
+    host, port = server.address
+    secret = run("rclone", "obscure", PASSWORD).stdout.strip()
+    remote = f":ftp,host={host},port={port},user={USER},pass={secret},explicit_tls=true:data/file"
+    env = {**os.environ, "RCLONE_CONFIG": str(home / "rclone.conf"), "SSL_CERT_FILE": str(cert)}
+    env |= {"RCLONE_RETRIES": "1", "RCLONE_LOW_LEVEL_RETRIES": "1"}
+    run("rclone", "copyto", home / "file", remote, env=env)
+    assert run("rclone", "cat", remote, env=env, text=False).stdout == LARGE
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_data_connections_continue_the_tls_session_of_the_control_connection(servers, home, version):
+    """So a client knows that it speaks to the same server."""
+    cert, key = certificate(home)
+    server = servers("--tls-cert", cert, "--tls-key", key)
+    context = ssl.create_default_context(cafile=cert)
+    context.minimum_version = context.maximum_version = version
+    with ftplib.FTP_TLS(timeout=60, context=context) as session:
+        session.connect("localhost", server.address[1])
+        session.login(USER, PASSWORD)
+        session.prot_p()
+        for number in range(3):
+            assert session.sendcmd("NOOP").startswith("200")
+            address = session.makepasv()
+            session.putcmd(f"STOR /data/{number}")
+            with socket.create_connection(address) as plain:
+                assert session.getresp().startswith("150")
+                data = context.wrap_socket(plain, server_hostname="localhost", session=session.sock.session)
+                assert data.session_reused and data.version() == session.sock.version()
+                data.sendall(LARGE)
+                data.unwrap().close()
+            session.voidresp()
+    with server.session() as session:
+        assert all(get(session, f"/data/{number}") == LARGE for number in range(3))
 
 
 def test_other_machines_need_tls(servers, home):
@@ -582,6 +972,26 @@ def test_access_keys_hold_for_ftp(servers, api, home):
             refused(550, session.cwd, path)
         refused(550, lambda: session.rename("/data/models/public/a", "/data/c"))
         refused(550, lambda: session.rename("/data/models/public", "/data/models/p"))
+        # What is hidden looks like what isn't there.
+        assert session.nlst("/data/*") == ["/data/models"]
+        assert session.nlst("/data/models/p*") == ["/data/models/public"]
+        for command in ("LIST", "MLST", "MLSD", "STAT", "CWD", "SIZE", "MDTM", "RETR", "DELE", "RNFR", "XMD5"):
+            told = []
+            for path in ("/data/c", "/data/x", "/data/models/private", "/data/models/x", "/other", "/x"):
+                with pytest.raises(ftplib.error_perm) as caught:
+                    session.sendcmd(f"{command} {path}")
+                told.append(str(caught.value))
+            assert told[0] == told[1] and told[2] == told[3] and told[4] == told[5], (command, told)
+    # The rights are those of the last login, also for what was begun before.
+    with server.session() as session:
+        session.cwd("/other")
+        assert session.sendcmd("RNFR /other/d").startswith("350")
+        session.login("scoped", "s")
+        assert session.pwd() == "/"
+        refused(503, session.sendcmd, "RNTO /data/models/public/stolen")
+        refused(550, get, session, "/other/d")
+        refused(530, session.login, "reader", "wrong")
+        refused(530, session.sendcmd, "PWD")
     with server.session() as session:
         assert get(session, "/data/c") == b"/data/c"
 
@@ -621,6 +1031,15 @@ def test_buckets_change_only_if_that_is_allowed(servers, api):
         session.rmd("/new/folder")
         session.rmd("/new")
         assert session.nlst() == ["data"]
+        # A bucket that is made anew has nothing of the old one.
+        session.mkd("/again")
+        put(session, "/again/folder/f", b"1")
+        session.delete("/again/folder/f")
+        session.rmd("/again")
+        session.mkd("/again")
+        refused(550, session.cwd, "/again/folder")
+        refused(550, session.rmd, "/again/folder")
+        session.rmd("/again")
     assert [bucket.id for bucket in api.list_buckets(namespace="local")] == ["local/data"]
 
 
@@ -629,13 +1048,18 @@ def test_limits_of_connections_and_of_idle_sessions(servers):
     first, second = server.talk(), server.talk()
     with socket.create_connection(server.address) as third:
         assert third.recv(100).startswith(b"421 ")
-    assert first.code("NOOP") == 200
+    data = first.data()
+    assert first.code("STOR /data/f") == 150
     assert second.reply().startswith("421 ") and second.reply() == ""
+    time.sleep(0.5)
+    data.sendall(b"1")
+    data.close()
+    assert first.reply().startswith("226"), "a session with a transfer isn't idle"
     server = servers("--max-connections-per-address", 1, name="one")
     first = server.talk()
     with socket.create_connection(server.address) as second:
         assert second.recv(100).startswith(b"421 ")
-    first.close()
+    first.leave()
     time.sleep(0.3)
     assert server.talk().code("NOOP") == 200, "the place is free again"
 
@@ -722,6 +1146,33 @@ def test_s3_and_ftp_in_one_process(home, hub, options):
         both.stop()
 
 
+def test_mode_chooses_the_protocols(home, hub, api):
+    api.create_bucket("local/data", private=True)
+    env = {
+        **os.environ,
+        "MODE": "ftp",
+        "HUGBUCKET_FTP_LISTEN": "127.0.0.1:0",
+        "HUGBUCKET_PASSIVE_PORTS": "0",
+        "HUGBUCKET_DATA_DIR": str(home / "d"),
+        "HUGBUCKET_CACHE_DIR": str(home / "c"),
+        "FTP_USERNAME": USER,
+        "FTP_PASSWORD": PASSWORD,
+    }
+    server = Program("hugbucket", env=env, log=home / "mode.log")
+    try:
+        assert server.url.startswith("ftp://127.0.0.1:")
+        assert run("curl", "-sS", "-u", f"{USER}:{PASSWORD}", "-l", server.url).stdout == "data\n"
+    finally:
+        server.stop()
+    assert server.process.stdout.read() == "", "no other protocol is served"
+    for mode in ("x", "s3 ftp", "ftp,x"):
+        done = run("hugbucket", env={**env, "MODE": mode}, check=False)
+        assert done.returncode == 2 and "--mode" in done.stderr, (mode, done.stderr)
+    incomplete = {name: value for name, value in env.items() if name != "FTP_PASSWORD"}
+    done = run("hugbucket", env=incomplete, check=False)
+    assert done.returncode == 2 and "FTP_PASSWORD" in done.stderr
+
+
 def test_metadata_in_the_state_follows_renames(home, hub):
     both = Both(home, "--metadata=state")
     try:
@@ -758,6 +1209,10 @@ def test_settings_come_from_options_variables_and_a_file(home, hub):
     assert found["ftp-listen"] == (["127.0.0.1:2121"], "default")
     assert found["hf-token"] == (["(hidden)"], "environment (HF_TOKEN)")
     assert found["AWS_SECRET_ACCESS_KEY"] == (["(hidden)"], "environment") and found["AWS_ACCESS_KEY_ID"][0] == ["me"]
+    lines = run("hugbucket", "config", "show", "--config", home / "config.toml", env=env).stdout
+    assert CANARY not in lines and "hf_local" not in lines and "idle-timeout-secs" in lines
+    secrets = {"HUGBUCKET_STATE": f"postgres://me:{CANARY}@127.0.0.1/x", "FTP_USERNAME": "f", "FTP_PASSWORD": CANARY}
+    assert CANARY not in run("hugbucket", "config", "show", "--json", env={**env, **secrets}).stdout
     shown = run("hugbucket", "config", "show", "--json", env={**env, "MODE": "s3,ftp"}).stdout
     found = {setting["name"]: (setting["values"], setting["source"]) for setting in json.loads(shown)["settings"]}
     assert found["ftp-listen"][0] == ["0.0.0.0:2121"] and found["s3-listen"][0] == ["0.0.0.0:9000"]
@@ -772,10 +1227,28 @@ def test_settings_come_from_options_variables_and_a_file(home, hub):
     with server.session() as session:
         session.mkd("/made")
     server.stop()
+    # The option, the variable and the file each name another limit.
+    (home / "config.toml").write_text("max-connections-per-address = 1\n")
+    limit, env = "--max-connections-per-address", {"HUGBUCKET_CONFIG": str(home / "config.toml")}
+    for expected, options, variables in (
+        (1, [], {}),
+        (2, [], {"HUGBUCKET_MAX_CONNECTIONS_PER_ADDRESS": "2"}),
+        (3, [limit, 3], {"HUGBUCKET_MAX_CONNECTIONS_PER_ADDRESS": "2"}),
+    ):
+        server = Ftp(home, *options, name=f"limit-{expected}", env={**env, **variables})
+        sessions = [server.session() for _ in range(expected)]
+        refused(421, server.session)
+        for session in sessions:
+            session.close()
+        server.stop()
     for text, part in (
         ("nonsense = 1", "nonsense is no setting"),
         ("anonymous = 3", "anonymous is true or false"),
         ("x", "line 1"),
+        ('s3-listen = "127.0.0.1:0"\nmode = [', "line 2"),
+        ('hf-token = "hf_x"', "hf-token can't be in the file"),
+        ('idle-timeout-secs = "soon"', "idle-timeout-secs"),
+        ("read-only = [1.5]", "read-only"),
     ):
         (home / "config.toml").write_text(text)
         done = run("hugbucket", "serve", "--config", home / "config.toml", check=False)
@@ -814,8 +1287,9 @@ def test_health_and_metrics(home, hub):
 
 
 def test_nothing_of_an_encrypted_bucket_is_in_clear(servers, key, home):
-    server = servers("--encryption-key-file", key, "--allow-bucket-changes")
-    with server.session() as session:
+    words = ["--encryption-key-file", key, "--allow-bucket-changes", "-vvv"]
+    server = servers(*words, env={"RUST_LOG": "trace", "FTP_PASSWORD": f"{PASSWORD}-{CANARY}"})
+    with server.session(password=f"{PASSWORD}-{CANARY}") as session:
         put(session, f"/data/{CANARY}/{CANARY}", CANARY.encode() * 1000)
         put(session, f"/data/{CANARY}/{CANARY}", CANARY.encode(), command="APPE")
         session.mkd(f"/data/{CANARY}-made")
@@ -823,11 +1297,23 @@ def test_nothing_of_an_encrypted_bucket_is_in_clear(servers, key, home):
         assert len(get(session, f"/data/{CANARY}-2/{CANARY}")) == 1001 * len(CANARY)
         refused(550, get, session, f"/data/{CANARY}-none")
         refused(553, put, session, f"/data/../../{CANARY}", b"")
+        session.retrlines(f"LIST /data/{CANARY}-2", len)
+        for command in ("MLST", "STAT", "CWD", "MFMT 20010203040506", "XMD5", "BLAH", "SITE BLAH", "USER"):
+            try:
+                session.sendcmd(f"{command} /data/{CANARY}-2/{CANARY}")
+            except ftplib.Error:
+                pass
+        refused(530, session.login, USER, CANARY)
     server.stop()
+    assert "a login failed" in server.log_file.read_text()
     for path in home.rglob("*"):
         assert CANARY not in path.name, path
         if path.is_file():
             assert CANARY.encode() not in path.read_bytes(), path
+    # The test can fail: without a key the Hub has the names.
+    with servers(name="plain").session() as session:
+        put(session, f"/data/{CANARY}", b"1")
+    assert any(CANARY.encode() in path.read_bytes() for path in (home / "hub").rglob("*") if path.is_file())
 
 
 def test_many_clients_work_beside_each_other(server):

@@ -517,6 +517,34 @@ def test_access_keys_have_scopes(gateways, home):
     assert keys(s3) == ["in/new", "out"]
 
 
+def test_read_only_gateways_write_nothing(gateways):
+    gateway = gateways()
+    s3 = gateway.client()
+    [s3.create_bucket(Bucket=name) for name in ("data", "empty")]
+    put(s3, "k", b"x")
+    upload = s3.create_multipart_upload(Bucket="data", Key="k")["UploadId"]
+    part = {"Bucket": "data", "Key": "k", "UploadId": upload}
+    made = s3.upload_part(**part, PartNumber=1, Body=b"y")["ETag"]
+    gateway.stop()
+    reader = gateways("--read-only").client()
+    for call, arguments in [
+        (reader.put_object, {"Bucket": "data", "Key": "k", "Body": b"y"}),
+        (reader.delete_object, {"Bucket": "data", "Key": "k"}),
+        (reader.copy_object, {"Bucket": "data", "Key": "c", "CopySource": "data/k"}),
+        (reader.put_object_tagging, {"Bucket": "data", "Key": "k", "Tagging": {"TagSet": [{"Key": "a", "Value": "b"}]}}),
+        (reader.create_multipart_upload, {"Bucket": "data", "Key": "k"}),
+        (reader.upload_part, {**part, "PartNumber": 1, "Body": b"z"}),
+        (reader.complete_multipart_upload, {**part, "MultipartUpload": {"Parts": [{"PartNumber": 1, "ETag": made}]}}),
+        (reader.create_bucket, {"Bucket": "new"}),
+        (reader.delete_bucket, {"Bucket": "empty"}),
+    ]:
+        assert refused(call, **arguments) == (403, "AccessDenied"), call
+    answer = reader.delete_objects(Bucket="data", Delete={"Objects": [{"Key": "k"}]})
+    assert "Deleted" not in answer and [entry["Code"] for entry in answer["Errors"]] == ["AccessDenied"]
+    assert read(reader, "k") == b"x" and keys(reader) == ["k"]
+    assert [bucket["Name"] for bucket in reader.list_buckets()["Buckets"]] == ["data", "empty"]
+
+
 def test_forms_are_taken_with_a_signature(s3, gateway):
     import urllib.parse
 

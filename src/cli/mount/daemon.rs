@@ -5,6 +5,7 @@ use super::start::{Notice, Orders, Report};
 use super::{DrainOutcome, control, registry, stop};
 use crate::cli::args::{Fsync, MountArgs};
 use crate::cli::exit::{Exit, Failure, Outcome};
+use crate::cli::signals::Signals;
 use crate::fs::front::fuse::{FuseMount, FuseOptions};
 use crate::fs::{self, Drained, Vfs};
 use crate::store::deadline::{self, within};
@@ -14,7 +15,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 /// Longest orders on stdin, bytes.
@@ -99,25 +99,6 @@ pub(super) async fn serve(orders: &Orders, ready: impl FnOnce(Vec<Notice>) -> Ou
     };
     tracing::info!(mountpoint = %orders.mountpoint.display(), bucket = %id, "mounted");
     mount.run(listener, &mut signals).await
-}
-
-/// Signals that end a mount.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> Outcome<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
 }
 
 /// A live mount and all beneath it.

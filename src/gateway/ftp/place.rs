@@ -77,6 +77,14 @@ impl Place {
         Ok(Self::In { bucket: (*bucket).to_owned(), path })
     }
 
+    /// Returns the place of a path for a file that is written. A slash at its end would name a folder.
+    pub(super) fn at_file(&self, argument: &Argument) -> Result<Self, Error> {
+        match argument.as_str().ends_with('/') {
+            true => Err(Error::InvalidKey("a slash at the end names a folder")),
+            false => self.at(argument),
+        }
+    }
+
     fn names(&self) -> Vec<&str> {
         match self {
             Self::Root => Vec::new(),

@@ -55,11 +55,27 @@ pub struct ServerOptions {
     pub stop_deadline: Duration,
 }
 
+/// TLS of both kinds of connections.
+pub(super) struct Tls {
+    pub(super) control: TlsAcceptor,
+    pub(super) data: TlsAcceptor,
+}
+
+impl Tls {
+    fn new(control: Arc<rustls::ServerConfig>) -> Self {
+        // The client of an upload may close its connection without having read anything. A ticket that it has not read
+        // would make that a reset, and the upload look cut.
+        let mut data = (*control).clone();
+        data.send_tls13_tickets = 0;
+        Self { control: control.into(), data: TlsAcceptor::from(Arc::new(data)) }
+    }
+}
+
 /// State that all sessions share.
 pub(super) struct Shared {
     pub(super) gateway: Arc<Gateway>,
     pub(super) options: ServerOptions,
-    pub(super) tls: Option<TlsAcceptor>,
+    pub(super) tls: Option<Tls>,
     pub(super) ports: Arc<Ports>,
     pub(super) emptied: Emptied,
     pub(super) failures: Failures,
@@ -152,7 +168,7 @@ impl Server {
         let metrics = Arc::<Metrics>::default();
         let shared = Arc::new(Shared {
             gateway,
-            tls: options.tls.clone().map(TlsAcceptor::from),
+            tls: options.tls.clone().map(Tls::new),
             ports: Ports::new(options.passive_ports.clone()),
             options,
             emptied: Emptied::default(),
@@ -213,8 +229,8 @@ async fn session(mut stream: TcpStream, client: SocketAddr, shared: Arc<Shared>,
     };
     let _ = stream.set_nodelay(true);
     let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, REPLY_TIMEOUT.as_millis() as u32);
-    let ended = match Session::new(shared, stream, client) {
-        Ok(session) => session.run(stopped).await,
+    let ended = match Session::new(shared, stream, client, stopped) {
+        Ok(session) => session.run().await,
         Err(error) => Err(error),
     };
     if let Err(error) = ended {

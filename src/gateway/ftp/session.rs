@@ -27,6 +27,11 @@ const HANDSHAKE: Duration = Duration::from_secs(30);
 /// Commands that a client may send ahead during a transfer. After that, nothing is read until its end.
 const AHEAD: usize = 16;
 
+/// Waits until the server stops.
+async fn stop(stopped: &mut watch::Receiver<bool>) {
+    drop(stopped.wait_for(|&stopped| stopped).await);
+}
+
 /// The session of a client.
 pub(super) struct Session {
     pub(super) shared: Arc<Shared>,
@@ -55,12 +60,20 @@ pub(super) struct Session {
     /// Lines before the login that are no commands.
     unknown: u32,
     is_over: bool,
+    /// Becomes true when the server stops.
+    stopped: watch::Receiver<bool>,
 }
 
 impl Session {
-    pub(super) fn new(shared: Arc<Shared>, stream: TcpStream, client: SocketAddr) -> io::Result<Self> {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        stream: TcpStream,
+        client: SocketAddr,
+        stopped: watch::Receiver<bool>,
+    ) -> io::Result<Self> {
         Ok(Self {
             shared,
+            stopped,
             local: stream.local_addr()?.ip().to_canonical(),
             control: Control::new(stream)?,
             client,
@@ -82,7 +95,7 @@ impl Session {
     }
 
     /// Answers commands until the client or the server ends the session.
-    pub(super) async fn run(mut self, mut stopped: watch::Receiver<bool>) -> io::Result<()> {
+    pub(super) async fn run(mut self) -> io::Result<()> {
         self.control.send(&Reply::new(220, "hugbucket is ready.")).await?;
         while !self.is_over {
             let idle = Instant::now() + self.shared.options.idle;
@@ -93,7 +106,7 @@ impl Session {
                     self.control.send(&Reply::new(421, "No command came in time.")).await?;
                     break;
                 }
-                () = async { drop(stopped.wait_for(|stop| *stop).await) } => {
+                () = stop(&mut self.stopped) => {
                     self.control.send(&Reply::new(421, "The server stops.")).await?;
                     break;
                 }
@@ -255,8 +268,8 @@ impl Session {
         (self.user, self.folder) = (None, Place::Root);
         (self.renamed, self.rest, self.data) = (None, 0, Data::Unset);
         self.ahead.clear();
-        let Some(tls) = self.shared.tls.clone() else { return false };
-        let began = timeout(HANDSHAKE, self.control.secure(&tls)).await;
+        let Some(tls) = &self.shared.tls else { return false };
+        let began = timeout(HANDSHAKE, self.control.secure(&tls.control)).await;
         let has_begun = matches!(began, Ok(Ok(())));
         if !has_begun {
             tracing::debug!(client = %self.client, "a TLS handshake failed");
@@ -356,15 +369,23 @@ impl Session {
         if !self.protect && !self.may_be_clear() {
             return Err(Reply::new(521, "Data connections need TLS here: say PROT P first."));
         }
-        let open = std::mem::take(&mut self.data).open();
+        let (open, mut stopped) = (std::mem::take(&mut self.data).open(), self.stopped.clone());
+        let open = async move {
+            tokio::select! {
+                opened = open => opened,
+                // A client that doesn't connect would hold up the stop.
+                () = stop(&mut stopped) => Err(Reply::new(425, "The server stops.")),
+            }
+        };
         let stream = self.watch(open).await?;
         let gone = |_| Reply::new(426, "The control connection was cut.");
         self.control.send(&Reply::new(150, opening)).await.map_err(gone)?;
         let mut wire = Wire::Plain(stream);
         if self.protect {
-            let Some(tls) = self.shared.tls.clone() else { return Err(Reply::new(431, "There is no certificate.")) };
-            let secured = async {
-                let secured = timeout(HANDSHAKE, wire.secure(&tls)).await;
+            let shared = self.shared.clone();
+            let secured = async move {
+                let tls = shared.tls.as_ref().ok_or_else(|| Reply::new(431, "There is no certificate."))?;
+                let secured = timeout(HANDSHAKE, wire.secure(&tls.data)).await;
                 secured.ok().and_then(Result::ok).ok_or_else(|| Reply::new(522, "TLS on the data connection failed."))
             };
             wire = self.watch(secured).await?;

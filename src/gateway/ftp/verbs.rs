@@ -306,7 +306,7 @@ impl Session {
     }
 
     async fn store(&mut self, path: Argument, start: Start) -> Result<Reply, Reply> {
-        let place = self.folder.at(&path)?;
+        let place = self.folder.at_file(&path)?;
         if path.as_str().ends_with('/') {
             return Err(Error::InvalidKey("a name that ends in / is that of a folder").into());
         }
@@ -413,7 +413,8 @@ impl Session {
 
     async fn rename_to(&mut self, path: Argument) -> Result<Reply, Reply> {
         let Some((from, is_folder)) = self.renamed.take() else { return Err(Reply::new(503, "Say RNFR first.")) };
-        let to = self.open(&self.folder.at(&path)?, Permission::Write, is_folder).await?;
+        let to = if is_folder { self.folder.at(&path)? } else { self.folder.at_file(&path)? };
+        let to = self.open(&to, Permission::Write, is_folder).await?;
         let from = self.open(&from, Permission::Write, is_folder).await?;
         let is_same_bucket = from.bucket.id() == to.bucket.id();
         match (is_folder, is_same_bucket) {

@@ -119,6 +119,8 @@ pub(super) enum Line {
 
 impl Control {
     pub(super) fn new(stream: TcpStream) -> io::Result<Self> {
+        // Clients send the last byte before ABOR, or its end, as urgent data (RFC 959, section 4.1.3).
+        rustix::net::sockopt::set_socket_oobinline(&stream, true)?;
         let pulse = Pulse(Arc::new(stream.as_fd().try_clone_to_owned()?));
         Ok(Self { wire: Some(Wire::Plain(stream)), buffer: BytesMut::new(), skipping: false, pulse })
     }
@@ -153,11 +155,25 @@ impl Control {
             if let Some(line) = next_line(&mut self.buffer, &mut self.skipping) {
                 return Ok(line);
             }
-            let wire = self.wire.as_mut().ok_or(io::ErrorKind::NotConnected)?;
-            self.buffer.reserve(MAX_LINE);
-            if wire.read_buf(&mut self.buffer).await? == 0 {
+            if self.read().await? == 0 {
                 return Ok(Line::End);
             }
+        }
+    }
+
+    /// Reads the bytes that have come. Returns their number; 0 at the end.
+    async fn read(&mut self) -> io::Result<usize> {
+        self.buffer.reserve(MAX_LINE);
+        match self.wire.as_mut().ok_or(io::ErrorKind::NotConnected)? {
+            // A read ends at urgent data, although more has come. Tokio's own takes a short read for the last one.
+            Wire::Plain(stream) => loop {
+                stream.readable().await?;
+                match stream.try_read_buf(&mut self.buffer) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    read => return read,
+                }
+            },
+            Wire::Tls(stream) => stream.read_buf(&mut self.buffer).await,
         }
     }
 
