@@ -5,7 +5,7 @@ use crate::crypto::geometry::Padding;
 use crate::crypto::{Format, Keys, keyfile};
 use crate::fs::OnConflict;
 use crate::hub::token::TokenProvider;
-use crate::hub::{BucketId, Endpoint};
+use crate::hub::{BucketId, Endpoint, RepoId, RepoKind};
 use crate::store::{CacheMode, DiskCacheOptions, OpenOptions, Source};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -272,7 +272,7 @@ pub fn read_key_file(path: &Path) -> Outcome<keyfile::KeyFile> {
     Ok(parsed)
 }
 
-/// What to mount, and where.
+/// A source, and where it is mounted.
 #[derive(Subcommand, Clone, Debug, Serialize, Deserialize)]
 pub enum SourceCommand {
     /// A storage bucket
@@ -282,30 +282,82 @@ pub enum SourceCommand {
         /// An empty folder; a missing last component is created
         mountpoint: PathBuf,
     },
-    /// A model, dataset or space (not in this version)
+    /// A model, dataset or space, to be read
     Repo {
         /// [datasets/|spaces/]namespace/name[/sub/folder]
         source: String,
-        /// An empty folder
+        /// An empty folder; a missing last component is created
         mountpoint: PathBuf,
+        /// Branch, tag or commit [default: main]
+        #[arg(long, value_name = "R")]
+        revision: Option<String>,
     },
 }
 
 impl SourceCommand {
-    /// The source and the mount point.
-    pub fn parse(&self) -> Outcome<(Source, &Path)> {
+    /// Returns the source and the mount point.
+    pub fn parts(&self) -> (SourceText, &Path) {
         match self {
-            Self::Bucket { source, mountpoint } => Ok((parse_bucket(source)?, mountpoint)),
-            Self::Repo { .. } => Err(Failure::new(
-                Exit::Usage,
-                "mounting repositories comes with a later version; this one mounts buckets",
-            )),
+            Self::Bucket { source, mountpoint } => (SourceText::Bucket(source.clone()), mountpoint),
+            Self::Repo { source, mountpoint, revision } => {
+                (SourceText::Repository { name: source.clone(), revision: revision.clone() }, mountpoint)
+            }
         }
     }
 }
 
-/// `namespace/bucket[/sub/folder]`, also as `hf://buckets/…`.
-pub fn parse_bucket(text: &str) -> Outcome<Source> {
+/// A source as its user wrote it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SourceText {
+    /// `namespace/bucket[/sub/folder]`.
+    Bucket(String),
+    /// A repository.
+    Repository {
+        /// `[datasets/|spaces/]namespace/name[/sub/folder]`.
+        name: String,
+        /// Branch, tag or commit.
+        revision: Option<String>,
+    },
+}
+
+impl SourceText {
+    /// Returns the source.
+    pub fn parse(&self) -> Outcome<Source> {
+        match self {
+            Self::Bucket(text) => parse_bucket(text).map(|(id, prefix)| Source::Bucket { id, prefix }),
+            Self::Repository { name, revision } => {
+                let (id, prefix) = parse_repository(name)?;
+                if revision.as_deref().is_some_and(|revision| revision.trim().is_empty()) {
+                    return Err(Failure::new(Exit::Usage, "--revision is empty"));
+                }
+                Ok(Source::Repository { id, revision: revision.clone(), prefix })
+            }
+        }
+    }
+
+    /// Returns the usual form of the same source, without `hf://` and without a slash at the end.
+    pub fn normal(&self) -> Outcome<Self> {
+        let join = |name: String, prefix: String| if prefix.is_empty() { name } else { format!("{name}/{prefix}") };
+        Ok(match self.parse()? {
+            Source::Bucket { id, prefix } => Self::Bucket(join(id.to_string(), prefix)),
+            Source::Repository { id, revision, prefix } => {
+                Self::Repository { name: join(id.to_string(), prefix), revision }
+            }
+        })
+    }
+}
+
+impl std::fmt::Display for SourceText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Bucket(text) | Self::Repository { name: text, revision: None } => f.write_str(text),
+            Self::Repository { name, revision: Some(revision) } => write!(f, "{name} at {revision}"),
+        }
+    }
+}
+
+/// Splits `namespace/bucket[/sub/folder]`, also as `hf://buckets/…`, into the bucket and the folder.
+pub fn parse_bucket(text: &str) -> Outcome<(BucketId, String)> {
     let path = text.strip_prefix("hf://buckets/").unwrap_or(text).trim_end_matches('/');
     let usage = || {
         Failure::new(Exit::Usage, format!("invalid bucket {text:?}"))
@@ -320,7 +372,32 @@ pub fn parse_bucket(text: &str) -> Outcome<Source> {
     let id = BucketId::new(namespace, name).map_err(|_| usage())?;
     let prefix = parts.next().unwrap_or("");
     crate::store::PlainPath::new(prefix).map_err(|_| usage())?;
-    Ok(Source::Bucket { id, prefix: prefix.to_owned() })
+    Ok((id, prefix.to_owned()))
+}
+
+/// Splits `[datasets/|spaces/]namespace/name[/sub/folder]`, also behind `hf://`, into the repository and the folder. One
+/// component alone is a model, such as `gpt2`, or behind `datasets/` a dataset.
+pub fn parse_repository(text: &str) -> Outcome<(RepoId, String)> {
+    let path = text.strip_prefix("hf://").unwrap_or(text).trim_end_matches('/');
+    let usage = || {
+        Failure::new(Exit::Usage, format!("invalid repository {text:?}"))
+            .hint("a repository is [datasets/|spaces/]namespace/name, optionally followed by a folder")
+    };
+    let (kind, path) = match path.split_once('/') {
+        Some(("models", rest)) => (RepoKind::Model, rest),
+        Some(("datasets", rest)) => (RepoKind::Dataset, rest),
+        Some(("spaces", rest)) => (RepoKind::Space, rest),
+        Some(("buckets", rest)) => {
+            let hint = format!("mount it with `bucket {rest}`");
+            return Err(Failure::new(Exit::NotFound, format!("{text:?} is a bucket, not a repository")).hint(hint));
+        }
+        _ => (RepoKind::Model, path),
+    };
+    let folder = path.match_indices('/').nth(1).map(|(at, _)| at);
+    let (name, prefix) = folder.map_or((path, ""), |at| (&path[..at], &path[at + 1..]));
+    let id = RepoId::new(kind, name).map_err(|_| usage())?;
+    crate::store::PlainPath::new(prefix).map_err(|_| usage())?;
+    Ok((id, prefix.to_owned()))
 }
 
 /// `--fsync`.
@@ -540,12 +617,36 @@ mod tests {
 
     #[test]
     fn bucket_sources_are_split_into_id_and_folder() {
-        let Source::Bucket { id, prefix } = parse_bucket("hf://buckets/me/data/run 1/x/").unwrap();
+        let (id, prefix) = parse_bucket("hf://buckets/me/data/run 1/x/").unwrap();
         assert_eq!((id.to_string().as_str(), prefix.as_str()), ("me/data", "run 1/x"));
-        assert_eq!(
-            parse_bucket("me/data").unwrap(),
-            Source::Bucket { id: "me/data".parse().unwrap(), prefix: String::new() }
-        );
+        assert_eq!(parse_bucket("me/data").unwrap(), ("me/data".parse().unwrap(), String::new()));
+    }
+
+    #[test]
+    fn repositories_are_split_into_kind_name_and_folder() {
+        for (text, kind, name, folder) in [
+            ("gpt2", RepoKind::Model, "gpt2", ""),
+            ("me/m", RepoKind::Model, "me/m", ""),
+            ("hf://models/me/m/", RepoKind::Model, "me/m", ""),
+            ("hf://me/m/on nx/x", RepoKind::Model, "me/m", "on nx/x"),
+            ("datasets/squad", RepoKind::Dataset, "squad", ""),
+            ("hf://datasets/me/d/train", RepoKind::Dataset, "me/d", "train"),
+            ("spaces/me/s", RepoKind::Space, "me/s", ""),
+        ] {
+            let found = parse_repository(text).unwrap();
+            assert_eq!(found, (RepoId::new(kind, name).unwrap(), folder.to_owned()), "{text}");
+        }
+        for (text, exit) in [
+            ("", Exit::Usage),
+            ("datasets/", Exit::Usage),
+            ("me/a b", Exit::Usage),
+            ("me/m@v1", Exit::Usage),
+            ("me/m//x", Exit::Usage),
+            ("me/..", Exit::Usage),
+            ("hf://buckets/me/data", Exit::NotFound),
+        ] {
+            assert_eq!(parse_repository(text).unwrap_err().exit, exit, "{text}");
+        }
     }
 
     #[test]

@@ -134,6 +134,25 @@ impl From<&hub::Error> for Failure {
             E::NotABucket { .. } => {
                 Self::new(Exit::NotFound, message).hint("create a bucket with `hf buckets create` or `--create`")
             }
+            E::InvalidRepoId(_) => Self::new(Exit::Usage, message),
+            E::RepoNotFound(_) => {
+                Self::new(Exit::NotFound, message).hint("check its name, and that the token may see it if it is private")
+            }
+            E::OtherKind { id, found: "bucket" } => {
+                Self::new(Exit::NotFound, message).hint(format!("mount it with `bucket {}`", id.name()))
+            }
+            E::OtherKind { id, found: "model" } => {
+                Self::new(Exit::NotFound, message).hint(format!("a model has no prefix: {}", id.name()))
+            }
+            E::OtherKind { id, found } => {
+                Self::new(Exit::NotFound, message).hint(format!("write {found}s/{}", id.name()))
+            }
+            E::RevisionNotFound { .. } => {
+                Self::new(Exit::NotFound, message).hint("a revision is a branch, a tag or a commit id")
+            }
+            E::EntryNotFound => Self::new(Exit::NotFound, message),
+            E::Gated(_) => Self::new(Exit::NoAccess, message)
+                .hint("log in as a user who has access, with `hf auth login`, HF_TOKEN or `--token-file`"),
             E::Conflict(_) => Self::new(Exit::Failure, message),
             E::Unauthorized(_) => Self::new(Exit::NoAccess, message)
                 .hint("log in with `hf auth login`, or set HF_TOKEN or `--token-file`"),
@@ -186,6 +205,7 @@ impl From<store::Error> for Failure {
             E::Hub(source) => source.into(),
             E::Cas(source) | E::Corrupt(source) => source.into(),
             E::Unauthentic(source) | E::Crypto(source) => source.into(),
+            E::DamagedBlob => Self::new(Exit::Integrity, message).hint(INTEGRITY_HINT),
             E::Io(source) => source.into(),
             E::WrongKey { .. } => Self::new(Exit::WrongKey, message)
                 .hint("use the key this bucket was written with, or `--new-key` to start a further one in it"),

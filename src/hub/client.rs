@@ -24,15 +24,15 @@ pub use super::tokens::bucket_tokens;
 
 /// Largest page of a listing, and largest answer about 1000 paths, in bytes. 5000 entries, the largest page of the API,
 /// have 1 KiB keys and 250 bytes beside them: 6 MiB, and more where keys are escaped.
-const MAX_LISTING: usize = 32 << 20;
+pub(super) const MAX_LISTING: usize = 32 << 20;
 /// Largest answer to a batch, in bytes: 1000 lines that failed, each with its key and a page of reasons.
 const MAX_OUTCOME: usize = 8 << 20;
 /// Largest answer about one thing (a user, a bucket, a token), in bytes. A user with 1000
 /// organisations has about half of it.
-const MAX_OBJECT: usize = 1 << 20;
+pub(super) const MAX_OBJECT: usize = 1 << 20;
 
 /// Entries asked for per page: the API's default, so that no server refuses it.
-const PAGE: usize = 1000;
+pub(super) const PAGE: usize = 1000;
 /// Paths or operations per request: what the Hub's own clients send.
 const GROUP: usize = 1000;
 /// Most bytes of keys and fields per request, unless one alone is longer. Servers commonly refuse
@@ -44,7 +44,7 @@ const MAX_BUCKET_PAGES: usize = 100;
 /// A Hub client. Cheap to clone.
 #[derive(Clone)]
 pub struct Client {
-    transport: Arc<Transport>,
+    pub(super) transport: Arc<Transport>,
 }
 
 impl Client {
@@ -55,17 +55,24 @@ impl Client {
     }
 
     /// Reads a byte range of an object through its resolve URL. Returns exactly these bytes or an error.
-    ///
-    /// For files of repositories that have only a Git blob id, and so no reconstruction at the CAS. Nothing calls it
-    /// before such files can be opened.
     pub async fn resolve_range(&self, bucket: &BucketId, key: &str, range: Range<u64>) -> Result<Bytes, Error> {
-        let Some(last) = range.end.checked_sub(1).filter(|last| *last >= range.start) else { return Ok(Bytes::new()) };
         let path =
             route::resolve(bucket, key).ok_or_else(|| Error::Malformed("a key that no URL can name".to_owned()))?;
+        match self.range(&path, range).await? {
+            Ok(bytes) => Ok(bytes),
+            Err(answer) => Err(self.explain(bucket, &answer).await),
+        }
+    }
+
+    /// Reads a byte range of what a path leads to, at other hosts too. Returns exactly these bytes, or the answer of a
+    /// Hub that refuses.
+    pub(super) async fn range(&self, path: &str, range: Range<u64>) -> Result<Result<Bytes, Answer>, Error> {
+        let last = range.end.checked_sub(1).filter(|last| *last >= range.start);
+        let Some(last) = last else { return Ok(Ok(Bytes::new())) };
         let asked = format!("bytes={}-{last}", range.start);
         let length = usize::try_from(range.end - range.start)
             .map_err(|_| Error::Malformed("a range larger than memory".to_owned()))?;
-        let mut call = self.read(&path, length)?;
+        let mut call = self.read(path, length)?;
         call.range = HeaderValue::from_str(&asked).ok();
         call.abroad = true;
         let answer = self.transport.send(&call).await?;
@@ -74,10 +81,10 @@ impl Client {
             // The whole object, and no more than was asked for: the limit saw to that.
             StatusCode::OK if range.start == 0 => {}
             StatusCode::OK => return Err(Error::Malformed("an answer that ignores the range".to_owned())),
-            _ => return Err(self.explain(bucket, &answer).await),
+            _ => return Ok(Err(answer)),
         }
         match answer.body.len() == length {
-            true => Ok(answer.body),
+            true => Ok(Ok(answer.body)),
             false => Err(Error::Malformed(format!("{} bytes instead of {length}", answer.body.len()))),
         }
     }
@@ -89,7 +96,7 @@ impl Client {
         Url::parse(&format!("{base}{path}")).map_err(|_| Error::Malformed("a request without a URL".to_owned()))
     }
 
-    fn read(&self, path: &str, limit: usize) -> Result<Call, Error> {
+    pub(super) fn read(&self, path: &str, limit: usize) -> Result<Call, Error> {
         let url = self.url(path)?;
         Ok(Call {
             method: Method::GET,
@@ -104,7 +111,7 @@ impl Client {
         })
     }
 
-    fn post(&self, path: &str, kind: &'static str, body: String, limit: usize) -> Result<Call, Error> {
+    pub(super) fn post(&self, path: &str, kind: &'static str, body: String, limit: usize) -> Result<Call, Error> {
         let content = Some((kind, Bytes::from(body)));
         Ok(Call { method: Method::POST, content, repeat: Repeat::WhenRefused, ..self.read(path, limit)? })
     }
@@ -317,7 +324,7 @@ fn in_range(answer: &Answer, first: u64, last: u64) -> Result<(), Error> {
 }
 
 /// Slices of at most [`GROUP`] items and [`GROUP_BYTES`] bytes, or of one item.
-fn groups<T>(items: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
+pub(super) fn groups<T>(items: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
     let mut rest = items;
     std::iter::from_fn(move || {
         let mut bytes = 0usize;

@@ -1,6 +1,6 @@
 //! What can go wrong at the Hub, and the Hub's own words made safe to show (Hub API spec, 1.2).
 
-use super::{BatchOutcome, BucketId};
+use super::{BatchOutcome, BucketId, RepoId};
 use crate::xet::foreign::{spoken, tame};
 use crate::xet::is_transient;
 use http::HeaderMap;
@@ -31,6 +31,34 @@ pub enum Error {
         /// `model`, `dataset`, `space`.
         kind: &'static str,
     },
+    /// Not the name of a repository.
+    #[error("invalid repository {0:?}: it has the form namespace/name")]
+    InvalidRepoId(String),
+    /// No such repository, or a private one that this token may not see.
+    #[error("{} {} not found", .0.kind(), .0.name())]
+    RepoNotFound(RepoId),
+    /// The name is that of something else.
+    #[error("{} is a {found}, not a {}", id.name(), id.kind())]
+    OtherKind {
+        /// The repository asked for.
+        id: RepoId,
+        /// `model`, `dataset`, `space` or `bucket`.
+        found: &'static str,
+    },
+    /// A repository without this branch, tag or commit.
+    #[error("{} {} has no revision {revision:?}", id.kind(), id.name())]
+    RevisionNotFound {
+        /// The repository.
+        id: RepoId,
+        /// The revision asked for.
+        revision: String,
+    },
+    /// The owner of the repository lets users in one by one, and not yet this one.
+    #[error("access to {} {} is restricted: ask for it on its page", .0.kind(), .0.name())]
+    Gated(RepoId),
+    /// A file of a repository that isn't there.
+    #[error("the repository has no such file")]
+    EntryNotFound,
     /// It exists already.
     #[error("bucket {0} exists already")]
     Conflict(BucketId),

@@ -13,6 +13,7 @@ pub mod fuzz;
 pub mod local;
 mod mtime;
 mod parse;
+pub mod repo;
 pub mod retry;
 mod route;
 #[cfg(test)]
@@ -26,6 +27,7 @@ pub mod types;
 pub use client::Client;
 pub use endpoint::Endpoint;
 pub use error::Error;
+pub use repo::{BlobSource, Repository};
 pub use mtime::{MTIME_GRANULARITY, mtime_from_millis, mtime_millis, replacing_mtime, stored_mtime, stored_now};
 pub use types::*;
 

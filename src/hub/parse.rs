@@ -4,7 +4,7 @@
 //! quote nothing of the answer, for it may hold tokens. Unknown fields are ignored, unknown entry
 //! types are not: leaving one out would cut a listing short in silence.
 
-use super::{BatchOutcome, BucketId, BucketInfo, Error, FileEntry, Identity, TreeEntry};
+use super::{BatchOutcome, Blob, BucketId, BucketInfo, Commit, Error, FileEntry, Identity, RepoId, RepoKind, TreeEntry};
 use crate::xet::{CasToken, Hash, foreign};
 use http::HeaderMap;
 use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
@@ -79,6 +79,51 @@ pub(super) fn tree(body: &[u8], prefix: &str, recursive: bool) -> Result<Vec<Tre
     Ok(entries)
 }
 
+/// A repository at a commit (5.1).
+pub(super) fn commit(body: &[u8], kind: RepoKind) -> Result<Commit, Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Answer {
+        id: String,
+        sha: String,
+        last_modified: Option<String>,
+        #[serde(default)]
+        private: bool,
+        /// `false`, or how users are let in.
+        #[serde(default)]
+        gated: serde_json::Value,
+    }
+    let answer: Answer = json("repository", body)?;
+    let malformed = |why: &str| Error::Malformed(format!("a repository {why}"));
+    Ok(Commit {
+        repo: RepoId::new(kind, &answer.id).map_err(|_| malformed("with an impossible name"))?,
+        id: answer.sha.parse::<Oid<20>>().map(|_| answer.sha).map_err(|()| malformed("without a commit id"))?,
+        modified: time(answer.last_modified),
+        private: answer.private,
+        gated: !matches!(answer.gated, serde_json::Value::Null | serde_json::Value::Bool(false)),
+    })
+}
+
+/// A page of a listing of a folder of a repository (5.3). Recursive listings name folders too, which are left out.
+pub(super) fn repo_tree(body: &[u8], folder: &str, recursive: bool) -> Result<Vec<TreeEntry>, Error> {
+    let mut entries = Vec::new();
+    for raw in json::<List<RawRepoEntry>>("listing", body)?.0 {
+        let entry = raw.checked()?;
+        match placed(entry.key(), folder) {
+            Place::Below(_) if recursive && matches!(entry, TreeEntry::Directory { .. }) => {}
+            Place::Below(rest) if belongs(&entry, rest, recursive) => entries.push(entry),
+            _ => return Err(Error::Malformed("a listing with entries of another folder".to_owned())),
+        }
+    }
+    Ok(entries)
+}
+
+/// The files of an answer about `asked` paths of a repository (5.4); directories are left out.
+pub(super) fn repo_files(body: &[u8], asked: &[&str]) -> Result<Vec<FileEntry>, Error> {
+    let raw = json::<List<RawRepoEntry>>("answer about paths", body)?.0;
+    files_among(raw.into_iter().map(RawRepoEntry::checked), asked)
+}
+
 enum Place<'a> {
     /// Strictly below the prefix, with this relative key.
     Below(&'a str),
@@ -108,10 +153,18 @@ fn belongs(entry: &TreeEntry, rest: &str, recursive: bool) -> bool {
 
 /// The files of an answer about `asked` keys; directories are left out.
 pub(super) fn files(body: &[u8], asked: &[&str]) -> Result<Vec<FileEntry>, Error> {
+    let raw = json::<List<RawEntry>>("answer about paths", body)?.0;
+    files_among(raw.into_iter().map(RawEntry::checked), asked)
+}
+
+fn files_among(
+    entries: impl Iterator<Item = Result<TreeEntry, Error>>,
+    asked: &[&str],
+) -> Result<Vec<FileEntry>, Error> {
     let mut open: HashSet<&str> = asked.iter().copied().collect();
     let mut files = Vec::new();
-    for raw in json::<List<RawEntry>>("answer about paths", body)?.0 {
-        let entry = raw.checked()?;
+    for entry in entries {
+        let entry = entry?;
         if !open.remove(entry.key()) {
             return Err(Error::Malformed("an answer about paths that were not asked for, or twice".to_owned()));
         }
@@ -271,11 +324,74 @@ impl RawEntry {
         let (key, uploaded_at) = (self.path, time(self.uploaded_at));
         match (self.r#type.as_str(), self.size) {
             ("file", Some(size)) => {
-                Ok(TreeEntry::File(FileEntry { key, size, hash: self.xet_hash, mtime: time(self.mtime), uploaded_at }))
+                let mtime = time(self.mtime);
+                Ok(TreeEntry::File(FileEntry { key, size, hash: self.xet_hash, blob: None, mtime, uploaded_at }))
             }
             ("file", None) => Err(Error::Malformed("a file without a size".to_owned())),
             ("directory", _) => Ok(TreeEntry::Directory { key, uploaded_at }),
             _ => Err(Error::Malformed("an entry that is neither file nor directory".to_owned())),
+        }
+    }
+}
+
+/// The bytes of an object id in hex.
+struct Oid<const N: usize>([u8; N]);
+
+impl<const N: usize> std::str::FromStr for Oid<N> {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+        if pairs.len() != N || !rest.is_empty() {
+            return Err(());
+        }
+        let mut id = [0; N];
+        for (byte, pair) in id.iter_mut().zip(pairs) {
+            let digit = |letter: u8| char::from(letter).to_digit(16).ok_or(());
+            *byte = (digit(pair[0])? * 16 + digit(pair[1])?) as u8;
+        }
+        Ok(Self(id))
+    }
+}
+
+/// An entry of a repository. The sizes that it has twice are those of the content and of its LFS pointer.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawRepoEntry {
+    r#type: String,
+    path: String,
+    oid: Option<String>,
+    size: Option<u64>,
+    xet_hash: Option<Hash>,
+    lfs: Option<RawLfs>,
+}
+
+#[derive(Deserialize)]
+struct RawLfs {
+    oid: String,
+    size: u64,
+}
+
+impl RawRepoEntry {
+    fn checked(self) -> Result<TreeEntry, Error> {
+        let malformed = |why: &str| Error::Malformed(format!("an entry of a repository {why}"));
+        let size = self.lfs.as_ref().map(|lfs| lfs.size).or(self.size);
+        match (self.r#type.as_str(), size) {
+            ("directory", _) => Ok(TreeEntry::Directory { key: self.path, uploaded_at: None }),
+            ("file", Some(size)) => {
+                let blob = || {
+                    let id = self.oid.as_deref().and_then(|text| text.parse::<Oid<20>>().ok());
+                    let sha256 = self.lfs.as_ref().map(|lfs| lfs.oid.parse::<Oid<32>>());
+                    let sha256 = sha256.transpose().map_err(|()| malformed("with an unreadable SHA-256"))?;
+                    let id = id.ok_or_else(|| malformed("without a blob id"))?;
+                    Ok::<_, Error>(Blob { id: id.0, sha256: sha256.map(|sha256| sha256.0) })
+                };
+                let blob = if self.xet_hash.is_none() { Some(blob()?) } else { None };
+                let (hash, mtime, uploaded_at) = (self.xet_hash, None, None);
+                Ok(TreeEntry::File(FileEntry { key: self.path, size, hash, blob, mtime, uploaded_at }))
+            }
+            ("file", None) => Err(malformed("without a size")),
+            _ => Err(malformed("that is neither file nor directory")),
         }
     }
 }
@@ -351,6 +467,7 @@ mod tests {
             key: "a/ü\"\n".to_owned(),
             size: u64::MAX,
             hash: Some(Hash(std::array::from_fn(|i| i as u8))),
+            blob: None,
             mtime: Some(datetime!(2026-02-06 17:37:57.123 UTC)),
             uploaded_at: Some(datetime!(2026-02-06 17:37:57 UTC)),
         };

@@ -3,7 +3,7 @@
 //!
 //! Pure. A URL that fails here is `Error::Malformed`.
 
-use super::{BucketId, Error};
+use super::{BucketId, Error, RepoId, RepoKind};
 use http::HeaderMap;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
@@ -35,6 +35,37 @@ pub(super) fn tree(id: &BucketId, prefix: &str, recursive: bool, limit: usize) -
 pub(super) fn resolve(id: &BucketId, key: &str) -> Option<String> {
     let slash = if is_literal(key) { "/" } else { "%2F" };
     (!matches!(key, "" | "." | "..")).then(|| format!("/buckets/{id}/resolve/{}", encode(key, slash)))
+}
+
+/// `/api/{kind}/{name}` of a repository, and what follows.
+pub(super) fn repo(id: &RepoId, rest: &str) -> String {
+    format!("/api/{}/{}{rest}", id.kind().route(), id.name())
+}
+
+/// Path of a repository at a revision, which is one path segment.
+pub(super) fn revision(id: &RepoId, route: &str, revision: &str) -> String {
+    repo(id, &format!("/{route}/{}", encode(revision, "%2F")))
+}
+
+/// Path of one page of a folder of a repository, query included. `None` for folders that no URL can name.
+pub(super) fn repo_tree(id: &RepoId, commit: &str, folder: &str, recursive: bool, limit: usize) -> Option<String> {
+    let below = match folder {
+        "" => String::new(),
+        _ if is_literal(folder) => format!("/{}", encode(folder, "/")),
+        _ => return None,
+    };
+    let query = format!("?recursive={recursive}&expand=false&limit={limit}");
+    Some(revision(id, "tree", commit) + &below + &query)
+}
+
+/// Path of the bytes of a file of a repository. `None` for files that no URL can name.
+pub(super) fn repo_resolve(id: &RepoId, commit: &str, path: &str) -> Option<String> {
+    let prefix = match id.kind() {
+        RepoKind::Model => "",
+        kind => &format!("{}/", kind.route()),
+    };
+    let is_nameable = !path.is_empty() && is_literal(path);
+    is_nameable.then(|| format!("/{prefix}{}/resolve/{}/{}", id.name(), encode(commit, "%2F"), encode(path, "/")))
 }
 
 /// Returns true if a key can be in a path with its slashes as they are: it has no component that URL parsers drop or

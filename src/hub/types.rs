@@ -58,6 +58,104 @@ impl FromStr for BucketId {
     }
 }
 
+/// Kind of a repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RepoKind {
+    /// A model. Its web address has no prefix.
+    Model,
+    /// A dataset.
+    Dataset,
+    /// A space.
+    Space,
+}
+
+impl RepoKind {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::Model, Self::Dataset, Self::Space];
+
+    /// Returns the path component of the API: `models`, `datasets` or `spaces`.
+    pub fn route(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+            Self::Dataset => "datasets",
+            Self::Space => "spaces",
+        }
+    }
+}
+
+impl fmt::Display for RepoKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Model => "model",
+            Self::Dataset => "dataset",
+            Self::Space => "space",
+        })
+    }
+}
+
+/// Kind and name of a repository. The name is `namespace/name`, or for some old models one component, such as `gpt2`.
+///
+/// `Display` prints the name behind `datasets/` or `spaces/`, and the name alone of a model, as in web addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RepoId {
+    kind: RepoKind,
+    name: String,
+}
+
+impl RepoId {
+    /// Checks a name: one or two components, each by the rules of [`BucketId`].
+    pub fn new(kind: RepoKind, name: &str) -> Result<Self, super::Error> {
+        let (namespace, last) = name.split_once('/').unwrap_or(("alone", name));
+        match BucketId::new(namespace, last) {
+            Ok(_) => Ok(Self { kind, name: name.to_owned() }),
+            Err(_) => Err(super::Error::InvalidRepoId(name.to_owned())),
+        }
+    }
+
+    /// Its kind.
+    pub fn kind(&self) -> RepoKind {
+        self.kind
+    }
+
+    /// `namespace/name`, or one component.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl fmt::Display for RepoId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            RepoKind::Model => f.write_str(&self.name),
+            kind => write!(f, "{}/{}", kind.route(), self.name),
+        }
+    }
+}
+
+/// A commit of a repository, which a branch or a tag named when it was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// Name that the repository has now. The Hub knows some by several names.
+    pub repo: RepoId,
+    /// Commit id: 40 hex digits.
+    pub id: String,
+    /// Time of the last change of the repository.
+    pub modified: Option<OffsetDateTime>,
+    /// True if only its owners see it.
+    pub private: bool,
+    /// True if its owner lets users in one by one.
+    pub gated: bool,
+}
+
+/// Content of a file of a repository that is not in Xet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blob {
+    /// Git blob id: of the content, or of its LFS pointer.
+    pub id: [u8; 20],
+    /// SHA-256 of the content, if it is in LFS.
+    pub sha256: Option<[u8; 32]>,
+}
+
 /// The reason why the Hub stores nothing at a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidKey {
@@ -132,6 +230,8 @@ pub struct FileEntry {
     pub size: u64,
     /// Xet hash; `None` for entries without one (they are no containers).
     pub hash: Option<Hash>,
+    /// Content outside Xet: only in repositories, and only without a Xet hash.
+    pub blob: Option<Blob>,
     /// The writer's time.
     pub mtime: Option<OffsetDateTime>,
     /// The Hub's time of the last upload.

@@ -33,6 +33,16 @@ impl ContentId {
     }
 }
 
+impl ContentId {
+    /// Returns a name for local caches, different for any two ids. That of a Xet hash is the hash.
+    pub(super) fn cache_name(self) -> Hash {
+        match self {
+            Self::Xet(hash) => hash,
+            Self::Blob(id) => Hash(blake3::derive_key("hfcrypt 2026 name of a Git blob in local caches", &id)),
+        }
+    }
+}
+
 impl From<Hash> for ContentId {
     fn from(hash: Hash) -> Self {
         Self::Xet(hash)

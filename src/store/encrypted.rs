@@ -14,7 +14,7 @@ use super::metadata::{Described, MetadataObject};
 use super::names::{BOTH, Class, Names, StoredDirectory};
 use super::object::Opener;
 use super::put::{Sealing, Session};
-use super::remote::{Child, Remote};
+use super::remote::{Child, Remote, content_id};
 use super::twin::{self, Twins};
 use super::{
     Content, Draft, DraftState, Entry, Error, Hidden, Kind, Len, Listing, Object, Op, Outcome, PlainPath, PutSession,
@@ -652,7 +652,7 @@ fn sidecar_hash(file: &FileEntry) -> Option<Hash> {
 /// Returns a file as it is listed. An object without a Xet hash is not a container.
 fn file_kind(format: Format, file: &FileEntry) -> Kind {
     let version =
-        file.hash.map(|hash| Version { id: hash.into(), stored_len: file.size, side: Side::Encrypted(format) });
+        content_id(file).map(|id| Version { id, stored_len: file.size, side: Side::Encrypted(format) });
     let len = if version.is_some() { Len::Unread } else { Len::Damaged };
     Kind::File { version, len, mtime: file.mtime.or(file.uploaded_at), read_only: false }
 }

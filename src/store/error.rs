@@ -38,6 +38,9 @@ pub enum Error {
     /// have only a blob id, see [`ContentId`](super::ContentId).
     #[error("the file is a Git blob: its content is not in Xet storage")]
     UnsupportedBlob,
+    /// A Git blob whose content doesn't match its id.
+    #[error("integrity: the content of the file does not match its Git id")]
+    DamagedBlob,
     /// The path of the source is a file.
     #[error("the path in the source is a file, not a folder")]
     SourceIsFile,
@@ -84,7 +87,7 @@ impl Error {
 
     /// Returns true if bytes or names failed to authenticate.
     pub fn is_integrity(&self) -> bool {
-        matches!(self, Self::Unauthentic(_) | Self::Corrupt(_))
+        matches!(self, Self::Unauthentic(_) | Self::Corrupt(_) | Self::DamagedBlob)
     }
 }
 
@@ -102,6 +105,7 @@ impl Error {
             Self::WrongKey { entries } => Self::WrongKey { entries: *entries },
             Self::NoContent => Self::NoContent,
             Self::UnsupportedBlob => Self::UnsupportedBlob,
+            Self::DamagedBlob => Self::DamagedBlob,
             Self::SourceIsFile => Self::SourceIsFile,
             Self::NoSuchFolder => Self::NoSuchFolder,
             Self::WrongSide => Self::WrongSide,
@@ -130,6 +134,12 @@ fn hub_again(error: &hub::Error) -> hub::Error {
         E::Endpoint { endpoint, why } => E::Endpoint { endpoint: endpoint.clone(), why: why.clone() },
         E::BucketNotFound(id) => E::BucketNotFound(id.clone()),
         E::NotABucket { id, kind } => E::NotABucket { id: id.clone(), kind },
+        E::InvalidRepoId(id) => E::InvalidRepoId(id.clone()),
+        E::RepoNotFound(id) => E::RepoNotFound(id.clone()),
+        E::OtherKind { id, found } => E::OtherKind { id: id.clone(), found },
+        E::RevisionNotFound { id, revision } => E::RevisionNotFound { id: id.clone(), revision: revision.clone() },
+        E::Gated(id) => E::Gated(id.clone()),
+        E::EntryNotFound => E::EntryNotFound,
         E::Conflict(id) => E::Conflict(id.clone()),
         E::Unauthorized(why) => E::Unauthorized(why.clone()),
         E::Forbidden(why) => E::Forbidden(why.clone()),
@@ -182,7 +192,7 @@ impl Error {
             Self::NameTooLong => Cause::NameTooLong,
             Self::ReadOnly => Cause::ReadOnly,
             Self::NotEmpty(_) => Cause::NotEmpty,
-            Self::Unauthentic(_) | Self::Corrupt(_) | Self::WrongKey { .. } => Cause::Integrity,
+            Self::Unauthentic(_) | Self::Corrupt(_) | Self::DamagedBlob | Self::WrongKey { .. } => Cause::Integrity,
             Self::Hub(error) => cause_at_hub(error),
             Self::Cas(error) => cause_at_cas(error),
             Self::Io(error) => cause_of_io(error),
@@ -201,7 +211,7 @@ impl Error {
 fn cause_at_hub(error: &hub::Error) -> Cause {
     use hub::Error as E;
     match error {
-        E::Unauthorized(_) | E::Forbidden(_) => Cause::Denied,
+        E::Unauthorized(_) | E::Forbidden(_) | E::Gated(_) => Cause::Denied,
         E::Quota(_) => Cause::NoSpace,
         E::Status { status, .. } => cause_of_status(*status),
         E::Partial { source, .. } => cause_at_hub(source),
@@ -209,6 +219,11 @@ fn cause_at_hub(error: &hub::Error) -> Cause {
         | E::Endpoint { .. }
         | E::BucketNotFound(_)
         | E::NotABucket { .. }
+        | E::InvalidRepoId(_)
+        | E::RepoNotFound(_)
+        | E::OtherKind { .. }
+        | E::RevisionNotFound { .. }
+        | E::EntryNotFound
         | E::Conflict(_)
         | E::Network(_)
         | E::Malformed(_)

@@ -57,7 +57,7 @@ impl Headers {
     /// Returns the verified header of a version. `Error::Unauthentic`: it is damaged. Another error: it can't
     /// be fetched.
     pub(super) async fn header(&self, version: &Version) -> Result<Header, Error> {
-        let hash = version.id.xet()?;
+        let hash = version.id.cache_name();
         let cached = self.cached(vec![hash]).await.remove(&hash);
         let known = cached.and_then(|bytes| self.verify(version, &bytes).ok());
         self.remote.header_lookups.count(known.is_some());
@@ -88,11 +88,11 @@ impl Headers {
             versions.iter().map(|version| known.get(version).map_or(Len::Unread, |len| Len::Known(*len))).collect()
         };
         let unknown: Vec<usize> = (0..lens.len()).filter(|&index| lens[index] == Len::Unread).collect();
-        let cached = self.cached(unknown.iter().filter_map(|&index| versions[index].id.xet().ok()).collect()).await;
+        let cached = self.cached(unknown.iter().map(|&index| versions[index].id.cache_name()).collect()).await;
         for part in unknown.chunks(VERIFY_AT_ONCE) {
             for &index in part {
                 let version = &versions[index];
-                let bytes = version.id.xet().ok().and_then(|hash| cached.get(&hash));
+                let bytes = cached.get(&version.id.cache_name());
                 if let Some(Ok(header)) = bytes.map(|bytes| self.verify(version, bytes)) {
                     lens[index] = Len::Known(header.plain_len.0);
                 }
@@ -109,7 +109,7 @@ impl Headers {
         found.retain(|_, bytes| bytes.len() == SIDECAR_LEN);
         let missing: Vec<Hash> = hashes.into_iter().filter(|hash| !found.contains_key(hash)).collect();
         let reads = missing.into_iter().map(async |hash| {
-            let bytes = self.remote.contents.peek(&hash, 0..SIDECAR_LEN as u64).await;
+            let bytes = self.remote.contents.peek(hash.into(), SIDECAR_LEN as u64, 0..SIDECAR_LEN as u64).await;
             bytes.map(|bytes| (hash, Bytes::copy_from_slice(&bytes)))
         });
         let mut reads = futures::stream::iter(reads).buffer_unordered(PARALLEL);
@@ -127,13 +127,13 @@ impl Headers {
     }
 
     async fn fetch_header(&self, version: &Version) -> Result<Header, Error> {
-        let hash = version.id.xet()?;
+        let hash = version.id.cache_name();
         if version.stored_len < HEADER_LEN as u64 || hash == EMPTY_FILE {
             return Err(crypto::Error::Malformed("shorter than a header").into());
         }
         // No number of records gives this length, so the bytes can't be a container.
         crypto::geometry::records_of(CipherLen(version.stored_len))?;
-        let bytes = self.remote.contents.peek(&hash, 0..HEADER_LEN as u64).await?;
+        let bytes = self.remote.contents.peek(version.id, version.stored_len, 0..HEADER_LEN as u64).await?;
         let header = self.verify(version, &bytes)?;
         self.learn(vec![(hash, Bytes::copy_from_slice(&bytes))]).await;
         Ok(header)

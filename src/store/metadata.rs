@@ -40,7 +40,7 @@ impl MetadataObject {
         if self.stored_len > (MAX_METADATA + STEP + OVERHEAD) as u64 {
             return Ok(None);
         }
-        let stored = contents.peek(&self.id.xet()?, 0..self.stored_len).await?;
+        let stored = contents.peek(self.id, self.stored_len, 0..self.stored_len).await?;
         let Some(keys) = keys else { return Ok(Some(stored)) };
         Ok(keys.metadata().open(&stored).ok().map(|json| Bytes::copy_from_slice(&json)))
     }

@@ -8,6 +8,7 @@
 //! Plaintext paths are secrets: [`PlainPath`] has no `Display`, and its `Debug` hides the text.
 
 mod beside;
+mod blobs;
 pub mod buckets;
 mod commit;
 #[cfg(test)]
@@ -52,7 +53,7 @@ pub use twin::marked_name;
 /// layer.
 pub use crate::{
     crypto::{Error as CryptoError, Format},
-    hub::{Error as HubError, MTIME_GRANULARITY, mtime_from_millis, mtime_millis, stored_mtime, stored_now},
+    hub::{Error as HubError, MTIME_GRANULARITY, RepoId, RepoKind, mtime_from_millis, mtime_millis, stored_mtime, stored_now},
     xet::{Error as CasError, Hash, Lookups, deadline},
 };
 use async_trait::async_trait;

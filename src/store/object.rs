@@ -94,7 +94,7 @@ impl Bases for Opener {
         let contents = self.remote.contents.clone();
         match version.side {
             Side::Plain => {
-                version.id.xet()?;
+                contents.check(version.id)?;
                 Ok(Arc::new(PlainObject { contents, version: *version }))
             }
             Side::Encrypted(format) => {

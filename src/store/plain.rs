@@ -12,7 +12,7 @@ use super::metadata::{self, Described, MetadataObject};
 use super::names::is_in_encrypted_tree;
 use super::object::Opener;
 use super::put::Session;
-use super::remote::{Child, Remote};
+use super::remote::{self, Child, Remote};
 use super::twin::{self, Twins};
 use super::{
     Draft, DraftState, Entry, Error, Hidden, Kind, Len, Listing, Object, Op, Outcome, PlainPath, PutSession, Sealer,
@@ -164,7 +164,8 @@ impl PlainTree {
     fn kind(&self, key: &str, file: Option<&FileEntry>) -> Kind {
         let read_only = self.read_only(key);
         let Some(file) = file else { return Kind::Directory { read_only } };
-        let version = file.hash.map(|hash| Version { id: hash.into(), stored_len: file.size, side: Side::Plain });
+        let version =
+            remote::content_id(file).map(|id| Version { id, stored_len: file.size, side: Side::Plain });
         Kind::File { version, len: Len::Known(file.size), mtime: file.mtime.or(file.uploaded_at), read_only }
     }
 

@@ -3,7 +3,7 @@
 //! Keys here are raw object keys. Replies of the Hub are filtered to the requested keys. The tree API matches
 //! raw prefixes (Hub API spec, 4.1), and nothing else that a server adds may reach a view.
 
-use super::Error;
+use super::{ContentId, Error};
 use super::contents::Contents;
 use crate::hub::{self, BucketId, EMPTY_FILE, Endpoint, FileEntry, Hub, TreeEntry};
 use crate::xet::{Cas, Hash, Known, Lookups, upload};
@@ -130,6 +130,11 @@ impl Remote {
     }
 }
 
+/// Returns the id of a file's content. `None`: it has none.
+pub(super) fn content_id(file: &FileEntry) -> Option<ContentId> {
+    file.hash.map(ContentId::Xet).or(file.blob.map(|blob| ContentId::Blob(blob.id)))
+}
+
 fn children_of(key: &str, entries: Vec<TreeEntry>) -> Vec<Child> {
     let child = |entry: TreeEntry| {
         // Entries with an empty name are returned too: the views count them.
@@ -185,7 +190,7 @@ mod tests {
 
     #[test]
     fn directory_and_file_of_one_name_are_both_returned() {
-        let file = FileEntry { key: "d/x".into(), size: 1, hash: None, mtime: None, uploaded_at: None };
+        let file = FileEntry { key: "d/x".into(), size: 1, hash: None, blob: None, mtime: None, uploaded_at: None };
         let deep = FileEntry { key: "d/y/z".into(), ..file.clone() };
         let entries = vec![
             TreeEntry::File(file),

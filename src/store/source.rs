@@ -2,6 +2,7 @@
 //! section 5).
 
 use super::beside::Beside;
+use super::blobs::Blobs;
 use super::contents::Contents;
 use super::encrypted::{Encrypted, KeyVerdict, Setup};
 use super::headers::Headers;
@@ -12,7 +13,7 @@ use super::remote::Remote;
 use super::{Error, Kind, PlainPath, View};
 use crate::crypto::{Format, Keys, geometry::Padding};
 use crate::hub::client::bucket_tokens;
-use crate::hub::{self, BucketId, Endpoint, Hub};
+use crate::hub::{self, BlobSource, BucketId, Endpoint, Hub, RepoId, Repository};
 use crate::xet::cache::{self, ChunkCache, FileCache};
 use crate::xet::http::{self, HttpCas};
 use crate::xet::upload::{LocalLimits, LocalShards};
@@ -20,6 +21,7 @@ use crate::xet::{self, Cas, Downloader, Hash, Known, Lookups, download, known};
 use async_trait::async_trait;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
+use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -35,6 +37,47 @@ pub enum Source {
         /// Plaintext subfolder; empty for the whole bucket.
         prefix: String,
     },
+    /// A repository, or a plaintext subfolder of it. It is only read.
+    Repository {
+        /// Its kind and name.
+        id: RepoId,
+        /// Branch, tag or commit. `None`: `main`.
+        revision: Option<String>,
+        /// Plaintext subfolder; empty for the whole repository.
+        prefix: String,
+    },
+}
+
+impl Source {
+    /// Returns the plaintext subfolder.
+    fn prefix(&self) -> &str {
+        match self {
+            Self::Bucket { prefix, .. } | Self::Repository { prefix, .. } => prefix,
+        }
+    }
+
+    /// Returns kind and name for the identities of local state.
+    fn kind_and_name(&self) -> (String, String) {
+        match self {
+            Self::Bucket { id, .. } => ("bucket".to_owned(), id.to_string()),
+            // No name has this character.
+            Self::Repository { id, revision: None, .. } => (id.kind().to_string(), id.name().to_owned()),
+            Self::Repository { id, revision: Some(revision), .. } => {
+                (id.kind().to_string(), format!("{}@{revision}", id.name()))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    /// Prints the bucket or the repository, without the subfolder, which may be a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bucket { id, .. } => id.fmt(f),
+            Self::Repository { id, revision: None, .. } => id.fmt(f),
+            Self::Repository { id, revision: Some(revision), .. } => write!(f, "{id}@{revision}"),
+        }
+    }
 }
 
 /// Options of [`open`].
@@ -127,6 +170,8 @@ pub enum CacheMode {
 const DISK_CACHE: &str = "xet";
 /// Folder of the chunk lists of plain files.
 const KNOWN: &str = "known";
+/// Memory for Git blobs that were read, bytes, if there is no cache of chunks on disk.
+const RECENT_BLOBS: usize = 16 << 20;
 /// Folder of the shards of own uploads.
 const SHARDS: &str = "shards";
 
@@ -168,9 +213,19 @@ pub struct Opened {
 /// and that the subfolder is a folder. Fails with [`Error::SourceIsFile`] if it is a file, and with
 /// [`Error::NoSuchFolder`] if it is missing and writing is not allowed.
 pub async fn open(endpoint: Arc<Endpoint>, source: &Source, options: OpenOptions) -> Result<Opened, Error> {
-    let Source::Bucket { id, .. } = source;
-    let hub: Arc<dyn Hub> = endpoint.client();
-    let bucket = hub::require_bucket(&*hub, id, options.create && !options.read_only).await?;
+    let mut options = options;
+    let (hub, bucket, blobs): (Arc<dyn Hub>, BucketId, Option<Arc<dyn BlobSource>>) = match source {
+        Source::Bucket { id, .. } => {
+            let hub: Arc<dyn Hub> = endpoint.client();
+            let bucket = hub::require_bucket(&*hub, id, options.create && !options.read_only).await?;
+            (hub, bucket, None)
+        }
+        Source::Repository { id, revision, .. } => {
+            options.read_only = true;
+            let repository = Repository::open(endpoint.client(), id, revision.as_deref()).await?;
+            (repository.clone(), repository.label()?, Some(repository))
+        }
+    };
     let tokens = bucket_tokens(hub.clone(), bucket.clone());
     let mut http = http::Options::default();
     if let Some(patience) = options.patience {
@@ -178,7 +233,7 @@ pub async fn open(endpoint: Arc<Endpoint>, source: &Source, options: OpenOptions
     }
     let cas = Arc::new(HttpCas::new(endpoint.http(), tokens, http));
     let identity = endpoint.identity().to_owned();
-    open_over(Ends { hub, bucket, cas, identity, endpoint: Some(endpoint) }, source, options).await
+    open_over(Ends { hub, bucket, cas, blobs, identity, endpoint: Some(endpoint) }, source, options).await
 }
 
 /// Hub and CAS through which a source is reached.
@@ -188,6 +243,8 @@ pub(super) struct Ends {
     /// requests nor tokens may follow it there.
     pub(super) bucket: BucketId,
     pub(super) cas: Arc<dyn Cas>,
+    /// Content outside Xet, which repositories have.
+    pub(super) blobs: Option<Arc<dyn BlobSource>>,
     /// Stable name of the endpoint.
     pub(super) identity: String,
     /// The endpoint, kept alive.
@@ -196,12 +253,18 @@ pub(super) struct Ends {
 
 /// Opens a source like [`open`], over any Hub and CAS.
 pub(super) async fn open_over(ends: Ends, source: &Source, options: OpenOptions) -> Result<Opened, Error> {
-    let Source::Bucket { id, prefix } = source;
-    let prefix = PlainPath::new(prefix.trim_matches('/'))?;
-    let moved = ends.bucket.has_moved_from(id).then(|| ends.bucket.clone());
+    let prefix = PlainPath::new(source.prefix().trim_matches('/'))?;
+    let moved = match source {
+        Source::Bucket { id, .. } => ends.bucket.has_moved_from(id).then(|| ends.bucket.clone()),
+        Source::Repository { .. } => None,
+    };
+    let (kind, name) = source.kind_and_name();
     let known = if options.keys.is_none() { known_chunks(&options).await } else { None };
-    let contents = contents(ends.cas.clone(), &options, known.clone()).await;
-    let shards = local_shards(&ends.identity, id, &options).await;
+    let contents = contents(ends.cas.clone(), &options, known.clone(), ends.blobs).await;
+    let shards = match options.read_only {
+        true => None,
+        false => local_shards(&ends.identity, &name, &options).await,
+    };
     let (endpoint, identity) = (ends.endpoint, ends.identity);
     let remote = Arc::new(Remote {
         hub: ends.hub,
@@ -216,7 +279,7 @@ pub(super) async fn open_over(ends: Ends, source: &Source, options: OpenOptions)
         _endpoint: endpoint,
     });
     // Local state belongs to the requested name, so changes that were pending before a move are still found.
-    let place = At { remote, endpoint: &identity, bucket: &id.to_string() };
+    let place = At { remote, endpoint: &identity, kind: &kind, name: &name };
     let (view, root) = match options.keys.clone() {
         None => open_plain(&place, &prefix, &options)?,
         Some(keys) => open_keyed(&place, &prefix, keys, &options).await?,
@@ -228,11 +291,12 @@ pub(super) async fn open_over(ends: Ends, source: &Source, options: OpenOptions)
     Ok(Opened { view, moved, is_new })
 }
 
-/// A bucket for views, and the names that identify its local state.
+/// A bucket or repository for views, and the names that identify its local state.
 struct At<'a> {
     remote: Arc<Remote>,
     endpoint: &'a str,
-    bucket: &'a str,
+    kind: &'a str,
+    name: &'a str,
 }
 
 /// Returns true if nothing is below `prefix`. Fails if it is a file. `root` shows the whole bucket.
@@ -247,7 +311,12 @@ async fn is_missing(view: &dyn View, root: &dyn View, prefix: &PlainPath) -> Res
 }
 
 /// Returns the reader of content from `cas`, through the cache if there is one.
-async fn contents(cas: Arc<dyn Cas>, options: &OpenOptions, known: Option<Known>) -> Contents {
+async fn contents(
+    cas: Arc<dyn Cas>,
+    options: &OpenOptions,
+    known: Option<Known>,
+    blobs: Option<Arc<dyn BlobSource>>,
+) -> Contents {
     let CacheLookups { chunks, plans, .. } = options.lookups.clone();
     let (mut downloads, mut files) = (download::Options { known, plan_lookups: plans, ..Default::default() }, None);
     match DiskCache::open(options).await {
@@ -255,7 +324,11 @@ async fn contents(cas: Arc<dyn Cas>, options: &OpenOptions, known: Option<Known>
         Some(DiskCache::Chunks(cache)) => downloads.chunks = Some(Arc::new(Counted { cache, lookups: chunks })),
         Some(DiskCache::Files(cache)) => files = Some(cache),
     }
-    Contents::new(Downloader::new(cas, downloads), files)
+    let blobs = blobs.map(|source| {
+        let in_memory = || -> Arc<dyn download::Chunks> { Arc::new(download::Recent::new(RECENT_BLOBS)) };
+        Arc::new(Blobs::new(source, downloads.chunks.clone().unwrap_or_else(in_memory)))
+    });
+    Contents::new(Downloader::new(cas, downloads), files, blobs)
 }
 
 /// Opens the chunk lists that ranged reads of plain files are checked against. Encrypted files authenticate
@@ -269,8 +342,8 @@ async fn known_chunks(options: &OpenOptions) -> Option<Known> {
 
 /// Opens the folder of a bucket's shards. Each bucket has its own, because content of one bucket may be
 /// missing in another.
-async fn local_shards(endpoint: &str, bucket: &BucketId, options: &OpenOptions) -> Option<LocalShards> {
-    let bucket = identity(&["hfcrypt shards", endpoint, "bucket", &bucket.to_string()]);
+async fn local_shards(endpoint: &str, bucket: &str, options: &OpenOptions) -> Option<LocalShards> {
+    let bucket = identity(&["hfcrypt shards", endpoint, "bucket", bucket]);
     let name: String = bucket[..16].iter().map(|byte| format!("{byte:02x}")).collect();
     let dir = options.cache_dir.as_ref()?.join(SHARDS).join(name);
     let open = move || LocalShards::open(dir, LocalLimits::default());
@@ -284,11 +357,11 @@ async fn local_shards(endpoint: &str, bucket: &BucketId, options: &OpenOptions) 
 type Views = (Arc<dyn View>, Arc<dyn View>);
 
 fn open_plain(place: &At<'_>, prefix: &PlainPath, options: &OpenOptions) -> Result<Views, Error> {
-    let At { endpoint, bucket, .. } = *place;
-    let tree = identity(&["hfcrypt tree", endpoint, "bucket", bucket, "plain"]);
+    let At { endpoint, kind, name, .. } = *place;
+    let tree = identity(&["hfcrypt tree", endpoint, kind, name, "plain"]);
     let memory = Arc::new(Memory::open(options.cache_dir.as_deref(), tree)?);
     let view = |prefix: PlainPath| -> Arc<dyn View> {
-        let identity = identity(&["hfcrypt source", endpoint, "bucket", bucket, "plain", prefix.as_str()]);
+        let identity = identity(&["hfcrypt source", endpoint, kind, name, "plain", prefix.as_str()]);
         let tree = PlainTree::new(place.remote.clone(), prefix, options.exact_names);
         Arc::new(Plain::new(tree, memory.clone(), options.read_only, identity))
     };
@@ -301,10 +374,10 @@ async fn open_keyed(
     keys: Arc<Keys>,
     options: &OpenOptions,
 ) -> Result<Views, Error> {
-    let At { endpoint, bucket, .. } = *place;
+    let At { endpoint, kind, name, .. } = *place;
     let (remote, key_id) = (place.remote.clone(), keys.id().to_string());
     let identity_of = |last: &[&str]| {
-        let parts = [&[last[0], endpoint, "bucket", bucket, &key_id], &last[1..]].concat();
+        let parts = [&[last[0], endpoint, kind, name, &key_id], &last[1..]].concat();
         identity(&parts)
     };
     let folder = options.cache_dir.as_deref();
@@ -336,7 +409,7 @@ async fn open_keyed(
             }
         }
         KeyVerdict::NewTree if seen.is_some() => {
-            tracing::warn!(%bucket, %key_id, "the encrypted tree is empty now, but had entries before");
+            tracing::warn!(%name, %key_id, "the encrypted tree is empty now, but had entries before");
         }
         KeyVerdict::NewTree => {}
         KeyVerdict::WrongKey { .. } if options.new_key => {}

@@ -178,7 +178,7 @@ fn contents(files: &BTreeMap<String, FileEntry>) -> BTreeMap<String, Hash> {
 }
 
 fn file(key: &str, hash: Hash, size: u64) -> FileEntry {
-    FileEntry { key: key.to_owned(), size, hash: Some(hash), mtime: None, uploaded_at: None }
+    FileEntry { key: key.to_owned(), size, hash: Some(hash), blob: None, mtime: None, uploaded_at: None }
 }
 
 impl State {
@@ -363,7 +363,7 @@ impl Keyed {
     pub(super) fn of_format(format: Format) -> Self {
         let (hub, keys) = (Arc::new(MemoryHub::default()), counting_keys());
         let cas: Arc<dyn Cas> = Arc::new(Sink);
-        let contents = Contents::new(Downloader::new(cas.clone(), xet::download::Options::default()), None);
+        let contents = Contents::new(Downloader::new(cas.clone(), xet::download::Options::default()), None, None);
         let remote = Arc::new(Remote {
             hub: hub.clone(),
             bucket: bucket(),

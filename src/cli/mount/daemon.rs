@@ -9,7 +9,7 @@ use crate::cli::signals::Signals;
 use crate::fs::front::fuse::{FuseMount, FuseOptions};
 use crate::fs::{self, Drained, Vfs};
 use crate::store::deadline::{self, within};
-use crate::store::{self, Source, View};
+use crate::store::{self, View};
 use std::io::{Read, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -81,11 +81,11 @@ pub(super) async fn serve(orders: &Orders, ready: impl FnOnce(Vec<Notice>) -> Ou
     let mut signals = Signals::new()?;
     let socket = registry::socket(&orders.mountpoint)?;
     control::check_path(&socket)?;
-    let Source::Bucket { id, .. } = orders.source()?;
+    let source = orders.source()?.to_string();
     let mount = Mounted::open(orders).await?;
     // Registered before the socket is taken over: a daemon that drained here until now must see that both are ours.
     let public = || {
-        let registration = registry::register(&orders.mountpoint, id.to_string(), "fuse")?;
+        let registration = registry::register(&orders.mountpoint, source.clone(), "fuse")?;
         let listener = control::listen(&socket)?;
         ready(mount.notices.clone())?;
         Ok((registration, listener))
@@ -97,7 +97,7 @@ pub(super) async fn serve(orders: &Orders, ready: impl FnOnce(Vec<Notice>) -> Ou
             return Err(failure);
         }
     };
-    tracing::info!(mountpoint = %orders.mountpoint.display(), bucket = %id, "mounted");
+    tracing::info!(mountpoint = %orders.mountpoint.display(), %source, "mounted");
     mount.run(listener, &mut signals).await
 }
 
@@ -135,9 +135,8 @@ impl Mounted {
         let notices = Notice::of(&opened);
         let view = opened.view;
         let vfs = start_vfs(view.clone(), vfs_options(args, cache_dir), args).await?;
-        let Source::Bucket { id, .. } = orders.source()?;
         let fuse = FuseOptions {
-            source_name: format!("{}{id}", super::mountpoint::SOURCE_PREFIX),
+            source_name: format!("{}{source}", super::mountpoint::SOURCE_PREFIX),
             allow_other: args.allow_other(),
             read_only: view.read_only(),
             threads: args.max_threads.max(1),
@@ -156,7 +155,7 @@ impl Mounted {
             view,
             vfs,
             fuse,
-            source: orders.source.clone(),
+            source: orders.source.to_string(),
             since: Instant::now(),
             drain_deadline,
             notices,

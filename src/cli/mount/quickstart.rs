@@ -2,7 +2,7 @@
 
 use super::start::Orders;
 use super::{mountpoint, registry, start};
-use crate::cli::args::{HubArgs, MountArgs, read_key_file};
+use crate::cli::args::{HubArgs, MountArgs, SourceText, read_key_file};
 use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::cli::term::say;
 use crate::cli::{CommonArgs, dirs, hfcrypt};
@@ -46,7 +46,7 @@ pub(super) async fn quickstart(common: &CommonArgs, point: PathBuf) -> Outcome<E
             let mount = MountArgs { cache_dir: Some(mount.cache_dir()?), ..mount };
             start::detach_dead(&point)?;
             let (mountpoint, made) = mountpoint::prepare(&point)?;
-            let orders = Orders { common: common.clone(), mount, source: BUCKET.to_owned(), mountpoint };
+            let orders = Orders { common: common.clone(), mount, source: SourceText::Bucket(BUCKET.to_owned()), mountpoint };
             start::launch(&orders).await?;
             made.keep();
             say!("mounted an encrypted bucket on {}", orders.mountpoint.display());

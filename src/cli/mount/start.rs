@@ -2,7 +2,7 @@
 
 use super::mountpoint::Made;
 use super::{StartArgs, mountpoint, registry};
-use crate::cli::args::{MountArgs, read_key_file};
+use crate::cli::args::{MountArgs, SourceText, read_key_file};
 use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::cli::term::{escape, say};
 use crate::cli::{CommonArgs, dirs};
@@ -24,15 +24,14 @@ const LAST_WAIT: Duration = Duration::from_secs(2);
 pub(super) struct Orders {
     pub(super) common: CommonArgs,
     pub(super) mount: MountArgs,
-    /// `namespace/bucket[/sub/folder]`.
-    pub(super) source: String,
+    pub(super) source: SourceText,
     pub(super) mountpoint: PathBuf,
 }
 
 impl Orders {
     /// The source, parsed.
     pub(super) fn source(&self) -> Outcome<Source> {
-        crate::cli::args::parse_bucket(&self.source)
+        self.source.parse()
     }
 }
 
@@ -66,13 +65,12 @@ impl Notice {
     /// Prints it, one line on stderr. Names the bucket and not the folder: stderr of a foreground mount is often a
     /// log file.
     pub(super) fn print(&self, source: &Source) {
-        let Source::Bucket { id: bucket, .. } = source;
         let line = match self {
             Self::Moved(id) => format!(
-                "warning: bucket {bucket} has moved: it is {id} now. Changes that are pending here belong to the old name: use the new \
+                "warning: bucket {source} has moved: it is {id} now. Changes that are pending here belong to the old name: use the new \
                  one after this mount was stopped with exit code 0"
             ),
-            Self::NewFolder => format!("note: the folder is new: it will be in bucket {bucket} once it holds a file"),
+            Self::NewFolder => format!("note: the folder is new: it will be in bucket {source} once it holds a file"),
         };
         eprintln!("{}", crate::cli::term::escape(&line));
     }
@@ -86,7 +84,15 @@ pub(super) fn orders(common: &CommonArgs, args: StartArgs) -> Outcome<(Orders, M
     if let Some(warning) = mount.without_effect() {
         eprintln!("warning: {warning}");
     }
-    let (source, point) = args.source.parse()?;
+    let (source, point) = args.source.parts();
+    let source = source.normal()?;
+    if matches!(source, SourceText::Repository { .. }) {
+        if mount.source.create || mount.source.new_key {
+            let message = "a repository is only read here: --create and --new-key need a bucket";
+            return Err(Failure::new(Exit::Usage, message));
+        }
+        mount.read_only = true;
+    }
     mount.hub = mount.hub.resolved();
     let absolute = |path: &PathBuf| std::path::absolute(path).map_err(|e| Failure::from(e).about(path.display()));
     mount.hub.token_file = mount.hub.token_file.as_ref().map(absolute).transpose()?;
@@ -94,8 +100,6 @@ pub(super) fn orders(common: &CommonArgs, args: StartArgs) -> Outcome<(Orders, M
     mount.cache_dir = Some(absolute(&mount.cache_dir()?)?);
     detach_dead(point)?;
     let (mountpoint, made) = mountpoint::prepare(point)?;
-    let Source::Bucket { id, prefix } = source;
-    let source = if prefix.is_empty() { id.to_string() } else { format!("{id}/{prefix}") };
     Ok((Orders { common: common.clone(), mount, source, mountpoint }, made))
 }
 
@@ -122,7 +126,7 @@ pub(super) async fn start(common: &CommonArgs, args: StartArgs) -> Outcome<ExitC
     let (orders, made) = orders(common, args)?;
     launch(&orders).await?;
     made.keep();
-    say!("mounted {} on {}", escape(&orders.source), escape(&orders.mountpoint.display().to_string()));
+    say!("mounted {} on {}", escape(&orders.source.to_string()), escape(&orders.mountpoint.display().to_string()));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -635,6 +635,7 @@ fn known_files(change: &plan::Change) -> Vec<(String, FileEntry)> {
                     key: key.clone(),
                     size: held.size,
                     hash: held.hash,
+                    blob: None,
                     mtime: held.mtime,
                     uploaded_at: None,
                 };

@@ -18,7 +18,7 @@ pub(crate) async fn open_on(machine: &Machine, with_key: bool) -> Arc<dyn View> 
     let cas = Arc::new(HttpCas::new(sender, bucket_tokens(hub.clone(), bucket.clone()), options));
     // The address may differ between processes. The source doesn't.
     let source = Source::Bucket { id: bucket.clone(), prefix: String::new() };
-    let ends = Ends { hub, bucket, cas, identity: "http://power".into(), endpoint: None };
+    let ends = Ends { hub, bucket, cas, blobs: None, identity: "http://power".into(), endpoint: None };
     let options = OpenOptions { keys: with_key.then(counting_keys), create: true, ..OpenOptions::default() };
     open_over(ends, &source, options).await.unwrap().view
 }

@@ -9,7 +9,6 @@ use crate::hub::client::bucket_tokens;
 use crate::hub::{
     BatchOp, BucketId, Client, Endpoint, FileEntry, Hub, replacing_mtime, require_bucket, stored_mtime, stored_now,
 };
-use crate::store::Source;
 use crate::xet::compression::Policy;
 use crate::xet::deadline::within;
 use crate::xet::download::Place;
@@ -155,8 +154,7 @@ fn parse_object(text: &str) -> Outcome<(BucketId, String)> {
         return Err(Failure::new(Exit::Usage, format!("invalid bucket address {text:?}"))
             .hint("a bucket address is hf://buckets/namespace/bucket/key"));
     }
-    let Source::Bucket { id, prefix } = parse_bucket(text)?;
-    Ok((id, prefix))
+    parse_bucket(text)
 }
 
 pub(super) async fn upload(args: &UploadArgs) -> Outcome<ExitCode> {

@@ -179,7 +179,7 @@ async fn counted(stack: &Stack, keys: Option<Arc<Keys>>, len: usize) -> (Arc<Cou
     let inner = Arc::new(HttpCas::new(stack.endpoint.http(), tokens, http::Options::default()));
     let (fetched, live, permits) = (AtomicU64::new(0), AtomicUsize::new(0), Semaphore::new(1 << 20));
     let cas = Arc::new(Counting { inner, fetched, live, permits });
-    let ends = Ends { hub, bucket: id.clone(), cas: cas.clone(), identity: "test".into(), endpoint: None };
+    let ends = Ends { hub, bucket: id.clone(), cas: cas.clone(), blobs: None, identity: "test".into(), endpoint: None };
     let source = Source::Bucket { id, prefix: String::new() };
     let options = OpenOptions { keys, create: true, ..OpenOptions::default() };
     let view = open_over(ends, &source, options).await.unwrap().view;
