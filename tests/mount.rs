@@ -45,6 +45,8 @@ fn options(dir: &Path) -> Options {
         advanced_writes: true,
         read_only: false,
         negative_ttl: Duration::from_secs(1),
+        poll_interval: None,
+        poll_listings: 4,
         metadata_ttl: Duration::from_secs(1),
         flush_debounce: Duration::from_millis(200),
         flush_max_window: Duration::from_secs(5),

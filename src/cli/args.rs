@@ -166,6 +166,15 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(base.pow(power)).ok_or_else(|| "no disk is that large".to_owned())
 }
 
+/// Parses a number of things that are done at once: at least 1.
+fn parse_count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("it is at least 1".to_owned()),
+        Ok(count) => Ok(count),
+        Err(_) => Err("it is a whole number".to_owned()),
+    }
+}
+
 /// Parses `--max-pending-size`: 0, or at least what journal and pool need for a first change.
 fn parse_pending_size(text: &str) -> Result<u64, String> {
     match parse_size(text)? {
@@ -476,8 +485,8 @@ pub struct MountArgs {
     /// Longest time until remote changes are visible, seconds; used if shorter than --metadata-ttl-ms; 0: off
     #[arg(long, global = true, default_value_t = 30, value_name = "SECONDS")]
     pub poll_interval_secs: u64,
-    /// Concurrent listings of a poll (no effect in this version)
-    #[arg(long, global = true, default_value_t = 4, value_name = "N")]
+    /// Directories that are listed again at once after a change
+    #[arg(long, global = true, default_value = "4", value_name = "N", value_parser = parse_count)]
     pub poll_listing_concurrency: usize,
     /// Inodes that memory holds, softly; 0: no limit (no effect in this version)
     #[arg(long, global = true, default_value_t = 0, value_name = "N")]
@@ -582,7 +591,6 @@ impl MountArgs {
                 named.push(format!("{option} {value}"));
             }
         };
-        name("--poll-listing-concurrency", self.poll_listing_concurrency as u64, 4);
         name("--inode-soft-limit", self.inode_soft_limit as u64, 0);
         name("--lru-sweep-interval-ms", self.lru_sweep_interval_ms, 5_000);
         (!named.is_empty()).then(|| format!("no effect in this version: {}", named.join(", ")))
@@ -740,10 +748,10 @@ mod tests {
     #[test]
     fn options_without_effect_are_named_in_one_line_and_defaults_are_not() {
         let defaults =
-            ["--inode-soft-limit", "0", "--lru-sweep-interval-ms", "5000", "--poll-listing-concurrency", "4"];
+            ["--inode-soft-limit", "0", "--lru-sweep-interval-ms", "5000"];
         assert_eq!(parse(&defaults).without_effect(), None);
-        let named = parse(&["--inode-soft-limit", "10000", "--poll-listing-concurrency", "2"]).without_effect();
-        assert_eq!(named.unwrap(), "no effect in this version: --poll-listing-concurrency 2, --inode-soft-limit 10000");
+        let named = parse(&["--inode-soft-limit", "10000"]).without_effect();
+        assert_eq!(named.unwrap(), "no effect in this version: --inode-soft-limit 10000");
     }
 
     #[test]

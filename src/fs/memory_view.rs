@@ -58,6 +58,9 @@ struct State {
     poison: Option<ContentId>,
     unreadable: BTreeMap<String, u64>,
     listed: u64,
+    /// True if the remote reports revisions, and how often it was asked.
+    reports: bool,
+    asked: u64,
     looked_up: Vec<(Vec<PlainPath>, Vec<PlainPath>)>,
 }
 
@@ -229,6 +232,16 @@ impl MemoryView {
     /// Returns the names that were looked up for twins since the last call, by request.
     pub(crate) fn take_looked_up(&self) -> Vec<(Vec<PlainPath>, Vec<PlainPath>)> {
         std::mem::take(&mut self.state().looked_up)
+    }
+
+    /// Makes the remote report a revision, which changes with its files.
+    pub(crate) fn report_revisions(&self) {
+        self.state().reports = true;
+    }
+
+    /// Returns how often the remote was asked for its revision since the last call.
+    pub(crate) fn take_asked(&self) -> u64 {
+        std::mem::take(&mut self.state().asked)
     }
 
     /// Returns the number of directories that were listed since the last call.
@@ -694,7 +707,11 @@ impl View for MemoryView {
     }
 
     async fn revision(&self) -> Result<Option<String>, Error> {
-        Ok(None)
+        let mut state = self.state();
+        state.online()?;
+        state.asked += 1;
+        let now = format!("{:?}", state.files.iter().map(|(path, file)| (path, file.id)).collect::<Vec<_>>());
+        Ok(state.reports.then(|| blake3::hash(now.as_bytes()).to_string()))
     }
 
     fn read_only(&self) -> bool {

@@ -71,6 +71,9 @@ use sync::Sync;
 use sync::schedule::Schedule;
 #[cfg(test)]
 use tree::inode::InodeTable;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tree::freshness::Freshness;
 use tree::listing::Directories;
 #[cfg(test)]
 use tree::twins::Twins;
@@ -93,6 +96,7 @@ pub struct Vfs {
     contents: Arc<Contents>,
     names: Namespace,
     attributes: Attributes,
+    freshness: Arc<Freshness>,
     sync: Arc<Sync>,
     persister: Arc<Persister>,
     /// Keeps other daemons out of the staging folder; released last.
@@ -358,7 +362,8 @@ impl Vfs {
     /// Returns the figures that `status` shows.
     pub fn status(&self) -> Status {
         let hidden = self.view.hidden().total().saturating_add(self.directories.covered());
-        Status { unreadable_entries: hidden, ..self.sync.status() }
+        let last_poll = self.freshness.last_poll().and_then(|at| OffsetDateTime::from(at).format(&Rfc3339).ok());
+        Status { unreadable_entries: hidden, last_poll, ..self.sync.status() }
     }
 
     /// Stops all tasks at their current state, as far as possible without killing the process.

@@ -27,6 +27,10 @@ pub struct Options {
     pub metadata_ttl: Duration,
     /// Time that a missed name counts as missing. Not longer than [`Options::metadata_ttl`].
     pub negative_ttl: Duration,
+    /// Interval at which the remote is asked for changes. `None`: never.
+    pub poll_interval: Option<Duration>,
+    /// Number of directories that are listed again at once, at least 1.
+    pub poll_listings: usize,
     /// Quiet time before a dirty file is flushed.
     pub flush_debounce: Duration,
     /// Longest time that a dirty file waits before it is flushed.

@@ -22,6 +22,7 @@ use crate::fs::staging::Folder;
 use crate::fs::sync::Sync;
 use crate::fs::sync::policy::Policy;
 use crate::fs::sync::schedule::Schedule;
+use crate::fs::tree::freshness::Freshness;
 use crate::fs::tree::inode::{InodeTable, Tree};
 use crate::fs::tree::listing::Directories;
 use crate::fs::tree::twins::Twins;
@@ -62,6 +63,9 @@ impl Vfs {
         let vfs = Arc::new(Self::connect(view, Arc::new(options), journal, pool, folder));
         vfs.restore()?;
         vfs.sync.run();
+        if let Some(interval) = vfs.options.poll_interval {
+            tokio::spawn(vfs.freshness.clone().poll_loop(interval, vfs.sync.stopped()));
+        }
         vfs.persister.run();
         Ok(vfs)
     }
@@ -82,6 +86,7 @@ impl Vfs {
         let gate = Arc::new(WriteGate::new(options.read_only || view.read_only()));
         let policy = Policy { filter_os_files: options.filter_os_files };
         let (handles, twins) = (Arc::new(Handles::default()), Arc::new(Twins::default()));
+        let freshness = Arc::new(Freshness::new(view.clone(), options.poll_listings));
         let directories = Arc::new(Directories {
             view: view.clone(),
             options: options.clone(),
@@ -91,6 +96,7 @@ impl Vfs {
             schedule: schedule.clone(),
             twins: twins.clone(),
             misses: Mutex::default(),
+            freshness: freshness.clone(),
         });
         let quota = Arc::new(Quota {
             view: view.clone(),
@@ -157,6 +163,7 @@ impl Vfs {
             contents,
             names,
             attributes,
+            freshness,
             sync,
             persister,
             _folder: folder,

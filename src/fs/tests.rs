@@ -6,6 +6,7 @@ mod company;
 mod confirm;
 mod conflicts;
 mod crash;
+mod freshness;
 mod model;
 mod pending;
 mod policy;

@@ -98,7 +98,7 @@ impl Sync {
             }
         }
         if !ops.is_empty() && self.is_recorded().await {
-            let outcomes = self.view.commit(&ops).await;
+            let outcomes = self.commit_at_remote(&ops).await;
             for (((op, what), request), outcome) in asked.into_iter().zip(ops).zip(outcomes) {
                 let file = what.put_file();
                 self.log_commit(&what, &outcome);
@@ -108,6 +108,14 @@ impl Sync {
                 }
             }
         }
+    }
+
+    /// Carries out operations at the remote. From then on, a changed revision may be that of this mount's own change.
+    pub(crate) async fn commit_at_remote(&self, ops: &[Op]) -> Vec<Outcome> {
+        self.directories.freshness.note_own_change();
+        let outcomes = self.view.commit(ops).await;
+        self.directories.freshness.note_own_change();
+        outcomes
     }
 
     /// Logs the outcome of a commit under stored names.

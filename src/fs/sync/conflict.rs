@@ -415,7 +415,7 @@ impl Sync {
                 _ => drop(stuck.insert(path.clone())),
             }
         }
-        let outcomes = self.view.commit(&ops).await;
+        let outcomes = self.commit_at_remote(&ops).await;
         let mut moved = Vec::new();
         for (op, outcome) in ops.into_iter().zip(outcomes) {
             let (Change::Rename { to, .. }, Expect::Is(id)) = (&op.change, op.expect) else { continue };
@@ -507,7 +507,7 @@ impl Sync {
             let aside = self.free_conflict_path(path, &taken)?;
             let change = Change::Put { stored, mtime, metadata: None };
             let put = Op { path: aside.clone(), expect: Expect::Absent, change };
-            match self.view.commit(std::slice::from_ref(&put)).await.into_iter().next() {
+            match self.commit_at_remote(std::slice::from_ref(&put)).await.into_iter().next() {
                 Some(Outcome::Done(_) | Outcome::Moved(_)) => return Ok(aside),
                 // Another mount took this name just before.
                 Some(Outcome::Conflict { .. }) => drop(taken.insert(aside)),
@@ -530,7 +530,7 @@ impl Sync {
 
     /// Commits a single operation. A conflict is returned as an error, so that the whole change is retried.
     pub(crate) async fn ask(&self, op: Op) -> Result<Option<Version>, Error> {
-        match self.view.commit(std::slice::from_ref(&op)).await.into_iter().next() {
+        match self.commit_at_remote(std::slice::from_ref(&op)).await.into_iter().next() {
             Some(Outcome::Done(version)) => Ok(version),
             Some(Outcome::Moved(_)) => Ok(None),
             Some(Outcome::Failed(error)) => Err(error.into()),

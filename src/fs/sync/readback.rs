@@ -205,7 +205,7 @@ impl Sync {
         if ops.is_empty() {
             return;
         }
-        let outcomes = self.view.commit(&ops).await;
+        let outcomes = self.commit_at_remote(&ops).await;
         let mut confirmed = Vec::new();
         for ((op, commit), outcome) in compare.into_iter().zip(outcomes) {
             if self.compared(look, op, &commit, outcome).await {

@@ -22,6 +22,8 @@ pub(in crate::fs) fn options(cache_dir: &Path) -> Options {
         read_only: false,
         metadata_ttl: Duration::ZERO,
         negative_ttl: NEVER,
+        poll_interval: None,
+        poll_listings: 4,
         flush_debounce: NEVER,
         flush_max_window: NEVER,
         uid: 1000,

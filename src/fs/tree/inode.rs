@@ -12,6 +12,7 @@ use crate::fs::ids::Ino;
 use crate::fs::ids::{FileNo, Special};
 use crate::fs::lock::{Mutex, Rank};
 use crate::fs::options::Options;
+use crate::fs::tree::freshness::Mark;
 use crate::fs::tree::xattr::Xattrs;
 use crate::store::{Len, PlainPath, Version, stored_mtime};
 use std::collections::{BTreeMap, HashMap};
@@ -85,6 +86,8 @@ pub(crate) struct Directory {
     subdirectories: u32,
     /// Time of the last listing of the remote.
     pub(crate) loaded: Option<Instant>,
+    /// Revision of that listing, if it is known.
+    pub(crate) mark: Option<Mark>,
     /// Duration of that listing.
     pub(crate) took: Duration,
     /// Time of the last failure of a listing for a missed name.
@@ -182,6 +185,7 @@ impl Node {
             children: BTreeMap::new(),
             subdirectories: 0,
             loaded: None,
+            mark: None,
             took: Duration::ZERO,
             failed: None,
             unreadable: 0,

@@ -9,6 +9,7 @@ use crate::fs::journal::ledger::{Ledger, QueuedOp, Remote};
 use crate::fs::lock::{Mutex, lock};
 use crate::fs::options::Options;
 use crate::fs::sync::schedule::Schedule;
+use crate::fs::tree::freshness::Freshness;
 use crate::fs::tree::inode::InodeTable;
 use crate::fs::tree::inode::{Attr, Body, MtimeSource, Node, Tree};
 use crate::fs::tree::queued::{LocalChild, QueuedChanges};
@@ -97,6 +98,7 @@ pub(crate) struct Directories {
     pub(crate) schedule: Arc<Schedule>,
     pub(crate) twins: Arc<Twins>,
     pub(crate) misses: Mutex<MissBudget>,
+    pub(crate) freshness: Arc<Freshness>,
 }
 
 impl Directories {
@@ -111,7 +113,7 @@ impl Directories {
             let gate = {
                 let tree = lock(&self.tree);
                 let directory = tree.directory(ino)?;
-                if is_younger(directory.loaded, max_age) {
+                if self.is_fresh(directory.loaded, max_age) {
                     return Ok(());
                 }
                 directory.gate.clone()
@@ -119,19 +121,35 @@ impl Directories {
             let asked = Instant::now();
             crate::fs::lock::before_wait("a directory's gate");
             let _one_at_a_time = gate.lock().await;
-            let path = {
+            let (path, mark) = {
                 let tree = lock(&self.tree);
-                let loaded = tree.directory(ino)?.loaded;
+                let directory = tree.directory(ino)?;
                 // A concurrent listing that began after this request serves as well as an own one, whatever the TTL.
-                if is_younger(loaded, max_age) || loaded.is_some_and(|at| at >= asked) {
+                if self.is_fresh(directory.loaded, max_age) || directory.loaded.is_some_and(|at| at >= asked) {
                     return Ok(());
                 }
-                tree.path(ino)?
+                (tree.path(ino)?, directory.loaded.and(directory.mark.clone()))
             };
+            if let Some(mark) = mark
+                && let Some(until) = self.freshness.still_holds(&mark, max_age).await
+            {
+                let mut tree = lock(&self.tree);
+                let directory = tree.directory_mut(ino)?;
+                // A change by this mount may have asked for another listing meanwhile.
+                if directory.loaded.is_some() {
+                    directory.loaded = Some(until);
+                    return Ok(());
+                }
+            }
             if self.list(ino, &path).await? {
                 return Ok(());
             }
         }
+    }
+
+    /// Returns true if a listing may be shown without a question to the remote.
+    fn is_fresh(&self, loaded: Option<Instant>, max_age: Duration) -> bool {
+        is_younger(loaded, max_age) && loaded.is_some_and(|at| !self.freshness.is_stale(at))
     }
 
     /// Lists a directory again after a lookup that began at `asked` missed a name in it. Does nothing if the last
@@ -146,7 +164,7 @@ impl Directories {
             let directory = tree.directory(ino)?;
             let ttl = self.negative_ttl(directory.took);
             let is_new = directory.loaded.is_some_and(|at| at >= asked);
-            if is_new || is_younger(directory.loaded, ttl) || is_younger(directory.failed, ttl) {
+            if is_new || self.is_fresh(directory.loaded, ttl) || is_younger(directory.failed, ttl) {
                 return Ok(());
             }
             // A listing that is being made serves this name too, and costs nothing more.
@@ -184,6 +202,11 @@ impl Directories {
         let began = Instant::now();
         let listing = Listing::begin(&self.journal);
         let sources = self.journal.ledger().queued_changes(path, None).sources;
+        let was_listed = lock(&self.tree).directory(ino)?.loaded.is_some();
+        let _turn = match was_listed {
+            true => self.freshness.again.acquire().await.ok(),
+            false => None,
+        };
         let mut listings = Vec::with_capacity(sources.len());
         for source in sources {
             let listed = self.view.list(&source).await?;
@@ -211,6 +234,7 @@ impl Directories {
         merge.run(&mut tree, ino, found)?;
         let directory = tree.directory_mut(ino)?;
         (directory.loaded, directory.took, directory.failed) = (Some(began), began.elapsed(), None);
+        directory.mark = self.freshness.mark(began);
         directory.unreadable = unreadable + covered;
         drop(ledger);
         drop(tree);
