@@ -175,6 +175,29 @@ impl From<hub::Error> for Failure {
     }
 }
 
+#[cfg(feature = "local-hub")]
+impl From<hub::local::InvalidRepositoryId> for Failure {
+    fn from(error: hub::local::InvalidRepositoryId) -> Self {
+        Self::new(Exit::Usage, error.to_string())
+    }
+}
+
+#[cfg(feature = "local-hub")]
+impl From<hub::local::ImportError> for Failure {
+    fn from(error: hub::local::ImportError) -> Self {
+        use hub::local::{FolderError as F, ImportError as E};
+        let message = error.to_string();
+        match error {
+            E::Folder(F::NotAFolder(_)) => Self::new(Exit::NotFound, message),
+            E::Folder(F::Read { source, .. }) => Self { message, ..Self::from(source) },
+            E::Folder(_) => Self::new(Exit::Usage, message).hint("nothing was imported; remove or rename it"),
+            E::Ref(_) => Self::new(Exit::Usage, message),
+            E::Store { source, .. } => Self { message, ..Self::from(source) },
+            E::Hub(source) => source.into(),
+        }
+    }
+}
+
 impl From<xet::Error> for Failure {
     fn from(error: xet::Error) -> Self {
         use xet::Error as E;

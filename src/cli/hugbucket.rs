@@ -4,7 +4,7 @@ use super::exit::{Exit, Failure, Outcome};
 use super::signals::Signals;
 use super::{CommonArgs, print_json, run};
 use crate::cli::term::say;
-use crate::hub::local::{LocalHub, Role, ServeOptions};
+use crate::hub::local::{ImportOptions, LocalHub, RepositoryId, Role, ServeOptions};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -19,7 +19,8 @@ Examples:
   hugbucket serve --config /etc/hugbucket.toml           both, as a file says
   hugbucket hub --dir /srv/hub                           serve it; HF_ENDPOINT=http://127.0.0.1:8080 HF_TOKEN=hf_local hf buckets ls
   hugbucket hub --dir /srv/hub user add alice
-  hugbucket hub --dir /srv/hub token add alice --role write";
+  hugbucket hub --dir /srv/hub token add alice --role write
+  hugbucket hub --dir /srv/hub import ./model alice/model --tag v1";
 
 /// Longest wait of `hugbucket health`. The gateway itself waits for 5 s for the Hub.
 #[cfg(feature = "s3")]
@@ -103,6 +104,32 @@ enum Action {
     /// Tokens
     #[command(subcommand)]
     Token(TokenAction),
+    /// Put a folder into a repository, as one commit
+    Import(ImportArgs),
+}
+
+#[derive(Args)]
+struct ImportArgs {
+    /// The folder; `.git` in it is left out
+    folder: PathBuf,
+    /// The repository: [datasets/|spaces/]namespace/name; created if it is missing
+    #[arg(value_name = "REPOSITORY")]
+    id: String,
+    /// Branch that gets the commit; created if it is missing [default: main]
+    #[arg(long, value_name = "BRANCH")]
+    revision: Option<String>,
+    /// Tag the commit too; a tag of that name is moved
+    #[arg(long, value_name = "TAG")]
+    tag: Option<String>,
+    /// Let only the owner see the repository
+    #[arg(long)]
+    private: bool,
+    /// Let only the owner read files of the repository
+    #[arg(long)]
+    gated: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Subcommand)]
@@ -244,6 +271,7 @@ async fn hub(command: HubCommand) -> Outcome<ExitCode> {
         None => serve(&hub, &command).await?,
         Some(Action::User(action)) => user(&hub, action).await?,
         Some(Action::Token(action)) => token(&hub, action).await?,
+        Some(Action::Import(args)) => import(&hub, args).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -261,6 +289,24 @@ async fn serve(hub: &LocalHub, command: &HubCommand) -> Outcome {
     say!("http://{}", server.address());
     signals.next().await;
     server.stop().await;
+    Ok(())
+}
+
+async fn import(hub: &LocalHub, args: ImportArgs) -> Outcome {
+    let id: RepositoryId = args.id.parse()?;
+    let options = ImportOptions { revision: args.revision, tag: args.tag, private: args.private, gated: args.gated };
+    let done = hub.import_folder(&args.folder, &id, &options).await?;
+    if args.json {
+        return print_json(&serde_json::json!({
+            "repository": id.to_string(), "commit": done.commit, "new": done.is_new, "files": done.files,
+            "size": done.size,
+        }));
+    }
+    say!("{}", done.commit);
+    match done.is_new {
+        true => eprintln!("imported {} files into {id}, {} bytes", done.files, done.size),
+        false => eprintln!("nothing new: {id} has exactly these files already, in this commit"),
+    }
     Ok(())
 }
 

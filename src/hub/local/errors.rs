@@ -76,6 +76,17 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, Some("RepoNotFound"), message)
     }
 
+    /// 404 for a branch, tag or commit that isn't there.
+    pub(crate) fn revision_not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, Some("RevisionNotFound"), "Revision not found")
+    }
+
+    /// 403 for the content of a gated repository.
+    pub(crate) fn gated() -> Self {
+        let message = "Access to this repository is restricted: only its owner may read it";
+        Self::new(StatusCode::FORBIDDEN, Some("GatedRepo"), message)
+    }
+
     /// 404 for a path that isn't there.
     pub(crate) fn entry_not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, Some("EntryNotFound"), "Entry not found")

@@ -23,6 +23,7 @@ pub mod faults;
 mod gate;
 mod private;
 mod range;
+mod repos;
 mod schema;
 mod server;
 #[cfg(test)]
@@ -32,6 +33,7 @@ mod tests;
 mod wire;
 
 pub use accounts::{NewToken, Role, Token};
+pub use repos::{FolderError, ImportError, ImportOptions, Imported, InvalidRepositoryId, RepositoryId, RepositoryKind};
 pub use server::Server;
 
 use super::Error;

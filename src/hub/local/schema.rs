@@ -7,7 +7,7 @@
 use rusqlite::Transaction;
 
 /// Schema versions, ascending. The statements of entry `n - 1` lead to version `n`. A released entry is never edited.
-pub(super) const MIGRATIONS: &[&[&str]] = &[&[HUB, CAS], &[CONTENTS, EVENTS]];
+pub(super) const MIGRATIONS: &[&[&str]] = &[&[HUB, CAS], &[CONTENTS, EVENTS], &[REPOSITORIES]];
 
 /// Result of [`migrate`].
 pub(super) enum Migration {
@@ -169,4 +169,67 @@ CREATE TABLE events (
 ALTER TABLE buckets ADD COLUMN event_seq INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE buckets ADD COLUMN event_since INTEGER NOT NULL DEFAULT 0;
 UPDATE buckets SET event_since = updated;
+";
+
+/// Version 3: repositories, as Git keeps them.
+///
+/// * `buckets.kind`: 0 for a bucket. 1 for the row that holds the CAS content of a repository (`repositories`): no route
+///   of buckets sees it. Its namespace is empty, which no bucket's is.
+/// * `repositories`: `namespace` is empty for a name of one segment. `id` is the row in `buckets`.
+/// * `git_blobs`, `git_trees`, `git_entries`: Git objects by their SHA-1 of 20 bytes, shared by all repositories. Entries
+///   are in the order of Git: `name` ends with `/` if the entry is a folder, and `child` is then its tree. Files in Xet
+///   have `sha256` and `xet`, and `blob` is NULL; `oid` is then the id of their LFS pointer file.
+/// * `git_commits`, `git_refs`: the history of each repository. `kind` of a ref is `heads` or `tags`.
+const REPOSITORIES: &str = "
+ALTER TABLE buckets ADD COLUMN kind INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE repositories (
+    id INTEGER PRIMARY KEY REFERENCES buckets(id) ON DELETE CASCADE,
+    kind TEXT NOT NULL CHECK (kind IN ('model', 'dataset', 'space')),
+    namespace TEXT NOT NULL,
+    name TEXT NOT NULL,
+    private INTEGER NOT NULL,
+    gated INTEGER NOT NULL,
+    created INTEGER NOT NULL,
+    UNIQUE (kind, namespace, name)
+);
+CREATE TABLE git_blobs (
+    id INTEGER PRIMARY KEY,
+    oid BLOB NOT NULL UNIQUE,
+    content BLOB NOT NULL
+);
+CREATE TABLE git_trees (
+    id INTEGER PRIMARY KEY,
+    oid BLOB NOT NULL UNIQUE
+);
+CREATE TABLE git_entries (
+    tree INTEGER NOT NULL REFERENCES git_trees(id),
+    name BLOB NOT NULL,
+    oid BLOB NOT NULL,
+    child INTEGER REFERENCES git_trees(id),
+    executable INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    blob INTEGER REFERENCES git_blobs(id),
+    sha256 BLOB,
+    xet BLOB,
+    PRIMARY KEY (tree, name)
+) WITHOUT ROWID;
+CREATE TABLE git_commits (
+    id INTEGER PRIMARY KEY,
+    repository INTEGER NOT NULL REFERENCES repositories(id) ON DELETE CASCADE,
+    oid BLOB NOT NULL,
+    parent INTEGER REFERENCES git_commits(id),
+    tree INTEGER NOT NULL REFERENCES git_trees(id),
+    created INTEGER NOT NULL,
+    author TEXT NOT NULL,
+    message TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    UNIQUE (repository, oid)
+);
+CREATE TABLE git_refs (
+    repository INTEGER NOT NULL REFERENCES repositories(id) ON DELETE CASCADE,
+    kind TEXT NOT NULL CHECK (kind IN ('heads', 'tags')),
+    name TEXT NOT NULL,
+    target INTEGER NOT NULL REFERENCES git_commits(id),
+    PRIMARY KEY (repository, kind, name)
+) WITHOUT ROWID;
 ";

@@ -140,14 +140,14 @@ impl Bucket {
 
     /// The bucket that has this name now.
     pub(super) fn find(connection: &Connection, namespace: &str, name: &str) -> Result<Option<Self>, db::Error> {
-        let sql = format!("SELECT {COLUMNS} FROM buckets WHERE namespace = ?1 AND name = ?2");
+        let sql = format!("SELECT {COLUMNS} FROM buckets WHERE namespace = ?1 AND name = ?2 AND kind = 0");
         let mut statement = connection.prepare_cached(&sql)?;
         Ok(statement.query_row((namespace, name), Self::from_row).optional()?)
     }
 
     /// The bucket in this row.
     pub(super) fn by_row(connection: &Connection, row: i64) -> Result<Option<Self>, db::Error> {
-        let sql = format!("SELECT {COLUMNS} FROM buckets WHERE id = ?1");
+        let sql = format!("SELECT {COLUMNS} FROM buckets WHERE id = ?1 AND kind = 0");
         let mut statement = connection.prepare_cached(&sql)?;
         Ok(statement.query_row([row], Self::from_row).optional()?)
     }
@@ -167,7 +167,8 @@ impl Bucket {
     /// The bucket that had this name before it was moved.
     pub(super) fn find_moved(connection: &Connection, namespace: &str, name: &str) -> Result<Option<Self>, db::Error> {
         let sql = format!(
-            "SELECT {COLUMNS} FROM moved JOIN buckets ON buckets.id = moved.bucket WHERE moved.namespace = ?1 AND moved.name = ?2"
+            "SELECT {COLUMNS} FROM moved JOIN buckets ON buckets.id = moved.bucket
+             WHERE moved.namespace = ?1 AND moved.name = ?2 AND kind = 0"
         );
         let mut statement = connection.prepare_cached(&sql)?;
         Ok(statement.query_row((namespace, name), Self::from_row).optional()?)

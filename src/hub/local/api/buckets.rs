@@ -67,8 +67,9 @@ pub(super) async fn delete(call: Call, target: Target) -> Result<Response, ApiEr
     let Found::Here(bucket) = find(&call, &target).await? else { return Err(ApiError::repo_not_found()) };
     call.caller.may_write(&bucket.namespace)?;
     // By row, not by name: the name may have become another bucket's.
-    let gone =
-        move |t: &Transaction<'_>| Ok::<_, ApiError>(t.execute("DELETE FROM buckets WHERE id = ?1", [bucket.id])?);
+    let gone = move |t: &Transaction<'_>| {
+        Ok::<_, ApiError>(t.execute("DELETE FROM buckets WHERE id = ?1 AND kind = 0", [bucket.id])?)
+    };
     match call.site.shared.db.write(gone).await? {
         0 => Err(ApiError::repo_not_found()),
         _ => reply(&json!({})),
@@ -160,7 +161,7 @@ fn list_namespace(
 ) -> Result<Option<Vec<Bucket>>, ApiError> {
     let buckets = select(connection, namespace, private, search, after, limit)?;
     let sql = "SELECT EXISTS (SELECT 1 FROM users WHERE name = ?1)
-               OR EXISTS (SELECT 1 FROM buckets WHERE namespace = ?1 AND (?2 OR NOT private))";
+               OR EXISTS (SELECT 1 FROM buckets WHERE namespace = ?1 AND kind = 0 AND (?2 OR NOT private))";
     let is_known = || connection.prepare_cached(sql)?.query_row((namespace, private), |row| row.get(0));
     Ok(if !buckets.is_empty() || is_known()? { Some(buckets) } else { None })
 }
@@ -174,8 +175,8 @@ fn select(
     limit: usize,
 ) -> Result<Vec<Bucket>, ApiError> {
     let sql = format!(
-        "SELECT {COLUMNS} FROM buckets WHERE namespace = ?1 AND name > ?2 AND (?3 OR NOT private) AND instr(name, ?4) > 0
-         ORDER BY name LIMIT ?5"
+        "SELECT {COLUMNS} FROM buckets WHERE namespace = ?1 AND kind = 0 AND name > ?2 AND (?3 OR NOT private)
+         AND instr(name, ?4) > 0 ORDER BY name LIMIT ?5"
     );
     let mut statement = connection.prepare_cached(&sql)?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);

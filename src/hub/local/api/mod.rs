@@ -11,6 +11,7 @@ mod folders;
 mod json;
 mod moves;
 mod paths_info;
+mod repos;
 mod resolve;
 #[cfg(test)]
 mod tests;
@@ -121,6 +122,9 @@ async fn route(call: Call, body: &mut Incoming) -> Result<Response, ApiError> {
             return resolve::answer(call, target, decode(key)?).await;
         }
     }
+    if let Some(request) = repos::Request::parse(&path)? {
+        return repos::answer(call, body, request).await;
+    }
     if is_repository_path(&path) {
         return Err(ApiError::repo_not_found());
     }
@@ -185,7 +189,7 @@ fn is_revision(rest: Option<&str>) -> bool {
     rest.is_none_or(|rest| !rest.contains('/'))
 }
 
-/// Whether a path asks for a repository, of which this Hub has none.
+/// Returns true if a path would be that of a repository, but names none that there can be.
 fn is_repository_path(path: &str) -> bool {
     let api = path.strip_prefix("/api/").and_then(|rest| rest.split_once('/'));
     api.is_some_and(|(kind, _)| matches!(kind, "models" | "datasets" | "spaces" | "kernels"))

@@ -13,9 +13,42 @@ use serde::Deserialize;
 /// Paths per request, as documented for the Hub.
 const MAX_PATHS: usize = 2000;
 
+/// What a request asks for.
 #[derive(Deserialize)]
-struct Query {
-    paths: Vec<String>,
+pub(super) struct Query {
+    pub(super) paths: Vec<String>,
+    /// For repositories: the last commit of each path too.
+    #[serde(default)]
+    pub(super) expand: bool,
+}
+
+impl Query {
+    /// Reads the body of a request, as JSON or as a form.
+    pub(super) async fn read(call: &Call, body: &mut Incoming) -> Result<Self, ApiError> {
+        let received = body.read(LARGE, 1).await?;
+        let query = match is_form(call.headers()) {
+            true => Self::of_form(&received.bytes)?,
+            false => serde_json::from_slice(&received.bytes)
+                .map_err(|e| ApiError::bad_request(format!("malformed JSON: {e}")))?,
+        };
+        match query.paths.len() > MAX_PATHS {
+            true => Err(ApiError::bad_request(format!("more than {MAX_PATHS} paths"))),
+            false => Ok(query),
+        }
+    }
+
+    /// Reads a form: one path more than [`MAX_PATHS`] at most. Unknown fields are ignored.
+    fn of_form(body: &[u8]) -> Result<Self, ApiError> {
+        let mut query = Self { paths: Vec::new(), expand: false };
+        for (name, value) in url::form_urlencoded::parse(body) {
+            match &*name {
+                "paths" if query.paths.len() <= MAX_PATHS => query.paths.push(value.into_owned()),
+                "expand" => query.expand = matches!(&*value, "true" | "True" | "1"),
+                _ => {}
+            }
+        }
+        if query.paths.is_empty() { Err(ApiError::bad_request("the form has no field \"paths\"")) } else { Ok(query) }
+    }
 }
 
 /// Answers the entries of those paths that are files, in the order asked; all others are left out.
@@ -24,18 +57,7 @@ pub(super) async fn answer(call: Call, body: &mut Incoming, target: Target) -> R
         Found::Here(bucket) => bucket,
         Found::Elsewhere(redirect) => return Ok(redirect),
     };
-    let received = body.read(LARGE, 1).await?;
-    let paths = match is_form(call.headers()) {
-        true => form_paths(&received.bytes)?,
-        false => {
-            let query: Query = serde_json::from_slice(&received.bytes)
-                .map_err(|e| ApiError::bad_request(format!("malformed JSON: {e}")))?;
-            query.paths
-        }
-    };
-    if paths.len() > MAX_PATHS {
-        return Err(ApiError::bad_request(format!("more than {MAX_PATHS} paths")));
-    }
+    let paths = Query::read(&call, body).await?.paths;
     let objects = call.site.shared.db.read(move |c| look_up(c, bucket.id, &paths)).await?;
     reply(&objects.iter().map(Object::describe).collect::<Vec<_>>())
 }
@@ -45,13 +67,6 @@ fn is_form(headers: &HeaderMap) -> bool {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim();
     kind.eq_ignore_ascii_case("application/x-www-form-urlencoded")
-}
-
-/// Returns the fields `paths` of a form: one more than [`MAX_PATHS`] at most. Other fields are ignored.
-fn form_paths(body: &[u8]) -> Result<Vec<String>, ApiError> {
-    let paths = url::form_urlencoded::parse(body).filter(|(name, _)| name == "paths");
-    let paths: Vec<_> = paths.map(|(_, path)| path.into_owned()).take(MAX_PATHS + 1).collect();
-    if paths.is_empty() { Err(ApiError::bad_request("the form has no field \"paths\"")) } else { Ok(paths) }
 }
 
 fn look_up(connection: &Connection, bucket: i64, paths: &[String]) -> Result<Vec<Object>, ApiError> {

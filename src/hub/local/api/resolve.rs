@@ -6,21 +6,27 @@ use super::access::{Bucket, Found, find};
 use super::json::http_time;
 use super::tree::Object;
 use super::{Call, Target};
+use crate::hub::local::db::{self, Db};
 use crate::hub::local::errors::ApiError;
 use crate::hub::local::range::wanted_ranges;
-use axum::body::Body;
+use crate::xet::Hash;
+use axum::body::{Body, Bytes};
 use axum::http::header::{
     ACCEPT, ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
     IF_RANGE, LAST_MODIFIED, LINK, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::Response;
+use futures::stream::{self, Stream};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 use std::ops::Range;
 
 /// What files are served as when their uploader said nothing, or nothing that fits a header.
-const DEFAULT_TYPE: HeaderValue = HeaderValue::from_static("application/octet-stream");
+pub(super) const DEFAULT_TYPE: HeaderValue = HeaderValue::from_static("application/octet-stream");
+
+/// Bytes of a blob that are read at a time.
+const PIECE: u64 = 1024 * 1024;
 
 /// The media type of a file's hash and size as JSON. Some clients ask for it instead of sending HEAD.
 const FILE_INFO: &str = "application/vnd.xet-fileinfo+json";
@@ -37,21 +43,48 @@ pub(super) async fn answer(call: Call, target: Target, key: String) -> Result<Re
     let row = bucket.id;
     let object = call.site.shared.db.read(move |c| Ok::<_, ApiError>(Object::find(c, row, key.as_bytes())?)).await?;
     let object = object.ok_or_else(ApiError::entry_not_found)?;
+    let headers = describe(&call, &bucket, &object).map_err(|e| ApiError::internal(&e))?;
+    let content = Content { etag: etag(&object), size: object.size, place: Place::Xet(object.hash) };
+    serve(&call, headers, &content).await
+}
+
+/// A file's content, as answers need it.
+pub(super) struct Content {
+    /// Entity tag, with quotes.
+    pub(super) etag: String,
+    /// Bytes.
+    pub(super) size: u64,
+    pub(super) place: Place,
+}
+
+/// Place of a file's content.
+#[derive(Clone, Copy)]
+pub(super) enum Place {
+    /// In Xet, with this file hash.
+    Xet(Hash),
+    /// In this row of the table `git_blobs`.
+    Blob(i64),
+}
+
+/// Answers with the bytes that a request asks for, under these headers, to which those of the range are added.
+pub(super) async fn serve(call: &Call, headers: HeaderMap, content: &Content) -> Result<Response, ApiError> {
     let mut response = Response::new(Body::empty());
-    *response.headers_mut() = describe(&call, &bucket, &object).map_err(|e| ApiError::internal(&e))?;
-    if call.method() == Method::GET && wants_file_info(call.headers()) {
-        return Ok(file_info(response, &object));
+    *response.headers_mut() = headers;
+    if let Place::Xet(hash) = content.place
+        && call.method() == Method::GET
+        && wants_file_info(call.headers())
+    {
+        return Ok(file_info(response, hash, content.size));
     }
-    let etag = etag(&object);
-    if call.headers().get_all(IF_NONE_MATCH).iter().any(|value| names(value, &etag)) {
+    if call.headers().get_all(IF_NONE_MATCH).iter().any(|value| names(value, &content.etag)) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return Ok(response);
     }
-    let mut bytes = 0..object.size;
+    let mut bytes = 0..content.size;
     if call.method() == Method::GET
-        && let Some(range) = wanted(call.headers(), &etag, object.size)?
+        && let Some(range) = wanted(call.headers(), &content.etag, content.size)?
     {
-        let shown = format!("bytes {}-{}/{}", range.start, range.end - 1, object.size);
+        let shown = format!("bytes {}-{}/{}", range.start, range.end - 1, content.size);
         let shown = HeaderValue::try_from(shown).map_err(|e| ApiError::internal(&e))?;
         response.headers_mut().insert(CONTENT_RANGE, shown);
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
@@ -59,10 +92,43 @@ pub(super) async fn answer(call: Call, target: Target, key: String) -> Result<Re
     }
     response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(bytes.end - bytes.start));
     if call.method() == Method::GET && !bytes.is_empty() {
-        let content = call.site.shared.cas.read_file(&object.hash, bytes).await.map_err(|e| ApiError::internal(&e))?;
-        *response.body_mut() = Body::from_stream(content);
+        *response.body_mut() = read(call, content.place, bytes).await?;
     }
     Ok(response)
+}
+
+/// Reads a range of a content piece by piece. An error in it breaks the connection off.
+async fn read(call: &Call, place: Place, bytes: Range<u64>) -> Result<Body, ApiError> {
+    match place {
+        Place::Xet(hash) => {
+            let content = call.site.shared.cas.read_file(&hash, bytes).await.map_err(|e| ApiError::internal(&e))?;
+            Ok(Body::from_stream(content))
+        }
+        Place::Blob(row) => Ok(Body::from_stream(read_blob(call.site.shared.db.clone(), row, bytes))),
+    }
+}
+
+/// Reads a range of a blob in pieces of at most [`PIECE`] bytes.
+fn read_blob(db: Db, row: i64, bytes: Range<u64>) -> impl Stream<Item = Result<Bytes, db::Error>> {
+    stream::try_unfold(bytes, move |mut bytes| {
+        let db = db.clone();
+        async move {
+            if bytes.is_empty() {
+                return Ok(None);
+            }
+            let len = PIECE.min(bytes.end - bytes.start);
+            // The first byte has number 1.
+            let first = i64::try_from(bytes.start + 1).unwrap_or(i64::MAX);
+            let piece: Vec<u8> = db
+                .read(move |c| {
+                    let sql = "SELECT substr(content, ?2, ?3) FROM git_blobs WHERE id = ?1";
+                    Ok::<_, db::Error>(c.prepare_cached(sql)?.query_row((row, first, len as i64), |row| row.get(0))?)
+                })
+                .await?;
+            bytes.start += len;
+            Ok(Some((Bytes::from(piece), bytes)))
+        }
+    })
 }
 
 /// Returns true if the client would rather have [`FILE_INFO`] than the bytes: `Accept` names it first.
@@ -74,8 +140,8 @@ fn wants_file_info(headers: &HeaderMap) -> bool {
 
 /// Answers with hash and size as JSON, under the headers that `response` has. Applies to the whole file, whatever
 /// range was asked for.
-fn file_info(mut response: Response, object: &Object) -> Response {
-    let body = json!({"hash": object.hash, "size": object.size}).to_string();
+fn file_info(mut response: Response, hash: Hash, size: u64) -> Response {
+    let body = json!({"hash": hash, "size": size}).to_string();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(FILE_INFO));
     headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
@@ -108,7 +174,7 @@ fn describe(
         (VARY, HeaderValue::from_static("accept")),
         (CONTENT_TYPE, kind.unwrap_or(DEFAULT_TYPE)),
         // Whoever uploads a page with a script in it shall not have a browser run it on this origin.
-        (CONTENT_DISPOSITION, HeaderValue::try_from(disposition(object))?),
+        (CONTENT_DISPOSITION, HeaderValue::try_from(disposition(&object.key))?),
         (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     ] {
         headers.insert(name, value);
@@ -116,8 +182,9 @@ fn describe(
     Ok(headers)
 }
 
-fn disposition(object: &Object) -> String {
-    let name = object.key.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+/// Returns a `Content-Disposition` that saves the file of this path under its name.
+pub(super) fn disposition(path: &[u8]) -> String {
+    let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
     let name = String::from_utf8_lossy(name);
     format!("attachment; filename*=UTF-8''{}", utf8_percent_encode(&name, NON_ALPHANUMERIC))
 }

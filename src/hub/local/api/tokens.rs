@@ -19,13 +19,18 @@ pub(super) async fn answer(call: Call, target: Target, scope: Scope) -> Result<R
     if scope == Scope::Write {
         call.caller.may_write(&bucket.namespace)?;
     }
+    issue(&call, bucket.id, scope)
+}
+
+/// Answers with a CAS token for the content in this row.
+pub(super) fn issue(call: &Call, row: i64, scope: Scope) -> Result<Response, ApiError> {
     let expires = now_seconds() + CAS_TOKEN_LIFE;
-    let sealed = if is_expired_for_test(&call) { 1 } else { expires };
+    let sealed = if is_expired_for_test(call) { 1 } else { expires };
     let token = call
         .site
         .shared
         .auth
-        .cas_token(CasGrant { bucket: bucket.id, scope, expires: sealed })
+        .cas_token(CasGrant { bucket: row, scope, expires: sealed })
         .map_err(|e| ApiError::internal(&e))?;
     let url = call.site.cas_base(call.headers());
     let mut response = reply(&json!({"casUrl": url, "exp": expires, "accessToken": token}))?;

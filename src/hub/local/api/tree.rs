@@ -43,7 +43,7 @@ pub(super) async fn answer(call: Call, target: Target, prefix: String) -> Result
     Ok(response)
 }
 
-fn flag(call: &Call, name: &str, default: bool) -> Result<bool, ApiError> {
+pub(super) fn flag(call: &Call, name: &str, default: bool) -> Result<bool, ApiError> {
     match call.query(name).as_deref() {
         None => Ok(default),
         Some("false" | "False" | "0" | "") => Ok(false),
@@ -53,7 +53,7 @@ fn flag(call: &Call, name: &str, default: bool) -> Result<bool, ApiError> {
 }
 
 /// Entries on this page: what the client asks for, within what the server gives.
-fn page_limit(call: &Call) -> Result<usize, ApiError> {
+pub(super) fn page_limit(call: &Call) -> Result<usize, ApiError> {
     let asked = call.query("limit").map(|limit| limit.parse::<usize>()).transpose();
     let asked = asked.map_err(|_| ApiError::bad_request("\"limit\" must be a number"))?;
     let most = call.site.options.page_size.unwrap_or(MAX_PAGE);
