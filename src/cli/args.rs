@@ -400,6 +400,7 @@ pub fn parse_repository(text: &str) -> Outcome<(RepoId, String)> {
             let hint = format!("mount it with `bucket {rest}`");
             return Err(Failure::new(Exit::NotFound, format!("{text:?} is a bucket, not a repository")).hint(hint));
         }
+        None if matches!(path, "models" | "datasets" | "spaces" | "buckets") => return Err(usage()),
         _ => (RepoKind::Model, path),
     };
     let folder = path.match_indices('/').nth(1).map(|(at, _)| at);
@@ -747,8 +748,7 @@ mod tests {
 
     #[test]
     fn options_without_effect_are_named_in_one_line_and_defaults_are_not() {
-        let defaults =
-            ["--inode-soft-limit", "0", "--lru-sweep-interval-ms", "5000"];
+        let defaults = ["--inode-soft-limit", "0", "--lru-sweep-interval-ms", "5000"];
         assert_eq!(parse(&defaults).without_effect(), None);
         let named = parse(&["--inode-soft-limit", "10000"]).without_effect();
         assert_eq!(named.unwrap(), "no effect in this version: --inode-soft-limit 10000");

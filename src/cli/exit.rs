@@ -131,13 +131,13 @@ impl From<&hub::Error> for Failure {
             }
             E::BucketNotFound(_) => Self::new(Exit::NotFound, message)
                 .hint("check the name and that the token may see it; `--create` creates a missing bucket"),
-            E::NotABucket { .. } => {
-                Self::new(Exit::NotFound, message).hint("create a bucket with `hf buckets create` or `--create`")
+            E::NotABucket { id, kind } => {
+                let prefix = if *kind == "model" { String::new() } else { format!("{kind}s/") };
+                Self::new(Exit::NotFound, message).hint(format!("mount it with `repo {prefix}{id}`"))
             }
             E::InvalidRepoId(_) => Self::new(Exit::Usage, message),
-            E::RepoNotFound(_) => {
-                Self::new(Exit::NotFound, message).hint("check its name, and that the token may see it if it is private")
-            }
+            E::RepoNotFound(_) => Self::new(Exit::NotFound, message)
+                .hint("check its name, and that the token may see it if it is private"),
             E::OtherKind { id, found: "bucket" } => {
                 Self::new(Exit::NotFound, message).hint(format!("mount it with `bucket {}`", id.name()))
             }

@@ -69,11 +69,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use sync::Sync;
 use sync::schedule::Schedule;
-#[cfg(test)]
-use tree::inode::InodeTable;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tree::freshness::Freshness;
+#[cfg(test)]
+use tree::inode::InodeTable;
 use tree::listing::Directories;
 #[cfg(test)]
 use tree::twins::Twins;
@@ -362,7 +362,8 @@ impl Vfs {
     /// Returns the figures that `status` shows.
     pub fn status(&self) -> Status {
         let hidden = self.view.hidden().total().saturating_add(self.directories.covered());
-        let last_poll = self.freshness.last_poll().and_then(|at| OffsetDateTime::from(at).format(&Rfc3339).ok());
+        let last_poll = self.freshness.last_poll().map(OffsetDateTime::from);
+        let last_poll = last_poll.and_then(|at| at.replace_nanosecond(0).ok()?.format(&Rfc3339).ok());
         Status { unreadable_entries: hidden, last_poll, ..self.sync.status() }
     }
 

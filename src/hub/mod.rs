@@ -27,8 +27,8 @@ pub mod types;
 pub use client::Client;
 pub use endpoint::Endpoint;
 pub use error::Error;
-pub use repo::{BlobSource, Repository};
 pub use mtime::{MTIME_GRANULARITY, mtime_from_millis, mtime_millis, replacing_mtime, stored_mtime, stored_now};
+pub use repo::{BlobSource, Repository};
 pub use types::*;
 
 use crate::xet::{CasToken, Hash, Scope};

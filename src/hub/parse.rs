@@ -4,7 +4,9 @@
 //! quote nothing of the answer, for it may hold tokens. Unknown fields are ignored, unknown entry
 //! types are not: leaving one out would cut a listing short in silence.
 
-use super::{BatchOutcome, Blob, BucketId, BucketInfo, Commit, Error, FileEntry, Identity, RepoId, RepoKind, TreeEntry};
+use super::{
+    BatchOutcome, Blob, BucketId, BucketInfo, Commit, Error, FileEntry, Identity, RepoId, RepoKind, TreeEntry,
+};
 use crate::xet::{CasToken, Hash, foreign};
 use http::HeaderMap;
 use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};

@@ -107,7 +107,11 @@ impl Repository {
     /// Fails if the token may see the repository but not read its files.
     async fn check_access(&self) -> Result<(), Error> {
         let call = Call { bodiless: true, ..self.client.read(&route::repo(&self.id, "/auth-check"), 0)? };
-        self.ask(&call).await.map(drop)
+        match self.ask(&call).await {
+            // A Hub without this route.
+            Err(Error::RepoNotFound(_)) => Ok(()),
+            answer => answer.map(drop),
+        }
     }
 
     async fn ask(&self, call: &Call) -> Result<Answer, Error> {

@@ -9,8 +9,8 @@
 
 use super::{ContentId, Error, Version};
 use crate::hub::BlobSource;
-use crate::xet::download::{Cached, Chunks};
 use crate::xet;
+use crate::xet::download::{Cached, Chunks};
 use bytes::{Bytes, BytesMut};
 use sha1::{Digest, Sha1};
 use sha2::Sha256;

@@ -2,8 +2,8 @@
 //!
 //! This is below encryption: the bytes that a cache stores of an encrypted source are ciphertext.
 
-use super::object::{AHEAD, WINDOW, in_windows, without_deadline};
 use super::blobs::Blobs;
+use super::object::{AHEAD, WINDOW, in_windows, without_deadline};
 use super::{ByteStream, ContentId, Error, Version};
 use crate::xet::Downloader;
 use crate::xet::cache::FileCache;

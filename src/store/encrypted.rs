@@ -651,8 +651,7 @@ fn sidecar_hash(file: &FileEntry) -> Option<Hash> {
 
 /// Returns a file as it is listed. An object without a Xet hash is not a container.
 fn file_kind(format: Format, file: &FileEntry) -> Kind {
-    let version =
-        content_id(file).map(|id| Version { id, stored_len: file.size, side: Side::Encrypted(format) });
+    let version = content_id(file).map(|id| Version { id, stored_len: file.size, side: Side::Encrypted(format) });
     let len = if version.is_some() { Len::Unread } else { Len::Damaged };
     Kind::File { version, len, mtime: file.mtime.or(file.uploaded_at), read_only: false }
 }

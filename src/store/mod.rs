@@ -53,7 +53,10 @@ pub use twin::marked_name;
 /// layer.
 pub use crate::{
     crypto::{Error as CryptoError, Format},
-    hub::{Error as HubError, MTIME_GRANULARITY, RepoId, RepoKind, mtime_from_millis, mtime_millis, stored_mtime, stored_now},
+    hub::{
+        Error as HubError, MTIME_GRANULARITY, RepoId, RepoKind, mtime_from_millis, mtime_millis, stored_mtime,
+        stored_now,
+    },
     xet::{Error as CasError, Hash, Lookups, deadline},
 };
 use async_trait::async_trait;

@@ -164,8 +164,7 @@ impl PlainTree {
     fn kind(&self, key: &str, file: Option<&FileEntry>) -> Kind {
         let read_only = self.read_only(key);
         let Some(file) = file else { return Kind::Directory { read_only } };
-        let version =
-            remote::content_id(file).map(|id| Version { id, stored_len: file.size, side: Side::Plain });
+        let version = remote::content_id(file).map(|id| Version { id, stored_len: file.size, side: Side::Plain });
         Kind::File { version, len: Len::Known(file.size), mtime: file.mtime.or(file.uploaded_at), read_only }
     }
 

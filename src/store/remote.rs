@@ -3,8 +3,8 @@
 //! Keys here are raw object keys. Replies of the Hub are filtered to the requested keys. The tree API matches
 //! raw prefixes (Hub API spec, 4.1), and nothing else that a server adds may reach a view.
 
-use super::{ContentId, Error};
 use super::contents::Contents;
+use super::{ContentId, Error};
 use crate::hub::{self, BucketId, EMPTY_FILE, Endpoint, FileEntry, Hub, TreeEntry};
 use crate::xet::{Cas, Hash, Known, Lookups, upload};
 use std::collections::{HashMap, HashSet};

@@ -102,9 +102,9 @@ def api(hub):
 class Mount:
     """One `hf-mount start`."""
 
-    def __init__(self, point, *options, source="local/test", check=True):
+    def __init__(self, point, *options, source="local/test", kind="bucket", after=(), check=True):
         self.point = point
-        self.started = run("hf-mount", "start", *options, "bucket", source, point, check=check)
+        self.started = run("hf-mount", "start", *options, kind, source, point, *after, check=check)
 
     def stop(self, *options, check=True):
         return run("hf-mount", "stop", *options, self.point, check=check)

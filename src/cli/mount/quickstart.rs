@@ -46,7 +46,8 @@ pub(super) async fn quickstart(common: &CommonArgs, point: PathBuf) -> Outcome<E
             let mount = MountArgs { cache_dir: Some(mount.cache_dir()?), ..mount };
             start::detach_dead(&point)?;
             let (mountpoint, made) = mountpoint::prepare(&point)?;
-            let orders = Orders { common: common.clone(), mount, source: SourceText::Bucket(BUCKET.to_owned()), mountpoint };
+            let orders =
+                Orders { common: common.clone(), mount, source: SourceText::Bucket(BUCKET.to_owned()), mountpoint };
             start::launch(&orders).await?;
             made.keep();
             say!("mounted an encrypted bucket on {}", orders.mountpoint.display());

@@ -113,7 +113,10 @@ impl Freshness {
         if mark.listed.elapsed() > LONGEST || is_own_change_newer(&lock(&self.state)) {
             return None;
         }
-        self.ask(max_age).await.inspect_err(|error| tracing::debug!(%error, "the Hub doesn't say what changed")).ok()?;
+        self.ask(max_age)
+            .await
+            .inspect_err(|error| tracing::debug!(%error, "the Hub doesn't say what changed"))
+            .ok()?;
         let state = lock(&self.state);
         let is_same = state.reported.as_ref().is_some_and(|reported| reported.revision == mark.revision);
         state.asked.filter(|_| is_same && !is_own_change_newer(&state))

@@ -9,6 +9,7 @@ const LONGEST: usize = 96;
 /// from a route of another.
 const RESERVED: &[&str] = &[
     "api",
+    "auth-check",
     "buckets",
     "cas",
     "commits",

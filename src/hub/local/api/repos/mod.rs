@@ -7,7 +7,7 @@ mod entries;
 mod info;
 mod resolve;
 
-use super::{Call, decode, tokens};
+use super::{Call, decode, reply, tokens};
 use crate::hub::local::body::Incoming;
 use crate::hub::local::errors::ApiError;
 use crate::hub::local::repos::{RepositoryId, RepositoryKind};
@@ -24,13 +24,29 @@ pub(super) struct Request {
 
 /// Part of a repository that a request is for.
 enum Route {
-    Info { revision: Option<String> },
+    Info {
+        revision: Option<String>,
+    },
+    /// Tells whether the caller may read the files.
+    AuthCheck,
     Refs,
-    Commits { revision: String },
-    Tree { revision: String, path: String },
-    PathsInfo { revision: String },
-    ReadToken { revision: String },
-    Resolve { revision: String, path: String },
+    Commits {
+        revision: String,
+    },
+    Tree {
+        revision: String,
+        path: String,
+    },
+    PathsInfo {
+        revision: String,
+    },
+    ReadToken {
+        revision: String,
+    },
+    Resolve {
+        revision: String,
+        path: String,
+    },
 }
 
 impl Request {
@@ -58,6 +74,7 @@ impl Request {
         };
         let route = match tail {
             [] => Route::Info { revision: None },
+            ["auth-check"] => Route::AuthCheck,
             ["refs"] => Route::Refs,
             ["revision", tail @ ..] => Route::Info { revision: Some(decode(&tail.join("/"))?) },
             ["commits", tail @ ..] => Route::Commits { revision: decode(&tail.join("/"))? },
@@ -91,7 +108,7 @@ impl Request {
 /// Returns true if these segments are a route of a repository, and not its name.
 fn is_route(tail: &[&str]) -> bool {
     match tail {
-        ["refs"] => true,
+        ["auth-check" | "refs"] => true,
         [first, _, ..] => {
             matches!(*first, "revision" | "commits" | "paths-info" | "xet-read-token" | "tree")
         }
@@ -133,6 +150,7 @@ pub(super) async fn answer(call: Call, body: &mut Incoming, request: Request) ->
     access::check_gate(&call, &repository)?;
     match request.route {
         Route::Info { revision } => info::answer(&call, repository, revision).await,
+        Route::AuthCheck => reply(&serde_json::json!({})),
         Route::Refs => info::refs(&call, &repository).await,
         Route::Commits { revision } => info::commits(&call, &repository, revision).await,
         Route::Tree { revision, path } => entries::tree(&call, &repository, revision, path).await,
