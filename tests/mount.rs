@@ -47,6 +47,8 @@ fn options(dir: &Path) -> Options {
         negative_ttl: Duration::from_secs(1),
         poll_interval: None,
         poll_listings: 4,
+        inode_limit: None,
+        sweep_interval: Duration::from_secs(5),
         metadata_ttl: Duration::from_secs(1),
         flush_debounce: Duration::from_millis(200),
         flush_max_window: Duration::from_secs(5),

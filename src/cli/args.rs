@@ -489,11 +489,11 @@ pub struct MountArgs {
     /// Directories that are listed again at once after a change
     #[arg(long, global = true, default_value = "4", value_name = "N", value_parser = parse_count)]
     pub poll_listing_concurrency: usize,
-    /// Inodes that memory holds, softly; 0: no limit (no effect in this version)
+    /// Files and folders near which the number of those in memory is kept; 0: no limit
     #[arg(long, global = true, default_value_t = 0, value_name = "N")]
     pub inode_soft_limit: usize,
-    /// Time between two checks of that limit, milliseconds (no effect in this version)
-    #[arg(long, global = true, default_value_t = 5_000, value_name = "MS")]
+    /// Time between two checks of that limit, milliseconds
+    #[arg(long, global = true, default_value_t = 5_000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
     pub lru_sweep_interval_ms: u64,
     /// Quiet time before a file is flushed, milliseconds
     #[arg(long, global = true, default_value_t = 2_000, value_name = "MS")]
@@ -581,20 +581,6 @@ impl MountArgs {
             0 => ttl,
             seconds => ttl.min(Duration::from_secs(seconds)),
         }
-    }
-
-    /// Names the options whose value has no effect in this version, in one line; `None` if there are none. A
-    /// default asks for nothing.
-    pub fn without_effect(&self) -> Option<String> {
-        let mut named = Vec::new();
-        let mut name = |option: &str, value: u64, default: u64| {
-            if value != default {
-                named.push(format!("{option} {value}"));
-            }
-        };
-        name("--inode-soft-limit", self.inode_soft_limit as u64, 0);
-        name("--lru-sweep-interval-ms", self.lru_sweep_interval_ms, 5_000);
-        (!named.is_empty()).then(|| format!("no effect in this version: {}", named.join(", ")))
     }
 
     /// Whether other users may see the mount: with a key only when asked, without one as upstream does.
@@ -744,14 +730,6 @@ mod tests {
         assert_eq!(ttl(&["--metadata-ttl-ms", "3600000"]), 30_000);
         assert_eq!(ttl(&["--metadata-ttl-ms", "3600000", "--poll-interval-secs", "0"]), 3_600_000);
         assert_eq!(ttl(&["--metadata-ttl-minimal"]), 0);
-    }
-
-    #[test]
-    fn options_without_effect_are_named_in_one_line_and_defaults_are_not() {
-        let defaults = ["--inode-soft-limit", "0", "--lru-sweep-interval-ms", "5000"];
-        assert_eq!(parse(&defaults).without_effect(), None);
-        let named = parse(&["--inode-soft-limit", "10000"]).without_effect();
-        assert_eq!(named.unwrap(), "no effect in this version: --inode-soft-limit 10000");
     }
 
     #[test]

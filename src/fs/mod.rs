@@ -63,6 +63,7 @@ use content::Contents;
 use content::quota::Quota;
 use gate::WriteGate;
 use journal::file::Journal;
+use lock::lock;
 use namespace::Namespace;
 use persist::Persister;
 use std::sync::Arc;
@@ -71,8 +72,8 @@ use sync::Sync;
 use sync::schedule::Schedule;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tree::evict::{Evictor, KernelCache};
 use tree::freshness::Freshness;
-#[cfg(test)]
 use tree::inode::InodeTable;
 use tree::listing::Directories;
 #[cfg(test)]
@@ -83,7 +84,6 @@ use tree::xattr::Attributes;
 pub struct Vfs {
     view: Arc<dyn View>,
     options: Arc<Options>,
-    #[cfg(test)]
     tree: Arc<InodeTable>,
     journal: Arc<Journal>,
     pool: Arc<Pool>,
@@ -96,6 +96,8 @@ pub struct Vfs {
     contents: Arc<Contents>,
     names: Namespace,
     attributes: Attributes,
+    /// `None`: the inode table has no limit.
+    evictor: Option<Arc<Evictor>>,
     freshness: Arc<Freshness>,
     sync: Arc<Sync>,
     persister: Arc<Persister>,
@@ -364,7 +366,7 @@ impl Vfs {
         let hidden = self.view.hidden().total().saturating_add(self.directories.covered());
         let last_poll = self.freshness.last_poll().map(OffsetDateTime::from);
         let last_poll = last_poll.and_then(|at| at.replace_nanosecond(0).ok()?.format(&Rfc3339).ok());
-        Status { unreadable_entries: hidden, last_poll, ..self.sync.status() }
+        Status { unreadable_entries: hidden, inodes: lock(&self.tree).len() as u64, last_poll, ..self.sync.status() }
     }
 
     /// Stops all tasks at their current state, as far as possible without killing the process.
@@ -384,6 +386,16 @@ impl Vfs {
     /// Returns the longest that one operation may wait for the Hub.
     pub fn reply_deadline(&self) -> Duration {
         self.options.reply_timeout()
+    }
+
+    /// Tells which kernel has references to inodes. Where their number has a limit, it is asked to drop some.
+    pub(crate) fn use_kernel(&self, cache: Arc<dyn KernelCache>) -> Result<(), Error> {
+        self.evictor.as_ref().map_or(Ok(()), |evictor| evictor.use_kernel(cache))
+    }
+
+    /// Asks the kernel nothing more.
+    pub(crate) fn leave_kernel(&self) {
+        self.evictor.iter().for_each(|evictor| evictor.leave_kernel());
     }
 
     /// Returns the settings of the mount.

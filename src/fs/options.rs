@@ -31,6 +31,10 @@ pub struct Options {
     pub poll_interval: Option<Duration>,
     /// Number of directories that are listed again at once, at least 1.
     pub poll_listings: usize,
+    /// Number of inodes near which the table is kept, at least 1. `None`: no limit.
+    pub inode_limit: Option<usize>,
+    /// Interval at which the table is compared with that limit.
+    pub sweep_interval: Duration,
     /// Quiet time before a dirty file is flushed.
     pub flush_debounce: Duration,
     /// Longest time that a dirty file waits before it is flushed.
@@ -88,6 +92,9 @@ pub struct Status {
     pub unreadable_entries: u64,
     /// The last error, as a sentence.
     pub last_error: Option<String>,
+    /// Files and directories in memory.
+    #[serde(default)]
+    pub inodes: u64,
     /// Time of the last poll of the remote, RFC 3339.
     pub last_poll: Option<String>,
 }

@@ -22,6 +22,7 @@ use crate::fs::staging::Folder;
 use crate::fs::sync::Sync;
 use crate::fs::sync::policy::Policy;
 use crate::fs::sync::schedule::Schedule;
+use crate::fs::tree::evict::Evictor;
 use crate::fs::tree::freshness::Freshness;
 use crate::fs::tree::inode::{InodeTable, Tree};
 use crate::fs::tree::listing::Directories;
@@ -63,6 +64,9 @@ impl Vfs {
         let vfs = Arc::new(Self::connect(view, Arc::new(options), journal, pool, folder));
         vfs.restore()?;
         vfs.sync.run();
+        if let Some(evictor) = &vfs.evictor {
+            tokio::spawn(evictor.clone().run(vfs.sync.stopped()));
+        }
         if let Some(interval) = vfs.options.poll_interval {
             tokio::spawn(vfs.freshness.clone().poll_loop(interval, vfs.sync.stopped()));
         }
@@ -86,6 +90,7 @@ impl Vfs {
         let gate = Arc::new(WriteGate::new(options.read_only || view.read_only()));
         let policy = Policy { filter_os_files: options.filter_os_files };
         let (handles, twins) = (Arc::new(Handles::default()), Arc::new(Twins::default()));
+        let evictor = options.inode_limit.map(|limit| Evictor::new(tree.clone(), limit.max(1), options.sweep_interval));
         let freshness = Arc::new(Freshness::new(view.clone(), options.poll_listings));
         let directories = Arc::new(Directories {
             view: view.clone(),
@@ -150,7 +155,6 @@ impl Vfs {
         Self {
             view,
             options,
-            #[cfg(test)]
             tree,
             journal,
             pool,
@@ -163,6 +167,7 @@ impl Vfs {
             contents,
             names,
             attributes,
+            evictor,
             freshness,
             sync,
             persister,

@@ -192,8 +192,8 @@ pub trait Object: Send + Sync + 'static {
 /// - **Windows** are fetched ahead. The first has 1 MiB, and each next one is twice as large. Small windows
 ///   give an early first byte, large ones need few requests.
 /// - **Back-pressure**: nothing more is fetched while the reader doesn't poll.
-/// - **Memory**: at most 16 MiB of windows (four of 4 MiB), and one more that is being decrypted. Chunks that
-///   cross the edges of windows come on top.
+/// - **Memory**: at most 32 MiB of windows (eight of 4 MiB), and one more that is being decrypted; half of it while the
+///   reader never waits. Chunks that cross the edges of windows come on top.
 /// - **Dropping** it ends all requests and frees all memory.
 /// - **Deadlines**: it outlives the operation that opened it or polls it, so it has none of its own. A reader
 ///   that has a deadline waits for each piece with [`deadline::timely`]. It must be polled inside a Tokio

@@ -38,8 +38,11 @@ use super::{Cas, Error, Hash, Lookups, deadline, merkle::Tree};
 use answers::Answers;
 use bytes::{Bytes, BytesMut};
 pub use chunks::{Cached, Chunks, Recent};
-use futures::stream::{self, BoxStream, Stream, StreamExt, TryStreamExt};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use futures::stream::{self, BoxStream, FuturesOrdered, Stream, StreamExt, TryStreamExt};
 pub use place::Place;
+use std::collections::VecDeque;
 use std::iter::successors;
 use std::panic::resume_unwind;
 use std::time::Duration;
@@ -52,6 +55,8 @@ use window::{Chunk, Manner};
 /// File bytes of the first window of a stream; later ones double up to [`Options::window`]. The
 /// first byte should come soon.
 const FIRST_WINDOW: u64 = 1024 * 1024;
+/// Windows fetched ahead before a consumer had to wait. Where nothing is far away, more would only take memory.
+const FIRST_AHEAD: usize = 3;
 /// KiB of raw chunks that may be on their way to the chunk cache; more are not kept.
 const INSERTS: usize = 32 * 1024;
 
@@ -260,14 +265,94 @@ impl Downloader {
         let engine = Arc::clone(&self.engine);
         let Options { slack, bypass, .. } = engine.options;
         let kept = range.end.saturating_sub(range.start) < bypass;
-        let read = move |window: Range<u64>| {
+        let ask = {
+            let engine = Arc::clone(&engine);
+            move |window: &Range<u64>| engine.ask_ahead(&file, window, slack)
+        };
+        let read = move |Asked { window, asking }: Asked| {
             let engine = Arc::clone(&engine);
             let manner = Manner { question: window.clone(), slack, hashed, kept };
-            let task = tokio::spawn(deadline::inherited(async move { engine.window(&file, &window, &manner).await }));
-            joined(AbortOnDropHandle::new(task))
+            let task = tokio::spawn(deadline::inherited(async move {
+                let _asking = asking;
+                engine.window(&file, &window, &manner).await
+            }));
+            joined(AbortOnDropHandle::new(task)).boxed()
         };
-        // The window that the consumer is at has left the buffer.
-        stream::iter(windows(range, window)).map(read).buffered(ahead.max(1))
+        let most = ahead.max(1);
+        let flight = Flight { windows: windows(range, window), asked: VecDeque::new(), fetched: FuturesOrdered::new() };
+        let flight = Paced { flight, ask, read, ahead: most.min(FIRST_AHEAD), most };
+        stream::unfold(flight, |mut flight| async move { Some((flight.next().await?, flight)) })
+    }
+}
+
+/// A window whose place is being asked for.
+struct Asked {
+    window: Range<u64>,
+    asking: Option<AbortOnDropHandle<()>>,
+}
+
+/// Windows of a stream: those to come, those that were asked for, and those that are being fetched.
+struct Flight<W> {
+    windows: W,
+    asked: VecDeque<Asked>,
+    fetched: FuturesOrdered<BoxFuture<'static, Result<Vec<Chunk>, Error>>>,
+}
+
+/// Fetches windows ahead of the consumer, more of them whenever it had to wait. Where they are is asked one more time as
+/// many ahead, so that a window costs one round trip and not two.
+struct Paced<W, A, R> {
+    flight: Flight<W>,
+    ask: A,
+    read: R,
+    ahead: usize,
+    most: usize,
+}
+
+impl<W, A, R> Paced<W, A, R>
+where
+    W: Iterator<Item = Range<u64>>,
+    A: Fn(&Range<u64>) -> Option<AbortOnDropHandle<()>>,
+    R: Fn(Asked) -> BoxFuture<'static, Result<Vec<Chunk>, Error>>,
+{
+    /// Returns the next window. The one that the consumer is at has left the flight.
+    async fn next(&mut self) -> Option<Result<Vec<Chunk>, Error>> {
+        self.fill();
+        match self.flight.fetched.next().now_or_never() {
+            Some(ready) => ready,
+            None => {
+                self.ahead = (self.ahead + 1).min(self.most);
+                self.fill();
+                self.flight.fetched.next().await
+            }
+        }
+    }
+
+    fn fill(&mut self) {
+        let Flight { windows, asked, fetched } = &mut self.flight;
+        while fetched.len() < self.ahead {
+            let next = asked.pop_front().or_else(|| windows.next().map(|window| Asked { window, asking: None }));
+            let Some(next) = next else { return };
+            fetched.push_back((self.read)(next));
+        }
+        while asked.len() < self.ahead {
+            let Some(window) = windows.next() else { return };
+            asked.push_back(Asked { asking: (self.ask)(&window), window });
+        }
+    }
+}
+
+impl Engine {
+    /// Begins to ask where a window is, unless that is known. `None`: it is.
+    fn ask_ahead(self: &Arc<Self>, file: &Hash, window: &Range<u64>, slack: u64) -> Option<AbortOnDropHandle<()>> {
+        if self.answers.kept(file, window).is_some() {
+            return None;
+        }
+        let (engine, file, window) = (Arc::clone(self), *file, window.clone());
+        let asking = async move {
+            // Whoever reads the window asks again, and gets the error.
+            let _ = engine.answers.find(&file, &window, slack, window.clone()).await;
+        };
+        Some(AbortOnDropHandle::new(tokio::spawn(deadline::inherited(asking))))
     }
 }
 

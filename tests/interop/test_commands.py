@@ -23,16 +23,40 @@ def test_options_of_the_public_program_start_a_mount(hub, key, mount, tmp_path):
     m = mount("--create", *UPSTREAM, *places, "--encryption-key-file", key)
     write_tree(m.point, {"a": b"1"})
     assert (m.point / "a").stat().st_uid == os.geteuid()
-    # One line names every value that has no effect yet, and no other.
-    (warning,) = m.started.stderr.splitlines()
-    assert warning.startswith("warning: no effect in this version: ")
-    for named in ["--poll-listing-concurrency 2", "--inode-soft-limit 10000", "--lru-sweep-interval-ms 1000"]:
-        assert named in warning
-    assert warning.count("--") == 3
+    assert not m.started.stderr, "each option has its effect"
     m.stop()
     m = mount("--read-only", "--hf-token", "hf_local", "--inode-soft-limit", "0", "--encryption-key-file", key)
     assert not m.started.stderr
     m.stop()
+
+
+def test_limits_of_listings_have_a_range(hub, tmp_path):
+    for option, value in [("--poll-listing-concurrency", "0"), ("--lru-sweep-interval-ms", "0"), ("--inode-soft-limit", "-1")]:
+        done = run("hf-mount", "start", option, value, "bucket", "local/test", tmp_path / "mnt", check=False)
+        assert done.returncode == 2 and option in done.stderr, done.stderr
+
+
+def test_number_of_files_in_memory_is_kept_near_its_limit(hub, api, mount):
+    from concurrent.futures import ThreadPoolExecutor
+
+    api.create_bucket("local/test")
+    names = [f"d{folder:02}/f{file:03}" for folder in range(20) for file in range(200)]
+    api.batch_bucket_files("local/test", add=[(b"", name) for name in names])
+    everything = mount("--read-only", name="all")
+    limited = mount("--read-only", "--inode-soft-limit", 500, "--lru-sweep-interval-ms", 200, name="limited")
+    walk = lambda point: sorted(str(path.relative_to(point)) for path in point.rglob("*") if path.is_file())
+    assert walk(everything.point) == names and everything.status()["inodes"] == len(names) + 21
+    with open(limited.point / "d00/f000", "rb") as file:
+        # Programs walk while the kernel is asked to drop what it has.
+        with ThreadPoolExecutor(4) as pool:
+            assert all(found == names for found in pool.map(walk, [limited.point] * 8))
+        eventually(lambda: limited.status()["inodes"] < 700)
+        assert file.read() == b"" and os.fstat(file.fileno()).st_nlink == 1
+    before = (limited.point / "d05").stat().st_mtime_ns
+    assert walk(limited.point) == names
+    eventually(lambda: limited.status()["inodes"] < 700)
+    assert (limited.point / "d05").stat().st_mtime_ns == before, "a listing that is made again is no change"
+    assert walk(limited.point) == names
 
 
 def test_results_are_on_stdout_and_warnings_on_stderr(hub, key, mount):

@@ -566,7 +566,7 @@ def test_status_and_its_json_tell_what_is_mounted(hub, key, mount):
     status = m.status()
     assert set(status) == {
         "source", "mountpoint", "backend", "pid", "alive", "uptime_s", "key_id", "pending_files", "pending_bytes", "parked_files",
-        "conflicts", "unreadable_entries", "last_error", "last_poll",
+        "conflicts", "unreadable_entries", "inodes", "last_error", "last_poll",
     }
     assert (status["source"], status["backend"], status["alive"]) == ("local/test", "fuse", True)
     assert status["key_id"] == run("hfcrypt", "key", "show", key).stdout.split()[2]

@@ -310,6 +310,8 @@ fn vfs_options(args: &MountArgs, cache_dir: std::path::PathBuf) -> fs::Options {
         negative_ttl: Duration::from_millis(args.negative_ttl_ms),
         poll_interval: (args.poll_interval_secs > 0).then(|| Duration::from_secs(args.poll_interval_secs)),
         poll_listings: args.poll_listing_concurrency,
+        inode_limit: Some(args.inode_soft_limit).filter(|limit| *limit > 0),
+        sweep_interval: Duration::from_millis(args.lru_sweep_interval_ms),
         flush_debounce: Duration::from_millis(args.flush_debounce_ms),
         flush_max_window: Duration::from_millis(args.flush_max_batch_window_ms),
         uid: args.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()),

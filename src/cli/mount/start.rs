@@ -81,9 +81,6 @@ pub(super) fn orders(common: &CommonArgs, args: StartArgs) -> Outcome<(Orders, M
     let mut mount = args.mount;
     mount.check_backend()?;
     mount.source.format.check()?;
-    if let Some(warning) = mount.without_effect() {
-        eprintln!("warning: {warning}");
-    }
     let (source, point) = args.source.parts();
     let source = source.normal()?;
     if matches!(source, SourceText::Repository { .. }) {

@@ -24,6 +24,7 @@ struct Mount {
     parked_files: u64,
     conflicts: u64,
     unreadable_entries: u64,
+    inodes: u64,
     /// For people only.
     #[serde(skip)]
     kept_files: u64,
@@ -56,6 +57,7 @@ impl Mount {
             parked_files: status.parked_files,
             conflicts: status.conflicts,
             unreadable_entries: status.unreadable_entries,
+            inodes: status.inodes,
             kept_files: status.kept_files,
             last_error: status.last_error,
             last_poll: status.last_poll,

@@ -37,9 +37,9 @@ const UNIT: u64 = 64 << 10;
 const SHORT: u64 = 4 << 20;
 /// Memory that a short segment needs besides its content, bytes (1 MiB): records that are being opened.
 const OVERHEAD: u64 = 1 << 20;
-/// Memory of a long segment, bytes (28 MiB): 20 MiB of its stream, 4 MiB of a window of which a part is kept, and
+/// Memory of a long segment, bytes (44 MiB): 36 MiB of its stream, 4 MiB of a window of which a part is kept, and
 /// what was delivered.
-const LONG_MEMORY: u64 = (24 << 20) + AHEAD + BEHIND;
+const LONG_MEMORY: u64 = (40 << 20) + AHEAD + BEHIND;
 /// Distance that delivered bytes are ahead of the reader, bytes (2 MiB). The windows of the stream come on top.
 const AHEAD: u64 = 2 << 20;
 /// Bytes that are kept after they were read (2 MiB): the kernel sends the reads of one handle out of order.

@@ -24,6 +24,8 @@ pub(in crate::fs) fn options(cache_dir: &Path) -> Options {
         negative_ttl: NEVER,
         poll_interval: None,
         poll_listings: 4,
+        inode_limit: None,
+        sweep_interval: NEVER,
         flush_debounce: NEVER,
         flush_max_window: NEVER,
         uid: 1000,

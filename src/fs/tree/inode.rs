@@ -12,6 +12,7 @@ use crate::fs::ids::Ino;
 use crate::fs::ids::{FileNo, Special};
 use crate::fs::lock::{Mutex, Rank};
 use crate::fs::options::Options;
+use crate::fs::tree::evict::SLACK;
 use crate::fs::tree::freshness::Mark;
 use crate::fs::tree::xattr::Xattrs;
 use crate::store::{Len, PlainPath, Version, stored_mtime};
@@ -19,6 +20,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use time::OffsetDateTime;
+use tokio::sync::Notify;
 
 /// The error for access to a special file's content. The kernel never asks for it.
 const NO_CONTENT: Error = Error::Invalid("a special file has no content");
@@ -69,7 +71,7 @@ pub struct Attr {
 const SET_GROUP_ID: u16 = 0o2000;
 
 /// Attributes that override the defaults. They are kept in memory only and are lost at unmount.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct AttrOverrides {
     pub(crate) mode: Option<u16>,
     pub(crate) uid: Option<u32>,
@@ -96,6 +98,10 @@ pub(crate) struct Directory {
     pub(crate) unreadable: u64,
     /// True if the directory is on the plaintext side of a view with a key.
     pub(crate) read_only: bool,
+    /// Number of the last use of its listing, see [`Tree::use_listing`].
+    used: Option<u64>,
+    /// True if its listing was dropped. The next one brings back what was there, which is no change.
+    pub(crate) was_dropped: bool,
     /// The lock that allows one listing at a time.
     pub(crate) gate: Arc<tokio::sync::Mutex<()>>,
     pub(crate) mtime: SystemTime,
@@ -157,6 +163,8 @@ pub(crate) struct Node {
     pub(crate) lookups: u64,
     /// True if another client removed the name. The kernel may not know that yet.
     pub(crate) lost: bool,
+    /// True if it goes as soon as the kernel has no references to it.
+    unwanted: bool,
     /// Number of open handles. The next field counts those that write.
     pub(crate) opens: u32,
     pub(crate) writers: u32,
@@ -190,6 +198,8 @@ impl Node {
             failed: None,
             unreadable: 0,
             read_only,
+            used: None,
+            was_dropped: false,
             gate: Arc::default(),
             mtime: SystemTime::now(),
         };
@@ -221,7 +231,7 @@ impl Node {
 
     fn new(body: Body) -> Self {
         let (overrides, xattrs) = (AttrOverrides::default(), Xattrs::default());
-        Self { place: None, lookups: 0, lost: false, opens: 0, writers: 0, overrides, xattrs, body }
+        Self { place: None, lookups: 0, lost: false, unwanted: false, opens: 0, writers: 0, overrides, xattrs, body }
     }
 
     /// Returns the kind.
@@ -283,6 +293,16 @@ impl Node {
     fn is_needed(&self) -> bool {
         self.place.is_some() || self.lookups > 0 || self.opens > 0
     }
+
+    /// Returns true if a listing brings back all that the inode holds, and no handle is open.
+    fn is_of_listing(&self) -> bool {
+        let is_remote = match &self.body {
+            Body::Directory(directory) => directory.children.is_empty(),
+            Body::File(file) => file.edit.is_none() && file.mtime_source == MtimeSource::Remote,
+            Body::Special(..) => false,
+        };
+        is_remote && self.opens == 0 && self.overrides == AttrOverrides::default() && self.xattrs.bytes() == 0
+    }
 }
 
 /// The inode table with its lock.
@@ -296,13 +316,79 @@ pub(crate) struct Tree {
     started: SystemTime,
     /// Total size of all extended attributes, bytes.
     xattr_bytes: usize,
+    /// Limit of inodes, and what is notified when there are more. `None`: there is no limit.
+    limit: Option<(usize, Arc<Notify>)>,
+    /// Directories that were listed, by the number of their last use. Empty without a limit.
+    used: BTreeMap<u64, Ino>,
+    uses: u64,
 }
 
 impl Tree {
     /// Returns a table with a root that was never listed.
     pub(crate) fn new() -> Self {
         let nodes = HashMap::from([(Ino::ROOT, Node::directory(false))]);
-        Self { nodes, next: Ino::ROOT.0 + 1, started: SystemTime::now(), xattr_bytes: 0 }
+        Self {
+            nodes,
+            next: Ino::ROOT.0 + 1,
+            started: SystemTime::now(),
+            xattr_bytes: 0,
+            limit: None,
+            used: BTreeMap::new(),
+            uses: 0,
+        }
+    }
+
+    /// Sets the limit of inodes. Beyond it by [`SLACK`], `grown` is notified.
+    pub(crate) fn limit(&mut self, limit: usize, grown: Arc<Notify>) {
+        self.limit = Some((limit, grown));
+    }
+
+    /// Returns the number of inodes.
+    pub(crate) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Records that the listing of a directory is used, so that others are dropped first.
+    pub(crate) fn use_listing(&mut self, ino: Ino) {
+        let Some(Body::Directory(directory)) = self.nodes.get_mut(&ino).map(|node| &mut node.body) else { return };
+        if self.limit.is_none() {
+            return;
+        }
+        self.uses += 1;
+        if let Some(old) = directory.used.replace(self.uses) {
+            self.used.remove(&old);
+        }
+        self.used.insert(self.uses, ino);
+    }
+
+    /// Returns the directory whose listing was not used for longest, and takes it from the order of uses.
+    pub(crate) fn least_recently_used(&mut self) -> Option<Ino> {
+        let (_, ino) = self.used.pop_first()?;
+        if let Ok(directory) = self.directory_mut(ino) {
+            directory.used = None;
+        }
+        Some(ino)
+    }
+
+    /// Drops the listing of a directory, and its entries as far as another listing brings them back. Adds those that
+    /// the kernel should drop before to `asked`. Returns true if others stay.
+    pub(crate) fn drop_listing(&mut self, ino: Ino, asked: &mut Vec<(Ino, String)>) -> bool {
+        let Ok(directory) = self.directory_mut(ino) else { return false };
+        (directory.loaded, directory.mark, directory.was_dropped) = (None, None, true);
+        let children: Vec<(String, Ino)> = directory.children.iter().map(|(name, at)| (name.clone(), *at)).collect();
+        let mut has_others = false;
+        for (name, child) in children {
+            let Some(node) = self.nodes.get_mut(&child) else { continue };
+            match (node.is_of_listing(), node.lookups) {
+                (true, 0) => drop(self.remove(ino, &name)),
+                (true, _) if !node.is_directory() => {
+                    node.unwanted = true;
+                    asked.push((ino, name));
+                }
+                _ => has_others = true,
+            }
+        }
+        has_others
     }
 
     /// Returns an inode.
@@ -398,6 +484,11 @@ impl Tree {
         self.next += 1;
         node.place = Some((parent, name.to_owned()));
         self.nodes.insert(ino, node);
+        if let Some((limit, grown)) = &self.limit
+            && self.nodes.len() >= limit + SLACK
+        {
+            grown.notify_one();
+        }
         Ok(ino)
     }
 
@@ -454,6 +545,9 @@ impl Tree {
                 }
             }
             let gone = self.nodes.remove(&at);
+            if let Some(Body::Directory(Directory { used: Some(used), .. })) = gone.as_ref().map(|node| &node.body) {
+                self.used.remove(used);
+            }
             self.count_xattrs(gone.map_or(0, |node| node.xattrs.bytes()), 0);
         }
     }
@@ -472,6 +566,7 @@ impl Tree {
     pub(crate) fn remember(&mut self, ino: Ino) {
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.lookups += 1;
+            node.unwanted = false;
         }
     }
 
@@ -479,6 +574,13 @@ impl Tree {
     pub(crate) fn forget(&mut self, ino: Ino, count: u64) {
         if let Some(node) = self.nodes.get_mut(&ino).filter(|_| ino != Ino::ROOT) {
             node.lookups = node.lookups.saturating_sub(count);
+            let is_over = node.lookups == 0 && node.unwanted && node.is_of_listing();
+            if let Some((parent, name)) = node.place.clone().filter(|_| is_over)
+                && self.directory(parent).is_ok_and(|parent| parent.loaded.is_none())
+            {
+                self.remove(parent, &name);
+                return;
+            }
             self.sweep(ino);
         }
     }

@@ -111,12 +111,12 @@ impl Directories {
     async fn load_within(&self, ino: Ino, max_age: Duration) -> Result<(), Error> {
         loop {
             let gate = {
-                let tree = lock(&self.tree);
-                let directory = tree.directory(ino)?;
-                if self.is_fresh(directory.loaded, max_age) {
+                let mut tree = lock(&self.tree);
+                if self.is_fresh(tree.directory(ino)?.loaded, max_age) {
+                    tree.use_listing(ino);
                     return Ok(());
                 }
-                directory.gate.clone()
+                tree.directory(ino)?.gate.clone()
             };
             let asked = Instant::now();
             crate::fs::lock::before_wait("a directory's gate");
@@ -138,6 +138,7 @@ impl Directories {
                 // A change by this mount may have asked for another listing meanwhile.
                 if directory.loaded.is_some() {
                     directory.loaded = Some(until);
+                    tree.use_listing(ino);
                     return Ok(());
                 }
             }
@@ -236,6 +237,7 @@ impl Directories {
         (directory.loaded, directory.took, directory.failed) = (Some(began), began.elapsed(), None);
         directory.mark = self.freshness.mark(began);
         directory.unreadable = unreadable + covered;
+        tree.use_listing(ino);
         drop(ledger);
         drop(tree);
         self.twins.record_covered(ino, covered + covered_files);
@@ -524,9 +526,11 @@ impl Merge<'_> {
         for name in names {
             changed |= self.name(tree, ino, &name, found.remove(&name))?;
         }
-        if changed {
-            tree.directory_mut(ino)?.mtime = SystemTime::now();
+        let directory = tree.directory_mut(ino)?;
+        if changed && !directory.was_dropped {
+            directory.mtime = SystemTime::now();
         }
+        directory.was_dropped = false;
         Ok(())
     }
 

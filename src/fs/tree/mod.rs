@@ -1,5 +1,6 @@
 //! The inode table, and the remote listings that fill it.
 
+pub(crate) mod evict;
 pub(crate) mod freshness;
 pub(crate) mod inode;
 pub(crate) mod listing;

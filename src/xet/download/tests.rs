@@ -318,8 +318,35 @@ async fn no_more_windows_are_asked_for_than_allowed() {
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
-    let asked = cas.calls().reconstructions.len();
-    assert!((2..=3).contains(&asked), "{asked}");
+    let (asked, fetched) = (cas.calls().reconstructions.len(), cas.calls().fetches.len());
+    assert!((2..=3).contains(&fetched), "{fetched}");
+    assert!((fetched + 1..=5).contains(&asked), "places are asked for ahead of what is fetched: {asked}");
+}
+
+#[tokio::test]
+async fn more_windows_are_fetched_ahead_once_the_reader_has_to_wait() {
+    let data = testdata::random(12, 24 << 20);
+    let (cas, file) = stored_alone(&data, Policy::Never).await;
+    let mut stream = Downloader::new(cas.clone(), options(1 << 20, 8)).stream(file, 0..data.len() as u64);
+    // The first window is never there at once.
+    stream.next().await.unwrap().unwrap();
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+    }
+    let first = cas.calls().fetches.len();
+    assert!(first <= FIRST_AHEAD + 2, "{first}");
+    let mut read = 0;
+    while let Some(piece) = stream.next().await {
+        read += piece.unwrap().len();
+        if read > 12 << 20 {
+            break;
+        }
+    }
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+    }
+    let ahead = cas.calls().fetches.len() - read.div_ceil(1 << 20);
+    assert!((1..=9).contains(&ahead), "{ahead}");
 }
 
 #[tokio::test]

@@ -6,10 +6,12 @@
 
 mod adapter;
 
-use crate::fs::{Error, Vfs};
+use crate::fs::tree::evict::KernelCache;
+use crate::fs::{Error, Ino, Vfs};
 use adapter::Adapter;
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{Config, INodeNo, MountOption, Notifier, Session, SessionACL};
 use rustix::mount::UnmountFlags;
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -34,6 +36,7 @@ pub struct FuseOptions {
 /// A live FUSE mount.
 pub struct FuseMount {
     mountpoint: PathBuf,
+    vfs: Arc<Vfs>,
     ended: watch::Receiver<bool>,
 }
 
@@ -41,13 +44,14 @@ impl FuseMount {
     /// Mounts. Returns when the kernel can send requests.
     pub async fn mount(vfs: Arc<Vfs>, mountpoint: &Path, options: FuseOptions) -> Result<Self, Error> {
         check(mountpoint)?;
-        let path = mountpoint.to_owned();
+        let (path, served) = (mountpoint.to_owned(), vfs.clone());
         let adapter = Adapter::new(vfs, tokio::runtime::Handle::current(), options.direct_io);
         let session = tokio::task::spawn_blocking(move || {
             let session = Session::new(adapter, &path, &config(&options)).map_err(|error| explain(&path, &error))?;
             Ok::<_, Error>((session, path.canonicalize().unwrap_or(path)))
         });
         let (session, mountpoint) = session.await.map_err(|error| Error::Mount(error.to_string()))??;
+        served.use_kernel(Arc::new(Kernel(session.notifier())))?;
         let (end, ended) = watch::channel(false);
         let run = move || {
             if let Err(error) = session.run() {
@@ -56,7 +60,7 @@ impl FuseMount {
             end.send_replace(true);
         };
         std::thread::Builder::new().name("fuse".into()).spawn(run)?;
-        Ok(Self { mountpoint, ended })
+        Ok(Self { mountpoint, ended, vfs: served })
     }
 
     /// Resolves when the filesystem is unmounted, by any means (`umount`, `fusermount -u`, [`FuseMount::unmount`]).
@@ -71,9 +75,22 @@ impl FuseMount {
         if *self.ended.borrow() {
             return Ok(());
         }
+        self.vfs.leave_kernel();
         let mountpoint = self.mountpoint.clone();
         let done = tokio::task::spawn_blocking(move || unmount(&mountpoint, lazy)).await;
         done.map_err(|error| Error::Mount(error.to_string()))?
+    }
+}
+
+/// The kernel's cache of entries of a mount.
+struct Kernel(Notifier);
+
+impl KernelCache for Kernel {
+    fn drop_entry(&self, parent: Ino, name: &str) {
+        // An entry that the kernel keeps is asked for again by a later sweep.
+        if let Err(error) = self.0.inval_entry(INodeNo(parent.0), OsStr::new(name)) {
+            tracing::trace!(%error, "the kernel keeps an entry");
+        }
     }
 }
 
