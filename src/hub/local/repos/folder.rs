@@ -1,7 +1,7 @@
 //! Reads the names in a folder that is to be imported, and refuses it if one of them can't be in a repository.
 //!
-//! All names are read before any content, so that a folder with a mistake leaves nothing behind. Folders named `.git` are
-//! left out, as Git does, and so are empty folders. Symbolic links to files of the folder count as these files.
+//! All names are read before any content, so that a folder with a mistake leaves nothing behind. Folders named `.git`
+//! are left out, as Git does, and so are empty folders. Symbolic links to files of the folder count as these files.
 
 use crate::hub::{InvalidKey, check_key};
 use std::fs::{self, DirEntry, Metadata};
