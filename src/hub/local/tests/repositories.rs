@@ -249,6 +249,47 @@ async fn cas_token_of_repository_reads_only_its_own_content() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn batch_copies_content_of_repositories_that_the_caller_may_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::new(&dir).await;
+    rig.hub.add_user("eve").await.unwrap();
+    let eve = rig.hub.add_token("eve", Role::Write).await.unwrap().secret.to_string();
+    let closed = [
+        ("datasets/local/open", ImportOptions::default()),
+        ("datasets/local/private", ImportOptions { private: true, ..ImportOptions::default() }),
+        ("datasets/local/gated", ImportOptions { gated: true, ..ImportOptions::default() }),
+    ];
+    let mut hashes = Vec::new();
+    for (seed, (id, options)) in (0..).zip(&closed) {
+        import(&rig, id, &[("x.bin", &noise(seed, 30_000)), ("empty", b"")], options).await;
+        let entries = rig.get_json(&format!("/api/{id}/tree/main")).await;
+        hashes.push(entries[1]["xetHash"].as_str().unwrap().to_owned());
+    }
+    let copy = |hash: &str, kind: &str, id: &str| json!({"type": "copyFile", "path": format!("{id}/{kind}/{hash}"), "xetHash": hash, "sourceRepoType": kind, "sourceRepoId": id});
+    for (who, bucket, due) in [("hf_local", "local/b", [200; 3]), (eve.as_str(), "eve/b", [200, 422, 422])] {
+        rig.token = Some(who.to_owned());
+        rig.bucket(bucket).await;
+        for ((hash, (id, _)), due) in hashes.iter().zip(&closed).zip(due) {
+            let id = id.strip_prefix("datasets/").unwrap();
+            assert_eq!(rig.batch(bucket, &[copy(hash, "dataset", id)]).await.0.as_u16(), due, "{bucket} {id}");
+            let wrong = [
+                (hash.as_str(), "model", id),
+                (EMPTY, "dataset", id),
+                (hash, "dataset", "local/none"),
+                (hash, "kernel", id),
+            ];
+            for (hash, kind, id) in wrong {
+                assert_eq!(rig.batch(bucket, &[copy(hash, kind, id)]).await.0, 422, "{kind} {id}");
+            }
+        }
+        // Content of another repository than the one that is named.
+        assert_eq!(rig.batch(bucket, &[copy(&hashes[1], "dataset", "local/open")]).await.0, 422);
+        let path = format!("/buckets/{bucket}/resolve/local/open/dataset/{}", hashes[0]);
+        assert_eq!(bytes(&rig, &path).await, noise(0, 30_000));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn resolve_gives_headers_ranges_and_bytes_of_both_kinds_of_files() {
     let dir = tempfile::tempdir().unwrap();
     let rig = Rig::new(&dir).await;
