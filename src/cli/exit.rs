@@ -189,6 +189,9 @@ impl From<hub::local::ImportError> for Failure {
         let message = error.to_string();
         match error {
             E::Folder(F::NotAFolder(_)) => Self::new(Exit::NotFound, message),
+            E::Folder(F::HoldsHub(_)) => {
+                Self::new(Exit::Usage, message).hint("import a folder apart from the directory that --dir names")
+            }
             E::Folder(F::Read { source, .. }) => Self { message, ..Self::from(source) },
             E::Folder(_) => Self::new(Exit::Usage, message).hint("nothing was imported; remove or rename it"),
             E::Ref(_) => Self::new(Exit::Usage, message),

@@ -309,8 +309,23 @@ def test_tree_id_is_that_of_git(api, hub, tmp_path):
         expected[path] = words.split(" ")[2]
     listed = {e.path: getattr(e, "blob_id", None) or e.tree_id for e in api.list_repo_tree("local/model", recursive=True)}
     assert listed == expected
+    [commit] = api.list_repo_commits("local/model")
+    stamp = f"{int(commit.created_at.timestamp())} +0000"
+    names = {f"GIT_{who}_{what}": value for who in ["AUTHOR", "COMMITTER"] for what, value in [
+        ("NAME", "hugbucket"), ("EMAIL", "hugbucket@localhost"), ("DATE", stamp)]}
+    made = subprocess.run(["git", "-C", folder, "commit-tree", root, "-m", commit.title], env={**os.environ, **names},
+                          capture_output=True, text=True, check=True)
+    assert made.stdout.strip() == commit.commit_id
     # The folder has a .git now: it is left out, so nothing has changed.
     assert put(hub, folder, "local/model")["new"] is False
+
+
+def test_files_of_repositories_are_copied_into_a_bucket(api, model):
+    api.create_bucket("local/copies")
+    for name in ["weights/model.safetensors", "config.json"]:
+        api.copy_files(f"hf://local/model/{name}", f"hf://buckets/local/copies/{name}")
+    listed = {entry.path: entry.size for entry in api.list_bucket_tree("local/copies", recursive=True)}
+    assert listed == {"weights/model.safetensors": len(LARGE), "config.json": len(SECOND["config.json"])}
 
 
 def test_folder_that_no_repository_can_hold_changes_nothing(api, hub, tmp_path):

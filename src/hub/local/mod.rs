@@ -45,7 +45,7 @@ use cas::CasStore;
 use db::Db;
 use disk::Publisher;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::{Semaphore, watch};
 
@@ -65,6 +65,8 @@ pub(crate) struct Shared {
     pub(crate) db: Db,
     pub(crate) auth: Auth,
     pub(crate) cas: CasStore,
+    /// The directory, without symbolic links.
+    dir: PathBuf,
 }
 
 /// How it serves.
@@ -130,7 +132,7 @@ impl LocalHub {
         })?;
         publisher.disk().sync_folder(dir)?;
         let cas = CasStore::new(db.clone(), publisher);
-        Ok(Shared { db, auth, cas })
+        Ok(Shared { db, auth, cas, dir: dir.canonicalize()? })
     }
 
     /// Serves on `address` (port 0: a free one).

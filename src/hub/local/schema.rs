@@ -173,12 +173,12 @@ UPDATE buckets SET event_since = updated;
 
 /// Version 3: repositories, as Git keeps them.
 ///
-/// * `buckets.kind`: 0 for a bucket. 1 for the row that holds the CAS content of a repository (`repositories`): no route
-///   of buckets sees it. Its namespace is empty, which no bucket's is.
+/// * `buckets.kind`: 0 for a bucket. 1 for the row that holds the CAS content of a repository (`repositories`): no
+///   route of buckets sees it. Its namespace is empty, which that of a bucket never is.
 /// * `repositories`: `namespace` is empty for a name of one segment. `id` is the row in `buckets`.
-/// * `git_blobs`, `git_trees`, `git_entries`: Git objects by their SHA-1 of 20 bytes, shared by all repositories. Entries
-///   are in the order of Git: `name` ends with `/` if the entry is a folder, and `child` is then its tree. Files in Xet
-///   have `sha256` and `xet`, and `blob` is NULL; `oid` is then the id of their LFS pointer file.
+/// * `git_blobs`, `git_trees`, `git_entries`: Git objects by their SHA-1 of 20 bytes, shared by all repositories.
+///   Entries are in the order of Git: `name` ends with `/` if the entry is a folder, and `child` is then its tree.
+///   Files in Xet have `sha256` and `xet`, and `blob` is NULL; `oid` is then the id of their LFS pointer file.
 /// * `git_commits`, `git_refs`: the history of each repository. `kind` of a ref is `heads` or `tags`.
 const REPOSITORIES: &str = "
 ALTER TABLE buckets ADD COLUMN kind INTEGER NOT NULL DEFAULT 0;

@@ -14,6 +14,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+mod repositories;
+
 const PROCESS: &str = "process-token-of-the-tests";
 const EMPTY: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 

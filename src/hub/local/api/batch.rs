@@ -15,6 +15,8 @@ use crate::hub::local::body::Incoming;
 use crate::hub::local::cas::CasStore;
 use crate::hub::local::db;
 use crate::hub::local::errors::ApiError;
+use crate::hub::local::repos::repository::Repository;
+use crate::hub::local::repos::{RepositoryId, RepositoryKind};
 use crate::hub::{BucketId, check_key};
 use crate::xet::Hash;
 use axum::http::StatusCode;
@@ -218,11 +220,12 @@ impl<'t> Batch<'t> {
     /// source has this content: the empty one is no exception.
     fn size_at_source(&self, hash: &Hash, kind: &str, id: &str) -> Result<u64, Failure> {
         let unknown = || line(format!("source {kind} {id} has no such file"));
+        if kind != "bucket" {
+            let len = self.size_in_repository(hash, kind, id)?;
+            return len.ok_or_else(unknown);
+        }
         let id: BucketId = id.parse().map_err(|_| unknown())?;
-        let source = match kind {
-            "bucket" => Bucket::find_anywhere(self.transaction, id.namespace(), id.name())?,
-            _ => None,
-        };
+        let source = Bucket::find_anywhere(self.transaction, id.namespace(), id.name())?;
         let source = source.filter(|source| source.visible_to(self.caller)).ok_or_else(unknown)?;
         let was_here = source.id == self.bucket.id && self.removed.contains(hash);
         if !was_here && !Object::is_held(self.transaction, source.id, hash)? {
@@ -232,6 +235,24 @@ impl<'t> Batch<'t> {
             return Ok(0);
         }
         CasStore::link_file(self.transaction, self.bucket.id, hash)?.ok_or_else(unknown)
+    }
+
+    /// Returns the size of a file that the caller may read in a repository, and makes it readable here. Returns `None`
+    /// if there is no such file. Only files in Xet have a hash, and the empty one is none of them.
+    fn size_in_repository(&self, hash: &Hash, kind: &str, id: &str) -> Result<Option<u64>, Failure> {
+        let kind = RepositoryKind::ALL.into_iter().find(|known| known.as_str() == kind);
+        let (namespace, name) = id.split_once('/').unwrap_or(("", id));
+        let Some(id) = kind.and_then(|kind| RepositoryId::new(kind, namespace, name).ok()) else { return Ok(None) };
+        let source = Repository::find(self.transaction, &id)?;
+        let is_readable = |source: &Repository| {
+            let is_open = !source.private && !source.gated;
+            is_open || self.caller.sees_private(source.id.namespace())
+        };
+        let Some(source) = source.filter(is_readable) else { return Ok(None) };
+        if *hash == Hash::ZERO || CasStore::linked_file_len(self.transaction, source.row, hash)?.is_none() {
+            return Ok(None);
+        }
+        Ok(CasStore::link_file(self.transaction, self.bucket.id, hash)?)
     }
 
     fn put(&mut self, put: &Put, hash: Hash, size: u64) -> Result<(), Failure> {

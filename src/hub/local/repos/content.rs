@@ -20,6 +20,9 @@ const LARGEST_BLOB: u64 = 10 * 1024 * 1024;
 /// Bytes of blobs that are written in one transaction, unless one alone is larger.
 const BATCH: usize = 8 * 1024 * 1024;
 
+/// Blobs that are written in one transaction: it takes a small part of a second.
+const BATCH_FILES: usize = 10_000;
+
 /// Ends of names of files that the Hub keeps in LFS by default.
 const LFS_ENDS: &[&str] = &[
     ".7z",
@@ -125,7 +128,7 @@ impl ContentWriter {
 
     async fn add_blob(&mut self, content: Vec<u8>) -> Result<Content, ImportError> {
         let (oid, size) = (blob_id(&content), content.len());
-        if self.pending_bytes + size > BATCH {
+        if self.pending_bytes + size > BATCH || self.pending.len() >= BATCH_FILES {
             self.flush().await?;
         }
         self.pending_bytes += size;

@@ -1,7 +1,7 @@
 //! Reads the names in a folder that is to be imported, and refuses it if one of them can't be in a repository.
 //!
-//! All names are read before any content, so that a folder with a mistake leaves nothing behind. Folders named `.git` are
-//! left out, as Git does, and so are empty folders. Symbolic links to files of the folder count as these files.
+//! All names are read before any content, so that a folder with a mistake leaves nothing behind. Folders named `.git`
+//! are left out, as Git does, and so are empty folders. Symbolic links to files of the folder count as these files.
 
 use crate::hub::{InvalidKey, check_key};
 use std::fs::{self, DirEntry, Metadata};
@@ -20,6 +20,9 @@ pub enum FolderError {
     /// It isn't there, or it is a file.
     #[error("{} is not a folder", .0.display())]
     NotAFolder(PathBuf),
+    /// It holds the directory of the embedded Hub, with its keys, or is in it.
+    #[error("{} and the directory of the embedded Hub are one inside the other", .0.display())]
+    HoldsHub(PathBuf),
     /// It can't be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {
@@ -65,11 +68,14 @@ pub(super) struct Found {
     pub(super) executable: bool,
 }
 
-/// Returns all files of a folder. Blocks.
-pub(super) fn scan(folder: &Path) -> Result<Vec<Found>, FolderError> {
+/// Returns all files of a folder. `hub` is the directory of the embedded Hub. Blocks.
+pub(super) fn scan(folder: &Path, hub: &Path) -> Result<Vec<Found>, FolderError> {
     let root = folder.canonicalize().map_err(|_| FolderError::NotAFolder(folder.to_owned()))?;
     if !root.is_dir() {
         return Err(FolderError::NotAFolder(folder.to_owned()));
+    }
+    if hub.starts_with(&root) || root.starts_with(hub) {
+        return Err(FolderError::HoldsHub(folder.to_owned()));
     }
     let (mut found, mut open) = (Vec::new(), vec![String::new()]);
     while let Some(path) = open.pop() {
@@ -129,7 +135,8 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     fn paths(folder: &Path) -> Vec<String> {
-        let mut paths: Vec<String> = scan(folder).unwrap().into_iter().map(|found| found.path).collect();
+        let mut paths: Vec<String> =
+            scan(folder, Path::new("/hub")).unwrap().into_iter().map(|found| found.path).collect();
         paths.sort();
         paths
     }
@@ -146,11 +153,24 @@ mod tests {
         symlink("../x", dir.path().join("a/link")).unwrap();
         fs::set_permissions(dir.path().join("x"), fs::Permissions::from_mode(0o755)).unwrap();
         assert_eq!(paths(dir.path()), [".gitattributes", ".hidden", "a/b/ü #?%", "a/link", "x"]);
-        for found in scan(dir.path()).unwrap() {
+        for found in scan(dir.path(), Path::new("/hub")).unwrap() {
             let is_x = ["x", "a/link"].contains(&found.path.as_str());
             assert_eq!(found.executable, is_x, "{}", found.path);
             assert_eq!(found.size, fs::read(&found.source).unwrap().len() as u64);
         }
+    }
+
+    #[test]
+    fn scan_refuses_folder_that_holds_the_hub_or_is_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        fs::create_dir_all(root.join("hub/xorbs")).unwrap();
+        fs::create_dir(root.join("hub2")).unwrap();
+        for folder in ["", "hub", "hub/xorbs"] {
+            let refused = scan(&root.join(folder), &root.join("hub"));
+            assert!(matches!(refused, Err(FolderError::HoldsHub(_))), "{folder}");
+        }
+        assert!(scan(&root.join("hub2"), &root.join("hub")).is_ok());
     }
 
     #[test]
@@ -159,7 +179,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             fs::create_dir(dir.path().join("sub")).unwrap();
             make(&dir.path().join("sub"));
-            scan(dir.path()).unwrap_err().to_string()
+            scan(dir.path(), Path::new("/hub")).unwrap_err().to_string()
         };
         let write = |path: PathBuf| fs::write(path, b"").unwrap();
         assert!(refused(&|sub| write(sub.join(OsStr::from_bytes(b"\xff")))).contains("UTF-8"));
@@ -172,6 +192,6 @@ mod tests {
         assert!(refused(&|sub| symlink("../sub", sub.join("link")).unwrap()).contains("leads to a folder"));
         let socket = |sub: &Path| drop(std::os::unix::net::UnixListener::bind(sub.join("s")).unwrap());
         assert!(refused(&socket).contains("neither a file nor a folder"));
-        assert!(matches!(scan(Path::new("/nowhere/at/all")), Err(FolderError::NotAFolder(_))));
+        assert!(matches!(scan(Path::new("/nowhere/at/all"), Path::new("/hub")), Err(FolderError::NotAFolder(_))));
     }
 }

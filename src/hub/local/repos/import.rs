@@ -48,8 +48,8 @@ impl LocalHub {
         for name in std::iter::once(&branch).chain(&options.tag) {
             check_ref(name)?;
         }
-        let scanned = folder.to_owned();
-        let found = tokio::task::spawn_blocking(move || folder::scan(&scanned)).await;
+        let (scanned, shared) = (folder.to_owned(), Arc::clone(&self.shared));
+        let found = tokio::task::spawn_blocking(move || folder::scan(&scanned, &shared.dir)).await;
         let found = found.map_err(|error| ImportError::hub(error.to_string()))??;
         let named = id.clone();
         let row = self.shared.db.write(move |t| record::content_row(t, &named)).await?;

@@ -92,7 +92,7 @@ impl Snapshot {
     }
 
     /// Writes the trees that the database doesn't have. Returns the row of the root.
-    fn store(&self, transaction: &Transaction<'_>, repository: i64) -> Result<i64, ImportError> {
+    pub(super) fn store(&self, transaction: &Transaction<'_>, repository: i64) -> Result<i64, ImportError> {
         let mut root = 0;
         for tree in &self.trees {
             tree.check_links(transaction, repository)?;

@@ -48,6 +48,11 @@ pub(in crate::hub::local) enum Stored {
 /// Columns of [`Entry::from_row`]. The first one is the name.
 const COLUMNS: &str = "name, oid, child, executable, size, blob, sha256, xet";
 
+/// Finds an entry of a tree by its name, as a file and as a folder.
+const ONE: &str = "FROM git_entries WHERE tree = ?1 AND name IN (?2, ?3)";
+/// Finds the entries of a tree after a name.
+const FOLLOWING: &str = "FROM git_entries WHERE tree = ?1 AND name > ?2 ORDER BY name";
+
 impl Entry {
     /// `folder`: path of the folder, with a slash at its end unless it is the root.
     fn from_row(row: &Row<'_>, folder: &str) -> rusqlite::Result<Self> {
@@ -90,8 +95,7 @@ impl File {
 
 /// Returns the entry at a path below the tree in row `root`. The root itself has none.
 pub(in crate::hub::local) fn find(connection: &Connection, root: i64, path: &str) -> Result<Option<Entry>, db::Error> {
-    let sql = format!("SELECT {COLUMNS} FROM git_entries WHERE tree = ?1 AND name IN (?2, ?3)");
-    let mut statement = connection.prepare_cached(&sql)?;
+    let mut statement = connection.prepare_cached(&format!("SELECT {COLUMNS} {ONE}"))?;
     let (mut tree, mut above, mut components) = (root, 0, path.split('/').peekable());
     while let Some(name) = components.next() {
         let row = (tree, name.as_bytes(), format!("{name}/").as_bytes().to_vec());
@@ -157,8 +161,8 @@ impl Level {
     }
 }
 
-/// Lists entries after the place `after` ([`Entry::place`]); empty: from the start. If that entry is not there any more,
-/// the listing continues with the next one.
+/// Lists entries after the place `after`; empty: from the start. That is the place ([`Entry::place`]) of an entry of
+/// the same listing. A place that isn't there yields any of the entries.
 pub(in crate::hub::local) fn list(
     connection: &Connection,
     listing: &Listing<'_>,
@@ -168,8 +172,7 @@ pub(in crate::hub::local) fn list(
     let top = Level { tree: listing.tree, path: format!("{}{slash}", listing.path), after: Vec::new() };
     let rest = after.strip_prefix(top.path.as_str()).unwrap_or_default();
     let mut levels = resume(connection, listing, top, rest)?;
-    let sql = format!("SELECT {COLUMNS} FROM git_entries WHERE tree = ?1 AND name > ?2 ORDER BY name");
-    let mut statement = connection.prepare_cached(&sql)?;
+    let mut statement = connection.prepare_cached(&format!("SELECT {COLUMNS} {FOLLOWING}"))?;
     let mut page = Page { entries: Vec::new(), has_more: false };
     while let Some(mut level) = levels.pop() {
         let below = list_level(&mut statement, listing, &mut level, &mut page)?;
@@ -230,4 +233,117 @@ fn resume(connection: &Connection, listing: &Listing<'_>, mut top: Level, rest: 
     }
     levels.push(level);
     Ok(levels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::content::Content;
+    use super::super::git::blob_id;
+    use super::super::record::Snapshot;
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    /// A database with the trees of these empty files, and the row of the root.
+    fn tree_of(paths: &BTreeSet<String>) -> (Connection, i64) {
+        let mut connection = db::in_memory();
+        let transaction = connection.transaction().unwrap();
+        let oid = blob_id(b"");
+        transaction.execute("INSERT INTO git_blobs (oid, content) VALUES (?1, x'')", [oid]).unwrap();
+        let files = paths.iter().map(|path| (path.clone(), false, Content { oid, size: 0, xet: None }));
+        let root = Snapshot::new(files.collect()).store(&transaction, 0).unwrap();
+        transaction.commit().unwrap();
+        (connection, root)
+    }
+
+    /// Paths without those that would be a file and a folder at once.
+    fn paths() -> impl Strategy<Value = BTreeSet<String>> {
+        let component = proptest::sample::select(vec!["a", "a-", "a0", "b", "\u{fc}"]);
+        let path = proptest::collection::vec(component, 1..4).prop_map(|parts| parts.join("/"));
+        proptest::collection::btree_set(path, 0..20).prop_map(|paths| {
+            let is_folder = |path: &String| paths.iter().any(|other| other.starts_with(&format!("{path}/")));
+            paths.iter().filter(|path| !is_folder(path)).cloned().collect()
+        })
+    }
+
+    /// Places of all entries below `folder`, in the order of Git.
+    fn expected(paths: &BTreeSet<String>, folder: &str, recursive: bool) -> Vec<String> {
+        let below = if folder.is_empty() { String::new() } else { format!("{folder}/") };
+        let mut places = BTreeSet::new();
+        for path in paths.iter().filter(|path| path.starts_with(&below)) {
+            let slashes = path.match_indices('/').map(|(at, _)| path[..=at].to_owned());
+            let ends = slashes.chain([path.clone()]).filter(|place| place.len() > below.len());
+            places.extend(ends.take(if recursive { usize::MAX } else { 1 }));
+        }
+        places.into_iter().collect()
+    }
+
+    fn all_pages(connection: &Connection, listing: &Listing<'_>) -> Vec<String> {
+        let (mut places, mut after) = (Vec::new(), String::new());
+        loop {
+            let page = list(connection, listing, &after).unwrap();
+            assert!(page.entries.len() == listing.limit || !page.has_more);
+            places.extend(page.entries.iter().map(Entry::place));
+            match places.last() {
+                Some(last) if page.has_more => after = last.clone(),
+                _ => return places,
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn pages_of_any_size_list_every_entry_once_in_order_of_git(
+            paths in paths(), limit in 1..7usize, recursive: bool,
+        ) {
+            let (connection, root) = tree_of(&paths);
+            for folder in ["", "a", "a/b", "\u{fc}"] {
+                let Some(tree) = find_folder(&connection, root, folder).unwrap() else {
+                    prop_assert!(expected(&paths, folder, true).is_empty());
+                    continue;
+                };
+                let listing = Listing { tree, path: folder, recursive, limit };
+                prop_assert_eq!(all_pages(&connection, &listing), expected(&paths, folder, recursive));
+            }
+            for place in expected(&paths, "", true) {
+                let entry = find(&connection, root, place.trim_end_matches('/')).unwrap().unwrap();
+                prop_assert_eq!(entry.place(), place);
+            }
+        }
+
+        #[test]
+        fn forged_cursors_yield_entries_or_nothing(paths in paths(), after in ".*") {
+            let (connection, root) = tree_of(&paths);
+            let all = expected(&paths, "", true);
+            for recursive in [true, false] {
+                let listing = Listing { tree: root, path: "", recursive, limit: usize::MAX };
+                let page = list(&connection, &listing, &after).unwrap();
+                prop_assert!(page.entries.iter().all(|entry| all.contains(&entry.place())));
+            }
+        }
+    }
+
+    #[test]
+    fn missing_paths_are_not_found() {
+        let (connection, root) = tree_of(&["a/b".to_owned(), "c".to_owned()].into());
+        for path in ["", "/", "a/", "/a", "a//b", "a/b/", "c/", "c/d", "b", "A", "a/b/c"] {
+            assert_eq!(find(&connection, root, path).unwrap(), None, "{path:?}");
+        }
+        assert_eq!(find_folder(&connection, root, "c").unwrap(), None);
+    }
+
+    #[test]
+    fn entries_are_found_by_an_index() {
+        let connection = db::in_memory();
+        for sql in [ONE, FOLLOWING] {
+            let sql = format!("EXPLAIN QUERY PLAN SELECT {COLUMNS} {sql}");
+            let mut statement = connection.prepare(&sql).unwrap();
+            let mut rows = statement.raw_query();
+            let mut steps: Vec<String> = Vec::new();
+            while let Some(row) = rows.next().unwrap() {
+                steps.push(row.get(3).unwrap());
+            }
+            assert!(steps.len() == 1 && steps[0].starts_with("SEARCH git_entries USING PRIMARY KEY"), "{steps:?}");
+        }
+    }
 }

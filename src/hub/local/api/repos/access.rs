@@ -1,5 +1,5 @@
-//! Who may read which repository: public ones are for everybody, private ones for their owner. Of gated ones, all others
-//! see the description only.
+//! Access to repositories: everybody reads public ones, and only the owner reads private ones. Of gated ones,
+//! all others see only the description.
 //!
 //! A repository that a caller may not see is answered exactly as one that doesn't exist.
 
@@ -34,9 +34,17 @@ pub(super) fn check_gate(call: &Call, repository: &Repository) -> Result<(), Api
 
 /// Returns the commit that a revision names.
 pub(super) async fn commit(call: &Call, repository: &Repository, revision: String) -> Result<Commit, ApiError> {
+    find_commit(call, repository, revision).await?.ok_or_else(ApiError::revision_not_found)
+}
+
+/// Returns the commit that a revision names, or `None` if there is none.
+pub(super) async fn find_commit(
+    call: &Call,
+    repository: &Repository,
+    revision: String,
+) -> Result<Option<Commit>, ApiError> {
     let row = repository.row;
-    let found = call.site.shared.db.read(move |c| Ok::<_, ApiError>(Commit::find(c, row, &revision)?)).await?;
-    found.ok_or_else(ApiError::revision_not_found)
+    call.site.shared.db.read(move |c| Ok::<_, ApiError>(Commit::find(c, row, &revision)?)).await
 }
 
 /// Returns the error for a path that the commit doesn't have. Clients remember it for this commit.

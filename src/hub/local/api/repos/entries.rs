@@ -1,7 +1,7 @@
 //! `GET …/tree/{rev}[/{path}]` and `POST …/paths-info/{rev}` (Hub API spec, 5.3, 5.4): entries of a commit.
 //!
-//! A cursor names the commit of the first page and the last entry shown: a listing stays that of one commit, even if the
-//! branch moves on meanwhile.
+//! A cursor names the commit of the first page and the last entry shown: a listing stays that of one commit, even if
+//! the branch moves on meanwhile.
 
 use super::super::json::{cursor, iso_time, link_next};
 use super::super::paths_info::Query;

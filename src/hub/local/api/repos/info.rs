@@ -28,7 +28,7 @@ pub(super) async fn answer(
 ) -> Result<Response, ApiError> {
     let commit = match revision {
         Some(revision) => Some(access::commit(call, &repository, revision).await?),
-        None => access::commit(call, &repository, MAIN.to_owned()).await.ok(),
+        None => access::find_commit(call, &repository, MAIN.to_owned()).await?,
     };
     let expand = Expand::of(call);
     let blobs = flag(call, "blobs", false)?;

@@ -144,10 +144,9 @@ pub(super) async fn answer(call: Call, body: &mut Incoming, request: Request) ->
     if !methods.split(", ").any(|method| method == call.method()) {
         return Err(ApiError::method_not_allowed(methods));
     }
-    if let Route::Info { revision } = request.route {
-        return info::answer(&call, repository, revision).await;
+    if !matches!(request.route, Route::Info { .. }) {
+        access::check_gate(&call, &repository)?;
     }
-    access::check_gate(&call, &repository)?;
     match request.route {
         Route::Info { revision } => info::answer(&call, repository, revision).await,
         Route::AuthCheck => reply(&serde_json::json!({})),
