@@ -135,6 +135,17 @@ fn every_command_and_option_is_in_the_manual_and_no_other() {
     assert!(invented.is_empty(), "only in docs/cli.md: {invented:?}");
 }
 
+/// The page is written by `UPDATE=1 cargo test --test documents`.
+#[test]
+fn page_about_options_of_mounts_is_made_from_their_definitions() {
+    let (path, page) = ("docs/mount-flags.md", hfcrypt::cli::mount::flags_page());
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(root().join(path), &page).unwrap();
+    }
+    assert_eq!(read(path), page, "run UPDATE=1 cargo test --test documents");
+    assert!(page.contains("| `--metadata-ttl-ms MS` | 10000 |") && page.contains("| `--revision R` |"), "{page}");
+}
+
 #[test]
 fn every_exit_code_is_in_the_manual_and_no_other() {
     let manual = read("docs/cli.md");

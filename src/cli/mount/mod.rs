@@ -13,7 +13,7 @@ mod stop;
 use super::args::{MountArgs, SourceCommand};
 use super::exit::Outcome;
 use super::{CommonArgs, run};
-use clap::{Args, Parser, Subcommand};
+use clap::{Arg, Args, CommandFactory, Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -136,6 +136,40 @@ pub fn hf_mount_fuse() -> ExitCode {
         };
         daemon::serve(&orders, ready).await.map(stop::exit_code)
     })
+}
+
+/// Returns the page about the options of `start` (docs/mount-flags.md), made from their definitions.
+pub fn flags_page() -> String {
+    let mut page = String::from(
+        "# Options of mounts\n\n\
+         `hf-mount start` and `hf-mount-fuse` have these options. The page is made from their definitions; the meaning of\n\
+         each is described in [cli.md](cli.md#options-of-start).\n\n\
+         | option | default | |\n|---|---|---|\n",
+    );
+    let command = Cli::command();
+    let start = command.find_subcommand("start").expect("a command of this program");
+    let repo = start.find_subcommand("repo").expect("a source of this command");
+    let named = start.get_arguments().chain(repo.get_arguments().filter(|arg| arg.get_id() == "revision"));
+    let mut rows: Vec<String> = named.filter_map(flag_row).collect();
+    rows.sort();
+    page.extend(rows);
+    page
+}
+
+/// Returns the row of an option. `None`: it is no long option, or one of every program.
+fn flag_row(arg: &Arg) -> Option<String> {
+    let name = arg.get_long().filter(|name| !matches!(*name, "help" | "version"))?;
+    let takes_value = arg.get_action().takes_values();
+    let value = arg.get_value_names().filter(|_| takes_value).and_then(|names| names.first());
+    let value = value.map_or(String::new(), |value| format!(" {value}"));
+    let defaults: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+    let default = match takes_value {
+        true => defaults.join(","),
+        false => "off".to_owned(),
+    };
+    let variable = arg.get_env().map(|name| format!(" (variable `{}`)", name.to_string_lossy())).unwrap_or_default();
+    let help = arg.get_help().map(|help| help.to_string().replace('|', "\\|")).unwrap_or_default();
+    Some(format!("| `--{name}{value}` | {default} | {help}{variable} |\n"))
 }
 
 /// What `stop`, `flush` and the daemon tell each other of a drain.
