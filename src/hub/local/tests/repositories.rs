@@ -381,21 +381,18 @@ async fn pointer_files_are_content_and_lead_to_no_other() {
     let mut rig = Rig::new(&dir).await;
     let secret = noise(1, 20_000);
     let private = ImportOptions { private: true, ..ImportOptions::default() };
-    import(&rig, "local/secret", &[("x.bin", &secret)], &private).await;
-    let entry = rig.get_json("/api/models/local/secret/tree/main").await[0].clone();
+    // Its tree has the id of one that holds the pointer as a plain file of a model.
+    import(&rig, "datasets/local/secret", &[("x.png", &secret)], &private).await;
+    let entry = rig.get_json("/api/datasets/local/secret/tree/main").await[0].clone();
     let sha256 = entry["lfs"]["oid"].as_str().unwrap();
     let pointer = format!("version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize 20000\n");
     assert_eq!(entry["lfs"]["pointerSize"], pointer.len());
-    import(
-        &rig,
-        "local/open",
-        &[("x.bin", pointer.as_bytes()), ("y.txt", pointer.as_bytes())],
-        &ImportOptions::default(),
-    )
-    .await;
+    for (id, name) in [("local/open", "x.png"), ("local/more", "y.bin")] {
+        import(&rig, id, &[(name, pointer.as_bytes())], &ImportOptions::default()).await;
+    }
     rig.token = None;
-    for name in ["x.bin", "y.txt"] {
-        assert_eq!(bytes(&rig, &format!("/local/open/resolve/main/{name}")).await, pointer.as_bytes());
+    for path in ["/local/open/resolve/main/x.png", "/local/more/resolve/main/y.bin"] {
+        assert_eq!(bytes(&rig, path).await, pointer.as_bytes());
     }
     let token = token(&rig, "/api/models/local/open/xet-read-token/main").await;
     assert_eq!(reconstruct(&rig, &token, entry["xetHash"].as_str().unwrap()).await, 404);
