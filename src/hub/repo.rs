@@ -159,7 +159,11 @@ impl Repository {
 
 /// Asks for the commit that a revision names.
 async fn commit(client: &Client, id: &RepoId, revision: &str) -> Result<Commit, Error> {
-    let call = client.read(&route::revision(id, "revision", revision), MAX_LISTING)?;
+    // Without these fields the Hub would list all files. Spaces have no gates.
+    let fields = "?expand=sha&expand=lastModified&expand=private";
+    let gates = if id.kind() == RepoKind::Space { "" } else { "&expand=gated" };
+    let path = route::revision(id, "revision", revision) + fields + gates;
+    let call = client.read(&path, MAX_OBJECT)?;
     parse::commit(&ask(client, id, revision, &call).await?.body, id.kind())
 }
 
@@ -191,12 +195,7 @@ async fn other_kind(client: &Client, id: &RepoId) -> Option<Error> {
         let other = RepoId::new(kind, id.name()).ok()?;
         let call = Call { repeat: Repeat::Never, bodiless: true, ..client.read(&route::repo(&other, ""), 0).ok()? };
         if client.transport.send(&call).await.is_ok_and(|answer| answer.status.is_success()) {
-            let found = match kind {
-                RepoKind::Model => "model",
-                RepoKind::Dataset => "dataset",
-                RepoKind::Space => "space",
-            };
-            return Some(Error::OtherKind { id: id.clone(), found });
+            return Some(Error::OtherKind { id: id.clone(), found: kind.as_str() });
         }
     }
     let bucket: BucketId = id.name().parse().ok()?;

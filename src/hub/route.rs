@@ -3,7 +3,7 @@
 //!
 //! Pure. A URL that fails here is `Error::Malformed`.
 
-use super::{BucketId, Error, RepoId, RepoKind};
+use super::{BucketId, Error, RepoId};
 use http::HeaderMap;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
@@ -60,12 +60,8 @@ pub(super) fn repo_tree(id: &RepoId, commit: &str, folder: &str, recursive: bool
 
 /// Path of the bytes of a file of a repository. `None` for files that no URL can name.
 pub(super) fn repo_resolve(id: &RepoId, commit: &str, path: &str) -> Option<String> {
-    let prefix = match id.kind() {
-        RepoKind::Model => "",
-        kind => &format!("{}/", kind.route()),
-    };
     let is_nameable = !path.is_empty() && is_literal(path);
-    is_nameable.then(|| format!("/{prefix}{}/resolve/{}/{}", id.name(), encode(commit, "%2F"), encode(path, "/")))
+    is_nameable.then(|| format!("/{id}/resolve/{}/{}", encode(commit, "%2F"), encode(path, "/")))
 }
 
 /// Returns true if a key can be in a path with its slashes as they are: it has no component that URL parsers drop or

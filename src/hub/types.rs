@@ -73,6 +73,15 @@ impl RepoKind {
     /// Every kind.
     pub const ALL: [Self; 3] = [Self::Model, Self::Dataset, Self::Space];
 
+    /// Returns its name in the API: `model`, `dataset` or `space`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Dataset => "dataset",
+            Self::Space => "space",
+        }
+    }
+
     /// Returns the path component of the API: `models`, `datasets` or `spaces`.
     pub fn route(self) -> &'static str {
         match self {
@@ -81,15 +90,25 @@ impl RepoKind {
             Self::Space => "spaces",
         }
     }
+
+    /// Returns the kind of a path component of the API.
+    pub fn of_route(component: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.route() == component)
+    }
+
+    /// Returns what stands before names in web addresses and in paths of files.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Model => "",
+            Self::Dataset => "datasets/",
+            Self::Space => "spaces/",
+        }
+    }
 }
 
 impl fmt::Display for RepoKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Model => "model",
-            Self::Dataset => "dataset",
-            Self::Space => "space",
-        })
+        f.write_str(self.as_str())
     }
 }
 
@@ -125,10 +144,7 @@ impl RepoId {
 
 impl fmt::Display for RepoId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.kind {
-            RepoKind::Model => f.write_str(&self.name),
-            kind => write!(f, "{}/{}", kind.route(), self.name),
-        }
+        write!(f, "{}{}", self.kind.prefix(), self.name)
     }
 }
 

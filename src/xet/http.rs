@@ -49,7 +49,7 @@ const MAX_DEDUP_ANSWER: usize = 16 * 1024 * 1024;
 
 /// Xorbs sent and ranges fetched at once before anything is known of the link (Xet spec, section 11).
 const FIRST_UPLOADS: u32 = 2;
-const FIRST_DOWNLOADS: u32 = 4;
+const FIRST_DOWNLOADS: u32 = 8;
 
 /// Limits and deadlines.
 #[derive(Clone, Debug)]

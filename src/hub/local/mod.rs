@@ -33,7 +33,7 @@ mod tests;
 mod wire;
 
 pub use accounts::{NewToken, Role, Token};
-pub use repos::{FolderError, ImportError, ImportOptions, Imported, InvalidRepositoryId, RepositoryId, RepositoryKind};
+pub use repos::{FolderError, ImportError, ImportOptions, Imported, InvalidRepositoryId, RepositoryId};
 pub use server::Server;
 
 use super::Error;

@@ -10,13 +10,14 @@ use super::folders::Changes;
 use super::json::TIME_RANGE;
 use super::tree::Object;
 use super::{Call, LARGE, Target, reply};
+use crate::hub::RepoKind;
 use crate::hub::local::accounts::now_millis;
 use crate::hub::local::body::Incoming;
 use crate::hub::local::cas::CasStore;
 use crate::hub::local::db;
 use crate::hub::local::errors::ApiError;
+use crate::hub::local::repos::RepositoryId;
 use crate::hub::local::repos::repository::Repository;
-use crate::hub::local::repos::{RepositoryId, RepositoryKind};
 use crate::hub::{BucketId, check_key};
 use crate::xet::Hash;
 use axum::http::StatusCode;
@@ -240,7 +241,7 @@ impl<'t> Batch<'t> {
     /// Returns the size of a file that the caller may read in a repository, and makes it readable here. Returns `None`
     /// if there is no such file. Only files in Xet have a hash, and the empty one is none of them.
     fn size_in_repository(&self, hash: &Hash, kind: &str, id: &str) -> Result<Option<u64>, Failure> {
-        let kind = RepositoryKind::ALL.into_iter().find(|known| known.as_str() == kind);
+        let kind = RepoKind::ALL.into_iter().find(|known| known.as_str() == kind);
         let (namespace, name) = id.split_once('/').unwrap_or(("", id));
         let Some(id) = kind.and_then(|kind| RepositoryId::new(kind, namespace, name).ok()) else { return Ok(None) };
         let source = Repository::find(self.transaction, &id)?;

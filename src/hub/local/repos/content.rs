@@ -6,7 +6,7 @@
 use super::error::ImportError;
 use super::folder::Found;
 use super::git::{Oid, blob_id, is_pointer, pointer};
-use super::id::RepositoryKind;
+use crate::hub::RepoKind;
 use crate::hub::local::db::Db;
 use crate::xet::compression::Policy;
 use crate::xet::{Hash, UploadSession};
@@ -74,19 +74,19 @@ pub(super) struct Content {
 }
 
 /// Returns true if a file is kept outside of Git because of its name.
-fn is_lfs_name(kind: RepositoryKind, path: &str) -> bool {
+fn is_lfs_name(kind: RepoKind, path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
     let is_named = ends(LFS_ENDS) || name.contains(".lfs.") || name.contains(".tar.") || name.contains("tfevents");
     let is_saved_model = path.starts_with("saved_model/") || path.contains("/saved_model/");
-    is_named || is_saved_model || (kind == RepositoryKind::Dataset && ends(DATASET_ENDS))
+    is_named || is_saved_model || (kind == RepoKind::Dataset && ends(DATASET_ENDS))
 }
 
 /// Stores files for one import.
 pub(super) struct ContentWriter {
     db: Db,
     session: UploadSession,
-    kind: RepositoryKind,
+    kind: RepoKind,
     /// Blobs that are not in the database yet.
     pending: Vec<(Oid, Vec<u8>)>,
     pending_bytes: usize,
@@ -94,7 +94,7 @@ pub(super) struct ContentWriter {
 
 impl ContentWriter {
     /// A writer that uploads large files with `session`.
-    pub(super) fn new(db: Db, session: UploadSession, kind: RepositoryKind) -> Self {
+    pub(super) fn new(db: Db, session: UploadSession, kind: RepoKind) -> Self {
         Self { db, session, kind, pending: Vec::new(), pending_bytes: 0 }
     }
 
@@ -189,11 +189,11 @@ mod tests {
     fn default_patterns_name_files_outside_of_git() {
         for path in ["a/model.safetensors", "x.bin", "x.tar.bz3", "events.out.tfevents.1", "saved_model/x", "a/x.gguf"]
         {
-            assert!(is_lfs_name(RepositoryKind::Model, path), "{path}");
+            assert!(is_lfs_name(RepoKind::Model, path), "{path}");
         }
         for path in ["config.json", "README.md", "x.bin.txt", "bin", "a.zip/x", "picture.png", "my_saved_model/x"] {
-            assert!(!is_lfs_name(RepositoryKind::Model, path), "{path}");
+            assert!(!is_lfs_name(RepoKind::Model, path), "{path}");
         }
-        assert!(is_lfs_name(RepositoryKind::Dataset, "picture.png"));
+        assert!(is_lfs_name(RepoKind::Dataset, "picture.png"));
     }
 }

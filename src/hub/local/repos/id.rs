@@ -1,5 +1,6 @@
 //! Names of repositories: `[datasets/|spaces/]namespace/name`.
 
+use crate::hub::RepoKind;
 use std::fmt;
 use std::str::FromStr;
 
@@ -25,54 +26,11 @@ const RESERVED: &[&str] = &[
     "xet-read-token",
 ];
 
-/// Kind of a repository.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum RepositoryKind {
-    /// Model.
-    Model,
-    /// Dataset.
-    Dataset,
-    /// Space.
-    Space,
-}
-
-impl RepositoryKind {
-    /// All kinds.
-    pub(in crate::hub::local) const ALL: [Self; 3] = [Self::Model, Self::Dataset, Self::Space];
-
-    /// As the API and the database spell it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Model => "model",
-            Self::Dataset => "dataset",
-            Self::Space => "space",
-        }
-    }
-
-    /// Segment of an API path.
-    pub(in crate::hub::local) fn plural(self) -> &'static str {
-        match self {
-            Self::Model => "models",
-            Self::Dataset => "datasets",
-            Self::Space => "spaces",
-        }
-    }
-
-    /// Prefix of ids and of paths of files.
-    pub(in crate::hub::local) fn prefix(self) -> &'static str {
-        match self {
-            Self::Model => "",
-            Self::Dataset => "datasets/",
-            Self::Space => "spaces/",
-        }
-    }
-}
-
-/// Id of a repository. Its parts are checked: letters, digits, `-`, `_` and `.`, at most 96 bytes, and no word that
-/// routes use.
+/// Id of a repository of this Hub. Its parts are checked: letters, digits, `-`, `_` and `.`, at most 96 bytes, and no
+/// word that routes use.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RepositoryId {
-    kind: RepositoryKind,
+    kind: RepoKind,
     namespace: String,
     name: String,
 }
@@ -84,14 +42,14 @@ pub struct InvalidRepositoryId(String);
 
 impl RepositoryId {
     /// Checks and joins the parts. The namespace is empty for a name of one segment.
-    pub fn new(kind: RepositoryKind, namespace: &str, name: &str) -> Result<Self, InvalidRepositoryId> {
+    pub fn new(kind: RepoKind, namespace: &str, name: &str) -> Result<Self, InvalidRepositoryId> {
         let id = Self { kind, namespace: namespace.to_owned(), name: name.to_owned() };
         let is_valid = is_valid(name) && (namespace.is_empty() || is_valid(namespace));
         if is_valid { Ok(id) } else { Err(InvalidRepositoryId(id.to_string())) }
     }
 
     /// The kind.
-    pub fn kind(&self) -> RepositoryKind {
+    pub fn kind(&self) -> RepoKind {
         self.kind
     }
 
@@ -128,9 +86,9 @@ impl FromStr for RepositoryId {
     type Err = InvalidRepositoryId;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let [_, prefixed @ ..] = RepositoryKind::ALL;
+        let [_, prefixed @ ..] = RepoKind::ALL;
         let found = prefixed.into_iter().find_map(|kind| Some((kind, text.strip_prefix(kind.prefix())?)));
-        let (kind, path) = found.unwrap_or((RepositoryKind::Model, text));
+        let (kind, path) = found.unwrap_or((RepoKind::Model, text));
         let (namespace, name) = match path.split_once('/') {
             Some(("", _)) => return Err(InvalidRepositoryId(text.to_owned())),
             Some(parts) => parts,
@@ -147,11 +105,11 @@ mod tests {
     #[test]
     fn ids_have_a_kind_and_one_or_two_segments() {
         for (text, kind, namespace, name) in [
-            ("a/b", RepositoryKind::Model, "a", "b"),
-            ("gpt2", RepositoryKind::Model, "", "gpt2"),
-            ("datasets/a/b.c", RepositoryKind::Dataset, "a", "b.c"),
-            ("datasets/squad", RepositoryKind::Dataset, "", "squad"),
-            ("spaces/a/b_c-D", RepositoryKind::Space, "a", "b_c-D"),
+            ("a/b", RepoKind::Model, "a", "b"),
+            ("gpt2", RepoKind::Model, "", "gpt2"),
+            ("datasets/a/b.c", RepoKind::Dataset, "a", "b.c"),
+            ("datasets/squad", RepoKind::Dataset, "", "squad"),
+            ("spaces/a/b_c-D", RepoKind::Space, "a", "b_c-D"),
         ] {
             let id: RepositoryId = text.parse().unwrap();
             assert_eq!((id.kind(), id.namespace(), id.name()), (kind, namespace, name));

@@ -8,8 +8,9 @@ use super::content::ContentWriter;
 use super::error::ImportError;
 use super::folder::{self, Found};
 use super::history::MAIN;
-use super::id::{RepositoryId, RepositoryKind};
+use super::id::RepositoryId;
 use super::record::{self, Imported, Record, Snapshot};
+use crate::hub::RepoKind;
 use crate::hub::local::auth::{CAS_TOKEN_LIFE, CasGrant, now_seconds, to_hex};
 use crate::hub::local::{LocalHub, ServeOptions, Server, Shared, auth};
 use crate::hub::process_client;
@@ -61,7 +62,7 @@ impl LocalHub {
 
     /// Stores the contents of files durably. Large ones take the way of all uploads, through the CAS of this Hub at a
     /// port of its own, where they are verified.
-    async fn store(&self, row: i64, kind: RepositoryKind, found: Vec<Found>) -> Result<Snapshot, ImportError> {
+    async fn store(&self, row: i64, kind: RepoKind, found: Vec<Found>) -> Result<Snapshot, ImportError> {
         let mut secret = [0; 32];
         auth::random(&mut secret)?;
         let options = ServeOptions { process_token: Some(to_hex(&secret)), ..ServeOptions::default() };
@@ -75,7 +76,7 @@ impl LocalHub {
         &self,
         server: &Server,
         row: i64,
-        kind: RepositoryKind,
+        kind: RepoKind,
         found: Vec<Found>,
     ) -> Result<Snapshot, ImportError> {
         let url = format!("http://{}{}", server.address(), crate::hub::local::CAS_PREFIX);

@@ -23,6 +23,6 @@ pub(super) mod trees;
 
 pub use error::ImportError;
 pub use folder::FolderError;
-pub use id::{InvalidRepositoryId, RepositoryId, RepositoryKind};
+pub use id::{InvalidRepositoryId, RepositoryId};
 pub use import::ImportOptions;
 pub use record::Imported;

@@ -1,6 +1,6 @@
 //! Rows of the table `repositories`.
 
-use super::id::{RepositoryId, RepositoryKind};
+use super::id::RepositoryId;
 use crate::hub::local::db;
 use rusqlite::{Connection, OptionalExtension};
 
@@ -28,12 +28,5 @@ impl Repository {
             Ok(Self { row: row.get(0)?, id: id.clone(), private, gated, created: row.get(3)? })
         });
         Ok(found.optional()?)
-    }
-}
-
-impl RepositoryKind {
-    /// Returns the kind that a segment of an API path names.
-    pub(in crate::hub::local) fn of_plural(segment: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.plural() == segment)
     }
 }

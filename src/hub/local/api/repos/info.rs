@@ -4,9 +4,9 @@ use super::super::json::{cursor, iso_time, link_next};
 use super::super::tree::{flag, page_limit};
 use super::super::{Call, reply};
 use super::access::{self, REPO_COMMIT};
+use crate::hub::RepoKind;
 use crate::hub::local::auth::to_hex;
 use crate::hub::local::errors::ApiError;
-use crate::hub::local::repos::RepositoryKind;
 use crate::hub::local::repos::git::{Oid, pointer};
 use crate::hub::local::repos::history::{self, Commit, MAIN, Ref};
 use crate::hub::local::repos::repository::Repository;
@@ -82,7 +82,7 @@ fn describe(
         "tags": [],
         "usedStorage": commit.map_or(0, |commit| commit.size),
     });
-    if repository.id.kind() == RepositoryKind::Model {
+    if repository.id.kind() == RepoKind::Model {
         members["modelId"] = json!(id);
     }
     if expand.wants("siblings") {

@@ -8,9 +8,10 @@ mod info;
 mod resolve;
 
 use super::{Call, decode, reply, tokens};
+use crate::hub::RepoKind;
 use crate::hub::local::body::Incoming;
 use crate::hub::local::errors::ApiError;
-use crate::hub::local::repos::{RepositoryId, RepositoryKind};
+use crate::hub::local::repos::RepositoryId;
 use crate::xet::Scope;
 use access::find;
 use axum::response::Response;
@@ -53,18 +54,18 @@ impl Request {
     /// Parses a raw path; `None` if it is no route of repositories.
     pub(super) fn parse(path: &str) -> Result<Option<Self>, ApiError> {
         if let Some((kind, rest)) = path.strip_prefix("/api/").and_then(|rest| rest.split_once('/')) {
-            let Some(kind) = RepositoryKind::of_plural(kind) else { return Ok(None) };
+            let Some(kind) = RepoKind::of_route(kind) else { return Ok(None) };
             return Self::parse_api(kind, rest.strip_suffix('/').unwrap_or(rest));
         }
         let path = path.strip_prefix('/').unwrap_or(path);
-        let prefixed = [RepositoryKind::Dataset, RepositoryKind::Space];
+        let prefixed = [RepoKind::Dataset, RepoKind::Space];
         let found = prefixed.into_iter().find_map(|kind| Some((kind, path.strip_prefix(kind.prefix())?)));
-        let (kind, rest) = found.unwrap_or((RepositoryKind::Model, path));
+        let (kind, rest) = found.unwrap_or((RepoKind::Model, path));
         Self::parse_file(kind, rest)
     }
 
     /// Parses what follows the kind in a path of the API.
-    fn parse_api(kind: RepositoryKind, rest: &str) -> Result<Option<Self>, ApiError> {
+    fn parse_api(kind: RepoKind, rest: &str) -> Result<Option<Self>, ApiError> {
         let parts: Vec<&str> = rest.split('/').collect();
         let (namespace, name, tail) = match parts.as_slice() {
             [name] => ("", *name, &[][..]),
@@ -90,7 +91,7 @@ impl Request {
     }
 
     /// Parses what follows the kind in the path of a file.
-    fn parse_file(kind: RepositoryKind, rest: &str) -> Result<Option<Self>, ApiError> {
+    fn parse_file(kind: RepoKind, rest: &str) -> Result<Option<Self>, ApiError> {
         let parts: Vec<&str> = rest.split('/').collect();
         let (namespace, name, tail) = match parts.as_slice() {
             [name, "resolve", tail @ ..] => ("", *name, tail),
@@ -116,7 +117,7 @@ fn is_route(tail: &[&str]) -> bool {
     }
 }
 
-fn id(kind: RepositoryKind, namespace: &str, name: &str) -> Result<Option<RepositoryId>, ApiError> {
+fn id(kind: RepoKind, namespace: &str, name: &str) -> Result<Option<RepositoryId>, ApiError> {
     Ok(RepositoryId::new(kind, &decode(namespace)?, &decode(name)?).ok())
 }
 

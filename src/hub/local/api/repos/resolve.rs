@@ -76,7 +76,7 @@ fn xet_headers(
     content: &Content,
 ) -> Result<HeaderMap, InvalidHeaderValue> {
     let (base, cas) = (call.base(), call.site.cas_base(call.headers()));
-    let (kind, id) = (repository.id.kind().plural(), repository.id.path());
+    let (kind, id) = (repository.id.kind().route(), repository.id.path());
     let auth = format!("{base}/api/{kind}/{id}/xet-read-token/{commit}");
     let link =
         format!("<{auth}>; rel=\"xet-auth\", <{cas}/v1/reconstructions/{hash}>; rel=\"xet-reconstruction-info\"");
