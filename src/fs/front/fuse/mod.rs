@@ -1,4 +1,4 @@
-//! The FUSE front end: decodes requests, calls [`Vfs`], and encodes replies. Each request is processed in an async
+//! The FUSE front end: decodes requests, calls the [`Filesystem`], and encodes replies. Each request is processed in an async
 //! task.
 //!
 //! It talks to the kernel directly, without libfuse. If mounting needs a privilege that this process lacks, the
@@ -6,7 +6,7 @@
 
 mod adapter;
 
-use crate::fs::{Error, Vfs};
+use crate::fs::{Error, Filesystem};
 use adapter::Adapter;
 use fuser::{Config, MountOption, Session, SessionACL};
 use rustix::mount::UnmountFlags;
@@ -39,10 +39,14 @@ pub struct FuseMount {
 
 impl FuseMount {
     /// Mounts. Returns when the kernel can send requests.
-    pub async fn mount(vfs: Arc<Vfs>, mountpoint: &Path, options: FuseOptions) -> Result<Self, Error> {
+    pub async fn mount(
+        filesystem: Arc<dyn Filesystem>,
+        mountpoint: &Path,
+        options: FuseOptions,
+    ) -> Result<Self, Error> {
         check(mountpoint)?;
         let path = mountpoint.to_owned();
-        let adapter = Adapter::new(vfs, tokio::runtime::Handle::current(), options.direct_io);
+        let adapter = Adapter::new(filesystem, tokio::runtime::Handle::current(), options.direct_io);
         let session = tokio::task::spawn_blocking(move || {
             let session = Session::new(adapter, &path, &config(&options)).map_err(|error| explain(&path, &error))?;
             Ok::<_, Error>((session, path.canonicalize().unwrap_or(path)))
