@@ -36,8 +36,8 @@ pub trait Filesystem: Send + Sync + 'static {
     fn readdir(&self, handle: HandleNo, offset: u64, sink: EntrySink<'_>) -> Result<(), Error>;
     /// Reads the attributes of the entries that follow `offset`, for [`Filesystem::readdirplus`].
     async fn measure_page(&self, handle: HandleNo, offset: u64) -> Result<(), Error>;
-    /// Passes entries with their attributes to `sink`. Each entry that it takes counts as one kernel reference, except for
-    /// `.` and `..`.
+    /// Passes entries with their attributes to `sink`. Each entry that it takes counts as one kernel reference, except
+    /// for `.` and `..`.
     fn readdirplus(&self, handle: HandleNo, offset: u64, sink: AttrSink<'_>) -> Result<(), Error>;
     /// Closes a directory.
     fn releasedir(&self, handle: HandleNo) -> Result<(), Error>;

@@ -1,4 +1,4 @@
-"""Overlay mounts: a writable local layer over a remote that is never changed, in each mode, on buckets and repositories."""
+"""Overlay mounts: a writable local layer over a remote that is never changed, in each mode and on each source."""
 
 import errno
 import os

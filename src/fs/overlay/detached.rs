@@ -1,7 +1,7 @@
 //! A remote that is empty and takes nothing. It has the key of another one.
 //!
-//! The [`Vfs`](crate::fs::Vfs) of sealed local files stands on it: new files get the drafts and the sealed journal of the
-//! remote with the key, and no operation reaches that remote.
+//! The [`Vfs`](crate::fs::Vfs) of sealed local files stands on it: new files get the drafts and the sealed journal of
+//! the remote with the key, and no operation reaches that remote.
 
 use crate::store::buckets::BucketId;
 use crate::store::{

@@ -1,7 +1,7 @@
 //! Open directories of an overlay.
 //!
-//! A directory shows the entries of one branch after those of another. An entry whose name an earlier branch has is left
-//! out. Offsets count the entries of all branches, left-out ones too, so that paging is stable.
+//! A directory shows the entries of one branch after those of another. An entry whose name an earlier branch has is
+//! left out. Offsets count the entries of all branches, left-out ones too, so that paging is stable.
 
 use super::local_layer::PAGE;
 use super::nodes::{Inos, Nodes};

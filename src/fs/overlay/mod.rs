@@ -1,8 +1,8 @@
 //! Overlay mode: shows a remote that is never changed, with a writable local layer over it (`--overlay`).
 //!
-//! An [`Overlay`] merges *branches*, each of which is a [`Filesystem`]. The first branch that has a name decides what it
-//! is; folders of several branches are merged. The last branch is the remote. One branch is writable, and every change
-//! goes to it. A name that another branch has can't be changed, removed or replaced.
+//! An [`Overlay`] merges *branches*, each of which is a [`Filesystem`]. The first branch that has a name decides what
+//! it is; folders of several branches are merged. The last branch is the remote. One branch is writable, and every
+//! change goes to it. A name that another branch has can't be changed, removed or replaced.
 //!
 //! | mode | branches | writable |
 //! |---|---|---|

@@ -1,9 +1,9 @@
 //! The inode table of an overlay.
 //!
-//! An inode belongs to a name in the merged tree. It holds one reference to its inode in each branch that has it. A file
-//! stays in the branch where it was found; a folder gains and loses branches. Numbers are computed from the parent's
-//! number and the name, so that a listing needs no table entry for each name, and they are stable while the kernel knows
-//! them.
+//! An inode belongs to a name in the merged tree. It holds one reference to its inode in each branch that has it. A
+//! file stays in the branch where it was found; a folder gains and loses branches. Numbers are computed from the
+//! parent's number and the name, so that a listing needs no table entry for each name. They are stable while the kernel
+//! knows them.
 
 use crate::fs::{Error, FileKind, Ino};
 use std::collections::HashMap;

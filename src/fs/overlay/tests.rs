@@ -534,7 +534,7 @@ async fn each_name_of_large_folders_is_listed_once_in_pages_of_any_size() {
     for number in 0..700 {
         lab.view.put_foreign(&format!("many/r{number}"), b"remote");
         fs::write(lab.layer(&format!("many/l{number}")), "local file").unwrap();
-        if number % 3 == 0 {
+        if number.is_multiple_of(3) {
             fs::write(lab.layer(&format!("many/r{number}")), "hides").unwrap();
         }
     }
@@ -547,7 +547,7 @@ async fn each_name_of_large_folders_is_listed_once_in_pages_of_any_size() {
             let number: usize = name[1..].parse().unwrap();
             let len = if name.starts_with('l') {
                 10
-            } else if number % 3 == 0 {
+            } else if number.is_multiple_of(3) {
                 5
             } else {
                 6

@@ -1,5 +1,5 @@
-//! The FUSE front end: decodes requests, calls the [`Filesystem`], and encodes replies. Each request is processed in an async
-//! task.
+//! The FUSE front end: decodes requests, calls the [`Filesystem`], and encodes replies. Each request is processed in an
+//! async task.
 //!
 //! It talks to the kernel directly, without libfuse. If mounting needs a privilege that this process lacks, the
 //! system's `fusermount3` does it. A reply that is dropped unsent returns `EIO`, so a task that panics replies, too.
