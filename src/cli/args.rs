@@ -471,6 +471,12 @@ pub struct MountArgs {
     /// Refuse all writes
     #[arg(long, global = true)]
     pub read_only: bool,
+    /// Make the mount point's folder a writable local layer over the remote, which is never changed
+    #[arg(long, global = true, conflicts_with = "read_only")]
+    pub overlay: bool,
+    /// With --overlay and a key: keep new local files as plaintext in the mount point's folder
+    #[arg(long, global = true)]
+    pub overlay_plaintext: bool,
     /// Random writes through staging files and an asynchronous flush; a key implies it
     #[arg(long, global = true)]
     pub advanced_writes: bool,
@@ -561,6 +567,23 @@ impl MountArgs {
     pub fn disk_cache(&self) -> Option<DiskCacheOptions> {
         let wanted = DiskCacheOptions { mode: self.cache_mode.into(), max_bytes: self.cache_size };
         (!self.no_disk_cache && self.cache_size > 0).then_some(wanted)
+    }
+
+    /// Checks the options of an overlay.
+    pub fn check_overlay(&self) -> Outcome {
+        let usage = |message| Err(Failure::new(Exit::Usage, message));
+        if self.overlay_plaintext && !self.overlay {
+            return usage("--overlay-plaintext needs --overlay");
+        }
+        if self.overlay && (self.source.create || self.source.new_key) {
+            return usage("--overlay never changes the remote: --create and --new-key need a mount without it");
+        }
+        Ok(())
+    }
+
+    /// Returns true if new files of an overlay are kept sealed, below the cache folder.
+    pub fn seals_local_files(&self) -> bool {
+        self.overlay && self.source.encryption_key_file.is_some() && !self.overlay_plaintext
     }
 
     /// NFS isn't built yet.
@@ -676,9 +699,9 @@ mod tests {
         <Only as clap::Parser>::parse_from(["x"].iter().chain(args)).mount
     }
 
-    /// The public program's options with their defaults; `--overlay` comes with a later version. `None`: none is
-    /// shown by clap, or another one is meant here (docs/cli.md says which).
-    const UPSTREAM: [(&str, Option<&str>); 29] = [
+    /// The public program's options with their defaults. `None`: none is shown
+    /// by clap, or another one is meant here (docs/cli.md says which).
+    const UPSTREAM: [(&str, Option<&str>); 30] = [
         ("hf-token", None),
         ("hub-endpoint", None),
         ("cache-dir", None),
@@ -708,6 +731,7 @@ mod tests {
         ("encryption-algorithm", Some("aegis-128x2")),
         ("fuse", Some("false")),
         ("nfs", Some("false")),
+        ("overlay", Some("false")),
     ];
 
     #[test]
@@ -720,6 +744,29 @@ mod tests {
             let flag = if arg.get_action().takes_values() { default } else { None };
             assert_eq!(values.first().map(|value| &**value), flag, "--{name}");
         }
+    }
+
+    #[test]
+    fn overlay_options_that_exclude_each_other_are_refused() {
+        for (args, is_valid) in [
+            (&["--overlay"][..], true),
+            (&["--overlay", "--overlay-plaintext"], true),
+            (&["--overlay-plaintext"], false),
+            (&["--overlay", "--create"], false),
+            (&["--overlay", "--new-key"], false),
+            (&["--create", "--new-key"], true),
+        ] {
+            let checked = parse(args).check_overlay();
+            assert_eq!(
+                checked.map_err(|failure| failure.exit),
+                if is_valid { Ok(()) } else { Err(Exit::Usage) },
+                "{args:?}"
+            );
+        }
+        assert!(<Only as clap::Parser>::try_parse_from(["x", "--overlay", "--read-only"]).is_err());
+        let sealed = |args: &[&str]| parse(&[&["--encryption-key-file", "k"], args].concat()).seals_local_files();
+        assert!(sealed(&["--overlay"]) && !sealed(&["--overlay", "--overlay-plaintext"]) && !sealed(&[]));
+        assert!(!parse(&["--overlay"]).seals_local_files());
     }
 
     #[test]

@@ -15,6 +15,9 @@ pub enum Error {
     /// An I/O error of the local staging or journal.
     #[error("staging: {0}")]
     Staging(#[source] io::Error),
+    /// An I/O error of the local layer of an overlay.
+    #[error("local layer: {0}")]
+    Local(#[source] io::Error),
     /// Local staging or a journal that can't be used as it is. Nothing in it was changed.
     #[error("journal {path}: {why}")]
     Journal {
@@ -111,6 +114,8 @@ impl Error {
             Self::Store(e) => of_store(e),
             Self::Flush(e) => e.errno(),
             Self::Staging(e) => of_io(e),
+            // The program would get this number from the folder itself.
+            Self::Local(e) => e.raw_os_error().unwrap_or(libc::EIO),
             Self::NotFound => libc::ENOENT,
             Self::Stale => libc::ESTALE,
             Self::Exists => libc::EEXIST,

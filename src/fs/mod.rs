@@ -14,6 +14,8 @@
 //! | `sync` | uploads, commits, conflicts, read-backs, and the user's decisions about pending changes |
 //! | `persist` | the periodic jobs: syncing every second, and journaling the writes to open files |
 //! | `staging` | the folder that holds the journal and the staging pool (`store::staging`) |
+//! | `filesystem` | the trait that front ends call |
+//! | `overlay` | a writable local layer over the remote (`--overlay`), above [`Vfs`] |
 //! | `front` | FUSE |
 //! | `lock` | the order of all locks |
 //! | `errno` | the table of error numbers |
@@ -26,6 +28,7 @@
 
 mod content;
 mod errno;
+mod filesystem;
 pub mod front;
 mod gate;
 mod handle;
@@ -36,6 +39,7 @@ mod lock;
 mod memory_view;
 mod namespace;
 mod options;
+pub mod overlay;
 mod persist;
 mod staging;
 mod start;
@@ -48,11 +52,13 @@ pub use content::attr::{STATFS_BLOCK, STATFS_BLOCKS, STATFS_NAME, SetAttr, TIME_
 pub use content::quota::MIN_PENDING;
 pub use content::write::Allocate;
 pub use errno::Error;
+pub use filesystem::{AttrSink, EntrySink, Filesystem};
 pub use handle::{Access, Listed, Opened};
 pub use ids::{FileKind, HandleNo, Ino, OnConflict, Special};
 pub use namespace::Create;
 pub use options::{Drained, Options, Status, or_longest_wait};
 pub use sync::pending::{Pending, PendingFile, PendingKind, PendingNo, PendingState, drop_order};
+pub use tree::evict::KernelCache;
 pub use tree::inode::{Attr, NewAttrs};
 pub use tree::xattr::SetXattr;
 
@@ -72,7 +78,7 @@ use sync::Sync;
 use sync::schedule::Schedule;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tree::evict::{Evictor, KernelCache};
+use tree::evict::Evictor;
 use tree::freshness::Freshness;
 use tree::inode::InodeTable;
 use tree::listing::Directories;

@@ -49,6 +49,10 @@ pub struct Options {
     pub dir_mode: u16,
     /// Keep new `.DS_Store`, `Thumbs.db` and similar files on this machine, without uploading them.
     pub filter_os_files: bool,
+    /// Keep all new files on this machine, without uploading them: the local layer of an overlay.
+    pub keep_all: bool,
+    /// Identity of the staging folder. `None`: that of the remote.
+    pub instance: Option<[u8; 32]>,
     /// Deadline of each wait for the remote in a kernel request. Zero stands for an hour.
     pub reply_deadline: Duration,
     /// `fsync` also waits for the Hub.

@@ -53,7 +53,8 @@ impl Vfs {
         view: Arc<dyn View>,
         options: Options,
     ) -> Result<Arc<Self>, Error> {
-        let (identity, slot_len, sealer) = (view.identity(), view.slot_len(), view.sealer());
+        let identity = options.instance.unwrap_or_else(|| view.identity());
+        let (slot_len, sealer) = (view.slot_len(), view.sealer());
         let cache_dir = options.cache_dir.clone();
         let opened = tokio::task::spawn_blocking(move || {
             let folder = Folder::open(&*disk, &cache_dir, &identity)?;
@@ -88,7 +89,7 @@ impl Vfs {
         let tree = Arc::new(InodeTable::new(Tree::new()));
         let schedule = Arc::new(Schedule::new(options.flush_debounce, options.flush_max_window));
         let gate = Arc::new(WriteGate::new(options.read_only || view.read_only()));
-        let policy = Policy { filter_os_files: options.filter_os_files };
+        let policy = Policy { filter_os_files: options.filter_os_files, keep_all: options.keep_all };
         let (handles, twins) = (Arc::new(Handles::default()), Arc::new(Twins::default()));
         let evictor = options.inode_limit.map(|limit| Evictor::new(tree.clone(), limit.max(1), options.sweep_interval));
         let freshness = Arc::new(Freshness::new(view.clone(), options.poll_listings));

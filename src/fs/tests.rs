@@ -18,5 +18,5 @@ mod semantics;
 mod stress;
 mod twins;
 
-pub(in crate::fs) use bench::Mount;
 pub(in crate::fs) use bench::shortest;
+pub(in crate::fs) use bench::{Mount, options};

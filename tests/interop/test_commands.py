@@ -9,7 +9,7 @@ from conftest import CI, eventually, needs_fuse, run, write_tree
 
 pytestmark = needs_fuse
 
-# Every option of the public program but `--overlay`, with a value that isn't the default where there is one.
+# Every option of the public program but `--overlay` (test_overlay.py), with a value other than the default if possible.
 UPSTREAM = """--cache-size 1000000000 --cache-mode file --max-staging-size 100000000 --advanced-writes --poll-interval-secs 7
 --poll-listing-concurrency 2 --max-threads 4 --metadata-ttl-ms 500 --metadata-ttl-minimal --flush-debounce-ms 100
 --flush-max-batch-window-ms 5000 --flush-shutdown-timeout-ms 20000 --no-disk-cache --direct-io --no-filter-os-files --uid 1 --gid 2

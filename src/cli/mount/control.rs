@@ -102,6 +102,9 @@ pub(super) struct Live {
     pub(super) uptime_s: u64,
     /// Key id, where there is a key.
     pub(super) key_id: Option<String>,
+    /// True in overlay mode.
+    #[serde(default)]
+    pub(super) overlay: bool,
     /// Unmounted already, finishing its uploads.
     pub(super) draining: bool,
     /// The filesystem's own.

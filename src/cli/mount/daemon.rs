@@ -7,7 +7,8 @@ use crate::cli::args::{Fsync, MountArgs};
 use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::cli::signals::Signals;
 use crate::fs::front::fuse::{FuseMount, FuseOptions};
-use crate::fs::{self, Drained, Vfs};
+use crate::fs::overlay::{self, Detached, LocalLayer, Overlay, Role};
+use crate::fs::{self, Drained, Filesystem, Vfs};
 use crate::store::deadline::{self, within};
 use crate::store::{self, View};
 use std::io::{Read, Write};
@@ -107,6 +108,9 @@ struct Mounted {
     endpoint: Arc<crate::hub::Endpoint>,
     view: Arc<dyn View>,
     vfs: Arc<Vfs>,
+    /// The sealed local files of an overlay.
+    sealed: Option<Arc<Vfs>>,
+    is_overlay: bool,
     fuse: Arc<FuseMount>,
     source: String,
     since: Instant,
@@ -122,7 +126,7 @@ impl Mounted {
         let cache_dir = args.cache_dir()?;
         crate::cli::dirs::make_private(&cache_dir).map_err(|e| Failure::from(e).about(cache_dir.display()))?;
         let endpoint = args.hub.open().await?;
-        let mut options = args.source.options(args.read_only, &cache_dir)?;
+        let mut options = args.source.options(args.read_only || args.overlay, &cache_dir)?;
         options.disk_cache = args.disk_cache();
         let folder = cache_dir.clone();
         // One deadline for all that is asked of the Hub before the mount is live.
@@ -134,18 +138,18 @@ impl Mounted {
         })?;
         let notices = Notice::of(&opened);
         let view = opened.view;
-        let vfs = start_vfs(view.clone(), vfs_options(args, cache_dir), args).await?;
+        let Parts { filesystem, vfs, sealed } = start_parts(view.clone(), cache_dir, orders).await?;
         let fuse = FuseOptions {
             source_name: format!("{}{source}", super::mountpoint::SOURCE_PREFIX),
             allow_other: args.allow_other(),
-            read_only: view.read_only(),
+            read_only: view.read_only() && !args.overlay,
             threads: args.max_threads.max(1),
             direct_io: args.direct_io,
         };
-        let fuse = match FuseMount::mount(vfs.clone(), &orders.mountpoint, fuse).await {
+        let fuse = match FuseMount::mount(filesystem, &orders.mountpoint, fuse).await {
             Ok(fuse) => Arc::new(fuse),
             Err(error) => {
-                vfs.shutdown(Duration::ZERO).await;
+                end_vfs(&vfs, sealed.as_deref(), Duration::ZERO).await;
                 return Err(Failure::from(error));
             }
         };
@@ -154,6 +158,8 @@ impl Mounted {
             endpoint,
             view,
             vfs,
+            sealed,
+            is_overlay: args.overlay,
             fuse,
             source: orders.source.to_string(),
             since: Instant::now(),
@@ -168,7 +174,7 @@ impl Mounted {
         if let Err(error) = self.fuse.unmount(true).await {
             tracing::warn!(%error, "cannot unmount");
         }
-        self.vfs.shutdown(Duration::ZERO).await;
+        end_vfs(&self.vfs, self.sealed.as_deref(), Duration::ZERO).await;
     }
 
     /// Serves until the mount is gone, by whatever way, then drains.
@@ -194,7 +200,8 @@ impl Mounted {
         let before = stopped.first().map_or(Drained::default(), |stopped| stopped.flushed);
         // What a `stop` has used of its time is not given again.
         let until = stopped.first().map_or_else(|| deadline::after(this.drain_deadline), |stopped| stopped.until);
-        let rest = this.vfs.shutdown(until.saturating_duration_since(deadline::after(Duration::ZERO))).await;
+        let rest = until.saturating_duration_since(deadline::after(Duration::ZERO));
+        let rest = end_vfs(&this.vfs, this.sealed.as_deref(), rest).await;
         let drained = Drained { flushed: before.flushed + rest.flushed, ..rest };
         for Stopped { client, .. } in stopped {
             control::reply(client, &Answer::Drained(drained)).await;
@@ -202,7 +209,7 @@ impl Mounted {
         server.abort();
         let _ = server.await;
         if let Ok(this) = Arc::try_unwrap(this) {
-            drop((this.vfs, this.view));
+            drop((this.vfs, this.sealed, this.view));
             if let Ok(endpoint) = Arc::try_unwrap(this.endpoint) {
                 endpoint.close().await;
             }
@@ -269,12 +276,18 @@ impl Mounted {
     }
 
     fn live(&self) -> Live {
+        let mut status = self.vfs.status();
+        if let Some(sealed) = self.sealed.as_ref().map(|sealed| sealed.status()) {
+            status.kept_files = sealed.kept_files;
+            status.last_error = sealed.last_error.or(status.last_error);
+        }
         Live {
             source: self.source.clone(),
             uptime_s: self.since.elapsed().as_secs(),
             key_id: self.view.key_id(),
+            overlay: self.is_overlay,
             draining: false,
-            status: self.vfs.status(),
+            status,
         }
     }
 }
@@ -319,6 +332,8 @@ fn vfs_options(args: &MountArgs, cache_dir: std::path::PathBuf) -> fs::Options {
         file_mode: args.file_mode,
         dir_mode: args.dir_mode,
         filter_os_files: !args.no_filter_os_files,
+        keep_all: false,
+        instance: None,
         reply_deadline: Duration::from_millis(args.read_fetch_timeout_ms),
         fsync_remote: args.fsync == Fsync::Remote,
         on_conflict: args.on_conflict.into(),
@@ -326,6 +341,44 @@ fn vfs_options(args: &MountArgs, cache_dir: std::path::PathBuf) -> fs::Options {
         max_pending: Some(args.max_pending_size).filter(|bytes| *bytes > 0),
         read_back_after: READ_BACK,
     }
+}
+
+/// What a mount shows, and the parts of it that have a journal.
+struct Parts {
+    filesystem: Arc<dyn Filesystem>,
+    vfs: Arc<Vfs>,
+    /// See [`Mounted::sealed`].
+    sealed: Option<Arc<Vfs>>,
+}
+
+/// Starts what a mount shows. The folder of an overlay is opened before the mount covers it.
+async fn start_parts(view: Arc<dyn View>, cache_dir: std::path::PathBuf, orders: &Orders) -> Outcome<Parts> {
+    let args = &orders.mount;
+    let options = vfs_options(args, cache_dir);
+    if !args.overlay {
+        let vfs = start_vfs(view, options, args).await?;
+        return Ok(Parts { filesystem: vfs.clone(), vfs, sealed: None });
+    }
+    let folder = LocalLayer::open(&orders.mountpoint)
+        .map_err(|e| Failure::from(e).about(format!("mount point {}", orders.mountpoint.display())))?;
+    let instance = |role| Some(overlay::instance(&view.identity(), &orders.mountpoint, role));
+    let remote = fs::Options { instance: instance(Role::Remote), ..options.clone() };
+    let vfs = start_vfs(view.clone(), remote, args).await?;
+    if !args.seals_local_files() {
+        return Ok(Parts { filesystem: Arc::new(Overlay::new(folder, vfs.clone())), vfs, sealed: None });
+    }
+    let local = fs::Options { instance: instance(Role::Local), keep_all: true, poll_interval: None, ..options };
+    let sealed = start_vfs(Detached::new(view), local, args).await?;
+    let filesystem = Arc::new(Overlay::sealed(folder, sealed.clone(), vfs.clone()));
+    Ok(Parts { filesystem, vfs, sealed: Some(sealed) })
+}
+
+/// Persists and flushes everything, as [`Vfs::shutdown`] does.
+async fn end_vfs(vfs: &Vfs, sealed: Option<&Vfs>, deadline: Duration) -> Drained {
+    if let Some(sealed) = sealed {
+        sealed.shutdown(deadline).await;
+    }
+    vfs.shutdown(deadline).await
 }
 
 /// Opens staging and journal. While another daemon of the same source drains, waits for it as long as a drain may take.

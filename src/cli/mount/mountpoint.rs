@@ -37,6 +37,29 @@ impl Drop for Made {
 /// Returns the absolute path of an empty folder that nothing is mounted on. A missing last component is made
 /// (0700), a missing parent is an error.
 pub(super) fn prepare(path: &Path) -> Outcome<(PathBuf, Made)> {
+    let (path, made) = prepare_any(path)?;
+    let mut entries = std::fs::read_dir(&path).map_err(|e| refuse(&path, e))?;
+    if entries.next().is_some() {
+        return Err(refuse(&path, "the folder is not empty")
+            .hint("with --overlay its files become a local layer over the remote"));
+    }
+    Ok((path, made))
+}
+
+/// Does the same for a folder that becomes the local layer of an overlay: it may have files, and it must be writable.
+pub(super) fn prepare_layer(path: &Path) -> Outcome<(PathBuf, Made)> {
+    use rustix::fs::{Access, access};
+    let (path, made) = prepare_any(path)?;
+    if covering(&mount_table(), &path).is_some_and(|source| source.starts_with(SOURCE_PREFIX.as_bytes())) {
+        return Err(refuse(&path, "the folder is in another mount of hf-mount")
+            .hint("an overlay needs a folder on a disk of this machine"));
+    }
+    access(&path, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)
+        .map_err(|errno| refuse(&path, format_args!("the folder can't be the local layer: {errno}")))?;
+    Ok((path, made))
+}
+
+fn prepare_any(path: &Path) -> Outcome<(PathBuf, Made)> {
     let mut made = Made(None);
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => made.0 = Some(std::path::absolute(path).map_err(|e| refuse(path, e))?),
@@ -51,9 +74,8 @@ pub(super) fn prepare(path: &Path) -> Outcome<(PathBuf, Made)> {
         return Err(refuse(&path, "something is mounted there already")
             .hint("`hf-mount status` lists the mounts; `hf-mount stop` ends one"));
     }
-    let mut entries = std::fs::read_dir(&path).map_err(|e| refuse(&path, e))?;
-    if entries.next().is_some() {
-        return Err(refuse(&path, "the folder is not empty"));
+    if !path.metadata().map_err(|e| refuse(&path, e))?.is_dir() {
+        return Err(refuse(&path, "it is not a directory"));
     }
     Ok((path, made))
 }
@@ -104,6 +126,12 @@ fn source(table: &[u8], path: &Path) -> Option<Vec<u8>> {
         fields.nth(1).map(unescape)
     };
     there.next_back().map(|fields| source(fields).unwrap_or_default())
+}
+
+/// Returns the source of the mount that a path lies on: of those at the longest path, the last one.
+fn covering(table: &[u8], path: &Path) -> Option<Vec<u8>> {
+    let ancestors = path.ancestors();
+    ancestors.into_iter().find_map(|ancestor| source(table, ancestor))
 }
 
 /// The mount table writes space, tab, newline and backslash as three octal digits.
@@ -160,6 +188,16 @@ mod tests {
     }
 
     #[test]
+    fn full_folder_may_be_local_layer_and_file_may_not() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), b"x").unwrap();
+        assert!(prepare_layer(dir.path()).is_ok());
+        assert_eq!(prepare_layer(&dir.path().join("file")).err().unwrap().exit, Exit::MountPoint);
+        assert_eq!(prepare_layer(&dir.path().join("no/mnt")).err().unwrap().exit, Exit::MountPoint);
+        assert_eq!(prepare_layer(Path::new("/proc/self")).err().unwrap().exit, Exit::MountPoint);
+    }
+
+    #[test]
     fn a_file_or_a_full_folder_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), b"x").unwrap();
@@ -176,6 +214,8 @@ mod tests {
         assert_eq!(source("/mnt x").unwrap(), b"hf-mount:me/my data");
         assert_eq!(source("/a").unwrap(), b"tmpfs");
         assert_eq!(source("/mnt"), None);
+        assert_eq!(covering(table, Path::new("/mnt x/a/b")).unwrap(), b"hf-mount:me/my data");
+        assert_eq!(covering(table, Path::new("/mnt")), None);
     }
 
     #[test]

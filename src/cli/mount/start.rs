@@ -80,6 +80,7 @@ impl Notice {
 pub(super) fn orders(common: &CommonArgs, args: StartArgs) -> Outcome<(Orders, Made)> {
     let mut mount = args.mount;
     mount.check_backend()?;
+    mount.check_overlay()?;
     mount.source.format.check()?;
     let (source, point) = args.source.parts();
     let source = source.normal()?;
@@ -88,7 +89,7 @@ pub(super) fn orders(common: &CommonArgs, args: StartArgs) -> Outcome<(Orders, M
             let message = "a repository is only read here: --create and --new-key need a bucket";
             return Err(Failure::new(Exit::Usage, message));
         }
-        mount.read_only = true;
+        mount.read_only = !mount.overlay;
     }
     mount.hub = mount.hub.resolved();
     let absolute = |path: &PathBuf| std::path::absolute(path).map_err(|e| Failure::from(e).about(path.display()));
@@ -96,8 +97,32 @@ pub(super) fn orders(common: &CommonArgs, args: StartArgs) -> Outcome<(Orders, M
     mount.source.encryption_key_file = mount.source.encryption_key_file.as_ref().map(absolute).transpose()?;
     mount.cache_dir = Some(absolute(&mount.cache_dir()?)?);
     detach_dead(point)?;
-    let (mountpoint, made) = mountpoint::prepare(point)?;
+    let (mountpoint, made) = if mount.overlay {
+        let prepared = mountpoint::prepare_layer(point)?;
+        check_files_outside(&prepared.0, &mount)?;
+        prepared
+    } else {
+        mountpoint::prepare(point)?
+    };
     Ok((Orders { common: common.clone(), mount, source, mountpoint }, made))
+}
+
+/// Checks that no file of this program is below the mount point of an overlay: once the mount covers it, the daemon
+/// would wait for itself.
+fn check_files_outside(mountpoint: &Path, mount: &MountArgs) -> Outcome {
+    let hub = mount.hub.hub_endpoint.as_deref().and_then(|endpoint| url::Url::parse(endpoint).ok());
+    let hub = hub.filter(|url| url.scheme() == "file").and_then(|url| url.to_file_path().ok());
+    let folders = [Some(mount.cache_dir()?), Some(dirs::logs()?), Some(dirs::pids()?), hub];
+    for folder in folders.into_iter().flatten() {
+        let real = folder.canonicalize().unwrap_or_else(|_| folder.clone());
+        if real.starts_with(mountpoint) || folder.starts_with(mountpoint) {
+            let message = format!("mount point {}: {} lies in it", mountpoint.display(), folder.display());
+            return Err(
+                Failure::new(Exit::MountPoint, message).hint("choose a mount point that has no files of hf-mount")
+            );
+        }
+    }
+    Ok(())
 }
 
 /// A mount of ours whose daemon died stays in the mount table and answers every access with an

@@ -28,6 +28,9 @@ struct Mount {
     /// For people only.
     #[serde(skip)]
     kept_files: u64,
+    /// For people only.
+    #[serde(skip)]
+    overlay: bool,
     last_error: Option<String>,
     last_poll: Option<String>,
 }
@@ -40,9 +43,9 @@ struct Mounts {
 impl Mount {
     fn new(record: &registry::Record, live: Option<Live>) -> Self {
         let alive = live.is_some();
-        let (source, uptime_s, key_id, status) = match live {
-            Some(live) => (live.source, live.uptime_s, live.key_id, live.status),
-            None => (record.bucket.clone(), 0, None, crate::fs::Status::default()),
+        let (source, uptime_s, key_id, overlay, status) = match live {
+            Some(live) => (live.source, live.uptime_s, live.key_id, live.overlay, live.status),
+            None => (record.bucket.clone(), 0, None, false, crate::fs::Status::default()),
         };
         Self {
             source,
@@ -59,6 +62,7 @@ impl Mount {
             unreadable_entries: status.unreadable_entries,
             inodes: status.inodes,
             kept_files: status.kept_files,
+            overlay,
             last_error: status.last_error,
             last_poll: status.last_poll,
         }
@@ -73,13 +77,18 @@ impl Mount {
             return text;
         }
         let key = self.key_id.as_deref().unwrap_or("none (plain)");
+        let mode = if self.overlay { ", overlay" } else { "" };
+        let kept = match self.overlay {
+            true => "files are kept sealed in the local layer",
+            false => "files such as .DS_Store are kept on this machine and not uploaded",
+        };
         // Writing to a String can't fail.
-        let _ = writeln!(text, "\n  {}, pid {}, up {} s, key {key}", self.backend, self.pid, self.uptime_s);
+        let _ = writeln!(text, "\n  {}{mode}, pid {}, up {} s, key {key}", self.backend, self.pid, self.uptime_s);
         let _ = writeln!(text, "  pending: {} files, {} bytes", self.pending_files, self.pending_bytes);
         for (count, what) in [
             (self.parked_files, "files were refused by the Hub; their data is kept"),
             (self.conflicts, "conflicts were kept"),
-            (self.kept_files, "files such as .DS_Store are kept on this machine and not uploaded"),
+            (self.kept_files, kept),
             (
                 self.unreadable_entries,
                 "entries of the bucket are not shown: encrypted with another key, damaged, with an invalid name, or with the name of another entry",

@@ -1,4 +1,4 @@
-//! Front ends. Each decodes the requests of one protocol, calls [`crate::fs::Vfs`], and encodes the replies.
+//! Front ends. Each decodes the requests of one protocol, calls a [`crate::fs::Filesystem`], and encodes the replies.
 
 #[cfg(feature = "fuse")]
 pub mod fuse;

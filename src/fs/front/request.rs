@@ -1,7 +1,7 @@
 //! Processes requests, and enforces a deadline for every reply. A request that has to wait becomes a task of its own. A
 //! front end passes the work, the reply in its own protocol, and what undoes the work if the reply came too late.
 
-use crate::fs::{Error, Vfs, or_longest_wait};
+use crate::fs::{Error, Filesystem, or_longest_wait};
 use crate::store::deadline::{timely, within};
 use bytes::Bytes;
 use std::ops::Range;
@@ -118,13 +118,13 @@ impl QueuedWrite {
 /// The context in which requests are processed.
 #[derive(Clone)]
 pub(crate) struct RequestContext {
-    pub(crate) vfs: Arc<Vfs>,
+    pub(crate) vfs: Arc<dyn Filesystem>,
     pub(crate) runtime: Handle,
     late: Arc<Late>,
 }
 
 impl RequestContext {
-    pub(crate) fn new(vfs: Arc<Vfs>, runtime: Handle) -> Self {
+    pub(crate) fn new(vfs: Arc<dyn Filesystem>, runtime: Handle) -> Self {
         Self { vfs, runtime, late: Arc::default() }
     }
 
@@ -134,7 +134,7 @@ impl RequestContext {
         request: Repeatable,
         work: W,
         reply: impl FnOnce(Result<T, Error>) + Send + 'static,
-        undo: impl FnOnce(Arc<Vfs>, T) -> U + Send + 'static,
+        undo: impl FnOnce(Arc<dyn Filesystem>, T) -> U + Send + 'static,
     ) where
         T: Send + 'static,
         W: Future<Output = Result<T, Error>> + Send + 'static,
@@ -167,7 +167,7 @@ impl RequestContext {
         deadline: Option<Duration>,
         work: W,
         reply: impl FnOnce(Result<T, Error>) + Send + 'static,
-        undo: impl FnOnce(Arc<Vfs>, T) -> U + Send + 'static,
+        undo: impl FnOnce(Arc<dyn Filesystem>, T) -> U + Send + 'static,
     ) where
         T: Send + 'static,
         W: Future<Output = Result<T, Error>> + Send + 'static,

@@ -2,7 +2,7 @@
 //!
 //! Content that isn't uploaded is *kept*. It is in staging and journal like all local content, so it outlives the
 //! mount, but no flush concerns it. A file is kept while its name is on the list and the Hub has never had the file.
-//! Once the file is renamed to another name, it is uploaded.
+//! Once the file is renamed to another name, it is uploaded. In the local layer of an overlay all files are kept.
 
 use crate::fs::errno::Error;
 use crate::store::PlainPath;
@@ -22,13 +22,15 @@ pub(crate) const KEPT_HERE: Error = Error::Denied("files of that name are kept o
 pub(crate) struct Policy {
     /// Keep files with [`FILTERED`] names, and all files in folders with such names.
     pub(crate) filter_os_files: bool,
+    /// Keep all files: they are the local layer of an overlay.
+    pub(crate) keep_all: bool,
 }
 
 impl Policy {
     /// Returns true if new content at this path isn't uploaded.
     pub(crate) fn keeps(self, path: &PlainPath) -> bool {
         let is_filtered = |name: &str| FILTERED.contains(&name) || name.starts_with(FILTERED_PREFIX);
-        self.filter_os_files && path.as_str().split('/').any(is_filtered)
+        self.keep_all || (self.filter_os_files && path.as_str().split('/').any(is_filtered))
     }
 }
 
@@ -39,10 +41,10 @@ mod tests {
     #[test]
     fn desktop_file_names_are_kept_at_any_depth() {
         let path = |text| PlainPath::new(text).unwrap();
-        let policy = Policy { filter_os_files: true };
+        let policy = Policy { filter_os_files: true, keep_all: false };
         for kept in [".DS_Store", "a/.DS_Store", "._a", "a/._b/c", "__MACOSX/a", "Thumbs.db"] {
             assert!(policy.keeps(&path(kept)), "{kept}");
-            assert!(!Policy { filter_os_files: false }.keeps(&path(kept)), "{kept}");
+            assert!(!Policy { filter_os_files: false, keep_all: false }.keeps(&path(kept)), "{kept}");
         }
         for uploaded in ["DS_Store", "a.DS_Store", "a._b", "thumbs", "_._"] {
             assert!(!policy.keeps(&path(uploaded)), "{uploaded}");

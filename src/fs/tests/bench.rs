@@ -33,6 +33,8 @@ pub(in crate::fs) fn options(cache_dir: &Path) -> Options {
         file_mode: 0o644,
         dir_mode: 0o755,
         filter_os_files: true,
+        keep_all: false,
+        instance: None,
         reply_deadline: Duration::from_secs(30),
         fsync_remote: false,
         on_conflict: OnConflict::KeepBoth,

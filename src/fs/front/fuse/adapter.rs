@@ -1,9 +1,9 @@
-//! The requests of the kernel, with one method each: decode, call [`Vfs`], encode.
+//! The requests of the kernel, with one method each: decode, call the filesystem, encode.
 
 use crate::fs::front::request::{Repeatable, RequestContext, WriteMemory};
 use crate::fs::{
     Access, Allocate, Attr, Create, Error, FileKind, HandleNo, Ino, NewAttrs, STATFS_BLOCK, STATFS_BLOCKS, STATFS_NAME,
-    SetAttr, SetXattr, Special, TIME_GRANULARITY, Vfs,
+    SetAttr, SetXattr, Special, TIME_GRANULARITY, filesystem,
 };
 use bytes::Bytes;
 use fuser::{
@@ -42,16 +42,16 @@ pub(crate) struct Adapter {
 }
 
 impl Adapter {
-    pub(crate) fn new(vfs: Arc<Vfs>, runtime: Handle, direct_io: bool) -> Self {
+    pub(crate) fn new(vfs: Arc<dyn filesystem::Filesystem>, runtime: Handle, direct_io: bool) -> Self {
         Self { context: RequestContext::new(vfs, runtime), direct_io, writes: WriteMemory::new(WRITE_COPIES, WRITES) }
     }
 
-    fn vfs(&self) -> Arc<Vfs> {
+    fn vfs(&self) -> Arc<dyn filesystem::Filesystem> {
         self.context.vfs.clone()
     }
 
     fn ttl(&self) -> Duration {
-        self.context.vfs.options().metadata_ttl
+        self.context.vfs.metadata_ttl()
     }
 
     fn fopen(&self, keep_cache: bool) -> FopenFlags {
@@ -492,7 +492,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let done = self.context.vfs.readdir(HandleNo(fh.0), offset, |entry, next| {
+        let done = self.context.vfs.readdir(HandleNo(fh.0), offset, &mut |entry, next| {
             reply.add(INodeNo(entry.ino.0), next, file_type(entry.kind), &entry.name)
         });
         match done {
@@ -509,7 +509,7 @@ impl Filesystem for Adapter {
             let (timeout, handle) = (deadline / 2, HandleNo(fh.0));
             let measured = tokio::time::timeout(timeout, vfs.measure_page(handle, offset)).await;
             let done = measured.unwrap_or(Ok(())).and_then(|()| {
-                vfs.readdirplus(handle, offset, |entry, attr, next| {
+                vfs.readdirplus(handle, offset, &mut |entry, attr, next| {
                     reply.add(
                         INodeNo(entry.ino.0),
                         next,

@@ -1,13 +1,12 @@
-//! The FUSE front end: decodes requests, calls [`Vfs`], and encodes replies. Each request is processed in an async
-//! task.
+//! The FUSE front end: decodes requests, calls the [`Filesystem`], and encodes replies. Each request is processed in an
+//! async task.
 //!
 //! It talks to the kernel directly, without libfuse. If mounting needs a privilege that this process lacks, the
 //! system's `fusermount3` does it. A reply that is dropped unsent returns `EIO`, so a task that panics replies, too.
 
 mod adapter;
 
-use crate::fs::tree::evict::KernelCache;
-use crate::fs::{Error, Ino, Vfs};
+use crate::fs::{Error, Filesystem, Ino, KernelCache};
 use adapter::Adapter;
 use fuser::{Config, INodeNo, MountOption, Notifier, Session, SessionACL};
 use rustix::mount::UnmountFlags;
@@ -36,16 +35,20 @@ pub struct FuseOptions {
 /// A live FUSE mount.
 pub struct FuseMount {
     mountpoint: PathBuf,
-    vfs: Arc<Vfs>,
+    served: Arc<dyn Filesystem>,
     ended: watch::Receiver<bool>,
 }
 
 impl FuseMount {
     /// Mounts. Returns when the kernel can send requests.
-    pub async fn mount(vfs: Arc<Vfs>, mountpoint: &Path, options: FuseOptions) -> Result<Self, Error> {
+    pub async fn mount(
+        filesystem: Arc<dyn Filesystem>,
+        mountpoint: &Path,
+        options: FuseOptions,
+    ) -> Result<Self, Error> {
         check(mountpoint)?;
-        let (path, served) = (mountpoint.to_owned(), vfs.clone());
-        let adapter = Adapter::new(vfs, tokio::runtime::Handle::current(), options.direct_io);
+        let (path, served) = (mountpoint.to_owned(), filesystem.clone());
+        let adapter = Adapter::new(filesystem, tokio::runtime::Handle::current(), options.direct_io);
         let session = tokio::task::spawn_blocking(move || {
             let session = Session::new(adapter, &path, &config(&options)).map_err(|error| explain(&path, &error))?;
             Ok::<_, Error>((session, path.canonicalize().unwrap_or(path)))
@@ -60,7 +63,7 @@ impl FuseMount {
             end.send_replace(true);
         };
         std::thread::Builder::new().name("fuse".into()).spawn(run)?;
-        Ok(Self { mountpoint, ended, vfs: served })
+        Ok(Self { mountpoint, ended, served })
     }
 
     /// Resolves when the filesystem is unmounted, by any means (`umount`, `fusermount -u`, [`FuseMount::unmount`]).
@@ -75,7 +78,7 @@ impl FuseMount {
         if *self.ended.borrow() {
             return Ok(());
         }
-        self.vfs.leave_kernel();
+        self.served.leave_kernel();
         let mountpoint = self.mountpoint.clone();
         let done = tokio::task::spawn_blocking(move || unmount(&mountpoint, lazy)).await;
         done.map_err(|error| Error::Mount(error.to_string()))?
