@@ -531,7 +531,7 @@ async fn forgotten_inodes_leave_no_reference_anywhere() {
 async fn each_name_of_large_folders_is_listed_once_in_pages_of_any_size() {
     let lab = Lab::new().await;
     fs::create_dir(lab.layer("many")).unwrap();
-    for number in 0..700 {
+    for number in 0..700_usize {
         lab.view.put_foreign(&format!("many/r{number}"), b"remote");
         fs::write(lab.layer(&format!("many/l{number}")), "local file").unwrap();
         if number.is_multiple_of(3) {
