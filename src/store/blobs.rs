@@ -162,7 +162,7 @@ mod tests {
             let read = blobs.read(&id, 200_000, range.clone()).await.unwrap();
             assert_eq!(read, bytes[range.start as usize..range.end as usize], "{range:?}");
         }
-        assert_eq!(*one.read.lock().unwrap(), [0..200_000]);
+        assert_eq!(*one.read.lock().unwrap(), std::slice::from_ref(&(0..200_000)));
         assert!(matches!(blobs.read(&id, 200_000, 0..200_001).await, Err(Error::LengthMismatch)));
         // An id that `git hash-object` prints.
         let (_, blobs) = super::tests::blobs(b"hello\n", None);
