@@ -384,7 +384,8 @@ pub fn parse_bucket(text: &str) -> Outcome<(BucketId, String)> {
     Ok((id, prefix.to_owned()))
 }
 
-/// Splits `[datasets/|spaces/]namespace/name[/sub/folder]`, also behind `hf://`, into the repository and the folder. One
+/// Splits `[datasets/|spaces/]namespace/name[/sub/folder]`, also behind `hf://`, into the repository and the folder.
+/// One
 /// component alone is a model, such as `gpt2`, or behind `datasets/` a dataset.
 pub fn parse_repository(text: &str) -> Outcome<(RepoId, String)> {
     let path = text.strip_prefix("hf://").unwrap_or(text).trim_end_matches('/');

@@ -1,7 +1,8 @@
 //! Repositories: models, datasets and spaces, to be read only (Hub API spec, section 5).
 //!
 //! A [`Repository`] shows one commit at a time as if it were a bucket: it implements [`Hub`], and refuses every change.
-//! So all that reads buckets reads repositories too. The commit changes only in [`Hub::bucket_info`], which asks the Hub
+//! So all that reads buckets reads repositories too. The commit changes only in [`Hub::bucket_info`], which asks the
+//! Hub
 //! for the present one. Listings between two such calls are of one commit.
 
 use super::client::{Client, MAX_LISTING, MAX_OBJECT, PAGE, groups};

@@ -1,6 +1,7 @@
 //! Reads files of repositories that are not in Xet: Git blobs, and files of old LFS uploads.
 //!
-//! Small files are read whole and checked: against the Git blob id (SHA-1 of `blob`, a space, the length in decimal, NUL,
+//! Small files are read whole and checked: against the Git blob id (SHA-1 of `blob`, a space, the length in decimal,
+//! NUL,
 //! content), or against the SHA-256 of LFS. Of larger ones only what is needed is read, in steps of [`STEP`], and these
 //! bytes are as trustworthy as TLS and the Hub.
 //!

@@ -76,7 +76,8 @@ impl Contents {
         without_deadline(pieces.map_err(Error::from).boxed())
     }
 
-    /// Returns a few bytes of a file of `stored_len` bytes, without starting to cache the file. Used where no further read is
+    /// Returns a few bytes of a file of `stored_len` bytes, without starting to cache the file. Used where no further
+    /// read is
     /// expected.
     pub(super) async fn peek(&self, id: ContentId, stored_len: u64, range: Range<u64>) -> Result<Bytes, Error> {
         match id {

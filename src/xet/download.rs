@@ -298,7 +298,8 @@ struct Flight<W> {
     fetched: FuturesOrdered<BoxFuture<'static, Result<Vec<Chunk>, Error>>>,
 }
 
-/// Fetches windows ahead of the consumer, more of them whenever it had to wait. Where they are is asked one more time as
+/// Fetches windows ahead of the consumer, more of them whenever it had to wait. Where they are is asked one more time
+/// as
 /// many ahead, so that a window costs one round trip and not two.
 struct Paced<W, A, R> {
     flight: Flight<W>,

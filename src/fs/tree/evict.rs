@@ -1,11 +1,13 @@
 //! Keeps the inode table near its limit.
 //!
-//! A listing is dropped as a whole, the least recently used first: its directory will be listed again when it is needed.
+//! A listing is dropped as a whole, the least recently used first: its directory will be listed again when it is
+//! needed.
 //! Of its entries those stay that hold something that no listing would bring back, or that are in use:
 //!
 //! - files with local content or local times, attributes or extended attributes that a user has set, special files;
 //! - files that are open, and directories with entries of their own;
-//! - entries that the kernel has references to. The kernel is asked to drop those of files. When it has done so, they go.
+//! - entries that the kernel has references to. The kernel is asked to drop those of files. When it has done so, they
+//!   go.
 //!   It isn't asked to drop directories: a process whose working directory one of them is could lose its path.
 //!
 //! A thread of its own tells the kernel (see [`KernelCache`]): the kernel may block it until requests are answered.
