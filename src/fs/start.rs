@@ -31,6 +31,7 @@ use crate::fs::tree::xattr::Attributes;
 use crate::store::View;
 use crate::store::staging::Pool;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A file that an earlier daemon left in the journal.
 struct Left {
@@ -91,7 +92,10 @@ impl Vfs {
         let gate = Arc::new(WriteGate::new(options.read_only || view.read_only()));
         let policy = Policy { filter_os_files: options.filter_os_files, keep_all: options.keep_all };
         let (handles, twins) = (Arc::new(Handles::default()), Arc::new(Twins::default()));
-        let evictor = options.inode_limit.map(|limit| Evictor::new(tree.clone(), limit.max(1), options.sweep_interval));
+        let is_read_only = options.read_only || view.read_only();
+        let unused = if is_read_only { Duration::ZERO } else { options.reply_timeout() };
+        let evictor =
+            options.inode_limit.map(|limit| Evictor::new(tree.clone(), limit.max(1), options.sweep_interval, unused));
         let freshness = Arc::new(Freshness::new(view.clone(), options.poll_listings));
         let directories = Arc::new(Directories {
             view: view.clone(),

@@ -9,7 +9,7 @@
 //! | without a key, or with `--overlay-plaintext` | folder of the mount point, remote | the folder |
 //! | with a key | folder of the mount point, sealed local files, remote | the sealed local files |
 //!
-//! Sealed local files are those of a second [`Vfs`], whose remote is empty ([`detached`]) and which uploads nothing.
+//! Sealed local files are those of a second [`Vfs`], whose remote is empty (`detached`) and which uploads nothing.
 //! Its journal and staging pool keep them over a restart.
 
 mod detached;

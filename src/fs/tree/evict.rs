@@ -40,6 +40,9 @@ pub(crate) struct Evictor {
     tree: Arc<InodeTable>,
     limit: usize,
     interval: Duration,
+    /// Time for which a listing that was used stays. An operation that changes names relies on what it has listed, and
+    /// has ended by then.
+    unused: Duration,
     /// Notified when the table has grown beyond the limit.
     grown: Arc<Notify>,
     /// Takes entries to the thread that tells the kernel. `None`: there is no kernel, or not yet, or no more.
@@ -47,11 +50,11 @@ pub(crate) struct Evictor {
 }
 
 impl Evictor {
-    /// `limit`: inodes that the table holds, at least 1.
-    pub(crate) fn new(tree: Arc<InodeTable>, limit: usize, interval: Duration) -> Arc<Self> {
+    /// `limit`: inodes that the table holds, at least 1. `unused`: time for which a listing that was used stays.
+    pub(crate) fn new(tree: Arc<InodeTable>, limit: usize, interval: Duration, unused: Duration) -> Arc<Self> {
         let grown = Arc::<Notify>::default();
         lock(&tree).limit(limit, grown.clone());
-        Arc::new(Self { tree, limit, interval, grown, kernel: Mutex::default() })
+        Arc::new(Self { tree, limit, interval, unused, grown, kernel: Mutex::default() })
     }
 
     /// Starts the thread that tells the kernel. Fails if the system has no more threads.
@@ -86,7 +89,11 @@ impl Evictor {
 
     /// Drops listings until the table is within its limit, or none is left.
     pub(crate) fn sweep(&self) {
-        let asked = lock(&self.tree).drop_listings(self.limit, ASKED_AT_ONCE);
+        self.sweep_unused(self.unused);
+    }
+
+    fn sweep_unused(&self, unused: Duration) {
+        let asked = lock(&self.tree).drop_listings(self.limit, ASKED_AT_ONCE, unused);
         if asked.is_empty() {
             return;
         }
@@ -101,10 +108,10 @@ impl Evictor {
 impl Tree {
     /// Drops the listings that were not used for longest, until at most `limit` inodes are left. Returns entries that
     /// the kernel should drop, `most` at most or a little more.
-    fn drop_listings(&mut self, limit: usize, most: usize) -> Vec<Asked> {
+    fn drop_listings(&mut self, limit: usize, most: usize, unused: Duration) -> Vec<Asked> {
         let (mut asked, mut kept) = (Vec::new(), Vec::new());
         while self.len() > limit + asked.len() && asked.len() < most {
-            let Some(directory) = self.least_recently_used() else { break };
+            let Some(directory) = self.least_recently_used(unused) else { break };
             let before = asked.len();
             if self.drop_listing(directory, &mut asked) || asked.len() > before {
                 kept.push(directory);
@@ -127,8 +134,9 @@ mod tests {
     const FILES: usize = 50;
 
     /// Returns a mount with a limit, over folders with files, all of which were listed.
-    async fn mount(limit: usize) -> Mount {
+    async fn mount(limit: usize, read_only: bool) -> Mount {
         let mount = Mount::with(|options| {
+            options.read_only = read_only;
             options.inode_limit = Some(limit);
             options.sweep_interval = Duration::from_secs(3600);
             options.metadata_ttl = Duration::from_secs(3600);
@@ -151,12 +159,12 @@ mod tests {
     }
 
     fn sweep(mount: &Mount) {
-        mount.vfs.evictor.as_ref().unwrap().sweep();
+        mount.vfs.evictor.as_ref().unwrap().sweep_unused(Duration::ZERO);
     }
 
     #[tokio::test]
     async fn table_stays_near_its_limit_while_a_tree_is_walked() {
-        let mount = mount(200).await;
+        let mount = mount(200, true).await;
         let mut largest = 0;
         for round in 0..3 {
             for folder in 0..FOLDERS {
@@ -178,6 +186,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn listing_that_was_used_lately_stays_where_names_may_change() {
+        let mount = mount(10, false).await;
+        list_all(&mount).await;
+        mount.vfs.evictor.as_ref().unwrap().sweep();
+        assert_eq!(len(&mount), FOLDERS * (FILES + 1) + 1);
+        sweep(&mount);
+        assert!(len(&mount) < 60, "{}", len(&mount));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn walks_are_complete_while_listings_are_dropped() {
+        let mount = Arc::new(mount(60, true).await);
+        for folder in 0..FOLDERS {
+            // As a kernel does, a reference keeps the inode of each folder.
+            mount.vfs.lookup(Ino::ROOT, &format!("d{folder:02}")).await.unwrap();
+        }
+        let walks = (0..4).map(|_| {
+            let mount = mount.clone();
+            tokio::spawn(async move {
+                for _ in 0..20 {
+                    list_all(&mount).await;
+                    assert!(mount.find("d07/f07").await.is_ok());
+                }
+            })
+        });
+        for walk in walks.collect::<Vec<_>>() {
+            walk.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
     async fn table_without_limit_keeps_all() {
         let mount = Mount::with(|options| options.metadata_ttl = Duration::from_secs(3600)).await;
         (0..500).for_each(|file| mount.view.put_foreign(&format!("d/{file}"), b"x"));
@@ -187,7 +226,7 @@ mod tests {
 
     #[tokio::test]
     async fn entries_with_local_state_and_open_files_stay() {
-        let mount = mount(10).await;
+        let mount = mount(10, false).await;
         mount.write("d00/new", b"not uploaded yet").await.unwrap();
         let mode = SetAttr { mode: Some(0o600), ..SetAttr::default() };
         mount.vfs.setattr(mount.find("d01/f01").await.unwrap(), mode).await.unwrap();
@@ -229,7 +268,7 @@ mod tests {
 
     #[tokio::test]
     async fn kernel_is_asked_to_drop_files_and_not_directories() {
-        let mount = mount(10).await;
+        let mount = mount(10, true).await;
         let kernel = Arc::new(Kernel(std::sync::Mutex::default()));
         let evictor = mount.vfs.evictor.clone().unwrap();
         evictor.use_kernel(kernel.clone()).unwrap();

@@ -98,8 +98,8 @@ pub(crate) struct Directory {
     pub(crate) unreadable: u64,
     /// True if the directory is on the plaintext side of a view with a key.
     pub(crate) read_only: bool,
-    /// Number of the last use of its listing, see [`Tree::use_listing`].
-    used: Option<u64>,
+    /// Number of the last use of its listing, see [`Tree::use_listing`], and its time.
+    used: Option<(u64, Instant)>,
     /// True if its listing was dropped. The next one brings back what was there, which is no change.
     pub(crate) was_dropped: bool,
     /// The lock that allows one listing at a time.
@@ -355,15 +355,21 @@ impl Tree {
             return;
         }
         self.uses += 1;
-        if let Some(old) = directory.used.replace(self.uses) {
+        if let Some((old, _)) = directory.used.replace((self.uses, Instant::now())) {
             self.used.remove(&old);
         }
         self.used.insert(self.uses, ino);
     }
 
-    /// Returns the directory whose listing was not used for longest, and takes it from the order of uses.
-    pub(crate) fn least_recently_used(&mut self) -> Option<Ino> {
-        let (_, ino) = self.used.pop_first()?;
+    /// Returns the directory whose listing was not used for longest, and at least for `unused`. Takes it from the order
+    /// of uses.
+    pub(crate) fn least_recently_used(&mut self, unused: Duration) -> Option<Ino> {
+        let (number, ino) = self.used.pop_first()?;
+        let used = self.directory(ino).ok().and_then(|directory| directory.used);
+        if used.is_some_and(|(_, at)| at.elapsed() < unused) {
+            self.used.insert(number, ino);
+            return None;
+        }
         if let Ok(directory) = self.directory_mut(ino) {
             directory.used = None;
         }
@@ -545,7 +551,8 @@ impl Tree {
                 }
             }
             let gone = self.nodes.remove(&at);
-            if let Some(Body::Directory(Directory { used: Some(used), .. })) = gone.as_ref().map(|node| &node.body) {
+            if let Some(Body::Directory(Directory { used: Some((used, _)), .. })) = gone.as_ref().map(|node| &node.body)
+            {
                 self.used.remove(used);
             }
             self.count_xattrs(gone.map_or(0, |node| node.xattrs.bytes()), 0);

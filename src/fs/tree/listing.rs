@@ -282,10 +282,17 @@ impl Directories {
             return Ok(local);
         }
         let asked = Instant::now();
-        self.load(parent).await?;
-        let child = lock(&self.tree).child(parent, name)?;
-        if child.is_some() {
-            return Ok(child);
+        loop {
+            self.load(parent).await?;
+            let tree = lock(&self.tree);
+            let child = tree.child(parent, name)?;
+            if child.is_some() {
+                return Ok(child);
+            }
+            // The listing may have been dropped in between.
+            if !tree.directory(parent)?.was_dropped {
+                break;
+            }
         }
         self.load_for_missed_name(parent, asked).await?;
         lock(&self.tree).child(parent, name)
@@ -335,8 +342,14 @@ impl Directories {
 
     /// Opens a directory. The handle shows the entries that the directory has now, even if they change later.
     pub(crate) async fn opendir(&self, ino: Ino) -> Result<HandleNo, Error> {
-        self.load(ino).await?;
-        let mut tree = lock(&self.tree);
+        let mut tree = loop {
+            self.load(ino).await?;
+            let tree = lock(&self.tree);
+            // The listing may have been dropped in between.
+            if !tree.directory(ino)?.was_dropped {
+                break tree;
+            }
+        };
         let parent = tree.node(ino)?.place.as_ref().map_or(ino, |(parent, _)| *parent);
         let dot = |ino, name: &str| Listed { ino, name: name.to_owned(), kind: FileKind::Directory };
         let mut entries = vec![dot(ino, "."), dot(parent, "..")];
