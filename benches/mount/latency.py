@@ -22,18 +22,9 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from small_files import cpu, run
+
 PIECE = 1 << 18
-TICK = os.sysconf("SC_CLK_TCK")
-
-
-def run(*command, **more):
-    return subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True, **more)
-
-
-def cpu(pid):
-    """User and system seconds of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
 
 
 class Link:

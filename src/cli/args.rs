@@ -385,8 +385,7 @@ pub fn parse_bucket(text: &str) -> Outcome<(BucketId, String)> {
 }
 
 /// Splits `[datasets/|spaces/]namespace/name[/sub/folder]`, also behind `hf://`, into the repository and the folder.
-/// One
-/// component alone is a model, such as `gpt2`, or behind `datasets/` a dataset.
+/// One component alone is a model, such as `gpt2`, or behind `datasets/` a dataset.
 pub fn parse_repository(text: &str) -> Outcome<(RepoId, String)> {
     let path = text.strip_prefix("hf://").unwrap_or(text).trim_end_matches('/');
     let usage = || {
@@ -490,7 +489,7 @@ pub struct MountArgs {
     /// Check metadata on every access
     #[arg(long, global = true)]
     pub metadata_ttl_minimal: bool,
-    /// Longest time until remote changes are visible, seconds; used if shorter than --metadata-ttl-ms; 0: off
+    /// Time between two questions to the Hub whether anything has changed, seconds; limits --metadata-ttl-ms; 0: off
     #[arg(long, global = true, default_value_t = 30, value_name = "SECONDS")]
     pub poll_interval_secs: u64,
     /// Directories that are listed again at once after a change
@@ -700,8 +699,8 @@ mod tests {
         <Only as clap::Parser>::parse_from(["x"].iter().chain(args)).mount
     }
 
-    /// The public program's options with their defaults. `None`: none is shown
-    /// by clap, or another one is meant here (docs/cli.md says which).
+    /// The public program's options with their defaults. `None`: none is shown by clap, or another one is meant here
+    /// (docs/cli.md says which).
     const UPSTREAM: [(&str, Option<&str>); 30] = [
         ("hf-token", None),
         ("hub-endpoint", None),

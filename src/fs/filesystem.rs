@@ -46,7 +46,12 @@ pub trait Filesystem: Send + Sync + 'static {
     /// Creates and opens a file, or opens the existing one. The attributes count as one kernel reference.
     async fn create(&self, parent: Ino, name: &str, create: Create) -> Result<(Attr, Opened), Error>;
     /// Creates an empty file and closes it. The attributes count as one kernel reference.
-    async fn create_closed(&self, parent: Ino, name: &str, new_attrs: NewAttrs) -> Result<Attr, Error>;
+    async fn create_closed(&self, parent: Ino, name: &str, new_attrs: NewAttrs) -> Result<Attr, Error> {
+        let access = Access { write: true, ..Access::default() };
+        let (attr, opened) = self.create(parent, name, Create { access, exclusive: true, new_attrs }).await?;
+        self.abandon(opened.handle).await;
+        Ok(attr)
+    }
     /// Creates a directory. The attributes count as one kernel reference.
     async fn mkdir(&self, parent: Ino, name: &str, new_attrs: NewAttrs) -> Result<Attr, Error>;
     /// Creates a special file. The attributes count as one kernel reference.

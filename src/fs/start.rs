@@ -89,10 +89,10 @@ impl Vfs {
         }
         let tree = Arc::new(InodeTable::new(Tree::new()));
         let schedule = Arc::new(Schedule::new(options.flush_debounce, options.flush_max_window));
-        let gate = Arc::new(WriteGate::new(options.read_only || view.read_only()));
+        let is_read_only = options.read_only || view.read_only();
+        let gate = Arc::new(WriteGate::new(is_read_only));
         let policy = Policy { filter_os_files: options.filter_os_files, keep_all: options.keep_all };
         let (handles, twins) = (Arc::new(Handles::default()), Arc::new(Twins::default()));
-        let is_read_only = options.read_only || view.read_only();
         let unused = if is_read_only { Duration::ZERO } else { options.reply_timeout() };
         let evictor =
             options.inode_limit.map(|limit| Evictor::new(tree.clone(), limit.max(1), options.sweep_interval, unused));

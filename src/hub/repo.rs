@@ -38,7 +38,7 @@ pub trait BlobSource: Send + Sync + 'static {
     fn sha256(&self, id: &[u8; 20]) -> Option<[u8; 32]>;
 }
 
-/// Where a file outside Xet is.
+/// Place of a file outside Xet.
 #[derive(Clone)]
 struct Place {
     commit: Arc<str>,

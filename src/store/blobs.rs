@@ -1,17 +1,17 @@
 //! Reads files of repositories that are not in Xet: Git blobs, and files of old LFS uploads.
 //!
 //! Small files are read whole and checked: against the Git blob id (SHA-1 of `blob`, a space, the length in decimal,
-//! NUL,
-//! content), or against the SHA-256 of LFS. Of larger ones only what is needed is read, in steps of [`STEP`], and these
-//! bytes are as trustworthy as TLS and the Hub.
+//! NUL, content), or against the SHA-256 of LFS. Of larger ones only what is needed is read, in steps of [`STEP`], and
+//! these bytes are as trustworthy as TLS and the Hub.
 //!
-//! What was read is kept as pieces of [`PIECE`] bytes in the chunk cache, under a name derived from the blob id that no
-//! xorb has.
+//! Bytes that were read are kept as pieces of [`PIECE`] bytes: the last ones in memory, and all in the chunk cache if
+//! there is one, under a name derived from the blob id that no xorb has. The kernel reads parts of one file at the same
+//! time, and one request serves them all.
 
 use super::{ContentId, Error, Version};
 use crate::hub::BlobSource;
-use crate::xet;
-use crate::xet::download::{Cached, Chunks};
+use crate::xet::download::{Cached, Chunks, Recent};
+use crate::xet::{self, Hash};
 use bytes::{Bytes, BytesMut};
 use sha1::{Digest, Sha1};
 use sha2::Sha256;
@@ -25,15 +25,25 @@ const STEP: u64 = 1 << 20;
 /// Longest file that is read whole, bytes.
 const WHOLE: u64 = 4 << 20;
 
+/// Memory for pieces that were read last, bytes.
+const RECENT: usize = 16 << 20;
+/// Number of turns. Reads that share one by chance wait for each other.
+const TURNS: usize = 64;
+
 /// Reader of the content outside Xet of one repository.
 pub(super) struct Blobs {
     source: Arc<dyn BlobSource>,
-    cache: Arc<dyn Chunks>,
+    recent: Recent,
+    /// The chunk cache, if there is one.
+    cache: Option<Arc<dyn Chunks>>,
+    /// Held while a part of a blob is fetched. Readers of the same part wait, and find it in memory.
+    turns: [tokio::sync::Mutex<()>; TURNS],
 }
 
 impl Blobs {
-    pub(super) fn new(source: Arc<dyn BlobSource>, cache: Arc<dyn Chunks>) -> Self {
-        Self { source, cache }
+    pub(super) fn new(source: Arc<dyn BlobSource>, cache: Option<Arc<dyn Chunks>>) -> Self {
+        let turns = std::array::from_fn(|_| tokio::sync::Mutex::default());
+        Self { source, recent: Recent::new(RECENT), cache, turns }
     }
 
     /// Returns exactly these bytes of a blob of `len` bytes.
@@ -45,27 +55,52 @@ impl Blobs {
             return Ok(Bytes::new());
         }
         let name = ContentId::Blob(*id).cache_name();
-        if let Some(pieces) = self.cache.chunks(&name, pieces_of(&range)).await
-            && let Some(bytes) = cut(&pieces, &range)
-        {
+        if let Some(bytes) = self.kept(&name, &range).await {
             return Ok(bytes);
         }
-        let (start, bytes) = match len <= WHOLE {
-            true => (0, self.whole(id, len).await?),
+        let part = match len <= WHOLE {
+            true => 0..len,
             false => {
-                let wanted = range.start / STEP * STEP..range.end.next_multiple_of(STEP).min(len);
-                (wanted.start, self.source.read(id, wanted).await?)
+                let end = range.end.checked_next_multiple_of(STEP).map_or(len, |end| end.min(len));
+                range.start / STEP * STEP..end
             }
         };
-        let found = (range.start - start) as usize..(range.end - start) as usize;
+        let turn = (u64::from(id[0]) + part.start / STEP) % TURNS as u64;
+        let _turn = self.turns[turn as usize].lock().await;
+        // Another reader may have fetched it meanwhile.
+        if let Some(bytes) = kept(&self.recent, &name, &range).await {
+            return Ok(bytes);
+        }
+        let bytes = match len <= WHOLE {
+            true => self.whole(id, len).await?,
+            false => self.source.read(id, part.clone()).await?,
+        };
+        let found = (range.start - part.start) as usize..(range.end - part.start) as usize;
         if bytes.len() < found.end {
             return Err(Error::LengthMismatch);
         }
+        self.keep(&name, part.start, &bytes).await;
+        Ok(bytes.slice(found))
+    }
+
+    async fn kept(&self, name: &Hash, range: &Range<u64>) -> Option<Bytes> {
+        match (kept(&self.recent, name, range).await, &self.cache) {
+            (None, Some(cache)) => kept(&**cache, name, range).await,
+            (found, _) => found,
+        }
+    }
+
+    /// Keeps bytes, the first of which is at `start`, the beginning of a piece.
+    async fn keep(&self, name: &Hash, start: u64, bytes: &Bytes) {
+        // A file of 256 TiB has more pieces than can be numbered.
+        let Ok(first) = u32::try_from(start / PIECE) else { return };
         let pieces = bytes.chunks(PIECE as usize);
         let pieces: Vec<_> =
             pieces.map(|piece| (xet::hash::chunk_hash(piece), Bytes::copy_from_slice(piece))).collect();
-        self.cache.insert(&name, (start / PIECE) as u32, &pieces).await;
-        Ok(bytes.slice(found))
+        self.recent.insert(name, first, &pieces).await;
+        if let Some(cache) = &self.cache {
+            cache.insert(name, first, &pieces).await;
+        }
     }
 
     async fn whole(&self, id: &[u8; 20], len: u64) -> Result<Bytes, Error> {
@@ -96,10 +131,11 @@ impl Blobs {
     }
 }
 
-/// Returns the numbers of the pieces that a range touches.
-fn pieces_of(range: &Range<u64>) -> Range<u32> {
-    let number = |at: u64| u32::try_from(at).unwrap_or(u32::MAX);
-    number(range.start / PIECE)..number(range.end.div_ceil(PIECE))
+/// Returns a range from kept pieces. `None`: not all of them are there.
+async fn kept(chunks: &dyn Chunks, name: &Hash, range: &Range<u64>) -> Option<Bytes> {
+    let number = |at: u64| u32::try_from(at).ok();
+    let numbers = number(range.start / PIECE)?..number(range.end.div_ceil(PIECE))?;
+    cut(&chunks.chunks(name, numbers).await?, range)
 }
 
 /// Returns the bytes of a range from the pieces that it touches. `None`: the cache has others.
@@ -118,7 +154,6 @@ fn cut(pieces: &[Cached], range: &Range<u64>) -> Option<Bytes> {
 mod tests {
     use super::*;
     use crate::store::Side;
-    use crate::xet::download::Recent;
     use async_trait::async_trait;
     use std::sync::Mutex;
 
@@ -133,7 +168,9 @@ mod tests {
     impl BlobSource for One {
         async fn read(&self, _: &[u8; 20], range: Range<u64>) -> Result<Bytes, crate::hub::Error> {
             self.read.lock().unwrap().push(range.clone());
-            Ok(Bytes::copy_from_slice(&self.content[range.start as usize..range.end as usize]))
+            tokio::task::yield_now().await;
+            let found = self.content.get(range.start as usize..range.end as usize);
+            found.map(Bytes::copy_from_slice).ok_or(crate::hub::Error::EntryNotFound)
         }
 
         fn sha256(&self, _: &[u8; 20]) -> Option<[u8; 32]> {
@@ -143,7 +180,7 @@ mod tests {
 
     fn blobs(content: &[u8], sha256: Option<[u8; 32]>) -> (Arc<One>, Blobs) {
         let one = Arc::new(One { content: content.to_owned(), sha256, read: Mutex::default() });
-        (one.clone(), Blobs::new(one, Arc::new(Recent::new(64 << 20))))
+        (one.clone(), Blobs::new(one, None))
     }
 
     fn content(len: usize) -> Vec<u8> {
@@ -169,6 +206,25 @@ mod tests {
         let (_, blobs) = super::tests::blobs(b"hello\n", None);
         let id = *hex::decode("ce013625030ba8dba906f756967f9e9ca394464a").unwrap().first_chunk().unwrap();
         assert_eq!(&blobs.read(&id, 6, 0..6).await.unwrap()[..], b"hello\n");
+    }
+
+    #[tokio::test]
+    async fn parts_that_are_read_at_the_same_time_take_one_request() {
+        let bytes = content(3 << 20);
+        let (one, blobs) = blobs(&bytes, None);
+        let id = git_id(&bytes);
+        let reads = (0..24).map(|part| blobs.read(&id, 3 << 20, part << 17..(part + 1) << 17));
+        let read = futures::future::try_join_all(reads).await.unwrap();
+        assert_eq!(read.concat(), bytes);
+        assert_eq!(*one.read.lock().unwrap(), [0..3 << 20]);
+    }
+
+    #[tokio::test]
+    async fn length_that_no_file_has_is_no_panic() {
+        let (one, blobs) = blobs(b"", None);
+        let last = u64::MAX - 1..u64::MAX;
+        assert!(matches!(blobs.read(&[1; 20], u64::MAX, last).await, Err(Error::Hub(_))));
+        assert_eq!(one.read.lock().unwrap().last().unwrap().end, u64::MAX);
     }
 
     #[tokio::test]

@@ -170,8 +170,6 @@ pub enum CacheMode {
 const DISK_CACHE: &str = "xet";
 /// Folder of the chunk lists of plain files.
 const KNOWN: &str = "known";
-/// Memory for Git blobs that were read, bytes, if there is no cache of chunks on disk.
-const RECENT_BLOBS: usize = 16 << 20;
 /// Folder of the shards of own uploads.
 const SHARDS: &str = "shards";
 
@@ -324,10 +322,7 @@ async fn contents(
         Some(DiskCache::Chunks(cache)) => downloads.chunks = Some(Arc::new(Counted { cache, lookups: chunks })),
         Some(DiskCache::Files(cache)) => files = Some(cache),
     }
-    let blobs = blobs.map(|source| {
-        let in_memory = || -> Arc<dyn download::Chunks> { Arc::new(download::Recent::new(RECENT_BLOBS)) };
-        Arc::new(Blobs::new(source, downloads.chunks.clone().unwrap_or_else(in_memory)))
-    });
+    let blobs = blobs.map(|source| Arc::new(Blobs::new(source, downloads.chunks.clone())));
     Contents::new(Downloader::new(cas, downloads), files, blobs)
 }
 

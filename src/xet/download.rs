@@ -279,8 +279,9 @@ impl Downloader {
             joined(AbortOnDropHandle::new(task)).boxed()
         };
         let most = ahead.max(1);
-        let flight = Flight { windows: windows(range, window), asked: VecDeque::new(), fetched: FuturesOrdered::new() };
-        let flight = Paced { flight, ask, read, ahead: most.min(FIRST_AHEAD), most };
+        let (asked, fetched) = (VecDeque::new(), FuturesOrdered::new());
+        let windows = windows(range, window);
+        let flight = Flight { windows, asked, fetched, ask, read, ahead: most.min(FIRST_AHEAD), most };
         stream::unfold(flight, |mut flight| async move { Some((flight.next().await?, flight)) })
     }
 }
@@ -291,25 +292,19 @@ struct Asked {
     asking: Option<AbortOnDropHandle<()>>,
 }
 
-/// Windows of a stream: those to come, those that were asked for, and those that are being fetched.
-struct Flight<W> {
+/// Fetches the windows of a stream ahead of its consumer, more of them whenever the consumer had to wait. Places are
+/// asked for as many windows further ahead, so that a window costs one round trip and not two.
+struct Flight<W, A, R> {
     windows: W,
     asked: VecDeque<Asked>,
     fetched: FuturesOrdered<BoxFuture<'static, Result<Vec<Chunk>, Error>>>,
-}
-
-/// Fetches windows ahead of the consumer, more of them whenever it had to wait. Where they are is asked one more time
-/// as
-/// many ahead, so that a window costs one round trip and not two.
-struct Paced<W, A, R> {
-    flight: Flight<W>,
     ask: A,
     read: R,
     ahead: usize,
     most: usize,
 }
 
-impl<W, A, R> Paced<W, A, R>
+impl<W, A, R> Flight<W, A, R>
 where
     W: Iterator<Item = Range<u64>>,
     A: Fn(&Range<u64>) -> Option<AbortOnDropHandle<()>>,
@@ -318,26 +313,25 @@ where
     /// Returns the next window. The one that the consumer is at has left the flight.
     async fn next(&mut self) -> Option<Result<Vec<Chunk>, Error>> {
         self.fill();
-        match self.flight.fetched.next().now_or_never() {
+        match self.fetched.next().now_or_never() {
             Some(ready) => ready,
             None => {
                 self.ahead = (self.ahead + 1).min(self.most);
                 self.fill();
-                self.flight.fetched.next().await
+                self.fetched.next().await
             }
         }
     }
 
     fn fill(&mut self) {
-        let Flight { windows, asked, fetched } = &mut self.flight;
-        while fetched.len() < self.ahead {
-            let next = asked.pop_front().or_else(|| windows.next().map(|window| Asked { window, asking: None }));
-            let Some(next) = next else { return };
-            fetched.push_back((self.read)(next));
+        while self.fetched.len() < self.ahead {
+            let unasked = || self.windows.next().map(|window| Asked { window, asking: None });
+            let Some(next) = self.asked.pop_front().or_else(unasked) else { return };
+            self.fetched.push_back((self.read)(next));
         }
-        while asked.len() < self.ahead {
-            let Some(window) = windows.next() else { return };
-            asked.push_back(Asked { asking: (self.ask)(&window), window });
+        while self.asked.len() < self.ahead {
+            let Some(window) = self.windows.next() else { return };
+            self.asked.push_back(Asked { asking: (self.ask)(&window), window });
         }
     }
 }

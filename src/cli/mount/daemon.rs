@@ -343,7 +343,7 @@ fn vfs_options(args: &MountArgs, cache_dir: std::path::PathBuf) -> fs::Options {
     }
 }
 
-/// What a mount shows, and the parts of it that have a journal.
+/// The filesystem of a mount, and the parts of it that have a journal.
 struct Parts {
     filesystem: Arc<dyn Filesystem>,
     vfs: Arc<Vfs>,
@@ -351,7 +351,7 @@ struct Parts {
     sealed: Option<Arc<Vfs>>,
 }
 
-/// Starts what a mount shows. The folder of an overlay is opened before the mount covers it.
+/// Starts the filesystem of a mount. The folder of an overlay is opened before the mount covers it.
 async fn start_parts(view: Arc<dyn View>, cache_dir: std::path::PathBuf, orders: &Orders) -> Outcome<Parts> {
     let args = &orders.mount;
     let options = vfs_options(args, cache_dir);

@@ -5,6 +5,7 @@
 //! block.
 
 use super::folder::{self, Folder, Seen, join};
+use super::{NO_LINKS, NO_SPECIALS};
 use crate::fs::lock::{Mutex, Rank, lock};
 use crate::fs::{
     Access, Allocate, Attr, AttrSink, Create, EntrySink, Error, FileKind, Filesystem, HandleNo, Ino, Listed, NewAttrs,
@@ -434,24 +435,17 @@ impl Filesystem for LocalLayer {
         self.run(move |layer| layer.create(parent, &name, create)).await
     }
 
-    async fn create_closed(&self, parent: Ino, name: &str, new_attrs: NewAttrs) -> Result<Attr, Error> {
-        let access = Access { write: true, ..Access::default() };
-        let (attr, opened) = self.create(parent, name, Create { access, exclusive: true, new_attrs }).await?;
-        self.abandon(opened.handle).await;
-        Ok(attr)
-    }
-
     async fn mkdir(&self, parent: Ino, name: &str, new_attrs: NewAttrs) -> Result<Attr, Error> {
         let name = name.to_owned();
         self.run(move |layer| layer.mkdir(parent, &name, new_attrs)).await
     }
 
     async fn create_special(&self, _: Ino, _: &str, _: Special, _: NewAttrs) -> Result<Attr, Error> {
-        Err(Error::NotPermitted("the local layer has files and folders only"))
+        Err(NO_SPECIALS)
     }
 
     async fn link(&self, _original: Ino, _parent: Ino, _name: &str) -> Result<Attr, Error> {
-        Err(Error::NotPermitted("a file of the local layer has one name"))
+        Err(NO_LINKS)
     }
 
     async fn unlink(&self, parent: Ino, name: &str) -> Result<(), Error> {

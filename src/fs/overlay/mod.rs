@@ -378,13 +378,6 @@ impl Filesystem for Overlay {
         }
     }
 
-    async fn create_closed(&self, parent: Ino, name: &str, new_attrs: NewAttrs) -> Result<Attr, Error> {
-        let access = Access { write: true, ..Access::default() };
-        let (attr, opened) = self.create(parent, name, Create { access, exclusive: true, new_attrs }).await?;
-        self.abandon(opened.handle).await;
-        Ok(attr)
-    }
-
     async fn mkdir(&self, parent: Ino, name: &str, new_attrs: NewAttrs) -> Result<Attr, Error> {
         if self.find(parent, name).await?.is_some() {
             return Err(Error::Exists);

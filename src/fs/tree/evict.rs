@@ -280,7 +280,7 @@ mod tests {
             }
         }
         let asked = || kernel.0.lock().unwrap().iter().cloned().collect::<BTreeSet<Asked>>();
-        // What a busy thread doesn't take is asked again.
+        // A busy thread takes nothing. It is asked again.
         for _ in 0..1000 {
             if asked().len() == FOLDERS * FILES {
                 break;

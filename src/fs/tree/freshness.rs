@@ -39,7 +39,7 @@ pub(crate) struct Mark {
 struct State {
     /// The last answer. `None`: there is none, or the remote reports no revisions.
     reported: Option<Reported>,
-    /// When the question of that answer began.
+    /// Start of the question that got this answer.
     asked: Option<Instant>,
     /// Listings that began before this lack a change of another client.
     stale_before: Option<Instant>,

@@ -13,7 +13,7 @@ use serde::Deserialize;
 /// Paths per request, as documented for the Hub.
 const MAX_PATHS: usize = 2000;
 
-/// What a request asks for.
+/// Paths that a request asks for, and the details.
 #[derive(Deserialize)]
 pub(super) struct Query {
     pub(super) paths: Vec<String>,

@@ -170,7 +170,7 @@ fn describe(
         (ETAG, HeaderValue::try_from(etag(object))?),
         (LAST_MODIFIED, HeaderValue::try_from(http_time(object.uploaded))?),
         (ACCEPT_RANGES, HeaderValue::from_static("bytes")),
-        // What GET answers depends on it.
+        // The answer to GET depends on it.
         (VARY, HeaderValue::from_static("accept")),
         (CONTENT_TYPE, kind.unwrap_or(DEFAULT_TYPE)),
         // Whoever uploads a page with a script in it shall not have a browser run it on this origin.

@@ -100,7 +100,7 @@ pub(in crate::hub::local) fn tree_id<'a>(entries: impl Iterator<Item = (&'a [u8]
     Oid::of("tree", &content)
 }
 
-/// What a commit says.
+/// Content of a commit object.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::hub::local) struct CommitText<'a> {
     pub(in crate::hub::local) tree: Oid,

@@ -54,7 +54,7 @@ fn describe(
         (REPO_COMMIT, HeaderValue::try_from(commit.to_string())?),
         (ETAG, HeaderValue::try_from(&content.etag)?),
         (ACCEPT_RANGES, HeaderValue::from_static("bytes")),
-        // What GET answers depends on it.
+        // The answer to GET depends on it.
         (VARY, HeaderValue::from_static("accept")),
         (CONTENT_TYPE, DEFAULT_TYPE),
         // A browser must not run a page of a repository on this origin.
